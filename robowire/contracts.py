@@ -1,0 +1,151 @@
+"""What a policy and a simulator must offer. Implementations need not inherit from anything here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from robowire.meta import MetaAction, MetaObs
+    from robowire.specs import PolicySpec, SimulatorSpec
+
+__all__ = ["Policy", "PolicyOptions", "Simulator", "StepResult", "TaskOptions"]
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """What a policy factory is given.
+
+    Attributes:
+        model_name_or_path: Folder of a checkpoint; ``None`` means the embedded default.
+        dataset_id: Which entry of ``normalize.json`` to use; ``None`` means the first.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
+        camera_names: Overrides or supplies the checkpoint's cameras, in their order.
+        extra: Options only one kind of policy understands (``nheads``); an unknown one is refused by the factory.
+    """
+
+    model_name_or_path: Optional[str] = None
+    dataset_id: Optional[str] = None
+    device: str = "auto"
+    camera_names: Optional[Tuple[str, ...]] = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Policy(Protocol):
+    """A pure function of observations. A factory ``make_policy(options: PolicyOptions) -> Policy`` builds it."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What it needs and gives; constant."""
+        ...
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        """Return the next actions for each observation.
+
+        Args:
+            observations: Unbatched; each fits :attr:`spec` (the server has checked it).
+
+        Returns:
+            float32 (B, chunk_size, action_dim), in the spec's ``ctrl_type``, not normalised. A fresh array. Row i
+            depends on observation i alone, so that batching never changes an answer beyond float rounding.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How a task is built. ``None`` means the family's default, which its spec then declares.
+
+    Attributes:
+        robot: For example ``"Panda"``.
+        controller: For example ``"OSC_POSE"``.
+        camera_names: Cameras in the order of ``MetaObs.image``.
+        image_height: Pixels.
+        image_width: Pixels.
+        horizon: Steps after which an episode is truncated.
+        reward_shaping: Dense reward instead of 1 at success.
+        control_hz: Actions per second of simulated time.
+    """
+
+    robot: Optional[str] = None
+    controller: Optional[str] = None
+    camera_names: Optional[Tuple[str, ...]] = None
+    image_height: Optional[int] = None
+    image_width: Optional[int] = None
+    horizon: Optional[int] = None
+    reward_shaping: Optional[bool] = None
+    control_hz: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gives.
+
+    Attributes:
+        observation: The simulator's own names to arrays.
+        reward: Of this step.
+        terminated: The task ended the episode (success ends it).
+        truncated: The step limit ended it.
+        info: At least ``success`` (bool).
+    """
+
+    observation: Dict[str, np.ndarray]
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Dict[str, Any]
+
+
+class Simulator(Protocol):
+    """One simulator in one process. A factory ``make_simulator() -> Simulator`` builds it, without a task.
+
+    Calls come from one thread, in an order the server has checked: ``load_task`` before ``reset`` before ``step``.
+    """
+
+    def list_tasks(self, suite: Optional[str] = None) -> List[str]:
+        """Return the names ``load_task`` takes, sorted; of one suite, where the family has suites."""
+        ...
+
+    def load_task(self, task_name: str, options: TaskOptions) -> SimulatorSpec:
+        """Build the task, closing the one before.
+
+        Raises:
+            TaskNotFound: No task has this name.
+            InvalidParams: An option does not suit it (an unknown camera, robot or controller).
+        """
+        ...
+
+    def reset(self, *, seed: Optional[int] = None, init_state: Optional[int] = None) -> Dict[str, np.ndarray]:
+        """Begin an episode and return its first observation. The same seed gives the same episode, bit for bit.
+
+        Args:
+            seed: Of every random choice of the episode; ``None`` draws one.
+            init_state: A numbered initial state, where the family has them.
+        """
+        ...
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Execute the simulator's own action, float (action_dim,), for one control period."""
+        ...
+
+    def render(self, camera_name: Optional[str] = None) -> np.ndarray:
+        """Return uint8 (height, width, 3), RGB, upright; ``None`` means the family's best view for people."""
+        ...
+
+    def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
+        """Return the observation as policies read it (:class:`MetaObs` says the conventions)."""
+        ...
+
+    def from_meta_action(self, action: MetaAction) -> np.ndarray:
+        """Return the simulator's own action.
+
+        Raises:
+            SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the simulator holds. Further calls are errors."""
+        ...

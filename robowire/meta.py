@@ -1,0 +1,94 @@
+"""MetaObs and MetaAction: the two records every policy and simulator here speaks.
+
+Both pickle under ``benchmark.base``, the address that existing clients and servers of this wire use; the checkout's
+``benchmark/base.py`` re-exports them from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Optional  # dataclass annotations stay readable on Python 3.8 tools
+
+import numpy as np
+
+__all__ = ["MetaAction", "MetaObs"]
+
+
+class _Record:
+    """What both records share: access by name, and a state that can set known fields only."""
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+    def __setstate__(self, state: Any) -> None:
+        """Take the pickled fields; a field this version does not know is left out, so newer peers are understood."""
+        if not isinstance(state, dict):
+            raise TypeError(f"the state of a {type(self).__name__} is a dict of its fields, not {type(state).__name__}")
+        known = self.__dataclass_fields__  # type: ignore[attr-defined]
+        self.__dict__.update({name: value for name, value in state.items() if name in known})
+
+
+@dataclass(eq=False)
+class MetaObs(_Record):
+    """One observation, or a batch of them when the arrays carry a leading axis.
+
+    Attributes:
+        state: Proprioception the policy was trained on, float (state_dim,); radians for joints, metres for positions.
+        state_ee: End-effector pose, float (n,): position in metres, orientation, gripper.
+        state_joint: Joint positions, float (n,), radians.
+        state_obj: Object poses, float (n,); simulators know them, robots do not, shipped policies never read them.
+        image: uint8 (cameras, 3, height, width), RGB, in the order of the policy's ``camera_names``.
+        depth: float (cameras, height, width), metres.
+        pc: Point cloud, float (n, 3), metres.
+        raw_lang: The instruction, in words.
+        timestep: Step of the episode, from 0; int array (B, 1) in a batch. -1 means the client does not say.
+    """
+
+    state: Optional[np.ndarray] = None
+    state_ee: Optional[np.ndarray] = None
+    state_joint: Optional[np.ndarray] = None
+    state_obj: Optional[np.ndarray] = None
+    image: Optional[np.ndarray] = None
+    depth: Optional[np.ndarray] = None
+    pc: Optional[np.ndarray] = None
+    raw_lang: str = ""
+    timestep: Any = -1
+
+    def to_batch(self) -> None:
+        """Give every array a leading axis of length 1, in place."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                setattr(self, field.name, value[np.newaxis])
+
+
+@dataclass(eq=False)
+class MetaAction(_Record):
+    """One action.
+
+    Attributes:
+        ctrl_space: ``"ee"`` or ``"joint"``.
+        ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``.
+        action: float (action_dim,), not normalised. The last entry is the gripper: 1 open, 0 closed.
+        gripper_continuous: Whether that entry is a share of the gripper's width rather than a command.
+    """
+
+    ctrl_space: str = "ee"
+    ctrl_type: str = "delta"
+    action: Optional[np.ndarray] = None
+    gripper_continuous: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of actions held: 0, 1, or the leading axis of a batch."""
+        if self.action is None:
+            return 0
+        return 1 if self.action.ndim == 1 else len(self.action)
+
+    def to_batch(self) -> None:
+        """Give the action a leading axis of length 1, in place."""
+        if self.action is not None:
+            self.action = self.action[np.newaxis]
+
+
+# A plain ``pickle.dumps`` in a client must name the address that every peer of this wire resolves.
+MetaObs.__module__ = MetaAction.__module__ = "benchmark.base"

@@ -1,0 +1,125 @@
+"""What a policy needs and gives, what a simulator gives and takes, and whether the two fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar  # evaluated on Python 3.8 by ``fields``
+
+from robowire.errors import InvalidParams, SpecMismatch
+
+__all__ = ["Embodiment", "PolicySpec", "SimulatorSpec", "require_match"]
+
+_CTRL_SPACES = (None, "ee", "joint")
+_CTRL_TYPES = (None, "absolute", "relative", "delta")
+
+S = TypeVar("S", bound="Embodiment")
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """The agreement between a policy and a body. ``None`` means "any".
+
+    Attributes:
+        camera_names: Cameras in the order of ``MetaObs.image``; empty for none.
+        image_height: Pixels.
+        image_width: Pixels.
+        state_dim: Length of ``MetaObs.state``.
+        state_layout: What ``MetaObs.state`` holds, in words a person compares: ``"joint_pos(7) gripper_open(1)"``.
+        action_dim: Length of ``MetaAction.action``, gripper included.
+        action_layout: The same for the action: ``"dpos(3) daxisangle(3) gripper(1)"``.
+        ctrl_space: ``"ee"`` or ``"joint"``.
+        ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``.
+        control_hz: Actions per second of episode time.
+    """
+
+    camera_names: Optional[Tuple[str, ...]] = None
+    image_height: Optional[int] = None
+    image_width: Optional[int] = None
+    state_dim: Optional[int] = None
+    state_layout: Optional[str] = None
+    action_dim: Optional[int] = None
+    action_layout: Optional[str] = None
+    ctrl_space: Optional[str] = None
+    ctrl_type: Optional[str] = None
+    control_hz: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        if self.camera_names is not None:
+            object.__setattr__(self, "camera_names", tuple(self.camera_names))
+        if self.ctrl_space not in _CTRL_SPACES:
+            raise ValueError(f"ctrl_space is {self.ctrl_space!r}, expected 'ee' or 'joint'")
+        if self.ctrl_type not in _CTRL_TYPES:
+            raise ValueError(f"ctrl_type is {self.ctrl_type!r}, expected 'absolute', 'relative' or 'delta'")
+        for name in ("image_height", "image_width", "state_dim", "action_dim", "control_hz"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value!r}, expected a positive number or None")
+
+    def to_wire(self) -> Dict[str, Any]:
+        """Return plain data for ``get_info``: tuples as lists."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_wire(cls: Type[S], info: Mapping[str, Any]) -> S:
+        """Return the spec that a ``get_info`` reply describes; keys it does not know are left out.
+
+        Raises:
+            InvalidParams: A known key has a value no spec can have.
+        """
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in info.items() if key in known})
+        except (TypeError, ValueError) as exc:
+            raise InvalidParams(f"not a {cls.__name__}: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class PolicySpec(Embodiment):
+    """What a policy needs and gives.
+
+    Attributes:
+        policy: Its name in the table of policies.
+        chunk_size: Steps predicted by one inference.
+        dataset_id: The normalisation statistics in use; ``None`` where there is one set only.
+    """
+
+    policy: str = ""
+    chunk_size: int = 1
+    dataset_id: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class SimulatorSpec(Embodiment):
+    """What a loaded task gives and takes.
+
+    Attributes:
+        simulator: Its name in the table of simulators.
+        task: The loaded task.
+        instruction: The task in words.
+        max_episode_steps: Steps after which an episode is truncated.
+        rendering: What changes pictures: backend, reflections, multisampling.
+    """
+
+    simulator: str = ""
+    task: str = ""
+    instruction: str = ""
+    max_episode_steps: int = 0
+    rendering: Optional[str] = None
+
+
+def require_match(policy: PolicySpec, simulator: SimulatorSpec) -> None:
+    """Refuse to run a policy on a body it was not made for.
+
+    Raises:
+        SpecMismatch: A field that both declare differs; the message names every such field with both values.
+    """
+    differences = []
+    for field in fields(Embodiment):
+        wanted, given = getattr(policy, field.name), getattr(simulator, field.name)
+        if wanted is not None and given is not None and wanted != given:
+            differences.append(f"{field.name}: the policy has {wanted!r}, the simulator {given!r}")
+    if differences:
+        raise SpecMismatch(
+            f"policy {policy.policy!r} does not fit task {simulator.task!r} of {simulator.simulator!r}: "
+            + "; ".join(differences)
+        )

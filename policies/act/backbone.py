@@ -1,0 +1,125 @@
+"""Residual networks that turn an image into a grid of features.
+
+``resnet18`` has torchvision's parameter names, which the original ACT's checkpoints use, with its batch norm frozen.
+``small`` is the same idea for training from nothing on a CPU: a few layers, and a normalisation that does not need
+statistics of a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["BACKBONES", "FrozenBatchNorm", "ResNet"]
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation whose statistics and affine parameters are constants.
+
+    ACT trains with a handful of images a batch, too few to estimate statistics from. Everything is a buffer, as in
+    the original: nothing here is trained.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("weight", torch.ones(width))
+        self.register_buffer("bias", torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (B, width, H, W) normalised, the same shape."""
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
+
+
+def _group_norm(width: int) -> nn.Module:
+    # 16 channels a group: Wu and He 2018 (arXiv 1803.08494) found it as good as 32 groups.
+    return nn.GroupNorm(width // 16, width)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut around them (He et al. 2015, arXiv 1512.03385)."""
+
+    def __init__(self, width_in: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = norm(width)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or width_in != width:
+            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride=stride, bias=False), norm(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, H / stride, W / stride) for ``x`` (B, width_in, H, W)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        return functional.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
+
+
+class ResNet(nn.Module):
+    """A residual network without its classifier.
+
+    Args:
+        stem: Kernel size, stride and width of the first convolution.
+        max_pool: Whether a 3x3 maximum of stride 2 follows it.
+        stages: Width, number of blocks, and stride of the first block, for ``layer1``, ``layer2`` and so on.
+        norm: Makes the normalisation of a given width; the original's name ``bn`` stays whatever it makes.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: tuple[int, int, int],
+        max_pool: bool,
+        stages: tuple[tuple[int, int, int], ...],
+        norm: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        kernel, stride, width_in = stem
+        self.conv1 = nn.Conv2d(3, width_in, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.bn1 = norm(width_in)
+        self.max_pool = max_pool
+        self.num_stages = len(stages)
+        for number, (width, blocks, stride) in enumerate(stages, start=1):
+            layer = [BasicBlock(width_in, width, stride, norm)]
+            layer += [BasicBlock(width, width, 1, norm) for _ in range(blocks - 1)]
+            self.add_module(f"layer{number}", nn.Sequential(*layer))
+            width_in = width
+        self.num_channels = width_in
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, num_channels, h, w) of normalised ``images`` (B, 3, H, W)."""
+        x = functional.relu(self.bn1(self.conv1(images)), inplace=True)
+        if self.max_pool:
+            x = functional.max_pool2d(x, 3, stride=2, padding=1)
+        for number in range(1, self.num_stages + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+
+def _resnet18() -> ResNet:
+    return ResNet(
+        stem=(7, 2, 64),
+        max_pool=True,
+        stages=((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2)),
+        norm=FrozenBatchNorm,
+    )
+
+
+def _small() -> ResNet:
+    """Return 0.3 million parameters: 18 million multiplications for a 96x96 image, which becomes 6x6 features."""
+    return ResNet(stem=(5, 4, 32), max_pool=False, stages=((64, 1, 2), (128, 1, 2)), norm=_group_norm)
+
+
+BACKBONES: dict[str, Callable[[], ResNet]] = {"resnet18": _resnet18, "small": _small}

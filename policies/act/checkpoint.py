@@ -1,0 +1,289 @@
+"""ACT checkpoints on disk: ours, and the original code's. Everything read here may be hostile or broken.
+
+Ours:           ``model.safetensors``, ``config.json``, ``normalize.json`` (one entry for each dataset id)
+The original's: ``policy_best.ckpt``, ``dataset_stats.pkl``, and ``config.json`` where the user wrote one
+
+Sizes are read from the weights, and compared with what ``config.json`` says. Nothing is unpickled that could run code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from policies.act.backbone import BACKBONES
+from policies.act.model import Act, ActSizes
+from robowire.errors import ConfigurationError, UnsafePayload
+from robowire.specs import Embodiment
+from robowire.wire import pickling
+
+__all__ = ["Checkpoint", "Statistics", "load_checkpoint", "replace_file", "save_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+OURS, ORIGINAL = "model.safetensors", "policy_best.ckpt"
+CONFIG, NORMALIZE, ORIGINAL_STATISTICS = "config.json", "normalize.json", "dataset_stats.pkl"
+
+# What the original's training script passes, whatever its flags say; its weights do not show it.
+ORIGINAL_NHEADS = 8
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and deviation of a data set, by which the network's inputs and outputs are normalised.
+
+    Attributes:
+        qpos_mean: float32 (state_dim,).
+        qpos_std: float32 (state_dim,), positive.
+        action_mean: float32 (action_dim,).
+        action_std: float32 (action_dim,), positive.
+    """
+
+    qpos_mean: np.ndarray
+    qpos_std: np.ndarray
+    action_mean: np.ndarray
+    action_std: np.ndarray
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        model: The network, in evaluation mode, on the CPU.
+        embodiment: The body it was trained for.
+        statistics: By dataset id, in the file's order; the original's single set is under ``None``.
+    """
+
+    model: Act
+    embodiment: Embodiment
+    statistics: Mapping[str | None, Statistics]
+
+
+def load_checkpoint(
+    folder: Path, *, camera_names: tuple[str, ...] | None = None, nheads: int | None = None
+) -> Checkpoint:
+    """Return the checkpoint in ``folder``, of whichever kind it is.
+
+    Args:
+        folder: Where the files lie.
+        camera_names: The cameras in training order, instead of what ``config.json`` says.
+        nheads: The attention heads, instead of what ``config.json`` says.
+
+    Raises:
+        ConfigurationError: A file is missing, broken or unsafe, or two of them contradict each other.
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise ConfigurationError(f"the checkpoint {folder} {found}: give the folder that holds {OURS} or {ORIGINAL}")
+    if (folder / OURS).is_file():
+        return _load_ours(folder, camera_names, nheads)
+    if (folder / ORIGINAL).is_file():
+        return _load_original(folder, camera_names, nheads)
+    raise ConfigurationError(
+        f"no model in {folder}: looked for {OURS} (ours) and {ORIGINAL} (the original ACT's); copy one there"
+    )
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write our three files into ``folder``, replacing each at once: a reader sees the old file or the new one."""
+    sizes = checkpoint.model.sizes
+    config = {"policy": "act", **checkpoint.embodiment.to_wire(), **asdict(sizes)}
+    normalize = {
+        name: {field: array.tolist() for field, array in vars(statistics).items()}
+        for name, statistics in checkpoint.statistics.items()
+    }
+    replace_file(folder / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
+    replace_file(folder / NORMALIZE, json.dumps(normalize, indent=2).encode() + b"\n")
+    replace_file(folder / OURS, safetensors.torch.save(checkpoint.model.state_dict()))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that no reader, and no crash, ever sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
+    config = _read_json(folder / CONFIG, "which names the cameras and sizes the model was trained with")
+    normalize = _read_json(folder / NORMALIZE, "which holds the mean and deviation of states and actions")
+    try:
+        weights = safetensors.torch.load_file(folder / OURS)
+    except (safetensors.SafetensorError, OSError) as exc:
+        raise ConfigurationError(f"{folder / OURS} is not a readable safetensors file: {exc}") from exc
+    nheads = nheads or config.get("nheads")
+    if nheads is None:
+        raise ConfigurationError(f"{folder / CONFIG} lacks nheads, which the weights do not show: add it, or give --nheads")
+    model = _build(folder, OURS, weights, config, nheads)
+    if not normalize:
+        raise ConfigurationError(f"{folder / NORMALIZE} has no entry: it needs one for each dataset id")
+    statistics = {
+        name: _statistics(f"entry {name!r} of {folder / NORMALIZE}", entry, model.sizes)
+        for name, entry in normalize.items()
+    }
+    return Checkpoint(model, _embodiment(folder, OURS, config, camera_names, model.sizes), statistics)
+
+
+def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
+    config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    # The arms of ALOHA are told where their joints shall be; a config.json beside the weights may say otherwise.
+    config = {"ctrl_space": "joint", "ctrl_type": "absolute", **config}
+    try:
+        loaded = torch.load(folder / ORIGINAL, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise ConfigurationError(f"{folder / ORIGINAL} cannot be read as weights and nothing else: {reason}") from exc
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ConfigurationError(f"{folder / ORIGINAL} is not a state dict: expected names and tensors only")
+    weights = {str(name).removeprefix("model."): value for name, value in loaded.items()}
+    nheads = nheads or config.get("nheads")
+    if nheads is None:
+        nheads = ORIGINAL_NHEADS
+        logger.info("taking nheads %d, the original's; weights do not show it, --nheads says otherwise", nheads)
+    model = _build(folder, ORIGINAL, weights, config, nheads)
+
+    path = folder / ORIGINAL_STATISTICS
+    if not path.is_file():
+        raise ConfigurationError(
+            f"no {path.name} in {folder}: it lies beside {ORIGINAL} where the model was trained; copy it there"
+        )
+    try:
+        entry = pickling.loads(path.read_bytes())
+    except UnsafePayload as exc:
+        raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
+    statistics = {None: _statistics(str(path), entry, model.sizes)}
+    return Checkpoint(model, _embodiment(folder, ORIGINAL, config, camera_names, model.sizes), statistics)
+
+
+def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigurationError(f"no {path.name} in {path.parent}, {purpose}: copy it there from the trained model")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as exc:
+        raise ConfigurationError(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def _build(folder: Path, file: str, weights: dict[str, Tensor], config: Mapping[str, Any], nheads: int) -> Act:
+    """Return the network that ``weights`` are of, holding them."""
+    found = _sizes(folder / file, weights)
+    named = dict(config)
+    if "num_queries" in named:  # what the original's policy_config calls it
+        named["chunk_size"] = named.pop("num_queries")
+    for name, value in found.items():
+        if named.get(name) not in (None, value):
+            raise ConfigurationError(
+                f"{folder / CONFIG} says {name} is {named[name]!r}, but {file} holds a model of {value!r}: "
+                "one of the two belongs to another training"
+            )
+    try:
+        sizes = ActSizes(**found, nheads=nheads)
+    except ValueError as exc:
+        raise ConfigurationError(f"{folder} holds no model that can be built: {exc}") from exc
+
+    with torch.random.fork_rng(devices=[]):  # the initial weights, replaced below, shall not cost callers their seed
+        model = Act(sizes)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(t.shape) for name, t in weights.items() if not name.endswith("num_batches_tracked")}
+    given.setdefault("pos_table", expected["pos_table"])  # computed, so a file may leave it out
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            raise ConfigurationError(
+                f"{folder / file} does not fit ACT: {name} is {given.get(name, 'missing')}, "
+                f"expected {expected.get(name, 'no such weight')}"
+            )
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in expected}, strict=False)
+    return model.eval()
+
+
+def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return every field of ``ActSizes`` but ``nheads``."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+    def layers(prefix: str) -> int:
+        return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
+
+    try:
+        chunk_size, hidden_dim = shapes["query_embed.weight"]
+        (action_dim, _), (_, state_dim) = shapes["action_head.weight"], shapes["encoder_joint_proj.weight"]
+        dim_feedforward, _ = shapes["transformer.encoder.layers.0.linear1.weight"]
+    except (KeyError, ValueError) as exc:
+        raise ConfigurationError(f"{path} is not an ACT model: its weights lack a matrix {exc}") from exc
+
+    body = "backbones.0.0.body."
+    given = {name[len(body) :]: shape for name, shape in shapes.items() if name.startswith(body)}
+    for backbone, make in BACKBONES.items():
+        with torch.device("meta"):  # shapes only, no memory
+            expected = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+        if expected.keys() == {name for name in given if not name.endswith("num_batches_tracked")}:
+            break
+    else:
+        raise ConfigurationError(f"{path} has a backbone other than {' and '.join(BACKBONES)}, the ones supported")
+    return {
+        "state_dim": state_dim,
+        "action_dim": action_dim,
+        "chunk_size": chunk_size,
+        "hidden_dim": hidden_dim,
+        "enc_layers": layers("transformer.encoder.layers."),
+        "dec_layers": layers("transformer.decoder.layers."),
+        "dim_feedforward": dim_feedforward,
+        "backbone": backbone,
+    }
+
+
+def _embodiment(
+    folder: Path, file: str, config: Mapping[str, Any], camera_names: tuple[str, ...] | None, sizes: ActSizes
+) -> Embodiment:
+    trained = config.get("camera_names")
+    if camera_names is None and trained is None:
+        raise ConfigurationError(
+            f"{file} in {folder} does not say which cameras it was trained with: "
+            f"name them in that order with --camera_names, or as camera_names in a {CONFIG} beside it"
+        )
+    if camera_names is not None and trained is not None and len(camera_names) != len(trained):
+        raise ConfigurationError(
+            f"camera_names has {len(camera_names)} entries, but {folder / CONFIG} says the model was trained with "
+            f"{len(trained)}: {', '.join(map(str, trained))}"
+        )
+    known = {field.name: config.get(field.name) for field in fields(Embodiment)}
+    known |= {"camera_names": camera_names or trained, "state_dim": sizes.state_dim, "action_dim": sizes.action_dim}
+    try:
+        return Embodiment(**known)
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(f"{folder / CONFIG} cannot be used: {exc}") from exc
+
+
+def _statistics(where: str, entry: Any, sizes: ActSizes) -> Statistics:
+    if not isinstance(entry, dict):
+        raise ConfigurationError(f"{where} holds a {type(entry).__name__}, expected a mapping of names to arrays")
+    arrays = {}
+    for field in fields(Statistics):
+        dim = sizes.state_dim if field.name.startswith("qpos") else sizes.action_dim
+        if field.name not in entry:
+            raise ConfigurationError(f"{where} lacks {field.name}, expected {dim} numbers")
+        try:
+            array = np.array(entry[field.name], dtype=np.float32)
+        except (TypeError, ValueError) as exc:
+            raise ConfigurationError(f"{field.name} in {where} is not an array of numbers: {exc}") from exc
+        if array.shape != (dim,):
+            raise ConfigurationError(f"{field.name} in {where} has shape {array.shape}, the model has ({dim},)")
+        if not np.isfinite(array).all() or (field.name.endswith("std") and (array <= 0).any()):
+            raise ConfigurationError(f"{field.name} in {where} holds values that cannot normalise: {array.tolist()}")
+        arrays[field.name] = array
+    return Statistics(**arrays)

@@ -1,0 +1,270 @@
+"""The ACT network: qpos and images in, a chunk of actions out; all values normalised.
+
+Zhao et al. 2023 (arXiv 2304.13705), section IV-C. Parameters carry the names of the original code, so that its state
+dicts load:
+
+    encoder*, cls_embed, latent_proj        the CVAE encoder: a demonstrated chunk -> its style z (training only)
+    latent_out_proj, input_proj*            z, qpos and image features -> tokens
+    backbones                               an image -> features
+    transformer, query_embed, *_head        DETR's encoder and decoder (arXiv 2005.12872): tokens -> a chunk
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from policies.act.backbone import BACKBONES
+
+__all__ = ["LATENT_DIM", "Act", "ActSizes", "normalise_images"]
+
+LATENT_DIM = 32  # of the style z; fixed in the original code
+
+# The mean and deviation of ImageNet's pixels, which the original's backbone was trained with.
+_IMAGE_MEAN = (0.485, 0.456, 0.406)
+_IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ActSizes:
+    """Everything that decides the network's parameters, plus ``nheads``, which leaves no trace in them.
+
+    Attributes:
+        state_dim: Length of qpos.
+        action_dim: Length of one action.
+        chunk_size: Actions predicted at once; the original calls it ``num_queries``.
+        hidden_dim: Width of every token.
+        nheads: Attention heads; divides ``hidden_dim``.
+        enc_layers: Layers of the CVAE encoder, and of the transformer's encoder.
+        dec_layers: Layers of the transformer's decoder; all but the first are dead weight, see :class:`Act`.
+        dim_feedforward: Width inside a layer's feed-forward part.
+        backbone: A name in ``BACKBONES``.
+    """
+
+    state_dim: int
+    action_dim: int
+    chunk_size: int
+    hidden_dim: int = 512
+    nheads: int = 8
+    enc_layers: int = 4
+    dec_layers: int = 7
+    dim_feedforward: int = 3200
+    backbone: str = "resnet18"
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "backbone" and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}, expected a positive integer")
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone is {self.backbone!r}, expected one of {', '.join(sorted(BACKBONES))}")
+        if self.hidden_dim % self.nheads or self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim is {self.hidden_dim}, expected a multiple of nheads ({self.nheads}) and of 4")
+
+
+def normalise_images(images: Tensor) -> Tensor:
+    """Return float32 images for the network, of uint8 ``images`` (..., 3, H, W)."""
+    mean = torch.tensor(_IMAGE_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(_IMAGE_STD, device=images.device).view(3, 1, 1)
+    # (x / 255 - mean) / std, in two passes over the pixels instead of three
+    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def _sine_table(length: int, dim: int) -> Tensor:
+    """Return (1, length, dim): sines and cosines of positions (Vaswani et al. 2017, section 3.5)."""
+    frequency = 10000.0 ** (-2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    table = torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos())
+    return table.float()[None]
+
+
+def _sine_grid(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Return (height * width, dim): a position embedding of image cells, half of it for y and half for x (DETR)."""
+
+    def axis(length: int) -> Tensor:
+        # Positions run from 1 to length and are scaled to (0, 2 pi]; 1e-6 is DETR's guard against an empty axis.
+        position = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + 1e-6) * (2 * math.pi)
+        index = torch.arange(dim // 2, device=device)
+        period = 10000.0 ** (2 * torch.div(index, 2, rounding_mode="floor") / (dim // 2))
+        angles = position[:, None] / period
+        return torch.where(index % 2 == 0, angles.sin(), angles.cos())  # (length, dim / 2)
+
+    y = axis(height)[:, None].expand(height, width, dim // 2)
+    x = axis(width)[None, :].expand(height, width, dim // 2)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each normalised after its shortcut; positions enter queries and keys only.
+
+    Unlike the original, attention weights are not dropped out in training: drawing those masks took a fifth of a
+    training step on a CPU, and answers do not depend on it.
+    """
+
+    def __init__(self, dim: int, nheads: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, nheads, batch_first=True)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, is_pad: Tensor | None = None) -> Tensor:
+        """Return (B, tokens, dim); tokens where ``is_pad`` (B, tokens) are not attended to."""
+        query = x + position
+        attended, _ = self.self_attn(query, query, x, key_padding_mask=is_pad, need_weights=False)
+        x = self.norm1(x + self.dropout(attended))
+        forward = self.linear2(self.dropout(functional.relu(self.linear1(x))))
+        return self.norm2(x + self.dropout(forward))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of the queries, attention to the encoder's tokens, and feed-forward, as in DETR."""
+
+    def __init__(self, dim: int, nheads: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, nheads, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(dim, nheads, batch_first=True)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        """Return (B, queries, dim) for ``x`` of that shape and ``memory`` (B, tokens, dim)."""
+        query = x + query_position
+        attended, _ = self.self_attn(query, query, x, need_weights=False)
+        x = self.norm1(x + self.dropout(attended))
+        attended, _ = self.multihead_attn(x + query_position, memory + position, memory, need_weights=False)
+        x = self.norm2(x + self.dropout(attended))
+        forward = self.linear2(self.dropout(functional.relu(self.linear1(x))))
+        return self.norm3(x + self.dropout(forward))
+
+
+class Encoder(nn.Module):
+    """Encoder layers in a row."""
+
+    def __init__(self, layer: EncoderLayer, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
+
+    def forward(self, x: Tensor, position: Tensor, is_pad: Tensor | None = None) -> Tensor:
+        """Return (B, tokens, dim)."""
+        for layer in self.layers:
+            x = layer(x, position, is_pad)
+        return x
+
+
+class Decoder(nn.Module):
+    """The first decoder layer and the norm behind it; the further layers only hold their weights.
+
+    The original stacks the normalised output of every layer and then takes element 0 of the stack where it meant the
+    last, so its checkpoints were trained with one decoder layer whatever ``dec_layers`` says. Running the others would
+    change every answer; leaving their weights out would refuse its files.
+    """
+
+    def __init__(self, layer: DecoderLayer, num_layers: int, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        """Return (B, queries, dim)."""
+        return self.norm(self.layers[0](x, query_position, memory, position))
+
+
+class Transformer(nn.Module):
+    """DETR's encoder and decoder."""
+
+    def __init__(self, sizes: ActSizes, dropout: float) -> None:
+        super().__init__()
+        shape = (sizes.hidden_dim, sizes.nheads, sizes.dim_feedforward, dropout)
+        self.encoder = Encoder(EncoderLayer(*shape), sizes.enc_layers)
+        self.decoder = Decoder(DecoderLayer(*shape), sizes.dec_layers, sizes.hidden_dim)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, tokens: Tensor, position: Tensor, queries: Tensor) -> Tensor:
+        """Return (B, chunk, dim) for ``tokens`` (B, n, dim), ``position`` (n, dim) and ``queries`` (chunk, dim)."""
+        memory = self.encoder(tokens, position)
+        start = torch.zeros_like(queries).expand(len(tokens), -1, -1)
+        return self.decoder(start, queries, memory, position)
+
+
+class Act(nn.Module):
+    """The network. Call it for actions; :meth:`encode` gives the style z of a demonstrated chunk, for training."""
+
+    def __init__(self, sizes: ActSizes, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.sizes = sizes
+        dim = sizes.hidden_dim
+        self.transformer = Transformer(sizes, dropout)
+        self.encoder = Encoder(EncoderLayer(dim, sizes.nheads, sizes.dim_feedforward, dropout), sizes.enc_layers)
+        body = BACKBONES[sizes.backbone]()
+        # One network sees every camera. The nesting spells the original's names: backbones.0.0.body.conv1 ...
+        self.backbones = nn.ModuleList([nn.Sequential(nn.ModuleDict({"body": body}))])
+        self.input_proj = nn.Conv2d(body.num_channels, dim, 1)
+        self.input_proj_robot_state = nn.Linear(sizes.state_dim, dim)
+        self.query_embed = nn.Embedding(sizes.chunk_size, dim)
+        self.additional_pos_embed = nn.Embedding(2, dim)  # positions of the z token and the qpos token
+        self.action_head = nn.Linear(dim, sizes.action_dim)
+        self.is_pad_head = nn.Linear(dim, 1)  # never read, by the original either; its files hold it
+
+        self.cls_embed = nn.Embedding(1, dim)
+        self.encoder_action_proj = nn.Linear(sizes.action_dim, dim)
+        self.encoder_joint_proj = nn.Linear(sizes.state_dim, dim)
+        self.latent_proj = nn.Linear(dim, 2 * LATENT_DIM)
+        self.latent_out_proj = nn.Linear(LATENT_DIM, dim)
+        self.pos_table: Tensor
+        self.register_buffer("pos_table", _sine_table(2 + sizes.chunk_size, dim))
+
+    def encode(self, qpos: Tensor, actions: Tensor, is_pad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of the style z, each (B, 32).
+
+        Args:
+            qpos: (B, state_dim).
+            actions: (B, chunk_size, action_dim), what the demonstrator did next.
+            is_pad: bool (B, chunk_size), true where the demonstration had ended.
+        """
+        tokens = torch.cat(
+            [
+                self.cls_embed.weight.expand(len(qpos), 1, -1),
+                self.encoder_joint_proj(qpos)[:, None],
+                self.encoder_action_proj(actions),
+            ],
+            dim=1,
+        )  # (B, 2 + chunk_size, hidden_dim)
+        is_pad = functional.pad(is_pad, (2, 0), value=False)
+        summary = self.encoder(tokens, self.pos_table[0], is_pad)[:, 0]  # the cls token's answer, (B, hidden_dim)
+        mu, logvar = self.latent_proj(summary).chunk(2, dim=-1)
+        return mu, logvar
+
+    def forward(self, qpos: Tensor, images: Tensor, latent: Tensor | None = None) -> Tensor:
+        """Return the next actions, (B, chunk_size, action_dim).
+
+        Args:
+            qpos: (B, state_dim).
+            images: (B, cameras, 3, H, W), from :func:`normalise_images`.
+            latent: The style z, (B, 32); ``None`` is its prior mean, zero, as at every inference.
+        """
+        batch, cameras = images.shape[:2]
+        features = self.input_proj(self.backbones[0][0]["body"](images.flatten(0, 1)))
+        height, width = features.shape[-2:]
+        # Tokens go camera by camera. Positions repeat: the original tells cameras apart by what they see alone.
+        cells = features.flatten(2).transpose(1, 2).reshape(batch, cameras * height * width, -1)
+        grid = _sine_grid(height, width, self.sizes.hidden_dim, images.device)
+        if latent is None:
+            latent = qpos.new_zeros(batch, LATENT_DIM)
+        tokens = torch.cat(
+            [self.latent_out_proj(latent)[:, None], self.input_proj_robot_state(qpos)[:, None], cells], dim=1
+        )
+        position = torch.cat([self.additional_pos_embed.weight, grid.repeat(cameras, 1)])
+        return self.action_head(self.transformer(tokens, position, self.query_embed.weight))

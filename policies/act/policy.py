@@ -1,0 +1,117 @@
+"""ACT behind the policy contract: observations in, actions of the robot out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from policies.act.checkpoint import Statistics, load_checkpoint
+from policies.act.model import Act, normalise_images
+from robowire.contracts import PolicyOptions
+from robowire.errors import ConfigurationError
+from robowire.meta import MetaObs
+from robowire.registry import nearest
+from robowire.specs import Embodiment, PolicySpec
+
+__all__ = ["ActPolicy", "make_policy"]
+
+DEFAULT_FOLDER = Path(__file__).with_name("default")
+
+
+class ActPolicy:
+    """A loaded model with one set of statistics. Stateless: temporal ensembling belongs to a session."""
+
+    def __init__(self, model: Act, statistics: Statistics, spec: PolicySpec, device: torch.device) -> None:
+        self.spec = spec
+        self._model = model.eval().to(device)
+        self._statistics = statistics
+        self._device = device
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        """Return the next actions for each observation.
+
+        Args:
+            observations: ``image`` is uint8 (cameras, 3, H, W), RGB, in the order of the spec's ``camera_names``;
+                ``state`` is float (state_dim,), as the demonstrations recorded it.
+
+        Returns:
+            float32 (B, chunk_size, action_dim), not normalised. A fresh array.
+        """
+        sizes = self._model.sizes
+        actions = np.empty((len(observations), sizes.chunk_size, sizes.action_dim), dtype=np.float32)
+        # A checkpoint that does not name its image size takes any, so robots that share a batch may differ in it.
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, observation in enumerate(observations):
+            assert observation.image is not None
+            groups.setdefault(observation.image.shape, []).append(index)
+        for indices in groups.values():
+            actions[indices] = self._infer_alike([observations[index] for index in indices])
+        return actions
+
+    @torch.inference_mode()
+    def _infer_alike(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        stats = self._statistics
+        states = np.stack([np.asarray(observation.state, dtype=np.float32) for observation in observations])
+        images = np.stack([observation.image for observation in observations])  # (B, cameras, 3, H, W)
+        qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self._device)
+        # Pictures cross to the device as bytes, a quarter of their floats.
+        normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self._device)))
+        actions: np.ndarray = normalised.cpu().numpy() * stats.action_std + stats.action_mean
+        return actions
+
+
+def make_policy(options: PolicyOptions) -> ActPolicy:
+    """Return the policy of a checkpoint, or of the embedded default.
+
+    ``options.extra`` may hold ``nheads``, which the weights of the original's checkpoints do not show.
+
+    Raises:
+        ConfigurationError: The checkpoint, the device, the dataset id or an option cannot be used.
+    """
+    for name in options.extra:
+        if name != "nheads":
+            raise ConfigurationError(f"policy 'act' has no option {name!r}.{nearest(name, ['nheads'])} Known: nheads")
+    nheads = options.extra.get("nheads")
+    if nheads is not None and (not isinstance(nheads, int) or nheads < 1):
+        raise ConfigurationError(f"nheads is {nheads!r}, expected a positive integer")
+    device = _device(options.device)
+    folder = DEFAULT_FOLDER if options.model_name_or_path is None else Path(options.model_name_or_path).expanduser()
+    checkpoint = load_checkpoint(folder, camera_names=options.camera_names, nheads=nheads)
+
+    known = list(checkpoint.statistics)
+    dataset_id = known[0] if options.dataset_id is None else options.dataset_id
+    if dataset_id not in checkpoint.statistics:
+        if known == [None]:
+            raise ConfigurationError(
+                f"dataset_id is {dataset_id!r}, but {folder} has one set of statistics without a name: leave it out"
+            )
+        names = [str(name) for name in known]
+        raise ConfigurationError(
+            f"{folder} has no statistics called {dataset_id!r}.{nearest(str(dataset_id), names)} "
+            f"Known: {', '.join(names)}"
+        )
+    sizes = checkpoint.model.sizes
+    body = {field.name: getattr(checkpoint.embodiment, field.name) for field in dataclasses.fields(Embodiment)}
+    spec = PolicySpec(**body, policy="act", chunk_size=sizes.chunk_size, dataset_id=dataset_id)
+    return ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device is {name!r}, expected cpu, cuda, cuda:N or auto")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigurationError("no CUDA device is available: use --device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigurationError(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return device

@@ -1,0 +1,465 @@
+"""Train ACT from demonstrations: ``python -m policies.act.train --data_dir DIR --output_dir DIR``.
+
+Demonstrations are HDF5 files in the original ACT's layout, one episode each: ``observations/qpos`` (T, state_dim),
+``observations/images/<camera>`` (T, H, W, 3) uint8, ``action`` (T, action_dim). A JSON attribute ``embodiment`` (control
+rate, layouts, control space and type) goes into the checkpoint, so that it can be compared with a simulator's.
+
+Every random choice of a step comes from the seed and the step's number, so a resumed training equals an unbroken one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from policies.act.backbone import BACKBONES
+from policies.act.checkpoint import Checkpoint, Statistics, replace_file, save_checkpoint
+from policies.act.model import Act, ActSizes, normalise_images
+from robowire.errors import ConfigurationError
+from robowire.specs import Embodiment
+
+__all__ = ["Demonstrations", "TrainOptions", "main", "train"]
+
+STATE_FILE = "training_state.pt"
+
+# Joints that hardly move in the demonstrations must not turn noise into large inputs; the original clips there too.
+MIN_STD = 1e-2
+
+# LeRobot's value for ACT: it catches rare spikes and leaves an ordinary step alone.
+MAX_GRADIENT_NORM = 10.0
+
+# Enough to compare trainings by, few enough to take seconds.
+MAX_VALIDATION_FRAMES = 512
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training is told; ``_HELP`` says what each means. The defaults train the embedded policy's model."""
+
+    data_dir: str
+    output_dir: str
+    camera_names: tuple[str, ...] | None = None
+    dataset_id: str | None = None
+    max_episodes: int | None = None
+    chunk_size: int = 16
+    backbone: str = "small"
+    hidden_dim: int = 128
+    nheads: int = 4
+    enc_layers: int = 2
+    dec_layers: int = 1
+    dim_feedforward: int = 512
+    dropout: float = 0.1
+    steps: int = 20_000
+    batch_size: int = 32
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 500
+    kl_weight: float = 10.0
+    ema_decay: float = 0.999
+    max_shift: int = 4
+    validation_share: float = 0.05
+    save_every: int = 1000
+    seed: int = 0
+    threads: int | None = None
+    device: str = "cpu"
+    resume: bool = False
+
+
+_HELP = {
+    "data_dir": "folder of *.hdf5 episodes",
+    "output_dir": "folder for model.safetensors, config.json, normalize.json, train.json; created",
+    "camera_names": "cameras in the policy's order; default: the embodiment's, else all of the first file, sorted",
+    "dataset_id": "name of the statistics in normalize.json; default: the name of data_dir",
+    "max_episodes": "use only this many episodes, the first by name; default: all",
+    "chunk_size": "actions predicted at once",
+    "backbone": "image network; both start from random weights, which suits only 'small'",
+    "hidden_dim": "width of a token",
+    "nheads": "attention heads",
+    "enc_layers": "layers of both encoders",
+    "dec_layers": "decoder layers; only the first is ever used",
+    "dim_feedforward": "width of the feed-forward parts",
+    "dropout": "share of activations dropped in the transformer",
+    "steps": "optimisation steps",
+    "batch_size": "frames a step",
+    "lr": "highest learning rate",
+    "weight_decay": "AdamW's",
+    "warmup_steps": "steps of rising learning rate, before a cosine falls to zero",
+    "kl_weight": "weight of the KL divergence beside the L1 loss",
+    "ema_decay": "of the average of the weights, which is what is saved; 0 saves the last weights",
+    "max_shift": "random shift of each image, in pixels; 0 for none",
+    "validation_share": "share of the episodes held out; 0 for none",
+    "save_every": "steps between checkpoints and validations",
+    "seed": "of every random choice",
+    "threads": "CPU threads; default: one for each core",
+    "device": "cpu, cuda or cuda:N",
+    "resume": "continue from the last save in output_dir",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised frames on the training device: qpos (B, D), images (B, cameras, 3, H, W), actions, is_pad (B, chunk)."""
+
+    qpos: Tensor
+    images: Tensor
+    actions: Tensor
+    is_pad: Tensor
+
+
+class Demonstrations:
+    """Every frame of the episodes, in memory: pictures as bytes, so 10,000 frames of two 128x128 cameras are 1 GB.
+
+    Attributes:
+        embodiment: What the files say about the body, and the sizes found.
+        sources: The files' ``embodiment`` attributes, in their order; empty objects where a file has none.
+        statistics: Over all episodes.
+        ends: For each frame, the index one past its episode's last frame.
+        episode: For each frame, its episode's number.
+    """
+
+    def __init__(self, paths: list[Path], camera_names: tuple[str, ...] | None) -> None:
+        qpos, images, actions, self.sources = [], [], [], []
+        for path in tqdm(paths, desc="reading episodes", unit="episode"):
+            try:
+                with h5py.File(path) as file:
+                    self.sources.append(json.loads(file.attrs.get("embodiment", "{}")))
+                    if camera_names is None:
+                        found = sorted(file["observations/images"])
+                        camera_names = tuple(self.sources[0].get("camera_names") or found)
+                    # The original pairs a real robot's observation with the action before it: its cameras lag.
+                    lag = 0 if file.attrs.get("sim", True) else 1
+                    actions.append(file["action"][: len(file["action"]) - lag])
+                    qpos.append(file["observations/qpos"][lag:])
+                    views = [file[f"observations/images/{name}"][lag:] for name in camera_names]
+                    images.append(np.stack(views, axis=1).transpose(0, 1, 4, 2, 3))
+            except (OSError, KeyError, ValueError) as exc:
+                raise ConfigurationError(f"{path} is not an episode in the ACT layout: {exc}") from exc
+        lengths = [len(episode) for episode in actions]
+        if lengths != [len(episode) for episode in qpos] or lengths != [len(episode) for episode in images]:
+            raise ConfigurationError(f"an episode in {paths[0].parent} has more observations than actions, or fewer")
+        try:
+            self._qpos, self._actions = np.concatenate(qpos), np.concatenate(actions)
+            self._images = np.concatenate(images)  # (N, cameras, 3, H, W)
+        except ValueError as exc:
+            raise ConfigurationError(f"the episodes in {paths[0].parent} differ in their sizes: {exc}") from exc
+        if self._images.dtype != np.uint8:
+            raise ConfigurationError(f"the images in {paths[0].parent} are {self._images.dtype}, expected uint8")
+        self.ends = np.repeat(np.cumsum(lengths), lengths)
+        self.episode = np.repeat(np.arange(len(lengths)), lengths)
+        self.embodiment = self._agree(paths, camera_names or ())
+        self.statistics = Statistics(
+            qpos_mean=self._qpos.mean(0, dtype=np.float64).astype(np.float32),
+            qpos_std=self._qpos.std(0, dtype=np.float64).clip(MIN_STD).astype(np.float32),
+            action_mean=self._actions.mean(0, dtype=np.float64).astype(np.float32),
+            action_std=self._actions.std(0, dtype=np.float64).clip(MIN_STD).astype(np.float32),
+        )
+        stats = self.statistics
+        self._qpos = ((self._qpos - stats.qpos_mean) / stats.qpos_std).astype(np.float32)
+        self._actions = ((self._actions - stats.action_mean) / stats.action_std).astype(np.float32)
+
+    def _agree(self, paths: list[Path], camera_names: tuple[str, ...]) -> Embodiment:
+        """Return the one body of all files; sizes come from the arrays."""
+        known: dict[str, Any] = {}
+        for field in fields(Embodiment):
+            known[field.name] = self.sources[0].get(field.name)
+            for path, source in zip(paths, self.sources, strict=True):
+                if source.get(field.name) != known[field.name]:
+                    raise ConfigurationError(
+                        f"{path} says {field.name} is {source.get(field.name)!r}, {paths[0]} {known[field.name]!r}: "
+                        "train on the episodes of one body"
+                    )
+        height, width = self._images.shape[-2:]
+        known |= {"camera_names": camera_names, "image_height": height, "image_width": width}
+        known |= {"state_dim": self._qpos.shape[1], "action_dim": self._actions.shape[1]}
+        return Embodiment(**known)
+
+    def batch(self, frames: np.ndarray, chunk_size: int, shifts: np.ndarray | None, device: torch.device) -> Batch:
+        """Return these ``frames``, each with the actions that follow it.
+
+        Args:
+            frames: Indices, (B,).
+            chunk_size: Actions wanted of each; past an episode's end they are zero and marked as padding.
+            shifts: Pixels to move each picture by, int (B, cameras, 2); what enters at an edge repeats the edge.
+            device: Where to put it.
+        """
+        steps = frames[:, None] + np.arange(chunk_size)
+        is_pad = steps >= self.ends[frames][:, None]
+        actions = self._actions[np.minimum(steps, len(self._actions) - 1)]
+        actions[is_pad] = 0
+        images = self._images[frames]
+        if shifts is not None:
+            height, width = images.shape[-2:]
+            rows = (np.arange(height) + shifts[..., :1]).clip(0, height - 1)  # (B, cameras, H)
+            columns = (np.arange(width) + shifts[..., 1:]).clip(0, width - 1)
+            for index in np.ndindex(shifts.shape[:2]):
+                images[index] = images[index][:, rows[index]][:, :, columns[index]]
+        return Batch(
+            torch.from_numpy(self._qpos[frames]).to(device),
+            normalise_images(torch.from_numpy(images).to(device)),
+            torch.from_numpy(actions).to(device),
+            torch.from_numpy(is_pad).to(device),
+        )
+
+
+def train(options: TrainOptions) -> dict[str, Any]:
+    """Train, writing the checkpoint into ``output_dir``, and return what ``train.json`` holds.
+
+    Raises:
+        ConfigurationError: The demonstrations or the options cannot be used.
+    """
+    started = time.monotonic()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    paths = sorted(Path(options.data_dir).glob("*.hdf5"))[: options.max_episodes]
+    if not paths:
+        raise ConfigurationError(f"no *.hdf5 files in {options.data_dir}: record demonstrations into it first")
+    data = Demonstrations(paths, options.camera_names)
+    training, validation = _split(data, options)
+
+    torch.manual_seed(options.seed)
+    model = Act(_sizes(data, options), dropout=options.dropout).to(device).train()
+    average = copy.deepcopy(model).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    report: dict[str, Any] = {
+        "command": ["python", "-m", "policies.act.train", *_command(options)],
+        "options": asdict(options),
+        "seed": options.seed,
+        "episodes": len(paths),
+        "validation_episodes": len(np.unique(data.episode[validation])),
+        "frames": len(data.ends),
+        "demonstrations": _sources(data),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "minutes": 0.0,
+        "history": [],
+    }
+    first = 0
+    if options.resume:
+        first, spent = _resume(output_dir / STATE_FILE, options, model, average, optimizer, report)
+        started -= spent
+    dataset_id = options.dataset_id or Path(options.data_dir).resolve().name
+    checkpoint = Checkpoint(average, data.embodiment, {dataset_id: data.statistics})
+
+    window: list[float] = []
+    progress = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training", unit="step")
+    for step in progress:
+        loss = _step(step, data, training, model, average, optimizer, options, device)
+        window.append(loss)
+        if step % 20 == 0:
+            progress.set_postfix(loss=f"{np.mean(window[-100:]):.4f}", refresh=False)
+        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
+            figures = {"step": step + 1, "loss": float(np.mean(window))}
+            figures |= _validate(data, validation, average, options, device)
+            progress.write("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
+            window.clear()
+            report["history"].append(figures)
+            report["minutes"] = round((time.monotonic() - started) / 60, 2)
+            save_checkpoint(output_dir, checkpoint)
+            replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
+            _save_state(output_dir / STATE_FILE, step + 1, time.monotonic() - started, model, average, optimizer, report)
+    return report
+
+
+def _split(data: Demonstrations, options: TrainOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames to learn from, and frames of held-out episodes to measure by."""
+    episodes = data.episode[-1] + 1
+    held_out = math.ceil(options.validation_share * episodes)
+    if held_out >= episodes:
+        raise ConfigurationError(f"{episodes} episodes leave none to train on: record more, or --validation_share 0")
+    chosen = np.random.default_rng(options.seed).permutation(episodes)[:held_out]
+    is_held_out = np.isin(data.episode, chosen)
+    validation = np.flatnonzero(is_held_out)
+    every = max(1, math.ceil(len(validation) / MAX_VALIDATION_FRAMES))
+    return np.flatnonzero(~is_held_out), validation[::every]
+
+
+def _sizes(data: Demonstrations, options: TrainOptions) -> ActSizes:
+    embodiment = data.embodiment
+    assert embodiment.state_dim is not None
+    assert embodiment.action_dim is not None
+    try:
+        return ActSizes(
+            state_dim=embodiment.state_dim,
+            action_dim=embodiment.action_dim,
+            chunk_size=options.chunk_size,
+            hidden_dim=options.hidden_dim,
+            nheads=options.nheads,
+            enc_layers=options.enc_layers,
+            dec_layers=options.dec_layers,
+            dim_feedforward=options.dim_feedforward,
+            backbone=options.backbone,
+        )
+    except ValueError as exc:
+        raise ConfigurationError(str(exc)) from exc
+
+
+def _step(
+    step: int,
+    data: Demonstrations,
+    training: np.ndarray,
+    model: Act,
+    average: Act,
+    optimizer: torch.optim.Optimizer,
+    options: TrainOptions,
+    device: torch.device,
+) -> float:
+    """Take one optimisation step and return its loss."""
+    rng = np.random.default_rng([options.seed, step])
+    torch.manual_seed(int(rng.integers(2**63)))  # dropout and the style z
+    frames = rng.choice(training, options.batch_size)
+    shifts = None
+    if options.max_shift:
+        size = (options.batch_size, len(data.embodiment.camera_names or ()), 2)
+        shifts = rng.integers(-options.max_shift, options.max_shift, size, endpoint=True)
+    batch = data.batch(frames, options.chunk_size, shifts, device)
+
+    mu, logvar = model.encode(batch.qpos, batch.actions, batch.is_pad)
+    latent = mu + (logvar / 2).exp() * torch.randn_like(mu)
+    l1 = _l1(model(batch.qpos, batch.images, latent), batch)
+    # Of N(mu, exp(logvar)) from N(0, 1): Kingma and Welling 2013 (arXiv 1312.6114), appendix B.
+    kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1).mean()
+    loss = l1 + options.kl_weight * kl
+
+    for group in optimizer.param_groups:
+        group["lr"] = options.lr * _schedule(step, options)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+    optimizer.step()
+    # Early on the average follows quickly, or it would remember the random start for thousands of steps.
+    decay = min(options.ema_decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
+            averaged.lerp_(parameter, 1 - decay)
+    return loss.item()
+
+
+def _l1(predicted: Tensor, batch: Batch) -> Tensor:
+    """Return the mean absolute error over the actions that were demonstrated, not the padding."""
+    error = (predicted - batch.actions).abs().mean(-1)
+    return (error * ~batch.is_pad).sum() / (~batch.is_pad).sum()
+
+
+def _schedule(step: int, options: TrainOptions) -> float:
+    """Return the share of ``lr`` to use: a linear rise, then half a cosine down to zero."""
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    progress = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.inference_mode()
+def _validate(
+    data: Demonstrations, frames: np.ndarray, model: Act, options: TrainOptions, device: torch.device
+) -> dict[str, float]:
+    """Return the L1 loss of held-out frames with the style z at zero, as a robot would meet them."""
+    if not len(frames):
+        return {}
+    total = 0.0
+    for start in range(0, len(frames), options.batch_size):
+        part = frames[start : start + options.batch_size]
+        batch = data.batch(part, options.chunk_size, None, device)
+        total += len(part) * _l1(model(batch.qpos, batch.images), batch).item()
+    return {"validation_l1": total / len(frames)}
+
+
+def _sources(data: Demonstrations) -> dict[str, Any]:
+    """Return what the demonstrations say about where they come from."""
+    seeds = [source["seed"] for source in data.sources if "seed" in source]
+    return {name: data.sources[0].get(name) for name in ("simulator", "task")} | {"seeds": seeds}
+
+
+def _save_state(
+    path: Path, step: int, spent_s: float, model: Act, average: Act, optimizer: torch.optim.Optimizer, report: dict[str, Any]
+) -> None:
+    buffer = io.BytesIO()
+    state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({"step": step, "spent_s": spent_s, "report": json.dumps(report), **state}, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def _resume(
+    path: Path, options: TrainOptions, model: Act, average: Act, optimizer: torch.optim.Optimizer, report: dict[str, Any]
+) -> tuple[int, float]:
+    """Take up the saved training; return the next step's number and the seconds already spent."""
+    if not path.is_file():
+        raise ConfigurationError(f"nothing to resume: there is no {path.name} in {path.parent}")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    before = json.loads(state["report"])
+    changeable = {"output_dir", "save_every", "threads", "resume", "data_dir"}
+    for name, value in asdict(options).items():
+        known = before["options"][name]
+        if name not in changeable and (list(value) if isinstance(value, tuple) else value) != known:
+            raise ConfigurationError(f"--{name} is {value!r}, but the training to resume had {known!r}")
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    report["history"] = before["history"]
+    return state["step"], state["spent_s"]
+
+
+def _command(options: TrainOptions) -> list[str]:
+    """Return the flags that give these options."""
+    words: list[str] = []
+    for field in fields(TrainOptions):
+        value = getattr(options, field.name)
+        if value == field.default or field.name == "resume":
+            continue
+        words += [f"--{field.name}", *(value if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def _parse(argv: list[str]) -> TrainOptions:
+    parser = argparse.ArgumentParser(
+        prog="python -m policies.act.train", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
+    kinds = {"max_episodes": int, "threads": int}
+    for field in fields(TrainOptions):
+        flag, text = f"--{field.name}", _HELP[field.name]
+        if field.name in ("data_dir", "output_dir"):
+            parser.add_argument(flag, required=True, help=text)
+        elif field.name == "resume":
+            parser.add_argument(flag, action="store_true", help=text)
+        elif field.name == "camera_names":
+            parser.add_argument(flag, nargs="+", metavar="CAMERA", help=text)
+        else:
+            shown = "" if field.default is None else " (default: %(default)s)"
+            kind = kinds.get(field.name) or (str if field.default is None else type(field.default))
+            choices = sorted(BACKBONES) if field.name == "backbone" else None
+            parser.add_argument(flag, type=kind, default=field.default, choices=choices, help=text + shown)
+    values = vars(parser.parse_args(argv))
+    if values["camera_names"] is not None:
+        values["camera_names"] = tuple(values["camera_names"])
+    return TrainOptions(**values)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    try:
+        train(_parse(sys.argv[1:] if argv is None else argv))
+    except ConfigurationError as exc:
+        tqdm.write(f"error: {exc}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Uniform actions from a seed."""

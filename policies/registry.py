@@ -1,0 +1,19 @@
+"""The table of policies. Listing it imports none of them; ``robowire.registry.load`` imports the chosen one."""
+
+from __future__ import annotations
+
+from robowire.registry import Entry
+
+__all__ = ["POLICIES"]
+
+POLICIES: dict[str, Entry] = {
+    "act": Entry(
+        "policies.act.policy:make_policy",
+        extra="act",
+        summary="Action Chunking with Transformers (arXiv 2304.13705), from our checkpoints or the original's",
+    ),
+    "random": Entry(
+        "policies.random.policy:make_policy",
+        summary="uniform actions from a seed; needs no checkpoint and no torch, for tests and benchmarks",
+    ),
+}

@@ -1,0 +1,102 @@
+"""From chunks of predicted actions to the one action executed now. numpy only; one object for each session."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+
+__all__ = ["ChunkCursor", "TemporalEnsembler"]
+
+
+class TemporalEnsembler:
+    """Average what every past chunk predicted for this step (arXiv 2304.13705, section IV-B).
+
+    A new chunk is wanted at each step. The action is the mean of all predictions of the step, weighted by
+    ``exp(-k * i)``, where ``i = 0`` is the oldest chunk that reaches it. Predictions of one step arrive oldest first,
+    so a running sum for each of the next ``chunk_size`` steps is all that is kept, however long the episode is.
+
+    Args:
+        k: How fast newer predictions lose weight; 0.01 in the paper. Zero is a plain mean.
+    """
+
+    def __init__(self, k: float = 0.01) -> None:
+        self.k = k
+        self._sums: Optional[np.ndarray] = None  # float64 (chunk_size, action_dim); row 0 is the step now due
+        self._counts = np.zeros(0, dtype=np.int64)  # predictions summed in each row
+
+    def update(self, chunk: np.ndarray) -> np.ndarray:
+        """Take the chunk predicted at this step and return this step's action.
+
+        Args:
+            chunk: float (chunk_size, action_dim), the same shape at every step of an episode.
+
+        Returns:
+            (action_dim,), in the chunk's dtype. A fresh array.
+
+        Raises:
+            ValueError: The chunk is empty, or its shape changed within the episode.
+        """
+        if chunk.ndim != 2 or not len(chunk):
+            raise ValueError(f"the chunk has shape {chunk.shape}, expected (chunk_size, action_dim)")
+        if self._sums is None:
+            self._sums = np.zeros(chunk.shape)
+            self._counts = np.zeros(len(chunk), dtype=np.int64)
+        if chunk.shape != self._sums.shape:
+            raise ValueError(f"the chunk has shape {chunk.shape}, this episode's others {self._sums.shape}: reset first")
+        # The count, not the values, says how many chunks reached a step: an action of zeros is an action.
+        self._sums += np.exp(-self.k * self._counts)[:, np.newaxis] * chunk
+        self._counts += 1
+        action: np.ndarray = self._sums[0] / np.exp(-self.k * np.arange(self._counts[0])).sum()
+        self._sums[:-1], self._counts[:-1] = self._sums[1:], self._counts[1:]
+        self._sums[-1], self._counts[-1] = 0, 0
+        return action.astype(chunk.dtype)
+
+    def reset(self) -> None:
+        """Forget the episode."""
+        self._sums = None
+
+
+class ChunkCursor:
+    """Hand out a chunk's actions one by one, and tell when the next chunk is wanted.
+
+    ``len()`` is the number of actions left.
+
+    Args:
+        n_action_steps: Actions executed of each chunk; ``None`` means all.
+    """
+
+    def __init__(self, n_action_steps: Optional[int] = None) -> None:
+        if n_action_steps is not None and n_action_steps < 1:
+            raise ValueError(f"n_action_steps is {n_action_steps}, expected at least 1")
+        self.n_action_steps = n_action_steps
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._chunk) - self._position
+
+    def put(self, chunk: np.ndarray) -> None:
+        """Replace what is left by the start of ``chunk`` (chunk_size, action_dim), which is kept, not copied.
+
+        Raises:
+            ValueError: The chunk is shorter than ``n_action_steps``.
+        """
+        if self.n_action_steps is not None and len(chunk) < self.n_action_steps:
+            raise ValueError(f"n_action_steps is {self.n_action_steps}, but the chunk has only {len(chunk)} actions")
+        self._chunk, self._position = chunk[: self.n_action_steps], 0
+
+    def next(self) -> np.ndarray:
+        """Return the next action, (action_dim,).
+
+        Raises:
+            IndexError: The chunk is used up.
+        """
+        if not len(self):
+            raise IndexError("the chunk is used up: put the next one")
+        self._position += 1
+        action: np.ndarray = self._chunk[self._position - 1]
+        return action
+
+    def clear(self) -> None:
+        """Drop what is left."""
+        self._chunk, self._position = np.zeros((0, 0)), 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Mapping, Protocol, Sequence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,10 +26,10 @@ class PolicyOptions:
         extra: Options only one kind of policy understands (``nheads``); an unknown one is refused by the factory.
     """
 
-    model_name_or_path: Optional[str] = None
-    dataset_id: Optional[str] = None
+    model_name_or_path: str | None = None
+    dataset_id: str | None = None
     device: str = "auto"
-    camera_names: Optional[Tuple[str, ...]] = None
+    camera_names: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -69,14 +69,14 @@ class TaskOptions:
         control_hz: Actions per second of simulated time.
     """
 
-    robot: Optional[str] = None
-    controller: Optional[str] = None
-    camera_names: Optional[Tuple[str, ...]] = None
-    image_height: Optional[int] = None
-    image_width: Optional[int] = None
-    horizon: Optional[int] = None
-    reward_shaping: Optional[bool] = None
-    control_hz: Optional[float] = None
+    robot: str | None = None
+    controller: str | None = None
+    camera_names: tuple[str, ...] | None = None
+    image_height: int | None = None
+    image_width: int | None = None
+    horizon: int | None = None
+    reward_shaping: bool | None = None
+    control_hz: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class StepResult:
         info: At least ``success`` (bool).
     """
 
-    observation: Dict[str, np.ndarray]
+    observation: dict[str, np.ndarray]
     reward: float
     terminated: bool
     truncated: bool
-    info: Dict[str, Any]
+    info: dict[str, Any]
 
 
 class Simulator(Protocol):
@@ -104,7 +104,7 @@ class Simulator(Protocol):
     Calls come from one thread, in an order the server has checked: ``load_task`` before ``reset`` before ``step``.
     """
 
-    def list_tasks(self, suite: Optional[str] = None) -> List[str]:
+    def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the names ``load_task`` takes, sorted; of one suite, where the family has suites."""
         ...
 
@@ -117,7 +117,7 @@ class Simulator(Protocol):
         """
         ...
 
-    def reset(self, *, seed: Optional[int] = None, init_state: Optional[int] = None) -> Dict[str, np.ndarray]:
+    def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
         """Begin an episode and return its first observation. The same seed gives the same episode, bit for bit.
 
         Args:
@@ -130,7 +130,7 @@ class Simulator(Protocol):
         """Execute the simulator's own action, float (action_dim,), for one control period."""
         ...
 
-    def render(self, camera_name: Optional[str] = None) -> np.ndarray:
+    def render(self, camera_name: str | None = None) -> np.ndarray:
         """Return uint8 (height, width, 3), RGB, upright; ``None`` means the family's best view for people."""
         ...
 

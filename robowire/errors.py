@@ -23,8 +23,6 @@ RobowireError
 
 from __future__ import annotations
 
-from typing import Dict, Type  # runtime use on Python 3.8: ``type[...]`` came with 3.9
-
 __all__ = [
     "BackendError",
     "ConfigurationError",
@@ -215,7 +213,7 @@ class ConfigurationError(RobowireError):
     """A flag, file, port or device that a program was given cannot be used; the message says what to do."""
 
 
-_BY_TYPE: Dict[str, Type[RequestError]] = {cls.error_type: cls for cls in RequestError.__subclasses__()}
+_BY_TYPE: dict[str, type[RequestError]] = {cls.error_type: cls for cls in RequestError.__subclasses__()}
 
 
 def request_error(error_type: str, message: str) -> RequestError:

@@ -7,7 +7,7 @@ Both pickle under ``benchmark.base``, the address that existing clients and serv
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Optional  # dataclass annotations stay readable on Python 3.8 tools
+from typing import Any  # dataclass annotations stay readable on Python 3.8 tools
 
 import numpy as np
 
@@ -44,13 +44,13 @@ class MetaObs(_Record):
         timestep: Step of the episode, from 0; int array (B, 1) in a batch. -1 means the client does not say.
     """
 
-    state: Optional[np.ndarray] = None
-    state_ee: Optional[np.ndarray] = None
-    state_joint: Optional[np.ndarray] = None
-    state_obj: Optional[np.ndarray] = None
-    image: Optional[np.ndarray] = None
-    depth: Optional[np.ndarray] = None
-    pc: Optional[np.ndarray] = None
+    state: np.ndarray | None = None
+    state_ee: np.ndarray | None = None
+    state_joint: np.ndarray | None = None
+    state_obj: np.ndarray | None = None
+    image: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    pc: np.ndarray | None = None
     raw_lang: str = ""
     timestep: Any = -1
 
@@ -75,7 +75,7 @@ class MetaAction(_Record):
 
     ctrl_space: str = "ee"
     ctrl_type: str = "delta"
-    action: Optional[np.ndarray] = None
+    action: np.ndarray | None = None
     gripper_continuous: bool = False
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import difflib
 import importlib
 import os
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 from robowire.errors import MissingDependency, UnknownName
 
@@ -74,7 +74,7 @@ def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]
     return factory
 
 
-def _entry_points(kind: str) -> Dict[str, Entry]:
+def _entry_points(kind: str) -> dict[str, Entry]:
     """Return what installed packages offer under ``robowire.<kind>``."""
     from importlib.metadata import entry_points  # slow to import, and only needed for names not in the table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar  # evaluated on Python 3.8 by ``fields``
+from typing import Any, Mapping, TypeVar  # evaluated on Python 3.8 by ``fields``
 
 from robowire.errors import InvalidParams, SpecMismatch
 
@@ -32,16 +32,16 @@ class Embodiment:
         control_hz: Actions per second of episode time.
     """
 
-    camera_names: Optional[Tuple[str, ...]] = None
-    image_height: Optional[int] = None
-    image_width: Optional[int] = None
-    state_dim: Optional[int] = None
-    state_layout: Optional[str] = None
-    action_dim: Optional[int] = None
-    action_layout: Optional[str] = None
-    ctrl_space: Optional[str] = None
-    ctrl_type: Optional[str] = None
-    control_hz: Optional[float] = None
+    camera_names: tuple[str, ...] | None = None
+    image_height: int | None = None
+    image_width: int | None = None
+    state_dim: int | None = None
+    state_layout: str | None = None
+    action_dim: int | None = None
+    action_layout: str | None = None
+    ctrl_space: str | None = None
+    ctrl_type: str | None = None
+    control_hz: float | None = None
 
     def __post_init__(self) -> None:
         if self.camera_names is not None:
@@ -55,12 +55,12 @@ class Embodiment:
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value!r}, expected a positive number or None")
 
-    def to_wire(self) -> Dict[str, Any]:
+    def to_wire(self) -> dict[str, Any]:
         """Return plain data for ``get_info``: tuples as lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_wire(cls: Type[S], info: Mapping[str, Any]) -> S:
+    def from_wire(cls: type[S], info: Mapping[str, Any]) -> S:
         """Return the spec that a ``get_info`` reply describes; keys it does not know are left out.
 
         Raises:
@@ -85,7 +85,7 @@ class PolicySpec(Embodiment):
 
     policy: str = ""
     chunk_size: int = 1
-    dataset_id: Optional[str] = None
+    dataset_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class SimulatorSpec(Embodiment):
     task: str = ""
     instruction: str = ""
     max_episode_steps: int = 0
-    rendering: Optional[str] = None
+    rendering: str | None = None
 
 
 def require_match(policy: PolicySpec, simulator: SimulatorSpec) -> None:

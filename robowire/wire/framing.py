@@ -1,0 +1,147 @@
+"""Length-prefixed frames and lines of text: bytes in, payloads out. No sockets, threads or clocks.
+
+    0           4                4 + length
+    +-----------+----------------+
+    |  length   |  payload       |   length: unsigned, 32 bits, big-endian; payload only
+    +-----------+----------------+
+
+A length whose first byte is an ASCII letter would announce over a gigabyte, which no limit allows. So a stream that
+begins with a letter is text, one request a line, from its first byte to its end.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
+
+__all__ = ["DEFAULT_MAX_PAYLOAD", "MAX_LINE", "MAX_MAX_PAYLOAD", "FrameDecoder", "TextLine", "frame_header"]
+
+_LENGTH = struct.Struct("!I")
+
+# Three 640x480 RGB cameras are 2.6 MiB, so 64 MiB is room for any robot we know,
+# while a hostile prefix cannot make us set 4 GiB aside.
+DEFAULT_MAX_PAYLOAD = 64 * 1024 * 1024
+
+# The largest limit anyone may configure: "A" is 0x41, so a frame of this length cannot look like text.
+MAX_MAX_PAYLOAD = 0x4100_0000 - 1
+
+# Room for the longest header line a browser or a probe sends; nothing we answer needs 100 bytes.
+MAX_LINE = 8192
+
+_LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+class TextLine(str):
+    """One line of a text stream, without its line ending."""
+
+
+def frame_header(length: int) -> bytes:
+    """Return the 4 bytes that go before a payload of ``length`` bytes.
+
+    Send header and payload with one ``sendmsg``: a large payload is not copied, and a small frame leaves as one packet.
+
+    Raises:
+        LocalProtocolError: ``length`` does not fit 32 bits.
+    """
+    if length > 0xFFFF_FFFF:
+        raise LocalProtocolError(f"payload of {length} bytes does not fit a 32-bit length")
+    return _LENGTH.pack(length)
+
+
+class FrameDecoder:
+    """Cut one peer's byte stream into payloads, or into lines.
+
+    The decoder lends the buffer and the transport fills it, so a 3 MB observation is copied once, by the kernel::
+
+        received = sock.recv_into(decoder.get_buffer())
+        event = decoder.buffer_updated(received)  # None until a payload or a line is complete
+
+    It never asks for a byte beyond the current frame: between frames nothing is buffered and the socket can be handed
+    to another protocol.
+
+    Args:
+        max_payload: Largest payload to accept, in bytes. Checked before memory is set aside; may be changed between
+            frames, so that it can be small until the peer has authenticated.
+        text: Whether the stream may be text. Only servers read text.
+    """
+
+    def __init__(self, max_payload: int = DEFAULT_MAX_PAYLOAD, *, text: bool = False) -> None:
+        if not 0 < max_payload <= MAX_MAX_PAYLOAD:
+            raise ValueError(f"max_payload is {max_payload}, expected 1 to {MAX_MAX_PAYLOAD} bytes")
+        self.max_payload = max_payload
+        self._text = text
+        self._header = bytearray(_LENGTH.size)
+        self._payload: bytearray | None = None  # None while the header is incomplete
+        self._target = memoryview(self._header)  # the part being filled
+        self._filled = 0  # bytes of it filled so far
+        self._line: bytearray | None = None  # not None once the stream turned out to be text
+        self._byte = bytearray(1)
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether a frame or a line has begun and is not complete."""
+        return self._payload is not None or self._filled > 0 or bool(self._line)
+
+    def get_buffer(self) -> memoryview:
+        """Return the part of the current header or payload still missing. Never empty."""
+        if self._line is not None:
+            return memoryview(self._byte)  # one byte, because the next line may be another request
+        return self._target[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> bytearray | TextLine | None:
+        """Take note that the first ``nbytes`` of :meth:`get_buffer` were filled.
+
+        Returns:
+            The payload (the caller owns it) or line if it is now complete, else ``None``.
+
+        Raises:
+            FrameTooLarge: The peer announced more than ``max_payload`` bytes, or a line is longer than ``MAX_LINE``.
+        """
+        if self._line is not None:
+            self._line += self._byte
+            return self._line_updated()
+        self._filled += nbytes
+        if self._text and self._payload is None and self._header[0] in _LETTERS:
+            self._line = self._header[: self._filled]
+            if b"\n" in self._line[:-1]:
+                raise RemoteProtocolError(f"a line of {self._line.index(10)} letters asks nothing")
+            return self._line_updated()
+        if self._filled < len(self._target):
+            return None
+        if self._payload is None:
+            (length,) = _LENGTH.unpack(self._header)
+            if length > self.max_payload:
+                raise FrameTooLarge(length, self.max_payload)
+            self._payload = bytearray(length)
+            self._target, self._filled = memoryview(self._payload), 0
+            if length:
+                return None
+        payload = self._payload
+        self._payload = None
+        self._target, self._filled = memoryview(self._header), 0
+        return payload
+
+    def receive_eof(self) -> None:
+        """Take note that the stream ended.
+
+        Raises:
+            TruncatedFrame: It ended inside a frame. Between frames, ending is normal, and so is a last line without
+                its line ending.
+        """
+        if self._line is not None or not self.mid_frame:
+            return
+        part = "header" if self._payload is None else "payload"
+        raise TruncatedFrame(f"stream ended after {self._filled} of {len(self._target)} {part} bytes")
+
+    def _line_updated(self) -> TextLine | None:
+        assert self._line is not None
+        if len(self._line) > MAX_LINE:
+            raise FrameTooLarge(len(self._line), MAX_LINE)
+        if not self._line.endswith(b"\n"):
+            return None
+        line, self._line = self._line, bytearray()
+        try:
+            return TextLine(line.decode("ascii").rstrip("\r\n"))
+        except UnicodeDecodeError as exc:
+            raise RemoteProtocolError("a line of text is not ASCII") from exc

@@ -1,0 +1,196 @@
+"""What the payloads mean: requests parsed and checked, replies built. No bytes, no sockets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from robowire.errors import InternalError, InvalidParams, RequestError, request_error
+from robowire.meta import MetaObs
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Call",
+    "Infer",
+    "Reset",
+    "error_reply",
+    "ok",
+    "parse_call",
+    "parse_policy_request",
+    "raise_for_status",
+]
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request by name.
+
+    Attributes:
+        method: For example ``"get_info"``.
+        params: Everything else in the request.
+    """
+
+    method: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Infer:
+    """A request for actions.
+
+    Attributes:
+        observations: One for each row of the batch; one, where the request was not a batch.
+        dialect: ``"meta"``: a MetaObs; ``"batch"``: a MetaObs with a leading batch axis; ``"act"``: ``qpos`` and images.
+    """
+
+    observations: tuple[MetaObs, ...]
+    dialect: str
+
+
+@dataclass(frozen=True)
+class Reset:
+    """``"RESET"``: the session's episode starts anew."""
+
+
+def parse_policy_request(value: Any, camera_names: Sequence[str] | None = None) -> Call | Infer | Reset:
+    """Return what a payload on the policy port asks for.
+
+    Args:
+        value: The decoded payload.
+        camera_names: The policy's cameras, the order in which the ACT dialect's images are stacked; ``None`` where it
+            accepts any: then they are stacked in the order they came.
+
+    Raises:
+        InvalidParams: It is no request, or its parts contradict each other.
+    """
+    if isinstance(value, MetaObs):
+        return _parse_meta_obs(value)
+    if isinstance(value, str) and value == "RESET":
+        return Reset()
+    if isinstance(value, dict) and "qpos" in value:
+        return Infer((_parse_act(value, camera_names),), "act")
+    if isinstance(value, dict) and "method" in value:
+        return parse_call(value)
+    raise InvalidParams(
+        f"a {type(value).__name__} is no request: send a MetaObs, a dict with 'qpos' and 'images', "
+        "'RESET', or a dict with 'method'"
+    )
+
+
+def parse_call(value: Any) -> Call:
+    """Return the call in a ``{"method": ..., ...}`` dict, the only kind of request on the simulator port.
+
+    Raises:
+        InvalidParams: It is not such a dict.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("method"), str):
+        raise InvalidParams(f"a request is a dict with a 'method', not {_describe(value)}")
+    if not all(isinstance(key, str) for key in value):
+        raise InvalidParams("the parameters of a request are named by text")
+    return Call(value["method"], {key: item for key, item in value.items() if key != "method"})
+
+
+def ok(**fields: Any) -> dict[str, Any]:
+    """Return a reply that says the request was done."""
+    return {"status": "ok", **fields}
+
+
+def error_reply(error: RequestError) -> dict[str, Any]:
+    """Return the reply that tells a peer of an error: a code and a sentence, never our traceback."""
+    return {"status": "error", "error_type": error.error_type, "message": str(error)}
+
+
+def raise_for_status(reply: Any) -> dict[str, Any]:
+    """Return a reply dict that says ok.
+
+    Raises:
+        RequestError: The one the reply tells of, as its own class.
+        InternalError: The reply is no dict with a status.
+    """
+    if not isinstance(reply, dict) or "status" not in reply:
+        raise InternalError(f"the reply is {_describe(reply)}, not a dict with a 'status'")
+    if reply["status"] in ("ok", "OK"):
+        return reply
+    raise request_error(str(reply.get("error_type", "internal_error")), str(reply.get("message", "no message")))
+
+
+def _parse_meta_obs(obs: MetaObs) -> Infer:
+    for name, value in vars(obs).items():
+        if name == "raw_lang":
+            if not isinstance(value, (str, list, tuple, np.ndarray, type(None))):
+                raise InvalidParams(f"raw_lang is {_describe(value)}, expected text")
+        elif name == "timestep":
+            _check_timestep(value)
+        elif value is not None and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+            raise InvalidParams(f"{name} is {_describe(value)}, expected an array of numbers or None")
+    if not (isinstance(obs.timestep, np.ndarray) and obs.timestep.ndim == 2):
+        return Infer((obs,), "meta")
+    size = len(obs.timestep)
+    if size == 0:
+        raise InvalidParams("the batch is empty")
+    arrays = {
+        item.name: getattr(obs, item.name)
+        for item in fields(obs)
+        if isinstance(getattr(obs, item.name), np.ndarray) and item.name != "raw_lang"
+    }
+    for name, array in arrays.items():
+        if array.ndim == 0 or len(array) != size:
+            raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size} as timestep has")
+    instructions = [obs.raw_lang] * size if isinstance(obs.raw_lang, str) else list(obs.raw_lang or [""] * size)
+    if len(instructions) != size:
+        raise InvalidParams(f"raw_lang has {len(instructions)} entries for a batch of {size}")
+    return Infer(tuple(_row(arrays, instructions, index) for index in range(size)), "batch")
+
+
+def _row(arrays: Mapping[str, np.ndarray], instructions: list[Any], index: int) -> MetaObs:
+    row = MetaObs(raw_lang=str(instructions[index]), **{name: array[index] for name, array in arrays.items()})
+    row.timestep = int(arrays["timestep"][index, 0])
+    return row
+
+
+def _check_timestep(value: Any) -> None:
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and (value.size == 1 or value.ndim == 2):
+        return
+    raise InvalidParams(f"timestep is {_describe(value)}, expected an int or an int array (B, 1)")
+
+
+def _parse_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> MetaObs:
+    """Return the ACT dialect's ``{"qpos": (D,), "images": {camera: (H, W, 3) uint8}}`` as a MetaObs."""
+    qpos, images = value["qpos"], value.get("images", {})
+    try:
+        state = np.asarray(qpos, dtype=np.float32)
+    except (TypeError, ValueError) as exc:
+        raise InvalidParams(f"qpos is {_describe(qpos)}, expected (state_dim,) numbers") from exc
+    if state.ndim != 1:
+        raise InvalidParams(f"qpos has shape {state.shape}, expected (state_dim,)")
+    if not isinstance(images, dict):
+        raise InvalidParams(f"images is {_describe(images)}, expected a dict of camera names to (H, W, 3) uint8")
+    wanted = list(images) if camera_names is None else list(camera_names)
+    missing = [name for name in wanted if name not in images]
+    if missing:
+        raise InvalidParams(f"no image of camera {missing[0]!r}: the policy needs {wanted}, the request has {list(images)}")
+    for name in wanted:
+        image = images[name]
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+            raise InvalidParams(f"the image of camera {name!r} is {_describe(image)}, expected (H, W, 3) uint8")
+        if image.shape != images[wanted[0]].shape:
+            raise InvalidParams(
+                f"the image of camera {name!r} has shape {image.shape}, that of {wanted[0]!r} {images[wanted[0]].shape}"
+            )
+    timestep = value.get("timestep", -1)
+    _check_timestep(timestep)
+    # (cameras, 3, H, W), in one copy
+    image = np.stack([images[name].transpose(2, 0, 1) for name in wanted]) if wanted else None
+    return MetaObs(state=state, image=image, raw_lang=str(value.get("raw_lang", "")), timestep=timestep)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    return f"a {type(value).__name__}"

@@ -23,7 +23,8 @@ class PolicyOptions:
         dataset_id: Which entry of ``normalize.json`` to use; ``None`` means the first.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
         camera_names: Overrides or supplies the checkpoint's cameras, in their order.
-        extra: Options only one kind of policy understands (``nheads``); an unknown one is refused by the factory.
+        extra: Options only one kind of policy understands (``nheads``); an unknown one is refused by the
+            factory.
     """
 
     model_name_or_path: str | None = None
@@ -34,7 +35,7 @@ class PolicyOptions:
 
 
 class Policy(Protocol):
-    """A pure function of observations. A factory ``make_policy(options: PolicyOptions) -> Policy`` builds it."""
+    """A pure function of observations, from a factory ``make_policy(options: PolicyOptions) -> Policy``."""
 
     @property
     def spec(self) -> PolicySpec:
@@ -48,8 +49,9 @@ class Policy(Protocol):
             observations: Unbatched; each fits :attr:`spec` (the server has checked it).
 
         Returns:
-            float32 (B, chunk_size, action_dim), in the spec's ``ctrl_type``, not normalised. A fresh array. Row i
-            depends on observation i alone, so that batching never changes an answer beyond float rounding.
+            float32 (B, chunk_size, action_dim), in the spec's ``ctrl_type``, not normalised. A fresh array.
+            Row i depends on observation i alone, so that batching never changes an answer beyond float
+            rounding.
         """
         ...
 
@@ -101,7 +103,8 @@ class StepResult:
 class Simulator(Protocol):
     """One simulator in one process. A factory ``make_simulator() -> Simulator`` builds it, without a task.
 
-    Calls come from one thread, in an order the server has checked: ``load_task`` before ``reset`` before ``step``.
+    Calls come from one thread, in an order the server has checked: ``load_task`` before ``reset`` before
+    ``step``.
     """
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
@@ -118,7 +121,7 @@ class Simulator(Protocol):
         ...
 
     def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
-        """Begin an episode and return its first observation. The same seed gives the same episode, bit for bit.
+        """Begin an episode and return its first observation. A seed gives the same episode, bit for bit.
 
         Args:
             seed: Of every random choice of the episode; ``None`` draws one.

@@ -112,7 +112,7 @@ class RequestTimeout(TransportError):
 
 
 class RequestError(RobowireError):
-    """One request failed. The server sends ``error_type`` and the message; the client raises the same class."""
+    """One request failed. The server sends ``error_type`` and a message; the client raises the same class."""
 
     error_type = "internal_error"
 

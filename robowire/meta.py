@@ -1,7 +1,7 @@
 """MetaObs and MetaAction: the two records every policy and simulator here speaks.
 
-Both pickle under ``benchmark.base``, the address that existing clients and servers of this wire use; the checkout's
-``benchmark/base.py`` re-exports them from here.
+Both pickle under ``benchmark.base``, the address that existing clients and servers of this wire use; the
+checkout's ``benchmark/base.py`` re-exports them from here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class _Record:
         return getattr(self, key)
 
     def __setstate__(self, state: Any) -> None:
-        """Take the pickled fields; a field this version does not know is left out, so newer peers are understood."""
+        """Take the pickled fields, but for those this version does not know: newer peers are understood."""
         if not isinstance(state, dict):
-            raise TypeError(f"the state of a {type(self).__name__} is a dict of its fields, not {type(state).__name__}")
+            raise TypeError(f"the state of a {type(self).__name__} is a dict, not a {type(state).__name__}")
         known = self.__dataclass_fields__  # type: ignore[attr-defined]
         self.__dict__.update({name: value for name, value in state.items() if name in known})
 
@@ -33,10 +33,12 @@ class MetaObs(_Record):
     """One observation, or a batch of them when the arrays carry a leading axis.
 
     Attributes:
-        state: Proprioception the policy was trained on, float (state_dim,); radians for joints, metres for positions.
+        state: Proprioception the policy was trained on, float (state_dim,); radians for joints, metres for
+            positions.
         state_ee: End-effector pose, float (n,): position in metres, orientation, gripper.
         state_joint: Joint positions, float (n,), radians.
-        state_obj: Object poses, float (n,); simulators know them, robots do not, shipped policies never read them.
+        state_obj: Object poses, float (n,); simulators know them, robots do not, shipped policies never read
+            them.
         image: uint8 (cameras, 3, height, width), RGB, in the order of the policy's ``camera_names``.
         depth: float (cameras, height, width), metres.
         pc: Point cloud, float (n, 3), metres.

@@ -1,7 +1,7 @@
 """Find a policy or simulator by name without importing any other.
 
-A registry is a table of ``"module:attribute"`` strings: data, so that listing the names costs nothing and only the
-chosen module (and its torch or mujoco) is imported.
+A registry is a table of ``"module:attribute"`` strings: data, so that listing the names costs nothing and
+only the chosen module (and its torch or mujoco) is imported.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Entry:
     Attributes:
         target: Import string, ``"module:attribute"``, of a factory.
         extra: Optional-dependency group of this project that installs what the module imports.
-        environ: Environment variables to set, unless already set, before that import: a simulator binds its GL
-            backend on first import and never again.
+        environ: Environment variables to set, unless already set, before that import: a simulator binds its
+            GL backend on first import and never again.
         summary: One line for listings.
     """
 
@@ -47,6 +47,7 @@ def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]
     Args:
         kind: ``"policy"`` or ``"simulator"``; also names the entry-point group ``robowire.<kind>``.
         name: A name in ``table``, an entry point of an installed package, or an import string of your own.
+        table: The rows shipped here.
 
     Raises:
         UnknownName: ``name`` is none of these; the message offers the nearest name.
@@ -63,14 +64,18 @@ def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]
     try:
         factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except AttributeError as exc:
-        raise UnknownName(f"{kind} {name!r} points at {entry.target!r}, and {module!r} has no {attribute!r}") from exc
+        raise UnknownName(
+            f"{kind} {name!r} points at {entry.target!r}, and {module!r} has no {attribute!r}"
+        ) from exc
     except ModuleNotFoundError as exc:
         if exc.name is not None and (module == exc.name or module.startswith(exc.name + ".")):
             raise UnknownName(
                 f"{kind} {name!r} points at {entry.target!r}, and there is no module {exc.name!r}"
             ) from exc
         remedy = f": pip install 'robowire[{entry.extra}]'" if entry.extra else ""
-        raise MissingDependency(f"{kind} {name!r} needs {exc.name!r}, which is not installed{remedy}") from exc
+        raise MissingDependency(
+            f"{kind} {name!r} needs {exc.name!r}, which is not installed{remedy}"
+        ) from exc
     return factory
 
 

@@ -24,7 +24,8 @@ class Embodiment:
         image_height: Pixels.
         image_width: Pixels.
         state_dim: Length of ``MetaObs.state``.
-        state_layout: What ``MetaObs.state`` holds, in words a person compares: ``"joint_pos(7) gripper_open(1)"``.
+        state_layout: What ``MetaObs.state`` holds, in words a person compares:
+            ``"joint_pos(7) gripper_open(1)"``.
         action_dim: Length of ``MetaAction.action``, gripper included.
         action_layout: The same for the action: ``"dpos(3) daxisangle(3) gripper(1)"``.
         ctrl_space: ``"ee"`` or ``"joint"``.
@@ -57,7 +58,9 @@ class Embodiment:
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data for ``get_info``: tuples as lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_wire(cls: type[S], info: Mapping[str, Any]) -> S:

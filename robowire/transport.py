@@ -1,7 +1,7 @@
 """One TCP connection that carries frames: the only file on the client side that touches a socket.
 
-Every OS error becomes one of ours here. After any of them the connection is closed: a stream that was left in the
-middle of a frame is never read again.
+Every OS error becomes one of ours here. After any of them the connection is closed: a stream that was left in
+the middle of a frame is never read again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Connection:
 
         Args:
             wait_s: Seconds to wait for its first byte; ``None`` waits for ever.
-            finish_s: Seconds from the first byte to the last, so that a peer which sends a byte a minute is not served.
+            finish_s: Seconds from the first byte to the last, so that a peer which sends a byte a minute is
+                not served.
 
         Raises:
             RequestTimeout: Either time passed; the connection is closed.
@@ -126,14 +127,18 @@ class Connection:
                 if deadline is None:
                     deadline = self._clock() + finish_s
         except OSError as exc:
-            what = f"sent nothing for {wait_s:g} s" if deadline is None else f"did not finish a frame within {finish_s:g} s"
+            what = (
+                f"sent nothing for {wait_s:g} s"
+                if deadline is None
+                else f"did not finish a frame within {finish_s:g} s"
+            )
             raise self._fail(exc, what) from exc
         except ProtocolError:
             self.close()
             raise
 
     def stop_reading(self) -> None:
-        """Make a blocked or later :meth:`receive` see the end of the stream. For other threads: servers drain so."""
+        """Make a blocked or later :meth:`receive` see the end of the stream; any thread may call it."""
         try:
             self._sock.shutdown(socket.SHUT_RD)
         except OSError:  # not connected any more: nothing left to read

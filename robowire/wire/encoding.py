@@ -1,8 +1,9 @@
 """Write pickles of plain data that every peer can read, without copying an array.
 
-The opcodes are written by hand, not by ``pickle.Pickler``: the names in the stream must be those that numpy 1.22 and
-numpy 2 both have, the records must name ``benchmark.base`` whether or not such a module is installed here, and a chunk
-of 64 actions must not cost 64 trips through ``ndarray.__reduce__``. The bytes depend on the value alone.
+The opcodes are written by hand, not by ``pickle.Pickler``: the names in the stream must be those that numpy
+1.22 and numpy 2 both have, the records must name ``benchmark.base`` whether or not such a module is installed
+here, and a chunk of 64 actions must not cost 64 trips through ``ndarray.__reduce__``. The bytes depend on the
+value alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ActionChunk:
 
     Attributes:
         actions: (chunk_size, action_dim), encoded as a list of :class:`MetaAction`, one a step; or
-            (chunk_size, B, action_dim), encoded as a list of object arrays (B,) of dicts with the same fields.
+            (chunk_size, B, action_dim), encoded as a list of object arrays (B,) of dicts with the same
+            fields.
         ctrl_space: As in :class:`MetaAction`.
         ctrl_type: As in :class:`MetaAction`.
     """
@@ -51,8 +53,9 @@ def encode(value: Any) -> list[Buffer]:
     Large arrays are in it by reference: do not change them before the buffers are sent.
 
     Args:
-        value: None, bool, int, float, str, bytes, bytearray, list, tuple, dict, numpy arrays and scalars of numbers or
-            text, object arrays of these, :class:`MetaObs`, :class:`MetaAction`, :class:`ActionChunk`.
+        value: None, bool, int, float, str, bytes, bytearray, list, tuple, dict, numpy arrays and scalars of
+            numbers or text, object arrays of these, :class:`MetaObs`, :class:`MetaAction`,
+            :class:`ActionChunk`.
 
     Raises:
         LocalProtocolError: It holds something else, or is nested deeper than 64.
@@ -77,7 +80,8 @@ def _global(module: str, name: str) -> bytes:
     return _short_text(module) + _short_text(name) + b"\x93"  # STACK_GLOBAL
 
 
-# These names load under every numpy from 1.22 to 2.x without a warning; ``numpy.core.numeric._frombuffer`` warns in 2.x.
+# These names load under every numpy from 1.22 to 2.x without a warning; ``numpy.core.numeric._frombuffer``
+# warns in 2.x.
 _RECONSTRUCT = _global("numpy.core.multiarray", "_reconstruct")
 _EMPTY_ARRAY = _global("numpy", "ndarray") + b"K\x00\x85" + b"C\x01b" + b"\x87"  # (ndarray, (0,), b"b")
 _SCALAR = _global("numpy.core.multiarray", "scalar")
@@ -140,7 +144,9 @@ class _Writer:
         elif kind in (bytes, bytearray, memoryview):
             self._data(value)
         else:
-            raise LocalProtocolError(f"cannot send a {kind.__name__}: only plain data and numpy arrays cross the wire")
+            raise LocalProtocolError(
+                f"cannot send a {kind.__name__}: only plain data and numpy arrays cross the wire"
+            )
 
     def _once(self, opcodes: bytes) -> None:
         """Write opcodes that push one constant, or fetch what the same opcodes pushed before."""
@@ -150,7 +156,8 @@ class _Writer:
             return
         index = len(self._memo)
         self._memo[opcodes] = bytes((ord("h"), index)) if index < 256 else b"j" + _UINT32.pack(index)
-        self._tail += (opcodes, b"\x94")  # MEMOIZE stores under the number of entries so far, which is our index
+        # MEMOIZE stores under the number of entries so far, which is our index.
+        self._tail += (opcodes, b"\x94")
 
     def _text(self, text: str) -> None:
         try:
@@ -184,7 +191,9 @@ class _Writer:
 
     def _array(self, array: np.ndarray, depth: int) -> None:
         if array.dtype.kind not in "biufcSUO":
-            raise LocalProtocolError(f"cannot send an array of dtype {array.dtype}: only numbers, text and objects")
+            raise LocalProtocolError(
+                f"cannot send an array of dtype {array.dtype}: only numbers, text and objects"
+            )
         self._array_head(array.shape, array.dtype)
         if array.dtype.hasobject:
             self.value(array.ravel().tolist(), depth + 1)
@@ -228,9 +237,13 @@ class _Writer:
         self._tail.append(b"e")
 
     def _rows(
-        self, wrap: Callable[[np.ndarray], Any], rows: np.ndarray, depth: int, around: tuple[bytes, bytes] | None
+        self,
+        wrap: Callable[[np.ndarray], Any],
+        rows: np.ndarray,
+        depth: int,
+        around: tuple[bytes, bytes] | None,
     ) -> tuple[bytes, bytes] | None:
-        """Write ``wrap(row)`` for every row; return the bytes before and after a row's data, for the next call.
+        """Write ``wrap(row)`` for every row; return the bytes around a row's data, for the next call.
 
         Once its constants are in the memo, a wrapped row is the same bytes each time, but for its data.
         """

@@ -5,8 +5,8 @@
     |  length   |  payload       |   length: unsigned, 32 bits, big-endian; payload only
     +-----------+----------------+
 
-A length whose first byte is an ASCII letter would announce over a gigabyte, which no limit allows. So a stream that
-begins with a letter is text, one request a line, from its first byte to its end.
+A length whose first byte is an ASCII letter would announce over a gigabyte, which no limit allows. So a
+stream that begins with a letter is text, one request a line, from its first byte to its end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class TextLine(str):
 def frame_header(length: int) -> bytes:
     """Return the 4 bytes that go before a payload of ``length`` bytes.
 
-    Send header and payload with one ``sendmsg``: a large payload is not copied, and a small frame leaves as one packet.
+    Send header and payload with one ``sendmsg``: a large payload is not copied, and a small frame leaves as
+    one packet.
 
     Raises:
         LocalProtocolError: ``length`` does not fit 32 bits.
@@ -52,17 +53,18 @@ def frame_header(length: int) -> bytes:
 class FrameDecoder:
     """Cut one peer's byte stream into payloads, or into lines.
 
-    The decoder lends the buffer and the transport fills it, so a 3 MB observation is copied once, by the kernel::
+    The decoder lends the buffer and the transport fills it, so a 3 MB observation is copied once, by the
+    kernel::
 
         received = sock.recv_into(decoder.get_buffer())
         event = decoder.buffer_updated(received)  # None until a payload or a line is complete
 
-    It never asks for a byte beyond the current frame: between frames nothing is buffered and the socket can be handed
-    to another protocol.
+    It never asks for a byte beyond the current frame: between frames nothing is buffered and the socket can
+    be handed to another protocol.
 
     Args:
-        max_payload: Largest payload to accept, in bytes. Checked before memory is set aside; may be changed between
-            frames, so that it can be small until the peer has authenticated.
+        max_payload: Largest payload to accept, in bytes. Checked before memory is set aside; may be changed
+            between frames, so that it can be small until the peer has authenticated.
         text: Whether the stream may be text. Only servers read text.
     """
 
@@ -96,7 +98,8 @@ class FrameDecoder:
             The payload (the caller owns it) or line if it is now complete, else ``None``.
 
         Raises:
-            FrameTooLarge: The peer announced more than ``max_payload`` bytes, or a line is longer than ``MAX_LINE``.
+            FrameTooLarge: The peer announced more than ``max_payload`` bytes, or a line is longer than
+                ``MAX_LINE``.
         """
         if self._line is not None:
             self._line += self._byte
@@ -126,8 +129,8 @@ class FrameDecoder:
         """Take note that the stream ended.
 
         Raises:
-            TruncatedFrame: It ended inside a frame. Between frames, ending is normal, and so is a last line without
-                its line ending.
+            TruncatedFrame: It ended inside a frame. Between frames, ending is normal, and so is a last line
+                without its line ending.
         """
         if self._line is not None or not self.mid_frame:
             return

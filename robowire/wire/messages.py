@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Mapping, Sequence
 
 import numpy as np
@@ -44,7 +44,8 @@ class Infer:
 
     Attributes:
         observations: One for each row of the batch; one, where the request was not a batch.
-        dialect: ``"meta"``: a MetaObs; ``"batch"``: a MetaObs with a leading batch axis; ``"act"``: ``qpos`` and images.
+        dialect: ``"meta"``: a MetaObs; ``"batch"``: a MetaObs with a leading batch axis; ``"act"``: ``qpos``
+            and images.
     """
 
     observations: tuple[MetaObs, ...]
@@ -61,8 +62,8 @@ def parse_policy_request(value: Any, camera_names: Sequence[str] | None = None) 
 
     Args:
         value: The decoded payload.
-        camera_names: The policy's cameras, the order in which the ACT dialect's images are stacked; ``None`` where it
-            accepts any: then they are stacked in the order they came.
+        camera_names: The policy's cameras, the order in which the ACT dialect's images are stacked; ``None``
+            where it accepts any: then they are stacked in the order they came.
 
     Raises:
         InvalidParams: It is no request, or its parts contradict each other.
@@ -115,7 +116,9 @@ def raise_for_status(reply: Any) -> dict[str, Any]:
         raise InternalError(f"the reply is {_describe(reply)}, not a dict with a 'status'")
     if reply["status"] in ("ok", "OK"):
         return reply
-    raise request_error(str(reply.get("error_type", "internal_error")), str(reply.get("message", "no message")))
+    raise request_error(
+        str(reply.get("error_type", "internal_error")), str(reply.get("message", "no message"))
+    )
 
 
 def _parse_meta_obs(obs: MetaObs) -> Infer:
@@ -127,29 +130,54 @@ def _parse_meta_obs(obs: MetaObs) -> Infer:
             _check_timestep(value)
         elif value is not None and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
             raise InvalidParams(f"{name} is {_describe(value)}, expected an array of numbers or None")
-    if not (isinstance(obs.timestep, np.ndarray) and obs.timestep.ndim == 2):
-        return Infer((obs,), "meta")
-    size = len(obs.timestep)
-    if size == 0:
-        raise InvalidParams("the batch is empty")
+    size = _batch_size(obs)
+    if size is None:
+        return Infer((replace(obs, timestep=_timesteps(obs.timestep, 1)[0]),), "meta")
     arrays = {
         item.name: getattr(obs, item.name)
         for item in fields(obs)
-        if isinstance(getattr(obs, item.name), np.ndarray) and item.name != "raw_lang"
+        if isinstance(getattr(obs, item.name), np.ndarray) and item.name not in ("raw_lang", "timestep")
     }
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != size:
-            raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size} as timestep has")
-    instructions = [obs.raw_lang] * size if isinstance(obs.raw_lang, str) else list(obs.raw_lang or [""] * size)
+            raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size}")
+    timesteps = _timesteps(obs.timestep, size)
+    instructions = (
+        [obs.raw_lang] * size if isinstance(obs.raw_lang, str) else list(obs.raw_lang or [""] * size)
+    )
     if len(instructions) != size:
         raise InvalidParams(f"raw_lang has {len(instructions)} entries for a batch of {size}")
-    return Infer(tuple(_row(arrays, instructions, index) for index in range(size)), "batch")
+    rows = (
+        MetaObs(raw_lang=str(text), timestep=step, **{name: array[row] for name, array in arrays.items()})
+        for row, (text, step) in enumerate(zip(instructions, timesteps))
+    )
+    return Infer(tuple(rows), "batch")
 
 
-def _row(arrays: Mapping[str, np.ndarray], instructions: list[Any], index: int) -> MetaObs:
-    row = MetaObs(raw_lang=str(instructions[index]), **{name: array[index] for name, array in arrays.items()})
-    row.timestep = int(arrays["timestep"][index, 0])
-    return row
+def _batch_size(obs: MetaObs) -> int | None:
+    """Return the length of the leading batch axis, or ``None`` for a single observation.
+
+    ``timestep`` alone can't tell: known clients send (1, 1) with a single observation too.
+    """
+    if obs.state is not None:
+        batched = obs.state.ndim == 2
+        size = len(obs.state) if batched else 0
+    elif obs.image is not None:
+        batched = obs.image.ndim == 5
+        size = len(obs.image) if batched else 0
+    else:
+        batched = isinstance(obs.timestep, np.ndarray) and obs.timestep.ndim == 2 and len(obs.timestep) != 1
+        size = len(obs.timestep) if batched else 0
+    if batched and size == 0:
+        raise InvalidParams("the batch is empty")
+    return size if batched else None
+
+
+def _timesteps(value: Any, size: int) -> list[int]:
+    steps = np.ravel(value).tolist()
+    if len(steps) not in (1, size):
+        raise InvalidParams(f"timestep has {len(steps)} entries for a batch of {size}")
+    return [int(step) for step in (steps * size if len(steps) == 1 else steps)]
 
 
 def _check_timestep(value: Any) -> None:
@@ -170,18 +198,30 @@ def _parse_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> 
     if state.ndim != 1:
         raise InvalidParams(f"qpos has shape {state.shape}, expected (state_dim,)")
     if not isinstance(images, dict):
-        raise InvalidParams(f"images is {_describe(images)}, expected a dict of camera names to (H, W, 3) uint8")
+        raise InvalidParams(
+            f"images is {_describe(images)}, expected a dict of camera names to (H, W, 3) uint8"
+        )
     wanted = list(images) if camera_names is None else list(camera_names)
     missing = [name for name in wanted if name not in images]
     if missing:
-        raise InvalidParams(f"no image of camera {missing[0]!r}: the policy needs {wanted}, the request has {list(images)}")
+        raise InvalidParams(
+            f"no image of camera {missing[0]!r}: the policy needs {wanted}, the request has {list(images)}"
+        )
     for name in wanted:
         image = images[name]
-        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
-            raise InvalidParams(f"the image of camera {name!r} is {_describe(image)}, expected (H, W, 3) uint8")
+        if not (
+            isinstance(image, np.ndarray)
+            and image.dtype == np.uint8
+            and image.ndim == 3
+            and image.shape[2] == 3
+        ):
+            raise InvalidParams(
+                f"the image of camera {name!r} is {_describe(image)}, expected (H, W, 3) uint8"
+            )
         if image.shape != images[wanted[0]].shape:
             raise InvalidParams(
-                f"the image of camera {name!r} has shape {image.shape}, that of {wanted[0]!r} {images[wanted[0]].shape}"
+                f"the image of camera {name!r} has shape {image.shape}, "
+                f"that of {wanted[0]!r} {images[wanted[0]].shape}"
             )
     timestep = value.get("timestep", -1)
     _check_timestep(timestep)

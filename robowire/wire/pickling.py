@@ -1,8 +1,9 @@
 """Read pickles of plain data from a peer nobody trusts. ``pickle.loads`` never sees a byte from the network.
 
-Every name a payload may refer to stands in :data:`_ADDRESSES` and leads to a stand-in of ours, not to numpy: numpy's own
-``ndarray.__setstate__`` and ``dtype.__setstate__`` trust the sizes they are told, ``ndarray(10**9)`` sets memory aside,
-and a BUILD on a class could rewrite it for every session. Stand-ins check first, build afterwards, and can't be changed.
+Every name a payload may refer to stands in :data:`_ADDRESSES` and leads to a stand-in of ours, not to numpy:
+numpy's own ``ndarray.__setstate__`` and ``dtype.__setstate__`` trust the sizes they are told,
+``ndarray(10**9)`` sets memory aside, and a BUILD on a class could rewrite it for every session. Stand-ins
+check first, build afterwards, and can't be changed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from robowire.wire.scanning import Blob, scan
 
 __all__ = ["loads"]
 
-# Deeper than any observation; shallow enough for every recursion that later walks the value (printing, comparing).
+# Deeper than any observation; shallow enough for every recursion that later walks the value (printing,
+# comparing).
 _MAX_DEPTH = 64
-# A value that refers to one list many times unfolds to more nodes than its payload has bytes. Small payloads are free.
+# A value that refers to one list many times unfolds to more nodes than its payload has bytes. Small payloads
+# are free.
 _FREE_NODES = 10_000
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SU][1-9]\d{0,4})")
@@ -33,9 +36,10 @@ _OBJECT_DTYPE = re.compile(r"\|?O8?")
 def loads(payload: bytes | bytearray | memoryview) -> Any:
     """Return the data in one pickle.
 
-    Large arrays view ``payload`` where it is a bytearray, and are writable; so the caller gives it away. The result
-    holds None, bool, int, float, str, bytes, bytearray, list, tuple, dict, numpy arrays and scalars, :class:`MetaObs`
-    and :class:`MetaAction`, nested at most 64 deep, in a small multiple of the payload's memory.
+    Large arrays view ``payload`` where it is a bytearray, and are writable; so the caller gives it away. The
+    result holds None, bool, int, float, str, bytes, bytearray, list, tuple, dict, numpy arrays and scalars,
+    :class:`MetaObs` and :class:`MetaAction`, nested at most 64 deep, in a small multiple of the payload's
+    memory.
 
     Raises:
         UnsafePayload: Anything else; says what.
@@ -64,6 +68,7 @@ class _Function:
     """A callable that a payload may call and can't change: BUILD finds no attribute to set."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)
@@ -152,13 +157,15 @@ def _array(data: Any, dtype: _Dtype, shape: Any, order: str) -> np.ndarray:
     if not isinstance(source, (bytes, bytearray, memoryview)):
         raise UnsafePayload(f"array data is a {type(source).__name__}, not bytes")
     if prod(shape) * dtype.dtype.itemsize != len(source):
-        raise UnsafePayload(f"array of shape {shape} and dtype {dtype.dtype} does not fit its {len(source)} bytes")
+        raise UnsafePayload(
+            f"array of shape {shape} and dtype {dtype.dtype} does not fit its {len(source)} bytes"
+        )
     if order not in ("C", "F"):
         raise UnsafePayload(f"array order is {order!r}, not 'C' or 'F'"[:200])
     array: np.ndarray = np.frombuffer(source, dtype=dtype.dtype) if source else np.empty(0, dtype.dtype)
     if not (array.flags.writeable and array.flags.aligned):
         array = array.copy()
-    return array.reshape(shape, order=order)  # type: ignore[call-overload]
+    return array.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
 
 
 def _reconstruct(subtype: Any, shape: Any, typecode: Any) -> _Array:
@@ -177,8 +184,8 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any =
 
 
 def _scalar(dtype: Any, data: Any) -> np.generic:
-    value: np.generic = _array(data, dtype, (), "C")[()]
-    return value
+    value: Any = _array(data, dtype, (), "C")[()]
+    return value  # type: ignore[no-any-return]
 
 
 def _encode(text: Any, encoding: Any = "utf-8", errors: Any = "strict") -> bytes:

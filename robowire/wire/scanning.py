@@ -1,12 +1,12 @@
 """Look a pickle over before any unpickler sees it: what it names, and what it could cost. Nothing is built.
 
-A restricted unpickler alone decides too late: a memo index of four billion reserves gigabytes, a megabyte of empty
-dicts becomes a hundred, the hash of deeply nested tuples overflows the C stack, and none of these names a class. So
-the opcodes are walked first, at the speed of a regular expression. Large blobs are cut out on the way, so that arrays
-can view the received bytes instead of copying them.
+A restricted unpickler alone decides too late: a memo index of four billion reserves gigabytes, a megabyte of
+empty dicts becomes a hundred, the hash of deeply nested tuples overflows the C stack, and none of these names
+a class. So the opcodes are walked first, at the speed of a regular expression. Large blobs are cut out on the
+way, so that arrays can view the received bytes instead of copying them.
 
-Opcodes are those of CPython's ``pickletools``; accepted are the ones that its C pickler writes for plain data under
-protocols 2 to 5.
+Opcodes are those of CPython's ``pickletools``; accepted are the ones that its C pickler writes for plain data
+under protocols 2 to 5.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from robowire.errors import UnsafePayload
 
 __all__ = ["Blob", "Scan", "scan"]
 
-# Opcodes of fixed length: one match swallows up to 4096 of them in C. The bound keeps the matcher's own bookkeeping
-# small on hostile input.
-_FIXED_RUN = re.compile(rb"(?:[(N)\]}aebRstu\x81\x85-\x89\x93\x94]|[Khq].|M..|[Jj].{4}|G.{8}){1,4096}", re.DOTALL)
+# Opcodes of fixed length: one match swallows up to 4096 of them in C. The bound keeps the matcher's own
+# bookkeeping small on hostile input.
+_FIXED_RUN = re.compile(
+    rb"(?:[(N)\]}aebRstu\x81\x85-\x89\x93\x94]|[Khq].|M..|[Jj].{4}|G.{8}){1,4096}", re.DOTALL
+)
 _WITH_ARGUMENT = re.compile(rb"[Khq].|M..|[Jj].{4}|G.{8}", re.DOTALL)
 
 # Opcodes followed by a length and that many bytes.
@@ -40,21 +42,23 @@ _NEXT_BUFFER = b"\x97"
 _FRAME_LENGTH = struct.Struct("<Q")
 _MEMO_INDEX = struct.Struct("<I")
 
-# What the unpickler may spend, in bytes. A fixed opcode costs at most a stack and a memo slot for each byte of itself;
-# those in _BUILDERS make an object from one byte, the largest an empty dict with its garbage-collector header.
+# What the unpickler may spend, in bytes. A fixed opcode costs at most a stack and a memo slot for each byte
+# of itself; those in _BUILDERS make an object from one byte, the largest an empty dict with its
+# garbage-collector header.
 _VALUE_COST = 8
 _BUILDERS = b"t]}R\x81\x85\x86\x87"
 _BUILDER_COST = 112
 _STRING_COST = 64
 _CHARACTER_COST = 4  # one emoji widens every character of its string to 4 bytes
 
-# Up to the first figure nobody needs to count; beyond it a payload may cost this multiple of its own length. Lists of
-# floats cost 4 times their length and nested lists of small ints up to 12; arrays cost nothing but themselves.
+# Up to the first figure nobody needs to count; beyond it a payload may cost this multiple of its own length.
+# Lists of floats cost 4 times their length and nested lists of small ints up to 12; arrays cost nothing but
+# themselves.
 _FREE_COST = 1 << 20
 _COST_FACTOR = 16
 
-# CPython hashes nested tuples by unguarded C recursion, about 200 bytes a level, so this many fit a thread's stack.
-# The largest honest reply we know, 64 steps for 64 environments as objects, holds 8,192.
+# CPython hashes nested tuples by unguarded C recursion, about 200 bytes a level, so this many fit a thread's
+# stack. The largest honest reply we know, 64 steps for 64 environments as objects, holds 8,192.
 _MAX_TUPLES = 16_384
 _TUPLES = b"t\x85\x86\x87"
 
@@ -122,7 +126,9 @@ def scan(payload: bytearray, names: Container[tuple[str, str]]) -> Scan:
             start = offset + 1 + prefix.size
             (length,) = prefix.unpack_from(payload, offset + 1) if start <= end else (end,)
             if length > end - start:
-                raise UnsafePayload(f"{kind} at offset {offset} announces {length} bytes, {max(0, end - start)} remain")
+                raise UnsafePayload(
+                    f"{kind} at offset {offset} announces {length} bytes, {max(0, end - start)} remain"
+                )
             if length >= _BLOB_MIN and kind in ("bytes", "bytearray"):
                 pieces += (view[copied:offset], memoryview(_NEXT_BUFFER))
                 blobs.append(Blob(view[start : start + length], is_bytes=kind == "bytes"))
@@ -138,21 +144,28 @@ def scan(payload: bytearray, names: Container[tuple[str, str]]) -> Scan:
             start = offset + 1 + _FRAME_LENGTH.size
             if start > end or _FRAME_LENGTH.unpack_from(payload, offset + 1)[0] > end - start:
                 raise UnsafePayload(f"frame at offset {offset} is longer than the payload")
-            pieces.append(view[copied:offset])  # frames are only hints, and cutting blobs out makes them wrong
+            pieces.append(
+                view[copied:offset]
+            )  # frames are only hints, and cutting blobs out makes them wrong
             offset = copied = start
         elif opcode == _GLOBAL:
             offset = _check_global(payload, offset, names)
             cost += _STRING_COST
         elif opcode == _LONG_BINPUT:
-            # Each entry of the memo before this one took a byte at least, so a larger index can only be a bomb.
+            # Each entry of the memo before this one took a byte at least, so a larger index can only be a
+            # bomb.
             if offset + 5 > end or _MEMO_INDEX.unpack_from(payload, offset + 1)[0] > offset:
-                raise UnsafePayload(f"memo index at offset {offset} is beyond what the payload could have stored")
+                raise UnsafePayload(
+                    f"memo index at offset {offset} is beyond what the payload could have stored"
+                )
             cost += 2 * _VALUE_COST
             offset += 5
         elif run is None:
             raise UnsafePayload(f"opcode 0x{opcode:02x} at offset {offset} is not one of plain data")
         if cost > _FREE_COST + _COST_FACTOR * end:
-            raise UnsafePayload(f"payload of {end} bytes would cost more than {_COST_FACTOR} times its length in memory")
+            raise UnsafePayload(
+                f"payload of {end} bytes would cost more than {_COST_FACTOR} times its length in memory"
+            )
 
     if not blobs:
         return Scan(payload, blobs)
@@ -166,7 +179,10 @@ def _check_global(payload: bytearray, offset: int, names: Container[tuple[str, s
     last = payload.find(b"\n", middle + 1, middle + 256) if middle >= 0 else -1
     if last < 0:
         raise UnsafePayload(f"global at offset {offset} is not two short lines")
-    module, name = payload[offset + 1 : middle].decode("latin-1"), payload[middle + 1 : last].decode("latin-1")
+    module, name = (
+        payload[offset + 1 : middle].decode("latin-1"),
+        payload[middle + 1 : last].decode("latin-1"),
+    )
     if (module, name) not in names:
         raise UnsafePayload(f"payload names {module}.{name}, which is not data")
     return last + 1

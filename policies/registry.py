@@ -1,4 +1,4 @@
-"""The table of policies. Listing it imports none of them; ``robowire.registry.load`` imports the chosen one."""
+"""The table of policies. Listing it imports none; ``robowire.registry.load`` imports the chosen one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ POLICIES: dict[str, Entry] = {
     "act": Entry(
         "policies.act.policy:make_policy",
         extra="act",
-        summary="Action Chunking with Transformers (arXiv 2304.13705), from our checkpoints or the original's",
+        summary="Action Chunking with Transformers (arXiv 2304.13705): our checkpoints or the original's",
     ),
     "random": Entry(
         "policies.random.policy:make_policy",

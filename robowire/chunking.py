@@ -1,8 +1,6 @@
-"""From chunks of predicted actions to the one action executed now. numpy only; one object for each session."""
+"""From chunks of predicted actions to the one action executed now. One object for each session."""
 
 from __future__ import annotations
-
-from typing import Optional
 
 import numpy as np
 
@@ -13,8 +11,8 @@ class TemporalEnsembler:
     """Average what every past chunk predicted for this step (arXiv 2304.13705, section IV-B).
 
     A new chunk is wanted at each step. The action is the mean of all predictions of the step, weighted by
-    ``exp(-k * i)``, where ``i = 0`` is the oldest chunk that reaches it. Predictions of one step arrive oldest first,
-    so a running sum for each of the next ``chunk_size`` steps is all that is kept, however long the episode is.
+    ``exp(-k * i)``, where ``i = 0`` is the oldest chunk that reaches it. Predictions of one step arrive
+    oldest first, so a running sum for each of the next ``chunk_size`` steps is all that is kept.
 
     Args:
         k: How fast newer predictions lose weight; 0.01 in the paper. Zero is a plain mean.
@@ -22,7 +20,7 @@ class TemporalEnsembler:
 
     def __init__(self, k: float = 0.01) -> None:
         self.k = k
-        self._sums: Optional[np.ndarray] = None  # float64 (chunk_size, action_dim); row 0 is the step now due
+        self._sums: np.ndarray | None = None  # float64 (chunk_size, action_dim); row 0 is the step now due
         self._counts = np.zeros(0, dtype=np.int64)  # predictions summed in each row
 
     def update(self, chunk: np.ndarray) -> np.ndarray:
@@ -43,7 +41,9 @@ class TemporalEnsembler:
             self._sums = np.zeros(chunk.shape)
             self._counts = np.zeros(len(chunk), dtype=np.int64)
         if chunk.shape != self._sums.shape:
-            raise ValueError(f"the chunk has shape {chunk.shape}, this episode's others {self._sums.shape}: reset first")
+            raise ValueError(
+                f"the chunk has shape {chunk.shape}, this episode's others {self._sums.shape}: reset first"
+            )
         # The count, not the values, says how many chunks reached a step: an action of zeros is an action.
         self._sums += np.exp(-self.k * self._counts)[:, np.newaxis] * chunk
         self._counts += 1
@@ -66,7 +66,7 @@ class ChunkCursor:
         n_action_steps: Actions executed of each chunk; ``None`` means all.
     """
 
-    def __init__(self, n_action_steps: Optional[int] = None) -> None:
+    def __init__(self, n_action_steps: int | None = None) -> None:
         if n_action_steps is not None and n_action_steps < 1:
             raise ValueError(f"n_action_steps is {n_action_steps}, expected at least 1")
         self.n_action_steps = n_action_steps
@@ -82,7 +82,9 @@ class ChunkCursor:
             ValueError: The chunk is shorter than ``n_action_steps``.
         """
         if self.n_action_steps is not None and len(chunk) < self.n_action_steps:
-            raise ValueError(f"n_action_steps is {self.n_action_steps}, but the chunk has only {len(chunk)} actions")
+            raise ValueError(
+                f"n_action_steps is {self.n_action_steps}, but the chunk has only {len(chunk)} actions"
+            )
         self._chunk, self._position = chunk[: self.n_action_steps], 0
 
     def next(self) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Residual networks that turn an image into a grid of features.
 
-``resnet18`` has torchvision's parameter names, which the original ACT's checkpoints use, with its batch norm frozen.
-``small`` is the same idea for training from nothing on a CPU: a few layers, and a normalisation that does not need
-statistics of a data set.
+``resnet18`` has torchvision's parameter names, which the original ACT's checkpoints use, and its batch norm
+is frozen. ``small`` is the same idea for training from nothing on a CPU: a few layers, and a normalisation
+that needs no statistics of a data set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["BACKBONES", "FrozenBatchNorm", "ResNet"]
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation whose statistics and affine parameters are constants.
 
-    ACT trains with a handful of images a batch, too few to estimate statistics from. Everything is a buffer, as in
-    the original: nothing here is trained.
+    ACT trains with a handful of images a batch, too few to estimate statistics from. Everything is a buffer,
+    as in the original: nothing here is trained.
     """
 
     def __init__(self, width: int) -> None:
@@ -55,7 +55,9 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(width)
         self.downsample: nn.Module | None = None
         if stride != 1 or width_in != width:
-            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride=stride, bias=False), norm(width))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(width_in, width, 1, stride=stride, bias=False), norm(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, width, H / stride, W / stride) for ``x`` (B, width_in, H, W)."""
@@ -118,7 +120,10 @@ def _resnet18() -> ResNet:
 
 
 def _small() -> ResNet:
-    """Return 0.3 million parameters: 18 million multiplications for a 96x96 image, which becomes 6x6 features."""
+    """Return a network of 0.3 million parameters.
+
+    A 96x96 image costs 18 million multiplications and becomes 6x6 features.
+    """
     return ResNet(stem=(5, 4, 32), max_pool=False, stages=((64, 1, 2), (128, 1, 2)), norm=_group_norm)
 
 

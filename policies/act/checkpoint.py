@@ -3,7 +3,7 @@
 Ours:           ``model.safetensors``, ``config.json``, ``normalize.json`` (one entry for each dataset id)
 The original's: ``policy_best.ckpt``, ``dataset_stats.pkl``, and ``config.json`` where the user wrote one
 
-Sizes are read from the weights, and compared with what ``config.json`` says. Nothing is unpickled that could run code.
+Sizes are read from the weights and compared with what ``config.json`` says. No pickle read here can run code.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def load_checkpoint(
     """
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise ConfigurationError(f"the checkpoint {folder} {found}: give the folder that holds {OURS} or {ORIGINAL}")
+        raise ConfigurationError(
+            f"the checkpoint {folder} {found}: give the folder that holds {OURS} or {ORIGINAL}"
+        )
     if (folder / OURS).is_file():
         return _load_ours(folder, camera_names, nheads)
     if (folder / ORIGINAL).is_file():
@@ -98,7 +100,7 @@ def load_checkpoint(
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write our three files into ``folder``, replacing each at once: a reader sees the old file or the new one."""
+    """Write our three files into ``folder``; a reader sees each as it was or as it is, never half."""
     sizes = checkpoint.model.sizes
     config = {"policy": "act", **checkpoint.embodiment.to_wire(), **asdict(sizes)}
     normalize = {
@@ -126,11 +128,13 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
         raise ConfigurationError(f"{folder / OURS} is not a readable safetensors file: {exc}") from exc
     nheads = nheads or config.get("nheads")
     if nheads is None:
-        raise ConfigurationError(f"{folder / CONFIG} lacks nheads, which the weights do not show: add it, or give --nheads")
+        raise ConfigurationError(
+            f"{folder / CONFIG} lacks nheads, which the weights do not show: add it, or give --nheads"
+        )
     model = _build(folder, OURS, weights, config, nheads)
     if not normalize:
         raise ConfigurationError(f"{folder / NORMALIZE} has no entry: it needs one for each dataset id")
-    statistics = {
+    statistics: dict[str | None, Statistics] = {
         name: _statistics(f"entry {name!r} of {folder / NORMALIZE}", entry, model.sizes)
         for name, entry in normalize.items()
     }
@@ -139,38 +143,45 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
 
 def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
     config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    # The arms of ALOHA are told where their joints shall be; a config.json beside the weights may say otherwise.
+    # ALOHA's arms are told where their joints shall be; a config.json beside the weights may say otherwise.
     config = {"ctrl_space": "joint", "ctrl_type": "absolute", **config}
     try:
         loaded = torch.load(folder / ORIGINAL, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
         reason = str(exc).partition("\n")[0]
-        raise ConfigurationError(f"{folder / ORIGINAL} cannot be read as weights and nothing else: {reason}") from exc
+        raise ConfigurationError(
+            f"{folder / ORIGINAL} cannot be read as weights and nothing else: {reason}"
+        ) from exc
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ConfigurationError(f"{folder / ORIGINAL} is not a state dict: expected names and tensors only")
     weights = {str(name).removeprefix("model."): value for name, value in loaded.items()}
     nheads = nheads or config.get("nheads")
     if nheads is None:
         nheads = ORIGINAL_NHEADS
-        logger.info("taking nheads %d, the original's; weights do not show it, --nheads says otherwise", nheads)
+        logger.info(
+            "taking nheads %d, the original's; weights do not show it, --nheads says otherwise", nheads
+        )
     model = _build(folder, ORIGINAL, weights, config, nheads)
 
     path = folder / ORIGINAL_STATISTICS
     if not path.is_file():
         raise ConfigurationError(
-            f"no {path.name} in {folder}: it lies beside {ORIGINAL} where the model was trained; copy it there"
+            f"no {path.name} in {folder}, which holds the mean and deviation of states and actions: "
+            "copy it there from the trained model"
         )
     try:
         entry = pickling.loads(path.read_bytes())
     except UnsafePayload as exc:
         raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
-    statistics = {None: _statistics(str(path), entry, model.sizes)}
+    statistics: dict[str | None, Statistics] = {None: _statistics(str(path), entry, model.sizes)}
     return Checkpoint(model, _embodiment(folder, ORIGINAL, config, camera_names, model.sizes), statistics)
 
 
 def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigurationError(f"no {path.name} in {path.parent}, {purpose}: copy it there from the trained model")
+        raise ConfigurationError(
+            f"no {path.name} in {path.parent}, {purpose}: copy it there from the trained model"
+        )
     try:
         content = json.loads(path.read_bytes())
     except ValueError as exc:
@@ -180,9 +191,12 @@ def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:
     return content
 
 
-def _build(folder: Path, file: str, weights: dict[str, Tensor], config: Mapping[str, Any], nheads: int) -> Act:
+def _build(
+    folder: Path, file: str, weights: dict[str, Tensor], config: Mapping[str, Any], nheads: int
+) -> Act:
     """Return the network that ``weights`` are of, holding them."""
-    found = _sizes(folder / file, weights)
+    given = {name: tuple(t.shape) for name, t in weights.items()}
+    found = _sizes(folder / file, given)
     named = dict(config)
     if "num_queries" in named:  # what the original's policy_config calls it
         named["chunk_size"] = named.pop("num_queries")
@@ -197,10 +211,11 @@ def _build(folder: Path, file: str, weights: dict[str, Tensor], config: Mapping[
     except ValueError as exc:
         raise ConfigurationError(f"{folder} holds no model that can be built: {exc}") from exc
 
-    with torch.random.fork_rng(devices=[]):  # the initial weights, replaced below, shall not cost callers their seed
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the initial weights, replaced below, shall not cost callers their seed
         model = Act(sizes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in weights.items() if not name.endswith("num_batches_tracked")}
     given.setdefault("pos_table", expected["pos_table"])  # computed, so a file may leave it out
     for name in sorted(expected.keys() | given.keys()):
         if expected.get(name) != given.get(name):
@@ -208,33 +223,36 @@ def _build(folder: Path, file: str, weights: dict[str, Tensor], config: Mapping[
                 f"{folder / file} does not fit ACT: {name} is {given.get(name, 'missing')}, "
                 f"expected {expected.get(name, 'no such weight')}"
             )
-    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in expected}, strict=False)
+    model.load_state_dict(weights, strict=False)
     return model.eval()
 
 
-def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return every field of ``ActSizes`` but ``nheads``."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
     def layers(prefix: str) -> int:
         return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
 
-    try:
-        chunk_size, hidden_dim = shapes["query_embed.weight"]
-        (action_dim, _), (_, state_dim) = shapes["action_head.weight"], shapes["encoder_joint_proj.weight"]
-        dim_feedforward, _ = shapes["transformer.encoder.layers.0.linear1.weight"]
-    except (KeyError, ValueError) as exc:
-        raise ConfigurationError(f"{path} is not an ACT model: its weights lack a matrix {exc}") from exc
+    def matrix(name: str) -> tuple[int, ...]:
+        if len(shapes.get(name, ())) != 2:
+            raise ConfigurationError(f"{path} is not an ACT model: it has no matrix called {name}")
+        return shapes[name]
+
+    chunk_size, hidden_dim = matrix("query_embed.weight")
+    action_dim, _ = matrix("action_head.weight")
+    _, state_dim = matrix("encoder_joint_proj.weight")
+    dim_feedforward, _ = matrix("transformer.encoder.layers.0.linear1.weight")
 
     body = "backbones.0.0.body."
-    given = {name[len(body) :]: shape for name, shape in shapes.items() if name.startswith(body)}
-    for backbone, make in BACKBONES.items():
-        with torch.device("meta"):  # shapes only, no memory
-            expected = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
-        if expected.keys() == {name for name in given if not name.endswith("num_batches_tracked")}:
-            break
-    else:
-        raise ConfigurationError(f"{path} has a backbone other than {' and '.join(BACKBONES)}, the ones supported")
+    given = {name[len(body) :] for name in shapes if name.startswith(body)}
+    backbones = []
+    for candidate, make in BACKBONES.items():
+        with torch.device("meta"):  # names only, no memory
+            if given == set(make().state_dict()):
+                backbones.append(candidate)
+    if not backbones:
+        raise ConfigurationError(f"{path} has a backbone other than {' and '.join(BACKBONES)}")
+    (backbone,) = backbones
     return {
         "state_dim": state_dim,
         "action_dim": action_dim,
@@ -258,11 +276,15 @@ def _embodiment(
         )
     if camera_names is not None and trained is not None and len(camera_names) != len(trained):
         raise ConfigurationError(
-            f"camera_names has {len(camera_names)} entries, but {folder / CONFIG} says the model was trained with "
-            f"{len(trained)}: {', '.join(map(str, trained))}"
+            f"camera_names has {len(camera_names)} entries, but {folder / CONFIG} says the model was trained "
+            f"with {len(trained)}: {', '.join(map(str, trained))}"
         )
     known = {field.name: config.get(field.name) for field in fields(Embodiment)}
-    known |= {"camera_names": camera_names or trained, "state_dim": sizes.state_dim, "action_dim": sizes.action_dim}
+    known |= {
+        "camera_names": camera_names or trained,
+        "state_dim": sizes.state_dim,
+        "action_dim": sizes.action_dim,
+    }
     try:
         return Embodiment(**known)
     except (TypeError, ValueError) as exc:
@@ -271,7 +293,9 @@ def _embodiment(
 
 def _statistics(where: str, entry: Any, sizes: ActSizes) -> Statistics:
     if not isinstance(entry, dict):
-        raise ConfigurationError(f"{where} holds a {type(entry).__name__}, expected a mapping of names to arrays")
+        raise ConfigurationError(
+            f"{where} holds a {type(entry).__name__}, expected a mapping of names to arrays"
+        )
     arrays = {}
     for field in fields(Statistics):
         dim = sizes.state_dim if field.name.startswith("qpos") else sizes.action_dim
@@ -282,8 +306,12 @@ def _statistics(where: str, entry: Any, sizes: ActSizes) -> Statistics:
         except (TypeError, ValueError) as exc:
             raise ConfigurationError(f"{field.name} in {where} is not an array of numbers: {exc}") from exc
         if array.shape != (dim,):
-            raise ConfigurationError(f"{field.name} in {where} has shape {array.shape}, the model has ({dim},)")
+            raise ConfigurationError(
+                f"{field.name} in {where} has shape {array.shape}, the model has ({dim},)"
+            )
         if not np.isfinite(array).all() or (field.name.endswith("std") and (array <= 0).any()):
-            raise ConfigurationError(f"{field.name} in {where} holds values that cannot normalise: {array.tolist()}")
+            raise ConfigurationError(
+                f"{field.name} in {where} holds values that cannot normalise: {array.tolist()}"
+            )
         arrays[field.name] = array
     return Statistics(**arrays)

@@ -1,12 +1,12 @@
 """The ACT network: qpos and images in, a chunk of actions out; all values normalised.
 
-Zhao et al. 2023 (arXiv 2304.13705), section IV-C. Parameters carry the names of the original code, so that its state
-dicts load:
+Zhao et al. 2023 (arXiv 2304.13705), section IV-C. Parameters carry the names of the original code, so that
+its state dicts load:
 
-    encoder*, cls_embed, latent_proj        the CVAE encoder: a demonstrated chunk -> its style z (training only)
-    latent_out_proj, input_proj*            z, qpos and image features -> tokens
-    backbones                               an image -> features
-    transformer, query_embed, *_head        DETR's encoder and decoder (arXiv 2005.12872): tokens -> a chunk
+    encoder*, cls_embed, latent_proj    the CVAE encoder: a demonstrated chunk -> its style z (training only)
+    latent_out_proj, input_proj*        z, qpos and image features -> tokens
+    backbones                           an image -> features
+    transformer, query_embed, *_head    DETR's encoder and decoder (arXiv 2005.12872): tokens -> a chunk
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class ActSizes:
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone is {self.backbone!r}, expected one of {', '.join(sorted(BACKBONES))}")
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
-            raise ValueError(f"hidden_dim is {self.hidden_dim}, expected a multiple of nheads ({self.nheads}) and of 4")
+            raise ValueError(
+                f"hidden_dim is {self.hidden_dim}, expected a multiple of nheads ({self.nheads}) and of 4"
+            )
 
 
 def normalise_images(images: Tensor) -> Tensor:
@@ -76,18 +78,22 @@ def normalise_images(images: Tensor) -> Tensor:
 
 def _sine_table(length: int, dim: int) -> Tensor:
     """Return (1, length, dim): sines and cosines of positions (Vaswani et al. 2017, section 3.5)."""
-    frequency = 10000.0 ** (-2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim)
+    frequency = 10000.0 ** (
+        -2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim
+    )
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequency
     table = torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos())
     return table.float()[None]
 
 
 def _sine_grid(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Return (height * width, dim): a position embedding of image cells, half of it for y and half for x (DETR)."""
+    """Return (height * width, dim): DETR's position embedding of image cells, half for y and half for x."""
 
     def axis(length: int) -> Tensor:
-        # Positions run from 1 to length and are scaled to (0, 2 pi]; 1e-6 is DETR's guard against an empty axis.
-        position = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + 1e-6) * (2 * math.pi)
+        # Positions run from 1 to length, scaled to (0, 2 pi]; 1e-6 is DETR's guard against an empty axis.
+        position = (
+            torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + 1e-6) * (2 * math.pi)
+        )
         index = torch.arange(dim // 2, device=device)
         period = 10000.0 ** (2 * torch.div(index, 2, rounding_mode="floor") / (dim // 2))
         angles = position[:, None] / period
@@ -99,10 +105,10 @@ def _sine_grid(height: int, width: int, dim: int, device: torch.device) -> Tenso
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each normalised after its shortcut; positions enter queries and keys only.
+    """Self-attention and feed-forward, each normalised after its shortcut.
 
-    Unlike the original, attention weights are not dropped out in training: drawing those masks took a fifth of a
-    training step on a CPU, and answers do not depend on it.
+    Positions enter queries and keys, not values. Unlike the original, training does not drop out attention
+    weights: drawing those masks took a fifth of a step on a CPU. Answers do not depend on it.
     """
 
     def __init__(self, dim: int, nheads: int, dim_feedforward: int, dropout: float) -> None:
@@ -165,9 +171,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The first decoder layer and the norm behind it; the further layers only hold their weights.
 
-    The original stacks the normalised output of every layer and then takes element 0 of the stack where it meant the
-    last, so its checkpoints were trained with one decoder layer whatever ``dec_layers`` says. Running the others would
-    change every answer; leaving their weights out would refuse its files.
+    The original stacks the normalised output of every layer and then takes element 0 of the stack where it
+    meant the last, so its checkpoints were trained with one decoder layer whatever ``dec_layers`` says.
+    Running the others would change every answer; leaving their weights out would refuse its files.
     """
 
     def __init__(self, layer: DecoderLayer, num_layers: int, dim: int) -> None:
@@ -193,21 +199,23 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, tokens: Tensor, position: Tensor, queries: Tensor) -> Tensor:
-        """Return (B, chunk, dim) for ``tokens`` (B, n, dim), ``position`` (n, dim) and ``queries`` (chunk, dim)."""
+        """Return (B, chunk, dim) of ``tokens`` (B, n, dim) at ``position`` (n, dim) and (chunk, dim) queries."""
         memory = self.encoder(tokens, position)
         start = torch.zeros_like(queries).expand(len(tokens), -1, -1)
         return self.decoder(start, queries, memory, position)
 
 
 class Act(nn.Module):
-    """The network. Call it for actions; :meth:`encode` gives the style z of a demonstrated chunk, for training."""
+    """The network. Call it for actions; :meth:`encode` gives a demonstrated chunk's style z, for training."""
 
     def __init__(self, sizes: ActSizes, *, dropout: float = 0.1) -> None:
         super().__init__()
         self.sizes = sizes
         dim = sizes.hidden_dim
         self.transformer = Transformer(sizes, dropout)
-        self.encoder = Encoder(EncoderLayer(dim, sizes.nheads, sizes.dim_feedforward, dropout), sizes.enc_layers)
+        self.encoder = Encoder(
+            EncoderLayer(dim, sizes.nheads, sizes.dim_feedforward, dropout), sizes.enc_layers
+        )
         body = BACKBONES[sizes.backbone]()
         # One network sees every camera. The nesting spells the original's names: backbones.0.0.body.conv1 ...
         self.backbones = nn.ModuleList([nn.Sequential(nn.ModuleDict({"body": body}))])
@@ -243,7 +251,9 @@ class Act(nn.Module):
             dim=1,
         )  # (B, 2 + chunk_size, hidden_dim)
         is_pad = functional.pad(is_pad, (2, 0), value=False)
-        summary = self.encoder(tokens, self.pos_table[0], is_pad)[:, 0]  # the cls token's answer, (B, hidden_dim)
+        summary = self.encoder(tokens, self.pos_table[0], is_pad)[
+            :, 0
+        ]  # the cls token's answer, (B, hidden_dim)
         mu, logvar = self.latent_proj(summary).chunk(2, dim=-1)
         return mu, logvar
 
@@ -258,7 +268,7 @@ class Act(nn.Module):
         batch, cameras = images.shape[:2]
         features = self.input_proj(self.backbones[0][0]["body"](images.flatten(0, 1)))
         height, width = features.shape[-2:]
-        # Tokens go camera by camera. Positions repeat: the original tells cameras apart by what they see alone.
+        # Tokens go camera by camera. Positions repeat: cameras are told apart by what they see alone.
         cells = features.flatten(2).transpose(1, 2).reshape(batch, cameras * height * width, -1)
         grid = _sine_grid(height, width, self.sizes.hidden_dim, images.device)
         if latent is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.specs import Embodiment, PolicySpec
 
-__all__ = ["ActPolicy", "make_policy"]
+__all__ = ["ActPolicy", "make_policy", "select_device"]
 
 DEFAULT_FOLDER = Path(__file__).with_name("default")
 
@@ -35,7 +36,7 @@ class ActPolicy:
         """Return the next actions for each observation.
 
         Args:
-            observations: ``image`` is uint8 (cameras, 3, H, W), RGB, in the order of the spec's ``camera_names``;
+            observations: ``image`` is uint8 (cameras, 3, H, W), RGB, in the spec's order of cameras;
                 ``state`` is float (state_dim,), as the demonstrations recorded it.
 
         Returns:
@@ -43,7 +44,7 @@ class ActPolicy:
         """
         sizes = self._model.sizes
         actions = np.empty((len(observations), sizes.chunk_size, sizes.action_dim), dtype=np.float32)
-        # A checkpoint that does not name its image size takes any, so robots that share a batch may differ in it.
+        # A checkpoint that does not name its image size takes any, so the sizes in a batch may differ.
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, observation in enumerate(observations):
             assert observation.image is not None
@@ -56,7 +57,7 @@ class ActPolicy:
     def _infer_alike(self, observations: Sequence[MetaObs]) -> np.ndarray:
         stats = self._statistics
         states = np.stack([np.asarray(observation.state, dtype=np.float32) for observation in observations])
-        images = np.stack([observation.image for observation in observations])  # (B, cameras, 3, H, W)
+        images = np.stack([np.asarray(observation.image) for observation in observations])
         qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self._device)
         # Pictures cross to the device as bytes, a quarter of their floats.
         normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self._device)))
@@ -74,12 +75,18 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
     """
     for name in options.extra:
         if name != "nheads":
-            raise ConfigurationError(f"policy 'act' has no option {name!r}.{nearest(name, ['nheads'])} Known: nheads")
+            raise ConfigurationError(
+                f"policy 'act' has no option {name!r}.{nearest(name, ['nheads'])} Known: nheads"
+            )
     nheads = options.extra.get("nheads")
     if nheads is not None and (not isinstance(nheads, int) or nheads < 1):
         raise ConfigurationError(f"nheads is {nheads!r}, expected a positive integer")
-    device = _device(options.device)
-    folder = DEFAULT_FOLDER if options.model_name_or_path is None else Path(options.model_name_or_path).expanduser()
+    device = select_device(options.device)
+    folder = (
+        DEFAULT_FOLDER
+        if options.model_name_or_path is None
+        else Path(options.model_name_or_path).expanduser()
+    )
     checkpoint = load_checkpoint(folder, camera_names=options.camera_names, nheads=nheads)
 
     known = list(checkpoint.statistics)
@@ -87,7 +94,8 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
     if dataset_id not in checkpoint.statistics:
         if known == [None]:
             raise ConfigurationError(
-                f"dataset_id is {dataset_id!r}, but {folder} has one set of statistics without a name: leave it out"
+                f"dataset_id is {dataset_id!r}, but {folder} has one set of statistics, without a name: "
+                "leave --dataset_id out"
             )
         names = [str(name) for name in known]
         raise ConfigurationError(
@@ -95,23 +103,29 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
             f"Known: {', '.join(names)}"
         )
     sizes = checkpoint.model.sizes
-    body = {field.name: getattr(checkpoint.embodiment, field.name) for field in dataclasses.fields(Embodiment)}
+    body = {
+        field.name: getattr(checkpoint.embodiment, field.name) for field in dataclasses.fields(Embodiment)
+    }
     spec = PolicySpec(**body, policy="act", chunk_size=sizes.chunk_size, dataset_id=dataset_id)
     return ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
 
 
-def _device(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
+    """Return the device called ``name``: cpu, cuda, cuda:N, or auto for CUDA where there is one.
+
+    Raises:
+        ConfigurationError: There is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
         raise ConfigurationError(f"device is {name!r}, expected cpu, cuda, cuda:N or auto")
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigurationError("no CUDA device is available: use --device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigurationError(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+            raise ConfigurationError(
+                f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)"
+            )
     return device

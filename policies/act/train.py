@@ -1,10 +1,12 @@
 """Train ACT from demonstrations: ``python -m policies.act.train --data_dir DIR --output_dir DIR``.
 
-Demonstrations are HDF5 files in the original ACT's layout, one episode each: ``observations/qpos`` (T, state_dim),
-``observations/images/<camera>`` (T, H, W, 3) uint8, ``action`` (T, action_dim). A JSON attribute ``embodiment`` (control
-rate, layouts, control space and type) goes into the checkpoint, so that it can be compared with a simulator's.
+Demonstrations are HDF5 files in the original ACT's layout, one episode each: ``observations/qpos`` (T,
+state_dim), ``observations/images/<camera>`` (T, H, W, 3) uint8, ``action`` (T, action_dim). A JSON attribute
+``embodiment`` (control rate, layouts, control space and type) goes into the checkpoint, so that it can be
+compared with a simulator's.
 
-Every random choice of a step comes from the seed and the step's number, so a resumed training equals an unbroken one.
+Every random choice of a step comes from the seed and the step's number, so a resumed training equals an
+unbroken one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from policies.act.backbone import BACKBONES
 from policies.act.checkpoint import Checkpoint, Statistics, replace_file, save_checkpoint
 from policies.act.model import Act, ActSizes, normalise_images
+from policies.act.policy import select_device
 from robowire.errors import ConfigurationError
 from robowire.specs import Embodiment
 
@@ -37,7 +40,7 @@ __all__ = ["Demonstrations", "TrainOptions", "main", "train"]
 
 STATE_FILE = "training_state.pt"
 
-# Joints that hardly move in the demonstrations must not turn noise into large inputs; the original clips there too.
+# A joint that hardly moves in the demonstrations must not turn noise into large inputs; the original's bound.
 MIN_STD = 1e-2
 
 # LeRobot's value for ACT: it catches rare spikes and leaves an ordinary step alone.
@@ -49,7 +52,7 @@ MAX_VALIDATION_FRAMES = 512
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training is told; ``_HELP`` says what each means. The defaults train the embedded policy's model."""
+    """What a training is told; ``_HELP`` says what each option means."""
 
     data_dir: str
     output_dir: str
@@ -79,11 +82,21 @@ class TrainOptions:
     device: str = "cpu"
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("chunk_size", "steps", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("dropout", "validation_share", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"--{name} is {getattr(self, name)}, expected at least 0 and less than 1"
+                )
+
 
 _HELP = {
     "data_dir": "folder of *.hdf5 episodes",
     "output_dir": "folder for model.safetensors, config.json, normalize.json, train.json; created",
-    "camera_names": "cameras in the policy's order; default: the embodiment's, else all of the first file, sorted",
+    "camera_names": "cameras in the policy's order; default: the embodiment's, else all in the first file",
     "dataset_id": "name of the statistics in normalize.json; default: the name of data_dir",
     "max_episodes": "use only this many episodes, the first by name; default: all",
     "chunk_size": "actions predicted at once",
@@ -106,14 +119,21 @@ _HELP = {
     "save_every": "steps between checkpoints and validations",
     "seed": "of every random choice",
     "threads": "CPU threads; default: one for each core",
-    "device": "cpu, cuda or cuda:N",
+    "device": "cpu, cuda, cuda:N or auto",
     "resume": "continue from the last save in output_dir",
 }
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised frames on the training device: qpos (B, D), images (B, cameras, 3, H, W), actions, is_pad (B, chunk)."""
+    """Normalised frames on the training device.
+
+    Attributes:
+        qpos: (B, state_dim).
+        images: (B, cameras, 3, H, W).
+        actions: (B, chunk_size, action_dim); zero where padded.
+        is_pad: bool (B, chunk_size), true past the end of the episode.
+    """
 
     qpos: Tensor
     images: Tensor
@@ -122,7 +142,7 @@ class Batch:
 
 
 class Demonstrations:
-    """Every frame of the episodes, in memory: pictures as bytes, so 10,000 frames of two 128x128 cameras are 1 GB.
+    """Every frame of the episodes, in memory, as bytes: 10,000 frames of two 128x128 cameras take 1 GB.
 
     Attributes:
         embodiment: What the files say about the body, and the sizes found.
@@ -141,7 +161,7 @@ class Demonstrations:
                     if camera_names is None:
                         found = sorted(file["observations/images"])
                         camera_names = tuple(self.sources[0].get("camera_names") or found)
-                    # The original pairs a real robot's observation with the action before it: its cameras lag.
+                    # The original pairs a real robot's observation with the action before it.
                     lag = 0 if file.attrs.get("sim", True) else 1
                     actions.append(file["action"][: len(file["action"]) - lag])
                     qpos.append(file["observations/qpos"][lag:])
@@ -151,14 +171,20 @@ class Demonstrations:
                 raise ConfigurationError(f"{path} is not an episode in the ACT layout: {exc}") from exc
         lengths = [len(episode) for episode in actions]
         if lengths != [len(episode) for episode in qpos] or lengths != [len(episode) for episode in images]:
-            raise ConfigurationError(f"an episode in {paths[0].parent} has more observations than actions, or fewer")
+            raise ConfigurationError(
+                f"an episode in {paths[0].parent} has more observations than actions, or fewer"
+            )
         try:
             self._qpos, self._actions = np.concatenate(qpos), np.concatenate(actions)
             self._images = np.concatenate(images)  # (N, cameras, 3, H, W)
         except ValueError as exc:
-            raise ConfigurationError(f"the episodes in {paths[0].parent} differ in their sizes: {exc}") from exc
+            raise ConfigurationError(
+                f"the episodes in {paths[0].parent} differ in their sizes: {exc}"
+            ) from exc
         if self._images.dtype != np.uint8:
-            raise ConfigurationError(f"the images in {paths[0].parent} are {self._images.dtype}, expected uint8")
+            raise ConfigurationError(
+                f"the images in {paths[0].parent} are {self._images.dtype}, expected uint8"
+            )
         self.ends = np.repeat(np.cumsum(lengths), lengths)
         self.episode = np.repeat(np.arange(len(lengths)), lengths)
         self.embodiment = self._agree(paths, camera_names or ())
@@ -180,21 +206,23 @@ class Demonstrations:
             for path, source in zip(paths, self.sources, strict=True):
                 if source.get(field.name) != known[field.name]:
                     raise ConfigurationError(
-                        f"{path} says {field.name} is {source.get(field.name)!r}, {paths[0]} {known[field.name]!r}: "
-                        "train on the episodes of one body"
+                        f"{field.name} is {source.get(field.name)!r} in {path}, but {known[field.name]!r} in "
+                        f"{paths[0]}: train on the episodes of one body"
                     )
         height, width = self._images.shape[-2:]
         known |= {"camera_names": camera_names, "image_height": height, "image_width": width}
         known |= {"state_dim": self._qpos.shape[1], "action_dim": self._actions.shape[1]}
         return Embodiment(**known)
 
-    def batch(self, frames: np.ndarray, chunk_size: int, shifts: np.ndarray | None, device: torch.device) -> Batch:
+    def batch(
+        self, frames: np.ndarray, chunk_size: int, shifts: np.ndarray | None, device: torch.device
+    ) -> Batch:
         """Return these ``frames``, each with the actions that follow it.
 
         Args:
             frames: Indices, (B,).
             chunk_size: Actions wanted of each; past an episode's end they are zero and marked as padding.
-            shifts: Pixels to move each picture by, int (B, cameras, 2); what enters at an edge repeats the edge.
+            shifts: Pixels to move each picture by, int (B, cameras, 2); what enters repeats the edge.
             device: Where to put it.
         """
         steps = frames[:, None] + np.arange(chunk_size)
@@ -225,12 +253,14 @@ def train(options: TrainOptions) -> dict[str, Any]:
     started = time.monotonic()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device = select_device(options.device)
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     paths = sorted(Path(options.data_dir).glob("*.hdf5"))[: options.max_episodes]
     if not paths:
-        raise ConfigurationError(f"no *.hdf5 files in {options.data_dir}: record demonstrations into it first")
+        raise ConfigurationError(
+            f"no *.hdf5 files in {options.data_dir}: record demonstrations into it first"
+        )
     data = Demonstrations(paths, options.camera_names)
     training, validation = _split(data, options)
 
@@ -247,7 +277,11 @@ def train(options: TrainOptions) -> dict[str, Any]:
         "frames": len(data.ends),
         "demonstrations": _sources(data),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
         "minutes": 0.0,
         "history": [],
     }
@@ -259,7 +293,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
     checkpoint = Checkpoint(average, data.embodiment, {dataset_id: data.statistics})
 
     window: list[float] = []
-    progress = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training", unit="step")
+    progress = tqdm(
+        range(first, options.steps), initial=first, total=options.steps, desc="training", unit="step"
+    )
     for step in progress:
         loss = _step(step, data, training, model, average, optimizer, options, device)
         window.append(loss)
@@ -274,7 +310,15 @@ def train(options: TrainOptions) -> dict[str, Any]:
             report["minutes"] = round((time.monotonic() - started) / 60, 2)
             save_checkpoint(output_dir, checkpoint)
             replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
-            _save_state(output_dir / STATE_FILE, step + 1, time.monotonic() - started, model, average, optimizer, report)
+            _save_state(
+                output_dir / STATE_FILE,
+                step + 1,
+                time.monotonic() - started,
+                model,
+                average,
+                optimizer,
+                report,
+            )
     return report
 
 
@@ -283,7 +327,9 @@ def _split(data: Demonstrations, options: TrainOptions) -> tuple[np.ndarray, np.
     episodes = data.episode[-1] + 1
     held_out = math.ceil(options.validation_share * episodes)
     if held_out >= episodes:
-        raise ConfigurationError(f"{episodes} episodes leave none to train on: record more, or --validation_share 0")
+        raise ConfigurationError(
+            f"{episodes} episodes leave none to train on: record more, or --validation_share 0"
+        )
     chosen = np.random.default_rng(options.seed).permutation(episodes)[:held_out]
     is_held_out = np.isin(data.episode, chosen)
     validation = np.flatnonzero(is_held_out)
@@ -388,16 +434,31 @@ def _sources(data: Demonstrations) -> dict[str, Any]:
 
 
 def _save_state(
-    path: Path, step: int, spent_s: float, model: Act, average: Act, optimizer: torch.optim.Optimizer, report: dict[str, Any]
+    path: Path,
+    step: int,
+    spent_s: float,
+    model: Act,
+    average: Act,
+    optimizer: torch.optim.Optimizer,
+    report: dict[str, Any],
 ) -> None:
     buffer = io.BytesIO()
-    state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     torch.save({"step": step, "spent_s": spent_s, "report": json.dumps(report), **state}, buffer)
     replace_file(path, buffer.getvalue())
 
 
 def _resume(
-    path: Path, options: TrainOptions, model: Act, average: Act, optimizer: torch.optim.Optimizer, report: dict[str, Any]
+    path: Path,
+    options: TrainOptions,
+    model: Act,
+    average: Act,
+    optimizer: torch.optim.Optimizer,
+    report: dict[str, Any],
 ) -> tuple[int, float]:
     """Take up the saved training; return the next step's number and the seconds already spent."""
     if not path.is_file():
@@ -429,7 +490,9 @@ def _command(options: TrainOptions) -> list[str]:
 
 def _parse(argv: list[str]) -> TrainOptions:
     parser = argparse.ArgumentParser(
-        prog="python -m policies.act.train", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+        prog="python -m policies.act.train",
+        description=(__doc__ or "").partition("\n")[0],
+        allow_abbrev=False,
     )
     kinds = {"max_episodes": int, "threads": int}
     for field in fields(TrainOptions):

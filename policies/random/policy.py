@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -55,21 +56,23 @@ class RandomPolicy:
         """Return float32 (B, chunk_size, action_dim); the same timestep gives the same chunk."""
         return np.stack([self._chunk(observation.timestep) for observation in observations])
 
-    def _chunk(self, timestep: int) -> np.ndarray:
-        # A client that does not count says -1, and a generator's seed may not be negative.
-        rng = np.random.default_rng([self._options.seed, int(timestep) % 2**64])
+    def _chunk(self, timestep: Any) -> np.ndarray:
+        # A client that does not count says -1, and a seed may not be negative. Some send an array of one.
+        rng = np.random.default_rng([self._options.seed, np.asarray(timestep).item() % 2**64])
         shape = (self._options.chunk_size, self._options.action_dim)
         return rng.uniform(-1, 1, shape).astype(np.float32)
 
 
 def make_policy(options: PolicyOptions) -> RandomPolicy:
-    """Return the policy; ``options.extra`` holds fields of :class:`RandomOptions`. The device does not matter.
+    """Return the policy; ``options.extra`` may hold fields of :class:`RandomOptions`. No device is used.
 
     Raises:
         ConfigurationError: An option is unknown or unusable, or a checkpoint is named.
     """
     if options.model_name_or_path is not None or options.dataset_id is not None:
-        raise ConfigurationError("policy 'random' has no checkpoint: leave out --model_name_or_path and --dataset_id")
+        raise ConfigurationError(
+            "policy 'random' has no checkpoint: leave out --model_name_or_path and --dataset_id"
+        )
     known = [field.name for field in fields(RandomOptions)]
     for name in options.extra:
         if name not in known:

@@ -1,7 +1,7 @@
 """The weights and inputs of ``act_golden.npz``, drawn again from names and shapes alone.
 
-The golden file holds only what the original ACT code (tonyzhaozh/act) answered: weights and inputs are large. numpy's
-PCG64 stream is stable across platforms and versions, so every machine draws the same numbers.
+The golden file holds only what the original ACT code (tonyzhaozh/act) answered: weights and inputs are large.
+numpy's PCG64 stream is stable across platforms and versions, so every machine draws the same numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read() -> Golden:
 
 
 def weight(name: str, shape: tuple[int, ...], *, salt: int) -> np.ndarray:
-    """Return the parameter called ``name``; scales keep activations near one, so that an error in any layer shows."""
+    """Return the parameter called ``name``; activations stay near one, so that any layer's error shows."""
     rng = np.random.default_rng([salt, zlib.crc32(name.encode())])
     draw = rng.standard_normal(shape)
     if name.endswith("running_var"):
@@ -55,11 +55,13 @@ def weight(name: str, shape: tuple[int, ...], *, salt: int) -> np.ndarray:
 
 def state_dict(shapes: Mapping[str, list[int]], *, salt: int) -> dict[str, np.ndarray]:
     """Return every parameter in ``shapes`` but ``pos_table``, which the model computes."""
-    return {name: weight(name, tuple(shape), salt=salt) for name, shape in shapes.items() if name != "pos_table"}
+    return {
+        name: weight(name, tuple(shape), salt=salt) for name, shape in shapes.items() if name != "pos_table"
+    }
 
 
 def inputs(meta: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return qpos float32 (batch, state_dim), normalised, and images uint8 (batch, cameras, 3, height, width)."""
+    """Return qpos float32 (batch, state_dim), normalised, and images uint8 (batch, cameras, 3, H, W)."""
     rng = np.random.default_rng([meta["salt"], 7])
     qpos = rng.standard_normal((meta["batch"], meta["state_dim"])).astype(np.float32)
     cameras = len(meta["config"]["camera_names"])
@@ -68,7 +70,7 @@ def inputs(meta: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def actions(meta: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the CVAE encoder's chunk, float32 (batch, chunk, action_dim), and its padding mask (batch, chunk)."""
+    """Return the CVAE encoder's chunk (batch, chunk, action_dim) and its padding mask (batch, chunk)."""
     shape = (meta["batch"], meta["config"]["num_queries"], meta["action_dim"])
     chunk = np.random.default_rng([meta["salt"], 11]).standard_normal(shape).astype(np.float32)
     is_pad = np.zeros(shape[:2], dtype=bool)

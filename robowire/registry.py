@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Mapping
 
 from robowire.errors import MissingDependency, UnknownName
 
-__all__ = ["Entry", "load", "nearest"]
+__all__ = ["Entry", "entries", "load", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or nothing where none is close."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def entries(kind: str, table: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return ``table`` and what installed packages offer beside it; a name in the table hides theirs."""
+    return {**_entry_points(kind), **table}
 
 
 def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ class Connection:
     """A connected socket that sends and receives payloads. One thread at a time reads, and one writes.
 
     Args:
-        sock: A connected TCP socket, owned by this object from now on.
+        sock: A connected TCP socket, or one of a pair of Unix sockets; owned by this object from now on.
         max_payload: Largest payload to accept, in bytes.
         text: Whether the peer may speak text lines (servers only).
         clock: Seconds, monotonic; tests pass their own.
@@ -51,8 +51,9 @@ class Connection:
         self.bytes_sent = 0
         try:
             self.peer = _address(sock.getpeername())
-            # Without this, two small sends meet Nagle and delayed acknowledgement: 44 ms a request.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                # Without this, two small sends meet Nagle and delayed acknowledgement: 44 ms a request.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as exc:  # the peer left between accept and here
             sock.close()
             raise ConnectionLost(f"connection was lost at once: {exc.strerror or exc}") from exc
@@ -156,5 +157,7 @@ class Connection:
 
 
 def _address(address: Any) -> str:
+    if isinstance(address, (str, bytes)):  # a Unix socket; one of a pair has no name
+        return "the other process"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

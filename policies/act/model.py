@@ -199,7 +199,7 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, tokens: Tensor, position: Tensor, queries: Tensor) -> Tensor:
-        """Return (B, chunk, dim) of ``tokens`` (B, n, dim) at ``position`` (n, dim) and (chunk, dim) queries."""
+        """Return (B, chunk, dim) of tokens (B, n, dim) at ``position`` (n, dim), and queries (chunk, dim)."""
         memory = self.encoder(tokens, position)
         start = torch.zeros_like(queries).expand(len(tokens), -1, -1)
         return self.decoder(start, queries, memory, position)

@@ -19,6 +19,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from policies.act.policy import select_device
 from robowire.errors import ConfigurationError
 from robowire.specs import Embodiment
 
-__all__ = ["Demonstrations", "TrainOptions", "main", "train"]
+__all__ = ["Demonstrations", "TrainOptions", "Training", "main", "train"]
 
 STATE_FILE = "training_state.pt"
 
@@ -45,6 +46,9 @@ MIN_STD = 1e-2
 
 # LeRobot's value for ACT: it catches rare spikes and leaves an ordinary step alone.
 MAX_GRADIENT_NORM = 10.0
+
+# What may differ when a training is taken up again: nothing that the weights depend on.
+CHANGEABLE = {"data_dir", "output_dir", "save_every", "threads", "resume"}
 
 # Enough to compare trainings by, few enough to take seconds.
 MAX_VALIDATION_FRAMES = 512
@@ -214,6 +218,11 @@ class Demonstrations:
         known |= {"state_dim": self._qpos.shape[1], "action_dim": self._actions.shape[1]}
         return Embodiment(**known)
 
+    def provenance(self) -> dict[str, Any]:
+        """Return what the files say about where they come from."""
+        seeds = [source["seed"] for source in self.sources if "seed" in source]
+        return {name: self.sources[0].get(name) for name in ("simulator", "task")} | {"seeds": seeds}
+
     def batch(
         self, frames: np.ndarray, chunk_size: int, shifts: np.ndarray | None, device: torch.device
     ) -> Batch:
@@ -244,8 +253,128 @@ class Demonstrations:
         )
 
 
-def train(options: TrainOptions) -> dict[str, Any]:
+class Training:
+    """A training between two steps: the network, its running average, and the optimiser."""
+
+    def __init__(self, options: TrainOptions, data: Demonstrations, device: torch.device) -> None:
+        self.options = options
+        self.data = data
+        self.device = device
+        self.frames, self.validation_frames = self._split()
+        torch.manual_seed(options.seed)
+        self.model = Act(self._sizes(), dropout=options.dropout).to(device).train()
+        self.average = copy.deepcopy(self.model).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        )
+
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the frames to learn from, and frames of held-out episodes to measure by."""
+        episodes = self.data.episode[-1] + 1
+        held_out = math.ceil(self.options.validation_share * episodes)
+        if held_out >= episodes:
+            raise ConfigurationError(
+                f"{episodes} episodes leave none to train on: record more, or --validation_share 0"
+            )
+        chosen = np.random.default_rng(self.options.seed).permutation(episodes)[:held_out]
+        is_held_out = np.isin(self.data.episode, chosen)
+        validation = np.flatnonzero(is_held_out)
+        every = max(1, math.ceil(len(validation) / MAX_VALIDATION_FRAMES))
+        return np.flatnonzero(~is_held_out), validation[::every]
+
+    def _sizes(self) -> ActSizes:
+        values = {field.name: getattr(self.options, field.name, None) for field in fields(ActSizes)}
+        values |= {name: getattr(self.data.embodiment, name) for name in ("state_dim", "action_dim")}
+        try:
+            return ActSizes(**values)
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
+
+    def step(self, number: int) -> float:
+        """Take optimisation step ``number`` and return its loss."""
+        options = self.options
+        rng = np.random.default_rng([options.seed, number])
+        torch.manual_seed(int(rng.integers(2**63)))  # dropout and the style z
+        frames = rng.choice(self.frames, options.batch_size)
+        shifts = None
+        if options.max_shift:
+            shape = (options.batch_size, len(self.data.embodiment.camera_names or ()), 2)
+            shifts = rng.integers(-options.max_shift, options.max_shift, shape, endpoint=True)
+        batch = self.data.batch(frames, options.chunk_size, shifts, self.device)
+
+        mu, logvar = self.model.encode(batch.qpos, batch.actions, batch.is_pad)
+        latent = mu + (logvar / 2).exp() * torch.randn_like(mu)
+        l1 = _l1(self.model(batch.qpos, batch.images, latent), batch)
+        # Of N(mu, exp(logvar)) from N(0, 1): Kingma and Welling 2013 (arXiv 1312.6114), appendix B.
+        kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1).mean()
+        loss: Tensor = l1 + options.kl_weight * kl
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * self._schedule(number)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        # Early on the average follows quickly, or it would remember the random start for thousands of steps.
+        decay = min(options.ema_decay, (1 + number) / (10 + number))
+        with torch.no_grad():
+            for averaged, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                averaged.lerp_(parameter, 1 - decay)
+        return loss.item()
+
+    def _schedule(self, number: int) -> float:
+        """Return the share of ``lr`` to use: a linear rise, then half a cosine down to zero."""
+        steps, warmup_steps = self.options.steps, self.options.warmup_steps
+        if number < warmup_steps:
+            return (number + 1) / warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * (number - warmup_steps) / max(1, steps - warmup_steps)))
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Return the L1 loss of held-out frames with the style z at zero, as a robot would meet them."""
+        frames, size = self.validation_frames, self.options.batch_size
+        if not len(frames):
+            return {}
+        total = 0.0
+        for start in range(0, len(frames), size):
+            part = frames[start : start + size]
+            batch = self.data.batch(part, self.options.chunk_size, None, self.device)
+            total += len(part) * _l1(self.average(batch.qpos, batch.images), batch).item()
+        return {"validation_l1": total / len(frames)}
+
+    def save_state(self, path: Path, progress: dict[str, Any]) -> None:
+        """Write everything :meth:`resume` needs, and ``progress`` as it is."""
+        buffer = io.BytesIO()
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        torch.save({"progress": json.dumps(progress), **parts}, buffer)
+        replace_file(path, buffer.getvalue())
+
+    def resume(self, path: Path) -> dict[str, Any]:
+        """Take up a saved training and return its progress.
+
+        Raises:
+            ConfigurationError: There is none, or it was told something else.
+        """
+        if not path.is_file():
+            raise ConfigurationError(f"nothing to resume: there is no {path.name} in {path.parent}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        progress: dict[str, Any] = json.loads(state["progress"])
+        for name, known in progress["options"].items():
+            value = getattr(self.options, name)
+            value = list(value) if isinstance(value, tuple) else value
+            if name not in CHANGEABLE and value != known:
+                raise ConfigurationError(f"--{name} is {value!r}, but the training to resume had {known!r}")
+        for name in ("model", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        return progress
+
+
+def train(options: TrainOptions, *, on_save: Callable[[int], object] = lambda step: None) -> dict[str, Any]:
     """Train, writing the checkpoint into ``output_dir``, and return what ``train.json`` holds.
+
+    Args:
+        options: What to train, from what.
+        on_save: Called after each save with the number of steps taken.
 
     Raises:
         ConfigurationError: The demonstrations or the options cannot be used.
@@ -254,29 +383,22 @@ def train(options: TrainOptions) -> dict[str, Any]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
-    output_dir = Path(options.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     paths = sorted(Path(options.data_dir).glob("*.hdf5"))[: options.max_episodes]
     if not paths:
         raise ConfigurationError(
             f"no *.hdf5 files in {options.data_dir}: record demonstrations into it first"
         )
     data = Demonstrations(paths, options.camera_names)
-    training, validation = _split(data, options)
-
-    torch.manual_seed(options.seed)
-    model = Act(_sizes(data, options), dropout=options.dropout).to(device).train()
-    average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    training = Training(options, data, device)
     report: dict[str, Any] = {
         "command": ["python", "-m", "policies.act.train", *_command(options)],
         "options": asdict(options),
         "seed": options.seed,
         "episodes": len(paths),
-        "validation_episodes": len(np.unique(data.episode[validation])),
-        "frames": len(data.ends),
-        "demonstrations": _sources(data),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "validation_episodes": len(np.unique(data.episode[training.validation_frames])),
+        "frames": len(data.episode),
+        "demonstrations": data.provenance(),
+        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -285,196 +407,48 @@ def train(options: TrainOptions) -> dict[str, Any]:
         "minutes": 0.0,
         "history": [],
     }
-    first = 0
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    first, minutes_before = 0, 0.0
     if options.resume:
-        first, spent = _resume(output_dir / STATE_FILE, options, model, average, optimizer, report)
-        started -= spent
+        before = training.resume(output_dir / STATE_FILE)
+        report["history"] = before["history"]
+        first, minutes_before = before["history"][-1]["step"], before["minutes"]
     dataset_id = options.dataset_id or Path(options.data_dir).resolve().name
-    checkpoint = Checkpoint(average, data.embodiment, {dataset_id: data.statistics})
+    checkpoint = Checkpoint(training.average, data.embodiment, {dataset_id: data.statistics})
 
-    window: list[float] = []
+    losses: list[float] = []  # since the last save
     progress = tqdm(
-        range(first, options.steps), initial=first, total=options.steps, desc="training", unit="step"
+        range(first, options.steps),
+        initial=first,
+        total=options.steps,
+        desc="training",
+        unit="step",
+        mininterval=1.0,
     )
-    for step in progress:
-        loss = _step(step, data, training, model, average, optimizer, options, device)
-        window.append(loss)
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{np.mean(window[-100:]):.4f}", refresh=False)
-        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-            figures = {"step": step + 1, "loss": float(np.mean(window))}
-            figures |= _validate(data, validation, average, options, device)
-            progress.write("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
-            window.clear()
-            report["history"].append(figures)
-            report["minutes"] = round((time.monotonic() - started) / 60, 2)
-            save_checkpoint(output_dir, checkpoint)
-            replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
-            _save_state(
-                output_dir / STATE_FILE,
-                step + 1,
-                time.monotonic() - started,
-                model,
-                average,
-                optimizer,
-                report,
-            )
+    for number in progress:
+        losses.append(training.step(number))
+        if number % 20 == 0:
+            progress.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
+        done = number + 1
+        if done % options.save_every and done != options.steps:
+            continue
+        figures = {"step": done, "loss": float(np.mean(losses)), **training.validate()}
+        progress.write("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
+        losses.clear()
+        report["history"].append(figures)
+        report["minutes"] = round(minutes_before + (time.monotonic() - started) / 60, 2)
+        save_checkpoint(output_dir, checkpoint)
+        replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
+        training.save_state(output_dir / STATE_FILE, report)
+        on_save(done)
     return report
-
-
-def _split(data: Demonstrations, options: TrainOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames to learn from, and frames of held-out episodes to measure by."""
-    episodes = data.episode[-1] + 1
-    held_out = math.ceil(options.validation_share * episodes)
-    if held_out >= episodes:
-        raise ConfigurationError(
-            f"{episodes} episodes leave none to train on: record more, or --validation_share 0"
-        )
-    chosen = np.random.default_rng(options.seed).permutation(episodes)[:held_out]
-    is_held_out = np.isin(data.episode, chosen)
-    validation = np.flatnonzero(is_held_out)
-    every = max(1, math.ceil(len(validation) / MAX_VALIDATION_FRAMES))
-    return np.flatnonzero(~is_held_out), validation[::every]
-
-
-def _sizes(data: Demonstrations, options: TrainOptions) -> ActSizes:
-    embodiment = data.embodiment
-    assert embodiment.state_dim is not None
-    assert embodiment.action_dim is not None
-    try:
-        return ActSizes(
-            state_dim=embodiment.state_dim,
-            action_dim=embodiment.action_dim,
-            chunk_size=options.chunk_size,
-            hidden_dim=options.hidden_dim,
-            nheads=options.nheads,
-            enc_layers=options.enc_layers,
-            dec_layers=options.dec_layers,
-            dim_feedforward=options.dim_feedforward,
-            backbone=options.backbone,
-        )
-    except ValueError as exc:
-        raise ConfigurationError(str(exc)) from exc
-
-
-def _step(
-    step: int,
-    data: Demonstrations,
-    training: np.ndarray,
-    model: Act,
-    average: Act,
-    optimizer: torch.optim.Optimizer,
-    options: TrainOptions,
-    device: torch.device,
-) -> float:
-    """Take one optimisation step and return its loss."""
-    rng = np.random.default_rng([options.seed, step])
-    torch.manual_seed(int(rng.integers(2**63)))  # dropout and the style z
-    frames = rng.choice(training, options.batch_size)
-    shifts = None
-    if options.max_shift:
-        size = (options.batch_size, len(data.embodiment.camera_names or ()), 2)
-        shifts = rng.integers(-options.max_shift, options.max_shift, size, endpoint=True)
-    batch = data.batch(frames, options.chunk_size, shifts, device)
-
-    mu, logvar = model.encode(batch.qpos, batch.actions, batch.is_pad)
-    latent = mu + (logvar / 2).exp() * torch.randn_like(mu)
-    l1 = _l1(model(batch.qpos, batch.images, latent), batch)
-    # Of N(mu, exp(logvar)) from N(0, 1): Kingma and Welling 2013 (arXiv 1312.6114), appendix B.
-    kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1).mean()
-    loss = l1 + options.kl_weight * kl
-
-    for group in optimizer.param_groups:
-        group["lr"] = options.lr * _schedule(step, options)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-    optimizer.step()
-    # Early on the average follows quickly, or it would remember the random start for thousands of steps.
-    decay = min(options.ema_decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
-            averaged.lerp_(parameter, 1 - decay)
-    return loss.item()
 
 
 def _l1(predicted: Tensor, batch: Batch) -> Tensor:
     """Return the mean absolute error over the actions that were demonstrated, not the padding."""
     error = (predicted - batch.actions).abs().mean(-1)
     return (error * ~batch.is_pad).sum() / (~batch.is_pad).sum()
-
-
-def _schedule(step: int, options: TrainOptions) -> float:
-    """Return the share of ``lr`` to use: a linear rise, then half a cosine down to zero."""
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@torch.inference_mode()
-def _validate(
-    data: Demonstrations, frames: np.ndarray, model: Act, options: TrainOptions, device: torch.device
-) -> dict[str, float]:
-    """Return the L1 loss of held-out frames with the style z at zero, as a robot would meet them."""
-    if not len(frames):
-        return {}
-    total = 0.0
-    for start in range(0, len(frames), options.batch_size):
-        part = frames[start : start + options.batch_size]
-        batch = data.batch(part, options.chunk_size, None, device)
-        total += len(part) * _l1(model(batch.qpos, batch.images), batch).item()
-    return {"validation_l1": total / len(frames)}
-
-
-def _sources(data: Demonstrations) -> dict[str, Any]:
-    """Return what the demonstrations say about where they come from."""
-    seeds = [source["seed"] for source in data.sources if "seed" in source]
-    return {name: data.sources[0].get(name) for name in ("simulator", "task")} | {"seeds": seeds}
-
-
-def _save_state(
-    path: Path,
-    step: int,
-    spent_s: float,
-    model: Act,
-    average: Act,
-    optimizer: torch.optim.Optimizer,
-    report: dict[str, Any],
-) -> None:
-    buffer = io.BytesIO()
-    state = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    torch.save({"step": step, "spent_s": spent_s, "report": json.dumps(report), **state}, buffer)
-    replace_file(path, buffer.getvalue())
-
-
-def _resume(
-    path: Path,
-    options: TrainOptions,
-    model: Act,
-    average: Act,
-    optimizer: torch.optim.Optimizer,
-    report: dict[str, Any],
-) -> tuple[int, float]:
-    """Take up the saved training; return the next step's number and the seconds already spent."""
-    if not path.is_file():
-        raise ConfigurationError(f"nothing to resume: there is no {path.name} in {path.parent}")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    before = json.loads(state["report"])
-    changeable = {"output_dir", "save_every", "threads", "resume", "data_dir"}
-    for name, value in asdict(options).items():
-        known = before["options"][name]
-        if name not in changeable and (list(value) if isinstance(value, tuple) else value) != known:
-            raise ConfigurationError(f"--{name} is {value!r}, but the training to resume had {known!r}")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    report["history"] = before["history"]
-    return state["step"], state["spent_s"]
 
 
 def _command(options: TrainOptions) -> list[str]:

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from policies.act.checkpoint import Checkpoint, Statistics, load_checkpoint, save_checkpoint
+from policies.act.model import Act, ActSizes
+from robowire.errors import ConfigurationError
+from robowire.specs import Embodiment
+
+SIZES = ActSizes(
+    state_dim=3,
+    action_dim=2,
+    chunk_size=5,
+    hidden_dim=16,
+    nheads=2,
+    enc_layers=1,
+    dec_layers=2,
+    dim_feedforward=24,
+    backbone="small",
+)
+BODY = Embodiment(camera_names=("front", "wrist"), image_height=64, image_width=48, state_dim=3, action_dim=2)
+STATISTICS = {
+    "qpos_mean": np.zeros(3, dtype=np.float32),
+    "qpos_std": np.ones(3, dtype=np.float32),
+    "action_mean": np.full(2, 0.1, dtype=np.float32),
+    "action_std": np.full(2, 0.3, dtype=np.float32),
+}
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """A folder in our format, with two dataset ids."""
+    statistics = Statistics(**STATISTICS)
+    save_checkpoint(tmp_path, Checkpoint(Act(SIZES), BODY, {"second": statistics, "first": statistics}))
+    return tmp_path
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """A folder in the original's format, without a config.json."""
+    weights = {f"model.{name}": tensor for name, tensor in Act(SIZES).state_dict().items()}
+    torch.save(weights, tmp_path / "policy_best.ckpt")
+    (tmp_path / "dataset_stats.pkl").write_bytes(pickle.dumps(STATISTICS))
+    return tmp_path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    """Return the error, with the folder's own name shortened."""
+    with pytest.raises(ConfigurationError) as raised:
+        load_checkpoint(folder, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message.replace(str(folder), "DIR")
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    model, statistics = Act(SIZES), Statistics(**STATISTICS)
+    save_checkpoint(tmp_path, Checkpoint(model, BODY, {"lift": statistics}))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.model.sizes == SIZES
+    assert loaded.embodiment == BODY
+    assert not loaded.model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    for name, array in STATISTICS.items():
+        np.testing.assert_array_equal(getattr(loaded.statistics["lift"], name), array)
+
+
+def test_dataset_ids_keep_the_files_order(ours: Path) -> None:
+    assert list(load_checkpoint(ours).statistics) == ["second", "first"]
+
+
+def test_saving_leaves_no_partial_file(ours: Path) -> None:
+    assert sorted(path.name for path in ours.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "normalize.json",
+    ]
+
+
+def test_loading_does_not_touch_the_callers_random_numbers(ours: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_checkpoint(ours)
+    assert torch.rand(1) == expected
+
+
+def test_cameras_and_heads_may_be_named_by_option(original: Path) -> None:
+    loaded = load_checkpoint(original, camera_names=("top",), nheads=4)
+    assert loaded.embodiment.camera_names == ("top",)
+    assert loaded.model.sizes.nheads == 4
+
+
+def test_cameras_and_heads_may_be_named_in_a_config_beside_the_originals_weights(original: Path) -> None:
+    config = {"camera_names": ["top"], "nheads": 4, "num_queries": 5, "kl_weight": 10}
+    (original / "config.json").write_text(json.dumps(config))
+    loaded = load_checkpoint(original)
+    assert loaded.embodiment.camera_names == ("top",)
+    assert loaded.model.sizes.nheads == 4
+
+
+def test_the_originals_own_number_of_heads_is_assumed(original: Path) -> None:
+    assert load_checkpoint(original, camera_names=("top",)).model.sizes.nheads == 8
+
+
+def test_the_originals_actions_are_absolute_joint_positions_unless_a_config_says_otherwise(
+    original: Path,
+) -> None:
+    body = load_checkpoint(original, camera_names=("top",)).embodiment
+    assert (body.ctrl_space, body.ctrl_type) == ("joint", "absolute")
+    (original / "config.json").write_text(
+        json.dumps({"ctrl_space": "ee", "ctrl_type": "delta", "control_hz": 20})
+    )
+    body = load_checkpoint(original, camera_names=("top",)).embodiment
+    assert (body.ctrl_space, body.ctrl_type, body.control_hz) == ("ee", "delta", 20)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "nowhere"
+    assert refusal(folder) == (
+        "the checkpoint DIR does not exist: give the folder that holds model.safetensors or policy_best.ckpt"
+    )
+
+
+def test_a_file_is_no_folder(original: Path) -> None:
+    assert refusal(original / "policy_best.ckpt") == (
+        "the checkpoint DIR is a file: give the folder that holds model.safetensors or policy_best.ckpt"
+    )
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == (
+        "no model in DIR: looked for model.safetensors (ours) and policy_best.ckpt (the original ACT's); "
+        "copy one there"
+    )
+
+
+def test_a_missing_normalize_json_is_named(ours: Path) -> None:
+    (ours / "normalize.json").unlink()
+    assert refusal(ours) == (
+        "no normalize.json in DIR, which holds the mean and deviation of states and actions: "
+        "copy it there from the trained model"
+    )
+
+
+def test_a_missing_config_json_is_named(ours: Path) -> None:
+    (ours / "config.json").unlink()
+    assert refusal(ours) == (
+        "no config.json in DIR, which names the cameras and sizes the model was trained with: "
+        "copy it there from the trained model"
+    )
+
+
+def test_a_missing_dataset_stats_pkl_is_named(original: Path) -> None:
+    (original / "dataset_stats.pkl").unlink()
+    assert refusal(original, camera_names=("top",)) == (
+        "no dataset_stats.pkl in DIR, which holds the mean and deviation of states and actions: "
+        "copy it there from the trained model"
+    )
+
+
+def test_a_size_that_contradicts_the_weights_is_named(ours: Path) -> None:
+    edit(ours / "config.json", lambda config: config.update(chunk_size=6))
+    assert refusal(ours) == (
+        "DIR/config.json says chunk_size is 6, but model.safetensors holds a model of 5: "
+        "one of the two belongs to another training"
+    )
+
+
+def test_the_originals_word_for_the_chunk_is_compared_too(original: Path) -> None:
+    (original / "config.json").write_text('{"camera_names": ["top"], "num_queries": 100}')
+    assert refusal(original) == (
+        "DIR/config.json says chunk_size is 100, but policy_best.ckpt holds a model of 5: "
+        "one of the two belongs to another training"
+    )
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(ours: Path) -> None:
+    assert refusal(ours, nheads=3) == (
+        "DIR holds no model that can be built: hidden_dim is 16, expected a multiple of nheads (3) and of 4"
+    )
+
+
+def test_our_format_must_name_the_heads(ours: Path) -> None:
+    edit(ours / "config.json", lambda config: config.pop("nheads"))
+    assert refusal(ours) == (
+        "DIR/config.json lacks nheads, which the weights do not show: add it, or give --nheads"
+    )
+
+
+def test_cameras_nobody_named_are_asked_for(original: Path) -> None:
+    assert refusal(original) == (
+        "policy_best.ckpt in DIR does not say which cameras it was trained with: name them in that order "
+        "with --camera_names, or as camera_names in a config.json beside it"
+    )
+
+
+def test_another_number_of_cameras_than_trained_with_is_refused(ours: Path) -> None:
+    assert refusal(ours, camera_names=("front",)) == (
+        "camera_names has 1 entries, but DIR/config.json says the model was trained with 2: front, wrist"
+    )
+
+
+def test_a_weight_of_another_shape_is_named(original: Path) -> None:
+    weights = Act(SIZES).state_dict()
+    weights["action_head.bias"] = torch.zeros(9)
+    torch.save(weights, original / "policy_best.ckpt")
+    assert refusal(original, camera_names=("top",)) == (
+        "DIR/policy_best.ckpt does not fit ACT: action_head.bias is (9,), expected (2,)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "query_embed.weight",
+            "DIR/policy_best.ckpt is not an ACT model: it has no matrix called query_embed.weight",
+        ),
+        (
+            "backbones.0.0.body.conv1.weight",
+            "DIR/policy_best.ckpt has a backbone other than resnet18 and small",
+        ),
+        (
+            "cls_embed.weight",
+            "DIR/policy_best.ckpt does not fit ACT: cls_embed.weight is missing, expected (1, 16)",
+        ),
+    ],
+)
+def test_a_missing_weight_is_named(original: Path, name: str, message: str) -> None:
+    weights = Act(SIZES).state_dict()
+    del weights[name]
+    torch.save(weights, original / "policy_best.ckpt")
+    assert refusal(original, camera_names=("top",)) == message
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('executed')",)
+
+
+def test_statistics_that_would_run_code_are_refused(original: Path) -> None:
+    (original / "dataset_stats.pkl").write_bytes(pickle.dumps({**STATISTICS, "qpos_mean": Evil()}))
+    message = refusal(original, camera_names=("top",))
+    assert message.startswith("DIR/dataset_stats.pkl is not a pickle of plain arrays: ")
+    assert "exec" in message
+
+
+def test_weights_that_would_run_code_are_refused(original: Path) -> None:
+    torch.save({"model.query_embed.weight": Evil()}, original / "policy_best.ckpt")
+    message = refusal(original, camera_names=("top",))
+    assert message.startswith("DIR/policy_best.ckpt cannot be read as weights and nothing else: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"PK\x03\x04", b"not a checkpoint", b"\x00" * 64])
+@pytest.mark.parametrize("name", ["policy_best.ckpt", "model.safetensors"])
+def test_a_broken_file_of_weights_is_an_error_of_one_line(
+    ours: Path, original: Path, name: str, content: bytes
+) -> None:
+    if name == "policy_best.ckpt":
+        (ours / "model.safetensors").unlink()
+    (original / name).write_bytes(content)
+    assert refusal(original, camera_names=("front", "wrist")).startswith(f"DIR/{name} ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda stats: stats.pop("action_std"),
+            "entry 'second' of DIR/normalize.json lacks action_std, expected 2 numbers",
+        ),
+        (
+            lambda stats: stats.update(action_std=[1]),
+            "action_std in entry 'second' of DIR/normalize.json has shape (1,), the model has (2,)",
+        ),
+        (
+            lambda stats: stats.update(action_std=[1, 0]),
+            "action_std in entry 'second' of DIR/normalize.json holds values that cannot normalise: "
+            "[1.0, 0.0]",
+        ),
+        (
+            lambda stats: stats.update(qpos_mean=[1, 2, float("nan")]),
+            "qpos_mean in entry 'second' of DIR/normalize.json holds values that cannot normalise: "
+            "[1.0, 2.0, nan]",
+        ),
+    ],
+)
+def test_statistics_that_cannot_be_used_are_named(
+    ours: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(ours / "normalize.json", lambda content: change(content["second"]))
+    assert refusal(ours) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "DIR/normalize.json has no entry: it needs one for each dataset id"),
+        ("[]", "DIR/normalize.json holds a list, expected an object"),
+        ('{"a": 1}', "entry 'a' of DIR/normalize.json holds a int, expected a mapping of names to arrays"),
+        (
+            "{",
+            "DIR/normalize.json is not JSON: "
+            "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
+    ],
+)
+def test_a_normalize_json_of_another_form_is_refused(ours: Path, content: str, message: str) -> None:
+    (ours / "normalize.json").write_text(content)
+    assert refusal(ours) == message
+
+
+def test_a_config_with_an_impossible_value_is_refused(ours: Path) -> None:
+    edit(ours / "config.json", lambda config: config.update(ctrl_type="sideways"))
+    assert re.fullmatch(
+        r"DIR/config.json cannot be used: ctrl_type is 'sideways', expected .*", refusal(ours)
+    )

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Make .venv hold what requirements/default.lock.txt names, and see that headless rendering finds its library.
+#
+# start_policy_server.sh and run_tests.sh call this at every start; with nothing to do it costs some milliseconds.
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, a proxy, pip.conf) are obeyed and never changed.
+set -euo pipefail
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+
+lock=requirements/default.lock.txt
+# A copy of the lock, written when everything is installed. Empty: an installation was begun and not finished.
+stamp=.venv/installed.lock.txt
+
+say() { printf 'set-up: %s\n' "$*" >&2; }
+
+environment_is_current() { [[ -x .venv/bin/python ]] && cmp -s "$lock" "$stamp"; }
+
+# ensurepip is what Debian leaves out of python3 and puts into python3-venv.
+is_usable_python() {
+    "$1" -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2> /dev/null
+}
+
+# Prints the first usable Python. 3.11 goes first because the pins were measured with it.
+find_python() {
+    local candidate
+    for candidate in python3.11 python3.12 python3.10 python3.13 python3.14 python3; do
+        if is_usable_python "$candidate"; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# Installs Debian packages where we may (root, apt); elsewhere it fails, and the caller names the command.
+install_debian_packages() {
+    [[ $EUID -eq 0 ]] && command -v apt-get > /dev/null || return 1
+    say "installing $* with apt-get"
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+    # The first try spares a machine with package lists the update; a fresh container has none.
+    "${apt[@]}" install -y --no-install-recommends "$@" &> /dev/null && return
+    { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "$@"; } > /dev/null
+}
+
+# pip_install WHAT ARGUMENTS...: quiet when it works; otherwise pip's words, and what to do.
+pip_install() {
+    local what=$1 output free
+    shift
+    if output=$(.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check "$@" 2>&1); then
+        return
+    fi
+    free=$(df -Ph . | awk 'NR == 2 { print $4 }')
+    printf '%s\n' "$output" >&2
+    say "FAILED at $what; pip's own words are above. The usual reasons:"
+    say "  no network, or a proxy or mirror that pip does not know: set HTTPS_PROXY or PIP_INDEX_URL"
+    say "  no room: $free are free here, and 3 GB are needed, 10 GB where torch comes with CUDA"
+    say "  (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu chooses the torch without CUDA)"
+    say "Mend it and run the same command again: it begins the environment anew."
+    exit 1
+}
+
+install_environment() {
+    local python torch
+    if [[ -e $stamp && ! -s $stamp ]] || ! is_usable_python .venv/bin/python || [[ ! -x .venv/bin/pip ]]; then
+        if ! python=$(find_python); then
+            install_debian_packages python3 python3-venv || true
+            if ! python=$(find_python); then
+                say "FAILED: no Python from 3.10 to 3.14 with venv was found. On Debian or Ubuntu:"
+                say "  sudo apt-get update && sudo apt-get install -y python3 python3-venv"
+                exit 1
+            fi
+        fi
+        say "creating .venv with $("$python" --version)"
+        if ! "$python" -m venv --clear .venv > /dev/null; then
+            say "FAILED: $python could not create .venv here; its own words are above"
+            exit 1
+        fi
+    else
+        say "bringing .venv up to date with $lock"
+    fi
+    : > "$stamp"
+
+    torch=$(grep '^torch==' "$lock")
+    say "installing $torch (the largest part: half a minute to some minutes)"
+    pip_install "$torch" "$torch"
+    say "installing the other pinned packages (one to three minutes)"
+    pip_install "$lock" --no-deps -r "$lock"
+    cp "$lock" "$stamp"
+    say "the environment is ready after $SECONDS s"
+}
+
+# MuJoCo draws without a screen through OSMesa unless MUJOCO_GL names another way.
+rendering_library_is_present() {
+    [[ ${MUJOCO_GL:-osmesa} == osmesa ]] || return 0
+    local PATH=$PATH:/usr/sbin:/sbin  # Debian keeps ldconfig out of an ordinary user's PATH
+    command -v ldconfig > /dev/null || return 0
+    [[ $(ldconfig -p) == *libOSMesa.so* ]]
+}
+
+if ! environment_is_current; then
+    # Two starts at once: the second waits here and then finds the work done. The lock ends with this process.
+    exec 9>> .venv.lock
+    if ! flock --nonblock 9; then
+        say "another start is setting the environment up; waiting for it"
+        flock 9
+    fi
+    environment_is_current || install_environment
+fi
+
+if ! rendering_library_is_present && ! install_debian_packages libosmesa6; then
+    say "the simulators need a library for rendering without a screen (the policy server does not). Once:"
+    say "  sudo apt-get update && sudo apt-get install -y --no-install-recommends libosmesa6"
+fi

@@ -1,0 +1,1 @@
+"""The servers: connections, sessions, batching, metrics, and what each port answers."""

@@ -1,0 +1,162 @@
+"""What a server counts: totals, and how long the latest requests took. For any thread."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Metrics"]
+
+# Enough for a p99 that ten samples stand behind, and short enough to follow what a server does now.
+WINDOW = 1000
+
+
+class Metrics:
+    """Counters, and a window of the latest durations for each operation (``"infer"``, ``"step"``).
+
+    Args:
+        clock: Seconds, monotonic; tests pass their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._durations: dict[str, deque[float]] = {}
+        self._operations: Counter[str] = Counter()
+        self._batches: Counter[int] = Counter()
+        self._open = 0
+
+    def session_opened(self) -> None:
+        """Count a connection that was taken."""
+        with self._lock:
+            self._open += 1
+            self._totals["sessions"] += 1
+
+    def session_closed(self) -> None:
+        """Count the end of one."""
+        with self._lock:
+            self._open -= 1
+
+    def session_refused(self) -> None:
+        """Count a connection that was turned away because the server is full."""
+        with self._lock:
+            self._totals["sessions_refused"] += 1
+
+    def request(self, *, bytes_received: int = 0, bytes_sent: int = 0) -> None:
+        """Count a request that was answered."""
+        with self._lock:
+            self._totals["requests"] += 1
+            self._totals["bytes_received"] += bytes_received
+            self._totals["bytes_sent"] += bytes_sent
+
+    def error(self, error_type: str) -> None:
+        """Count an error, by its code on the wire, or ``unreadable`` for a payload that got no answer."""
+        with self._lock:
+            self._errors[error_type] += 1
+
+    def batch(self, size: int) -> None:
+        """Count a batch that the device worked on."""
+        with self._lock:
+            self._batches[size] += 1
+
+    def observe(self, operation: str, seconds: float) -> int:
+        """Take note of how long an operation took, and return how often it was done so far."""
+        with self._lock:
+            self._durations.setdefault(operation, deque(maxlen=WINDOW)).append(seconds)
+            self._operations[operation] += 1
+            return self._operations[operation]
+
+    def quantile_ms(self, operation: str, share: float) -> float:
+        """Return the milliseconds that ``share`` of the latest operations did not exceed; 0 without any."""
+        with self._lock:
+            durations = sorted(self._durations.get(operation, ()))
+        return _quantile(durations, share) * 1e3
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything as plain data, for ``stats`` and ``STATS``."""
+        with self._lock:
+            batches = sum(self._batches.values())
+            rows = sum(size * count for size, count in self._batches.items())
+            result = {
+                "uptime_s": round(self._clock() - self._started, 3),
+                "sessions_open": self._open,
+                **{
+                    name: self._totals[name]
+                    for name in ("sessions", "sessions_refused", "requests", "bytes_received", "bytes_sent")
+                },
+                "errors": dict(self._errors),
+                "batches": batches,
+                "batch_size_mean": round(rows / batches, 3) if batches else 0.0,
+                "batch_size_max": max(self._batches, default=0),
+            }
+            counts, windows = dict(self._operations), {name: sorted(d) for name, d in self._durations.items()}
+        result["operations"] = {
+            name: {
+                "count": counts[name],
+                "p50_ms": round(_quantile(durations, 0.5) * 1e3, 3),
+                "p99_ms": round(_quantile(durations, 0.99) * 1e3, 3),
+            }
+            for name, durations in windows.items()
+        }
+        return result
+
+    def prometheus(self) -> str:
+        """Return everything in Prometheus' text format (version 0.0.4)."""
+        now = self.snapshot()
+        lines: list[str] = []
+
+        def family(name: str, kind: str, text: str, samples: dict[str, float]) -> None:
+            lines.extend((f"# HELP robowire_{name} {text}", f"# TYPE robowire_{name} {kind}"))
+            lines.extend(
+                f"robowire_{name}{labels} {value:g}"
+                if isinstance(value, float)
+                else f"robowire_{name}{labels} {value}"
+                for labels, value in samples.items()
+            )
+
+        family("uptime_seconds", "gauge", "Seconds since the server started.", {"": now["uptime_s"]})
+        family("sessions_open", "gauge", "Connections now open.", {"": now["sessions_open"]})
+        family("sessions_total", "counter", "Connections taken.", {"": now["sessions"]})
+        family(
+            "sessions_refused_total",
+            "counter",
+            "Connections turned away, the server being full.",
+            {"": now["sessions_refused"]},
+        )
+        family("requests_total", "counter", "Requests answered.", {"": now["requests"]})
+        family("received_bytes_total", "counter", "Bytes of requests.", {"": now["bytes_received"]})
+        family("sent_bytes_total", "counter", "Bytes of replies.", {"": now["bytes_sent"]})
+        family(
+            "errors_total",
+            "counter",
+            "Errors, by their code on the wire.",
+            {f'{{error_type="{name}"}}': count for name, count in now["errors"].items()},
+        )
+        family("batches_total", "counter", "Batches the device worked on.", {"": now["batches"]})
+        family(
+            "batch_size_mean", "gauge", "Observations in a batch, on average.", {"": now["batch_size_mean"]}
+        )
+        latencies: dict[str, float] = {}
+        for name, operation in now["operations"].items():
+            for share, key in (("0.5", "p50_ms"), ("0.99", "p99_ms")):
+                latencies[f'{{operation="{name}",quantile="{share}"}}'] = operation[key] / 1e3
+        family("operation_seconds", "summary", "Durations of the latest operations.", latencies)
+        lines.extend(
+            f'robowire_operation_seconds_count{{operation="{name}"}} {operation["count"]}'
+            for name, operation in now["operations"].items()
+        )
+        return "\n".join(lines) + "\n"
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    """Return the smallest value that at least ``share`` of the values do not exceed."""
+    if not ordered:
+        return 0.0
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]

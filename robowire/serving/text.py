@@ -20,8 +20,8 @@ def answer_line(
 ) -> bytes:
     """Return the one line that answers ``PING``, ``INFO``, ``STATS``, ``HELP`` or ``QUIT``.
 
-    Small letters will do.     ``INFO`` and ``STATS`` are one line of JSON, and need a session that is
-    admitted: text has no way to show a token.
+    Small letters will do. ``INFO`` and ``STATS`` are answered by JSON, and need a session that is admitted:
+    text has no way to show a token.
     """
     command = line.strip().upper()
     if command == "PING":

@@ -1,0 +1,62 @@
+"""Whether an observation fits what a policy declared. What the policy leaves open is not looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from robowire.errors import SpecMismatch
+from robowire.meta import MetaObs
+from robowire.specs import PolicySpec
+
+__all__ = ["check_observation"]
+
+
+def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
+    """Accept an observation that the policy can use.
+
+    Raises:
+        SpecMismatch: It does not fit; the message names the field, what was found and what is expected.
+    """
+    _check_image(observation.image, spec)
+    if spec.state_dim is not None:
+        state = observation.state
+        if not isinstance(state, np.ndarray) or state.shape != (spec.state_dim,):
+            layout = f": {spec.state_layout}" if spec.state_layout else ""
+            raise SpecMismatch(f"state is {_describe(state)}, expected ({spec.state_dim},) numbers{layout}")
+    # One of these in a batch can make every action of the batch NaN, and a robot can't execute NaN.
+    for name in ("state", "state_ee", "state_joint"):
+        value = getattr(observation, name)
+        if value is not None and not np.isfinite(value).all():
+            bad = int(np.flatnonzero(~np.isfinite(value))[0])
+            raise SpecMismatch(f"{name}[{bad}] is {value.reshape(-1)[bad]}, expected finite numbers")
+
+
+def _check_image(image: Any, spec: PolicySpec) -> None:
+    cameras, height, width = spec.camera_names, spec.image_height, spec.image_width
+    if cameras == ():
+        return  # the policy looks at no picture
+    if image is None and cameras is None:
+        return
+    count = "cameras" if cameras is None else len(cameras)
+    expected = f"uint8 ({count}, 3, {height or 'height'}, {width or 'width'})"
+    if cameras is not None:
+        expected += f", the cameras being {', '.join(cameras)}"
+    elif height is None and width is None:
+        return
+    if not (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim == 4
+        and image.shape[1] == 3
+        and (cameras is None or len(image) == len(cameras))
+        and (height is None or image.shape[2] == height)
+        and (width is None or image.shape[3] == width)
+        and image.size > 0
+    ):
+        raise SpecMismatch(f"image is {_describe(image)}, expected {expected}")
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -283,7 +283,9 @@ class Training:
         return np.flatnonzero(~is_held_out), validation[::every]
 
     def _sizes(self) -> ActSizes:
-        values = {field.name: getattr(self.options, field.name, None) for field in fields(ActSizes)}
+        values: dict[str, Any] = {
+            field.name: getattr(self.options, field.name, None) for field in fields(ActSizes)
+        }
         values |= {name: getattr(self.data.embodiment, name) for name in ("state_dim", "action_dim")}
         try:
             return ActSizes(**values)

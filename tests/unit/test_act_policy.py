@@ -9,7 +9,7 @@ import torch
 
 from policies.act.checkpoint import Checkpoint, Statistics, save_checkpoint
 from policies.act.model import Act, ActSizes
-from policies.act.policy import ActPolicy, make_policy, select_device
+from policies.act.policy import ActPolicy, make_policy, select_device, split_batch
 from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaObs
@@ -88,11 +88,20 @@ def test_the_state_is_normalised() -> None:
     np.testing.assert_allclose(actions, expected, atol=1e-5)
 
 
-def test_a_batch_may_mix_image_sizes_where_the_checkpoint_takes_any(folder: Path) -> None:
+def test_on_a_gpu_images_of_one_size_run_together() -> None:
+    mixed = [observation(64, 64), observation(48, 80), observation(64, 64)]
+    assert split_batch(mixed, torch.device("cuda")) == [[0, 2], [1]]
+
+
+def test_on_a_cpu_observations_run_one_by_one() -> None:
+    assert split_batch([observation(), observation()], torch.device("cpu")) == [[0], [1]]
+
+
+def test_on_a_cpu_an_answer_is_the_same_to_the_last_bit_whatever_it_was_batched_with(folder: Path) -> None:
     policy = make(folder)
-    mixed = [observation(64, 64, seed=1), observation(48, 80, seed=2), observation(64, 64, seed=3)]
-    alone = np.concatenate([policy.infer([one]) for one in mixed])
-    np.testing.assert_allclose(policy.infer(mixed), alone, atol=1e-5)
+    asked = [observation(seed=seed) for seed in range(7)]
+    alone = np.concatenate([policy.infer([one]) for one in asked])
+    np.testing.assert_array_equal(policy.infer(asked), alone)
 
 
 def test_a_read_only_strided_image_is_taken(folder: Path) -> None:

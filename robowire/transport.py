@@ -16,6 +16,7 @@ from robowire.errors import (
     ProtocolError,
     RequestTimeout,
     TransportError,
+    TruncatedFrame,
 )
 from robowire.wire.encoding import Buffer
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, FrameDecoder, TextLine
@@ -137,6 +138,32 @@ class Connection:
         except ProtocolError:
             self.close()
             raise
+
+    def exchange(self, buffers: Sequence[Buffer], *, timeout_s: float) -> bytearray:
+        """Send one request and return the payload that answers it, for clients.
+
+        Args:
+            buffers: The request's frame.
+            timeout_s: Seconds until the reply begins, and again as many until it is complete.
+
+        Raises:
+            RequestTimeout: Either time passed; the connection is closed.
+            ConnectionLost: The connection ended before the reply was complete; it is closed.
+            RemoteProtocolError: The peer broke the framing; the connection is closed.
+        """
+        deadline = self._clock() + timeout_s
+        try:
+            self.send(buffers, timeout_s=timeout_s)
+            payload = self.receive(wait_s=max(deadline - self._clock(), 1e-3), finish_s=timeout_s)
+            if payload is None:
+                raise ConnectionLost(f"{self.peer} closed the connection without an answer: its log says why")
+        except TruncatedFrame as exc:
+            raise ConnectionLost(f"{self.peer} was lost in the middle of its reply: {exc}") from exc
+        except BaseException:  # KeyboardInterrupt too: a connection is never left half read
+            self.close()
+            raise
+        assert isinstance(payload, bytearray)  # clients' decoders read no text
+        return payload
 
     def stop_reading(self) -> None:
         """Make a blocked or later :meth:`receive` see the end of the stream; any thread may call it."""

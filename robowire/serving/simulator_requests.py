@@ -1,0 +1,199 @@
+"""What each method of the simulator port takes: names, types and values are checked, nothing is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from robowire.errors import InvalidParams, SpecMismatch, UnknownMethod
+from robowire.meta import MetaAction
+from robowire.registry import nearest
+from robowire.wire.messages import Call
+
+__all__ = ["METHODS", "check_action", "check_actions", "check_params"]
+
+# A camera list longer than this is no camera list.
+_MAX_CAMERAS = 64
+# A picture of 4096 by 4096 is 48 MiB: the largest that fits what clients accept by default.
+_MAX_PIXELS = 4096
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text")
+    return str(value)  # numpy's text too
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) > _MAX_CAMERAS
+        or not all(isinstance(v, str) for v in value)
+    ):
+        raise TypeError(f"a list of at most {_MAX_CAMERAS} names")
+    return tuple(str(name) for name in value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**63:
+        raise TypeError("a whole number, 0 or more")
+    return int(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 < value < 2**31:
+        raise TypeError("a whole number, 1 or more")
+    return int(value)
+
+
+def _pixels(value: Any) -> int:
+    if _count(value) > _MAX_PIXELS:
+        raise TypeError(f"1 to {_MAX_PIXELS} pixels")
+    return int(value)
+
+
+def _rate(value: Any) -> float:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not 0 < value < 1e6:
+        raise TypeError("a number above 0")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError("true or false")
+    return bool(value)
+
+
+def _observation_format(value: Any) -> str:
+    if not (isinstance(value, str) and value in ("raw", "meta")):
+        raise TypeError("'raw' or 'meta'")
+    return str(value)
+
+
+def _any(value: Any) -> Any:
+    return value
+
+
+_REQUIRED = object()
+
+# For each method its parameters: how each is read, and its value where it is left out. Checks say what they
+# expect.
+METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
+    "list_simulators": {},
+    "select_simulator": {"simulator": (_text, _REQUIRED)},
+    "list_tasks": {"suite": (_text, None)},
+    "load_task": {
+        "task_name": (_text, _REQUIRED),
+        "robot": (_text, None),
+        "controller": (_text, None),
+        "camera_names": (_texts, None),
+        "image_height": (_pixels, None),
+        "image_width": (_pixels, None),
+        "horizon": (_count, None),
+        "reward_shaping": (_flag, None),
+        "control_hz": (_rate, None),
+        "observation_format": (_observation_format, "raw"),
+    },
+    "reset": {"seed": (_whole, None), "init_state": (_whole, None)},
+    "step": {"action": (_any, _REQUIRED)},
+    "step_chunk": {"actions": (_any, _REQUIRED)},
+    "render": {"camera_name": (_text, None)},
+    "get_info": {},
+    "ping": {},
+    "stats": {},
+    "disconnect": {},
+}
+
+
+def check_params(call: Call) -> dict[str, Any]:
+    """Return every parameter of the call's method, read and checked, and its default where it is left out.
+
+    Raises:
+        UnknownMethod: The port has no such method.
+        InvalidParams: A parameter is unknown, missing, or not what it should be; says which.
+    """
+    known = METHODS.get(call.method)
+    if known is None:
+        raise UnknownMethod(
+            f"no method is called {call.method!r}."[:200]
+            + f"{nearest(call.method[:100], METHODS)} Known: {', '.join(['hello', *METHODS])}"
+        )
+    for name in call.params:
+        if name not in known:
+            takes = ", ".join(known) or "nothing"
+            raise InvalidParams(
+                f"{call.method} has no parameter {name!r}."[:200]
+                + f"{nearest(name[:100], known)} It takes: {takes}"
+            )
+    checked = {}
+    for name, (read, default) in known.items():
+        value = call.params.get(name)
+        if value is None and default is _REQUIRED:
+            raise InvalidParams(f"{call.method} needs {name!r}")
+        try:
+            checked[name] = default if value is None else read(value)
+        except TypeError as exc:
+            raise InvalidParams(f"{name} is {value!r}"[:150] + f", expected {exc}") from None
+    return checked
+
+
+def check_action(action: Any, action_dim: int | None) -> np.ndarray | MetaAction:
+    """Return the action, checked.
+
+    Args:
+        action: A :class:`MetaAction`, or the simulator's own: an array, a list of numbers, or a dict with
+            ``"action"``.
+        action_dim: Its length, where the task declares one.
+
+    Returns:
+        The MetaAction, or float64 (action_dim,).
+
+    Raises:
+        InvalidParams: It is none of these, or not finite.
+        SpecMismatch: Its shape is not (action_dim,).
+    """
+    if isinstance(action, MetaAction):
+        own, what = action.action, "the action of a MetaAction"
+    elif isinstance(action, dict):
+        if set(action) != {"action"}:
+            raise InvalidParams(
+                f"action is a dict of {sorted(map(str, action))}, expected {{'action': array}}"[:200]
+            )
+        own, what = action["action"], "action"
+    else:
+        own, what = action, "action"
+    try:
+        if isinstance(own, np.ndarray) and own.dtype.kind not in "iuf":
+            raise TypeError(f"a {own.dtype} array")
+        array = np.asarray(own, dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        found = str(exc) if isinstance(own, np.ndarray) else f"a {type(own).__name__}"
+        raise InvalidParams(f"{what} is {found}, expected (action_dim,) numbers") from None
+    if array.ndim != 1 or (action_dim is not None and len(array) != action_dim):
+        wanted = "(action_dim,)" if action_dim is None else f"({action_dim},)"
+        raise SpecMismatch(f"{what} has shape {array.shape}, expected {wanted}")
+    if not np.isfinite(array).all():
+        index = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise InvalidParams(f"{what} is {array[index]} at index {index}, expected finite numbers")
+    return action if isinstance(action, MetaAction) else array
+
+
+def check_actions(actions: Any, action_dim: int | None) -> list[np.ndarray | MetaAction]:
+    """Return the actions of a chunk, each checked as :func:`check_action` does.
+
+    Args:
+        actions: (n, action_dim) numbers, or a list of what :func:`check_action` takes; at least one.
+        action_dim: As there.
+    """
+    if not isinstance(actions, (np.ndarray, list, tuple)) or (
+        isinstance(actions, np.ndarray) and actions.ndim == 0
+    ):
+        raise InvalidParams(
+            f"actions is a {type(actions).__name__}, expected (n, action_dim) numbers or a list"
+        )
+    if not len(actions):
+        raise InvalidParams("actions is empty, expected at least one")
+    return [check_action(action, action_dim) for action in actions]

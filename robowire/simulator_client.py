@@ -1,0 +1,321 @@
+"""Drive a simulator on a simulator server: one session, whose simulator lives and ends with its connection.
+
+Nothing is ever repeated. A new connection is a new session without a simulator, and a step that got no reply
+may have been executed: sent again, it would be executed twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Sequence
+
+from robowire.contracts import StepResult
+from robowire.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    RemoteProtocolError,
+    RequestError,
+    RequestTimeout,
+    TransportError,
+)
+from robowire.specs import SimulatorSpec
+from robowire.transport import Connection
+from robowire.version import __version__
+from robowire.wire.encoding import encode_frame
+from robowire.wire.messages import PROTOCOL_VERSION, raise_for_status
+from robowire.wire.pickling import loads
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+
+    from robowire.meta import MetaAction
+
+__all__ = ["ChunkResult", "SimulatorClient"]
+
+logger = logging.getLogger(__name__)
+
+# Saying goodbye lets the server free the simulator before we return; it does so by itself if we are in a
+# hurry.
+_GOODBYE_S = 5.0
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What a chunk of steps gives.
+
+    Attributes:
+        observation: After the last step.
+        rewards: One for each executed step.
+        terminated: The task ended the episode.
+        truncated: The step limit ended it.
+        info: Of the last step.
+        steps: How many were executed; fewer than were sent where the episode ended.
+    """
+
+    observation: Any
+    rewards: list[float]
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+    steps: int
+
+
+class SimulatorClient:
+    """A session with a simulator server. Needs numpy and nothing else.
+
+    ::
+
+        with SimulatorClient("localhost", 5555) as simulator:
+            simulator.select_simulator("robosuite")
+            spec = simulator.load_task("Lift", camera_names=["agentview"])
+            observation = simulator.reset(seed=0)
+            result = simulator.step(action)  # the simulator's own, or a MetaAction
+
+    It connects at the first request, or by :meth:`connect`. After a failure of the network the session is
+    over, and every request says so until :meth:`connect` begins a new one. Not thread-safe: open a client for
+    each thread.
+
+    Args:
+        host: Name or address of the server.
+        port: Its simulator port.
+        connect_timeout_s: Seconds to make a connection.
+        timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. The server
+            has limits of its own and says which call it gave up on, so let this be longer than they are.
+        token: Shown to the server, where it wants one.
+        open_connection: Makes the connection; tests pass their own.
+
+    Every method that asks the server raises:
+        ConnectFailed: Nobody answers there.
+        ConnectionLost: The connection ended before the reply: what was asked may have been done.
+        RequestTimeout: No reply in time.
+        RequestError: The server's own error, as its class: ``TaskNotFound``, ``NotReset``, ``BackendError``
+            ...
+        RemoteProtocolError: The reply can't be read, or is not of this wire.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5555,
+        *,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 330.0,
+        token: str | None = None,
+        open_connection: Callable[..., Connection] = Connection.connect,
+    ) -> None:
+        for name, value in (("connect_timeout_s", connect_timeout_s), ("timeout_s", timeout_s)):
+            if value <= 0:
+                raise ValueError(f"{name} is {value!r}, expected a positive number of seconds")
+        self.host = host
+        self.port = port
+        self._connect_timeout_s = connect_timeout_s
+        self._timeout_s = timeout_s
+        self._token = token
+        self._open_connection = open_connection
+        self._connection: Connection | None = None
+        self._over: str | None = None  # why the session ended; None before the first and while it lasts
+
+    # -- the session
+    # --------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Begin a session, unless there is one already."""
+        if self._connection is not None:
+            return
+        connection = self._open_connection(self.host, self.port, timeout_s=self._connect_timeout_s)
+        try:
+            hello: dict[str, Any] = {
+                "method": "hello",
+                "protocol_version": PROTOCOL_VERSION,
+                "client": f"robowire {__version__}",
+            }
+            if self._token is not None:
+                hello["token"] = self._token
+            reply = raise_for_status(
+                loads(connection.exchange(encode_frame(hello), timeout_s=self._connect_timeout_s))
+            )
+            if reply.get("server") != "simulator":
+                raise ConfigurationError(
+                    f"{self.host}:{self.port} is a {reply.get('server')} server, not a simulator server: "
+                    "use its simulator port, or PolicyClient"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._over = connection, None
+        logger.info("connected to %s:%d, session %s", self.host, self.port, reply.get("session"))
+
+    def disconnect(self) -> None:
+        """End the session; its simulator is freed. May be called twice."""
+        if self._connection is None:
+            return
+        try:
+            self._exchange("disconnect", {}, timeout_s=min(_GOODBYE_S, self._timeout_s))
+        except (TransportError, RequestError, RemoteProtocolError) as exc:
+            logger.debug("%s:%d did not say goodbye: %s", self.host, self.port, exc)
+        self._end("it was disconnected")
+
+    def __enter__(self) -> SimulatorClient:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disconnect()
+
+    # -- choosing
+    # -----------------------------------------------------------------------------------------------
+
+    def list_simulators(self) -> list[str]:
+        """Return the names :meth:`select_simulator` takes."""
+        return list(self._call("list_simulators")["simulators"])
+
+    def select_simulator(self, name: str) -> None:
+        """Start a simulator for this session, in a process of its own on the server's machine."""
+        self._call("select_simulator", simulator=name)
+
+    def list_tasks(self, suite: str | None = None) -> list[str]:
+        """Return the names :meth:`load_task` takes; of one suite, where the simulator has suites."""
+        return list(self._call("list_tasks", suite=suite)["tasks"])
+
+    def load_task(
+        self,
+        task_name: str,
+        *,
+        robot: str | None = None,
+        controller: str | None = None,
+        camera_names: Sequence[str] | None = None,
+        image_height: int | None = None,
+        image_width: int | None = None,
+        horizon: int | None = None,
+        reward_shaping: bool | None = None,
+        control_hz: float | None = None,
+        observation_format: str = "raw",
+    ) -> SimulatorSpec:
+        """Build a task, in a new process where the last one died, and return what it gives and takes.
+
+        Args:
+            task_name: One of :meth:`list_tasks`.
+            robot: For example ``"Panda"``. This and every other option: ``None`` means the server's default.
+            controller: For example ``"OSC_POSE"``.
+            camera_names: Cameras in the order of ``MetaObs.image``; an empty list for none.
+            image_height: Pixels.
+            image_width: Pixels.
+            horizon: Steps after which an episode is truncated.
+            reward_shaping: Dense reward instead of 1 at success.
+            control_hz: Actions per second of simulated time.
+            observation_format: ``"raw"``: a dict of the simulator's own names; ``"meta"``: a MetaObs, as
+                policies read it.
+        """
+        reply = self._call(
+            "load_task",
+            task_name=task_name,
+            robot=robot,
+            controller=controller,
+            camera_names=None if camera_names is None else list(camera_names),
+            image_height=image_height,
+            image_width=image_width,
+            horizon=horizon,
+            reward_shaping=reward_shaping,
+            control_hz=control_hz,
+            observation_format=observation_format,
+        )
+        return SimulatorSpec.from_wire(reply)
+
+    # -- an episode
+    # ---------------------------------------------------------------------------------------------
+
+    def reset(self, seed: int | None = None, init_state: int | None = None) -> Any:
+        """Begin an episode and return its first observation, in the loaded task's ``observation_format``.
+
+        Args:
+            seed: Of every random choice of the episode; ``None`` draws one.
+            init_state: A numbered initial state, where the simulator has them.
+        """
+        return self._field(self._call("reset", seed=seed, init_state=init_state), "observation")
+
+    def step(self, action: np.ndarray | Sequence[float] | MetaAction) -> StepResult:
+        """Execute one action: the simulator's own, (action_dim,), or a MetaAction."""
+        reply = self._call("step", action=action)
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        return StepResult(**{name: self._field(reply, name) for name in names})
+
+    def step_chunk(self, actions: np.ndarray | Sequence[Any]) -> ChunkResult:
+        """Execute actions one after the other, until the episode ends.
+
+        Args:
+            actions: (n, action_dim), or a list of what :meth:`step` takes; none is executed if one does not
+                fit.
+        """
+        reply = self._call("step_chunk", actions=actions)
+        names = ("observation", "rewards", "terminated", "truncated", "info", "steps")
+        return ChunkResult(**{name: self._field(reply, name) for name in names})
+
+    def render(self, camera_name: str | None = None) -> np.ndarray:
+        """Return uint8 (height, width, 3), RGB, upright; ``None`` means the best view for people."""
+        image: np.ndarray = self._field(self._call("render", camera_name=camera_name), "image")
+        return image
+
+    # -- questions
+    # ----------------------------------------------------------------------------------------------
+
+    def get_info(self) -> dict[str, Any]:
+        """Return what the server says of itself; with a task loaded, its spec and the versions behind it."""
+        return {key: value for key, value in self._call("get_info").items() if key != "status"}
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip to the server, the connection made before."""
+        self._require_session()
+        begun = time.perf_counter()
+        self._call("ping")
+        return time.perf_counter() - begun
+
+    # -- one request
+    # --------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._require_session()
+        return self._exchange(method, params, timeout_s=self._timeout_s)
+
+    def _require_session(self) -> None:
+        if self._over is not None:
+            raise ConnectionLost(
+                f"the session with {self.host}:{self.port} is over, and its simulator gone, because "
+                f"{self._over}: connect() begins a new one, with select_simulator and load_task"
+            )
+        self.connect()
+
+    def _exchange(self, method: str, params: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        assert self._connection is not None
+        buffers = encode_frame({"method": method, **params})  # first: what can't be encoded harms no session
+        try:
+            reply = loads(self._connection.exchange(buffers, timeout_s=timeout_s))
+        except ConnectionLost as exc:
+            self._end("the connection was lost")
+            raise ConnectionLost(f"{exc}. {method!r} may have been executed, so it was not repeated") from exc
+        except RequestTimeout as exc:
+            self._end("a reply did not come in time")
+            raise RequestTimeout(
+                f"{exc}. {method!r} was not repeated: raise timeout_s, now {timeout_s:g}, if the server "
+                "needs longer"
+            ) from exc
+        except BaseException:
+            self._end("a request failed")
+            raise
+        return raise_for_status(reply)
+
+    def _end(self, reason: str) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection, self._over = None, reason
+
+    def _field(self, reply: dict[str, Any], name: str) -> Any:
+        if name not in reply:
+            self._end("a reply was incomplete")
+            raise RemoteProtocolError(f"the reply has no {name!r}, only {', '.join(map(repr, reply))}")
+        return reply[name]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from email.message import Message
 from email.parser import Parser
 from functools import lru_cache
@@ -103,7 +104,7 @@ def interpreters() -> dict[tuple[int, int], Path]:
 @pytest.fixture(scope="module", params=["oldest", "newest"])
 def bare_python(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+) -> Iterator[Path]:
     """The Python of a fresh environment outside the checkout that holds the wheel, numpy and nothing else."""
     version = (min if request.param == "oldest" else max)(interpreters())
     folder = tmp_path_factory.mktemp(f"python{version[0]}.{version[1]}")
@@ -114,7 +115,8 @@ def bare_python(
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
     run(*pip, numpy, cwd=folder)
     run(*pip, "--no-deps", wheel, cwd=folder)
-    return python
+    yield python
+    shutil.rmtree(folder)  # about 100 MB, and pytest would keep those of the last three runs
 
 
 def test_the_wheel_holds_robowire_and_nothing_else(wheel: Path) -> None:

@@ -105,6 +105,22 @@ class PolicyServer:
         """Tell :meth:`serve_forever` to end. Returns at once; a signal handler may call it."""
         self._tcp.stop()
 
+    def describe(self) -> str:
+        """Return one line for the person who started it."""
+        spec = self.dispatcher.spec
+
+        def known(value: object) -> object:
+            return "any" if value is None else value
+
+        cameras = "any" if spec.camera_names is None else ", ".join(spec.camera_names) or "none"
+        size = f"{known(spec.image_height)}x{known(spec.image_width)}"
+        chunk = f"{self.dispatcher.chunk_size} (of {spec.chunk_size})"
+        return (
+            f"policy {spec.policy}, device {self._device}, chunk_size {chunk}, cameras {cameras} ({size}), "
+            f"state_dim {known(spec.state_dim)}, action_dim {known(spec.action_dim)} "
+            f"({known(spec.ctrl_space)} {known(spec.ctrl_type)})"
+        )
+
     def info(self) -> dict[str, Any]:
         """Return what ``get_info`` and ``INFO`` say."""
         return {

@@ -1,0 +1,306 @@
+#!/usr/bin/env python
+"""The server program: read the options, load what is served, listen, serve, drain.
+
+A command is a row of ``COMMANDS``; what it needs is imported when it is chosen. Its flags are the fields of a
+frozen dataclass, documented where they are defined. Exit codes: 0, served and drained; 2, an option, file,
+port or device cannot be used; 130, interrupted before it served, or told twice to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import inspect
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from policies.registry import POLICIES
+from robowire import __version__
+from robowire.contracts import PolicyOptions
+from robowire.errors import ConfigurationError, RobowireError
+from robowire.registry import load, nearest
+from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
+
+__all__ = ["COMMANDS", "Command", "PolicyFlags", "PolicyServer", "main", "make_policy_server"]
+
+
+class Server(Protocol):
+    """What a command makes from its options."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port it listens on."""
+
+    def describe(self) -> str:
+        """Return one line on what is served."""
+
+    def serve_forever(self) -> None:
+        """Serve until :meth:`stop`, then drain and return."""
+
+    def stop(self) -> None:
+        """Tell it to end; called in a signal handler."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of ``COMMANDS``.
+
+    Attributes:
+        summary: One line for ``--help``.
+        options: Import string of a frozen dataclass with a default for every field. Its fields are the flags,
+            and their ``Attributes:`` documentation is the help.
+        make: Import string of a function from these options to a :class:`Server`.
+        env_prefix: What comes before a flag's name in the environment: ``ROBOWIRE`` for ``ROBOWIRE_PORT``.
+        try_it: A command for the user to type next; ``{host}`` and ``{port}`` are filled in.
+        aliases: Further names of flags.
+    """
+
+    summary: str
+    options: str
+    make: str
+    env_prefix: str
+    try_it: str
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+COMMANDS: dict[str, Command] = {
+    "policy": Command(
+        summary="answer observations with actions",
+        options="server:PolicyFlags",
+        make="server:make_policy_server",
+        env_prefix="ROBOWIRE",
+        try_it="python client.py infer --host {host} --port {port}",
+        aliases={"model_name_or_path": "model_path"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PolicyFlags(PolicyServerOptions):
+    """The flags of ``server.py policy``.
+
+    Attributes:
+        policy: A name in the table of policies, or module:function of your own.
+        model_name_or_path: Folder of a checkpoint; the embedded one by default.
+        dataset_id: Which entry of the checkpoint's normalize.json to use; the first by default.
+        device: cpu, cuda, cuda:N, or auto for CUDA where there is one.
+        camera_names: Cameras in the order of the images, for a checkpoint that does not name them.
+        policy_options: Options of one kind of policy only, such as --policy_options.nheads 8.
+    """
+
+    policy: str = "act"
+    model_name_or_path: str | None = None
+    dataset_id: str | None = None
+    device: str = "auto"
+    camera_names: tuple[str, ...] | None = None
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_policy_server(flags: PolicyFlags) -> PolicyServer:
+    """Return the server of the policy that the flags name.
+
+    Raises:
+        RobowireError: It cannot be loaded, or the port not be opened; the message says what to do.
+    """
+    options = PolicyOptions(
+        model_name_or_path=flags.model_name_or_path,
+        dataset_id=flags.dataset_id,
+        device=flags.device,
+        camera_names=flags.camera_names,
+        extra=flags.policy_options,
+    )
+    policy = load("policy", flags.policy, POLICIES)(options)
+    return PolicyServer(policy, flags, device=str(getattr(policy, "device", flags.device)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help"):
+        rows = "".join(f"  {name:<10} {command.summary}\n" for name, command in COMMANDS.items())
+        print(f"usage: server.py COMMAND [flags]\n\n{rows}\nserver.py COMMAND --help shows its flags.")
+        return 0
+    if name == "--version":
+        print(f"robowire {__version__}")
+        return 0
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(
+            f"server.py: no command is called {name!r}.{nearest(name, COMMANDS)} Known: {known}",
+            file=sys.stderr,
+        )
+        return 2
+    command = COMMANDS[name]
+    try:
+        options, log_level = _parse(name, command, rest)
+        logging.basicConfig(
+            level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
+        )
+        server: Server = _load(command.make)(options)
+    except RobowireError as exc:
+        print(f"server.py {name}: {exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    _serve(server, command)
+    return 0
+
+
+def _load(target: str) -> Any:
+    return load("command", target, {})
+
+
+def _serve(server: Server, command: Command) -> None:
+    told = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if told and signum == signal.SIGINT:
+            os._exit(130)  # at once: threads with requests in hand would keep the interpreter waiting
+        told = True
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nfinishing the requests in hand; Ctrl-C again ends at once\n")
+        server.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    host, port = server.address
+    usable = _usable_hosts(host)
+    print(server.describe())
+    print(f"listening on {_join(host, port)}: " + ", ".join(_join(name, port) for name in usable))
+    print(f"try it: {command.try_it.format(host=usable[0], port=port)}", flush=True)
+    server.serve_forever()
+    if threading.active_count() > 1:
+        # A policy that hangs. Ending the interpreter under its thread can crash, and we did finish: say so.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _usable_hosts(host: str) -> list[str]:
+    """Return what clients can put for ``host``, which may mean every address of this machine."""
+    if host not in ("0.0.0.0", "::"):
+        return [host]
+    hosts = ["localhost"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: it asks the kernel which of our addresses a packet to the outside would carry.
+            probe.connect(("192.0.2.1", 9))
+            hosts.append(probe.getsockname()[0])
+        except OSError:  # no network but loopback
+            pass
+    return hosts
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line, and names the flag that was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what ``main`` prints."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        message = re.sub(r'^Parser key "(\w+)":', r"\1:", " ".join(message.split()))
+        message = re.sub(r"Expected a <class '(\w+)'>. Got value: (.*)", r"expected \1, found '\2'", message)
+        hint = " See --help."
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            hint = nearest(unknown[1], flags) or hint
+        elif unknown := re.match(r"Option '(\w+)' is not accepted", message):
+            hint = nearest(unknown[1], [flag.lstrip("-") for flag in flags]) or hint
+        raise ConfigurationError(f"{message}.{hint}") from ex
+
+
+def _parse(name: str, command: Command, arguments: Sequence[str]) -> tuple[Any, str]:
+    """Return the command's options and the log level.
+
+    A flag beats the environment, the environment the file, the file the default.
+    """
+    options_class = _load(command.options)
+    # jsonargparse would let a file named on the command line beat the environment; as a default file it does
+    # not.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default=os.environ.get(f"{command.env_prefix}_CONFIG"))
+    known, rest = first.parse_known_args(arguments)
+    if known.config is not None and (not Path(known.config).exists() or Path(known.config).is_dir()):
+        raise ConfigurationError(f"there is no file {known.config!r}: check --config")
+    parser = _Parser(
+        prog=f"server.py {name}",
+        description=f"{command.summary.capitalize()}.",
+        epilog=f"Every flag is also a key of the --config file and an environment variable, such as "
+        f"{command.env_prefix}_PORT=5001. A flag beats the environment, the environment beats the file.",
+        env_prefix=command.env_prefix,
+        default_config_files=[] if known.config is None else [glob.escape(known.config)],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--version", action="version", version=f"robowire {__version__}")
+    # A command's own flags first, then those it shares.
+    order = [name for cls in options_class.__mro__ for name in vars(cls).get("__annotations__", ())]
+    fields = sorted(dataclasses.fields(options_class), key=lambda item: order.index(item.name))
+    hints, documentation = typing.get_type_hints(options_class), _documentation(options_class)
+    for item in fields:
+        flags = [f"--{item.name}"] + [
+            f"--{alias}" for key, alias in command.aliases.items() if key == item.name
+        ]
+        _add_flag(parser, flags, hints[item.name], _default(item), documentation[item.name])
+    levels = ("debug", "info", "warning", "error")
+    parser.add_argument(
+        "--log_level", choices=levels, default="info", help="least important messages to show"
+    )
+    parsed = parser.parse_args(rest, env=True)
+    values = {item.name: getattr(parsed, item.name) for item in fields}
+    for key, hint in hints.items():
+        if _is_names(hint) and values[key] is not None:
+            values[key] = tuple(name for entry in values[key] for name in entry.split(",") if name)
+    return options_class(**values), parsed.log_level
+
+
+def _add_flag(parser: Any, flags: list[str], hint: Any, default: Any, text: str) -> None:
+    text = text.replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(*flags, action=ActionYesNo(no_prefix="no_"), default=default, help=text)
+    elif _is_names(hint):
+        parser.add_argument(*flags, type=str, nargs="+", default=default, metavar="NAME", help=text)
+    elif typing.get_origin(hint) is Mapping or typing.get_origin(hint) is dict:
+        parser.add_argument(*flags, type=dict[str, Any], default=default, metavar="OPTIONS", help=text)
+    else:
+        parser.add_argument(*flags, type=hint, default=default, metavar="VALUE", help=text)
+
+
+def _is_names(hint: Any) -> bool:
+    return hint in (tuple[str, ...], tuple[str, ...] | None)
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
+def _documentation(options_class: type) -> dict[str, str]:
+    """Return what the docstrings of a dataclass and its bases say under ``Attributes:``."""
+    found: dict[str, str] = {}
+    for cls in reversed(options_class.__mro__):
+        _, _, attributes = (inspect.cleandoc(cls.__doc__ or "")).partition("Attributes:\n")
+        for name, text in re.findall(r"^    (\w+): ((?:.|\n(?!    \w))*)", attributes, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+if __name__ == "__main__":
+    from server import main as _main  # under its own name, which COMMANDS refers to
+
+    sys.exit(_main())

@@ -467,7 +467,7 @@ def _command(options: TrainOptions) -> list[str]:
 def _parse(argv: list[str]) -> TrainOptions:
     parser = argparse.ArgumentParser(
         prog="python -m policies.act.train",
-        description=(__doc__ or "").partition("\n")[0],
+        description="Train ACT from demonstrations.",
         allow_abbrev=False,
     )
     kinds = {"max_episodes": int, "threads": int}

@@ -25,7 +25,9 @@ class _Record:
         if not isinstance(state, dict):
             raise TypeError(f"the state of a {type(self).__name__} is a dict, not a {type(state).__name__}")
         known = self.__dataclass_fields__  # type: ignore[attr-defined]
-        self.__dict__.update({name: value for name, value in state.items() if name in known})
+        if not state.keys() <= known.keys():
+            state = {name: value for name, value in state.items() if name in known}
+        self.__dict__.update(state)
 
 
 @dataclass(eq=False)

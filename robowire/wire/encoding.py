@@ -121,9 +121,13 @@ class _Writer:
             self._text(value)
         elif isinstance(value, np.ndarray):
             self._array(value, depth)
-        elif kind is dict:
+        elif isinstance(value, dict):  # simulators return ordered ones
             add(b"}(")
             for key, item in value.items():
+                if type(key) is not str and not (type(key) is int and -(1 << 63) <= key < 1 << 63):
+                    raise LocalProtocolError(
+                        f"cannot send a dict whose key is {key!r}: keys are text or small ints"
+                    )
                 self.value(key, depth + 1)
                 self.value(item, depth + 1)
             self._tail.append(b"u")
@@ -135,13 +139,13 @@ class _Writer:
         elif kind in _RECORDS:
             self._record(value, depth)
         elif kind is ActionChunk:
-            self._action_chunk(value, depth)
+            self._action_chunk(value)
         elif isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
             self._once(_SCALAR)
             self._dtype(value.dtype)
             self._data(value.tobytes())
             self._tail.append(b"\x86R")
-        elif kind in (bytes, bytearray, memoryview):
+        elif kind is bytes or kind is bytearray:
             self._data(value)
         else:
             raise LocalProtocolError(
@@ -160,10 +164,7 @@ class _Writer:
         self._tail += (opcodes, b"\x94")
 
     def _text(self, text: str) -> None:
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as exc:
-            raise LocalProtocolError(f"cannot send text that is not Unicode: {exc}") from exc
+        data = text.encode("utf-8", "surrogatepass")  # as pickle does: text from outside may hold anything
         if len(data) < 32:  # keys and names, which repeat
             self._once(bytes((0x8C, len(data))) + data)
         else:
@@ -174,12 +175,8 @@ class _Writer:
         length = len(data)
         if type(data) is bytearray:
             self._tail.append(b"\x96" + _UINT64.pack(length))
-        elif length < 256:
-            self._tail.append(bytes((ord("C"), length)))
-        elif length < 1 << 32:
-            self._tail.append(b"B" + _UINT32.pack(length))
         else:
-            self._tail.append(b"\x8e" + _UINT64.pack(length))
+            self._tail.append(_bytes_head(length))
         if length < _BY_REFERENCE_MIN:
             self._tail.append(bytes(data))
         else:
@@ -218,49 +215,73 @@ class _Writer:
             self.value(getattr(record, field.name), depth + 1)
         self._tail.append(b"ub")
 
-    def _action_chunk(self, chunk: ActionChunk, depth: int) -> None:
+    def _action_chunk(self, chunk: ActionChunk) -> None:
         actions = np.ascontiguousarray(chunk.actions)
-
-        def record(action: np.ndarray) -> MetaAction:
-            return MetaAction(chunk.ctrl_space, chunk.ctrl_type, action)
-
+        around = None
         self._tail.append(b"](")
         if actions.ndim == 2:
-            self._rows(record, actions, depth, None)
+            self._rows(chunk, actions, around, as_record=True)
         else:
-            around = None
             for step in actions:
                 self._array_head(step.shape[:1], np.dtype(object))
                 self._tail.append(b"](")
-                around = self._rows(lambda action: vars(record(action)), step, depth, around)
+                around = self._rows(chunk, step, around, as_record=False)
                 self._tail.append(b"etb")
         self._tail.append(b"e")
 
     def _rows(
-        self,
-        wrap: Callable[[np.ndarray], Any],
-        rows: np.ndarray,
-        depth: int,
-        around: tuple[bytes, bytes] | None,
+        self, chunk: ActionChunk, rows: np.ndarray, around: tuple[bytes, bytes] | None, *, as_record: bool
     ) -> tuple[bytes, bytes] | None:
-        """Write ``wrap(row)`` for every row; return the bytes around a row's data, for the next call.
+        """Write every row as a :class:`MetaAction`, or as the dict of its fields.
 
-        Once its constants are in the memo, a wrapped row is the same bytes each time, but for its data.
+        Once the constants are in the memo, the opcodes before and after a row's data are the same for every
+        row. They are returned, for the next call.
         """
-        if around is None and len(rows):
-            self.value(wrap(rows[0]), depth + 1)
-            tail, self._tail = self._tail, []
-            self.value(wrap(rows[0]), depth + 1)
-            sample, self._tail = self._tail, tail
-            position = sample.index(max(sample, key=len))  # the data: all else is an opcode or two
-            around = b"".join(sample[:position]), b"".join(sample[position + 1 :])
-            rows = rows[1:]
-        if around is not None and len(rows):
+
+        def opcodes_around() -> tuple[bytes, bytes]:
+            opening = self._aside(lambda: self._open_action(chunk, rows.shape[1:], rows.dtype, as_record))
+            return opening, self._aside(lambda: self._close_action(as_record))
+
+        data, size = rows.tobytes(), rows.itemsize * rows.shape[1]
+        pieces = [data[row * size : (row + 1) * size] for row in range(len(rows))]
+        if around is None and pieces:
+            before, after = opcodes_around()
+            self._tail += (before, pieces.pop(0), after)
+            around = opcodes_around()
+        if around is not None and pieces:
             before, after = around
-            data, size = rows.tobytes(), rows.itemsize * rows.shape[1]
-            chunks = [data[start : start + size] for start in range(0, len(data), size)]
-            self._tail += (before, (after + before).join(chunks), after)
+            self._tail += (before, (after + before).join(pieces), after)
         return around
+
+    def _aside(self, write: Callable[[], None]) -> bytes:
+        """Return what ``write`` would have written."""
+        tail, self._tail = self._tail, []
+        write()
+        written, self._tail = b"".join(self._tail), tail
+        return written
+
+    def _open_action(self, chunk: ActionChunk, shape: Any, dtype: np.dtype[Any], as_record: bool) -> None:
+        if as_record:
+            self._once(_RECORDS[MetaAction])
+            self._tail.append(b")\x81")
+        self._tail.append(b"}(")
+        for name, text in (("ctrl_space", chunk.ctrl_space), ("ctrl_type", chunk.ctrl_type)):
+            self._text(name)
+            self._text(text)
+        self._text("action")
+        self._array_head(shape, dtype)
+        self._tail.append(_bytes_head(dtype.itemsize * shape[0]))
+
+    def _close_action(self, as_record: bool) -> None:
+        self._tail.append(b"tb")
+        self._text("gripper_continuous")
+        self._tail.append(b"\x89ub" if as_record else b"\x89u")
+
+
+def _bytes_head(length: int) -> bytes:
+    if length < 256:
+        return bytes((ord("C"), length))
+    return b"B" + _UINT32.pack(length) if length < 1 << 32 else b"\x8e" + _UINT64.pack(length)
 
 
 def _integer(value: int) -> bytes:

@@ -107,8 +107,8 @@ class FrameDecoder:
         self._filled += nbytes
         if self._text and self._payload is None and self._header[0] in _LETTERS:
             self._line = self._header[: self._filled]
-            if b"\n" in self._line[:-1]:
-                raise RemoteProtocolError(f"a line of {self._line.index(10)} letters asks nothing")
+            if b"\n" in self._line[: _LENGTH.size - 1]:  # or a header could hold two lines
+                raise RemoteProtocolError(f"a line of {self._line.index(10)} bytes asks nothing")
             return self._line_updated()
         if self._filled < len(self._target):
             return None

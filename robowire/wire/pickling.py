@@ -1,9 +1,10 @@
 """Read pickles of plain data from a peer nobody trusts. ``pickle.loads`` never sees a byte from the network.
 
-Every name a payload may refer to stands in :data:`_ADDRESSES` and leads to a stand-in of ours, not to numpy:
-numpy's own ``ndarray.__setstate__`` and ``dtype.__setstate__`` trust the sizes they are told,
-``ndarray(10**9)`` sets memory aside, and a BUILD on a class could rewrite it for every session. Stand-ins
-check first, build afterwards, and can't be changed.
+Three steps. :mod:`~robowire.wire.scanning` refuses what could hurt by its opcodes alone. Then CPython's
+unpickler runs, but every name a payload may refer to leads to a stand-in of ours, which only notes what was
+said: numpy's own ``__setstate__`` trusts the sizes it is told, ``ndarray(10**9)`` sets memory aside, and a
+BUILD on a class could rewrite it for every session. At last :class:`_Finisher` checks the notes and builds,
+within a budget: a payload may refer to one thing a thousand times.
 """
 
 from __future__ import annotations
@@ -18,26 +19,30 @@ import numpy as np
 
 from robowire.errors import UnsafePayload
 from robowire.meta import MetaAction, MetaObs
-from robowire.wire.scanning import Blob, scan
+from robowire.wire.scanning import scan
 
 __all__ = ["loads"]
 
 # Deeper than any observation; shallow enough for every recursion that later walks the value (printing,
 # comparing).
 _MAX_DEPTH = 64
-# A value that refers to one list many times unfolds to more nodes than its payload has bytes. Small payloads
-# are free.
-_FREE_NODES = 10_000
 
-_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SU][1-9]\d{0,4})")
+# What finishing may copy or visit, in bytes: each byte of an honest payload is copied twice at most, and each
+# value in it, a byte at least, is visited once. Small payloads are free.
+_VISIT_COST = 16
+_FREE_COST = 1024 * 1024
+_COST_FACTOR = 16
+
+_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SU]\d{1,5})")
 _OBJECT_DTYPE = re.compile(r"\|?O8?")
+_MAX_DIMENSIONS = 32  # numpy 1's limit
 
 
 def loads(payload: bytes | bytearray | memoryview) -> Any:
     """Return the data in one pickle.
 
-    Large arrays view ``payload`` where it is a bytearray, and are writable; so the caller gives it away. The
-    result holds None, bool, int, float, str, bytes, bytearray, list, tuple, dict, numpy arrays and scalars,
+    A bytearray is given away: large arrays view it and are writable. The result holds None, bool, int, float,
+    str, bytes, bytearray, list, tuple, dict with keys of str or int, numpy arrays and scalars,
     :class:`MetaObs` and :class:`MetaAction`, nested at most 64 deep, in a small multiple of the payload's
     memory.
 
@@ -46,14 +51,14 @@ def loads(payload: bytes | bytearray | memoryview) -> Any:
     """
     if not isinstance(payload, bytearray):
         payload = bytearray(payload)
-    stream, blobs = scan(payload, _ADDRESSES)
+    stream, buffers = scan(payload, _ADDRESSES)
     try:
-        value = _Unpickler(io.BytesIO(stream), buffers=iter(blobs)).load()
+        value = _Unpickler(io.BytesIO(stream), buffers=map(_buffer, buffers)).load()
+        return _Finisher(_FREE_COST + _COST_FACTOR * len(payload)).finish(value, 0)
     except UnsafePayload:
         raise
     except Exception as exc:  # a border: hostile opcodes can make the unpickler raise nearly anything
-        raise UnsafePayload(f"pickle cannot be read: {type(exc).__name__}: {exc}") from exc
-    return _Finisher(max(_FREE_NODES, len(payload))).finish(value, 0)
+        raise UnsafePayload(f"pickle cannot be read: {type(exc).__name__}: {exc}"[:300]) from exc
 
 
 class _Unpickler(pickle.Unpickler):
@@ -61,53 +66,80 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ADDRESSES[module, name]
         except KeyError:
-            raise UnsafePayload(f"payload names {module}.{name}, which is not data") from None
+            raise UnsafePayload(f"payload names {module}.{name}"[:200] + ", which is not data") from None
 
 
-class _Function:
-    """A callable that a payload may call and can't change: BUILD finds no attribute to set."""
+class _Sealed:
+    """What a payload may use but not change: BUILD, the one opcode that sets attributes, ends here."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any = None) -> None:
+        raise UnsafePayload("payload tries to change what is not its own")
+
+
+class _Function(_Sealed):
+    """A callable that is no class."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_call", call)
+        self._call = call
 
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnsafePayload("payload tries to change a function")
 
-
-class _Address(type):
-    """A class that a payload may instantiate and can't change."""
-
-    def __setattr__(cls, name: str, value: Any) -> NoReturn:
-        raise UnsafePayload("payload tries to change a class")
-
-
-class _MetaObsAddress(metaclass=_Address):
+class _MetaObsAddress(_Sealed):
     def __new__(cls, *args: Any) -> MetaObs:  # type: ignore[misc]
         return MetaObs(*args)
 
 
-class _MetaActionAddress(metaclass=_Address):
+class _MetaActionAddress(_Sealed):
     def __new__(cls, *args: Any) -> MetaAction:  # type: ignore[misc]
         return MetaAction(*args)
 
 
-class _Dtype:
+_set_item = dict.__setitem__
+
+
+class _Dict(dict):  # type: ignore[type-arg]
+    """A dict to be. Tuples, floats and long ints can take for ever to hash, so they are no keys."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is not str and not (type(key) is int and -(1 << 63) <= key < 1 << 63):
+            kind = "long int" if type(key) is int else type(key).__name__.strip("_")
+            raise UnsafePayload(f"a key is a {kind}, not text or an int of 64 bits")
+        _set_item(self, key, value)
+
+
+class _Bytes(_Sealed):
+    """Bytes or a bytearray to be."""
+
+    __slots__ = ("finished", "kind", "source")
+
+    def __init__(self, kind: type, source: str | bytes | bytearray | memoryview) -> None:
+        self.kind = kind
+        self.source = source
+        self.finished: bytes | bytearray | None = None
+
+
+class _Dtype(_Sealed):
     """A dtype of plain numbers, text or objects: what ``numpy.dtype(...)`` stands for in a payload."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, spec: Any, align: Any = False, copy: Any = True) -> None:
-        if not isinstance(spec, str) or not (_DTYPE.fullmatch(spec) or _OBJECT_DTYPE.fullmatch(spec)):
-            raise UnsafePayload(f"dtype {spec!r} is not one of numbers or text"[:200])
+        if not isinstance(spec, str):
+            raise UnsafePayload(f"dtype is given by a {type(spec).__name__}, not text")
+        if not (_DTYPE.fullmatch(spec) or _OBJECT_DTYPE.fullmatch(spec)):
+            raise UnsafePayload(f"dtype {spec[:50]!r} is not one of numbers or text")
         self.dtype = np.dtype(spec)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: Any = None) -> None:
         """Take what ``numpy.dtype.__reduce__`` adds: only the byte order matters for the dtypes we allow."""
         if not (isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)):
             raise UnsafePayload("dtype has fields or a shape of its own")
@@ -115,170 +147,210 @@ class _Dtype:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _Array:
-    """An array under construction. :class:`_Finisher` puts the real one in its place."""
+class _Array(_Sealed):
+    """An array or, where it has no shape, a scalar to be: what a payload said of it, not yet checked."""
 
-    __slots__ = ("array",)
+    __slots__ = ("data", "dtype", "finished", "order", "shape")
 
-    def __init__(self, array: np.ndarray | None = None) -> None:
-        self.array = array
+    def __init__(self, shape: Any, dtype: Any, order: Any, data: Any) -> None:
+        self.shape, self.dtype, self.order, self.data = shape, dtype, order, data
+        self.finished: np.ndarray | np.generic | None = None
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: Any = None) -> None:
         """Take what ``numpy.ndarray.__reduce__`` writes: (version, shape, dtype, is_fortran, data)."""
-        if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _Dtype)):
-            raise UnsafePayload("array state is not (version, shape, dtype, is_fortran, data)")
-        _, shape, dtype, fortran, data = state
-        if not dtype.dtype.hasobject:
-            self.array = _array(data, dtype, shape, "F" if fortran else "C")
-            return
-        shape = _checked_shape(shape)
-        if not isinstance(data, list) or len(data) != prod(shape):
-            raise UnsafePayload(f"object array of shape {shape} does not hold that many objects")
-        self.array = np.empty(len(data), dtype=object)
-        self.array[:] = data
-        self.array = self.array.reshape(shape, order="F" if fortran else "C")
+        if not (isinstance(state, tuple) and len(state) == 5 and state[0] == 1):
+            raise UnsafePayload("array state is not (1, shape, dtype, is_fortran, data)")
+        _, self.shape, self.dtype, fortran, self.data = state
+        self.order = "F" if fortran is True else "C"
 
 
-def _checked_shape(shape: Any) -> tuple[int, ...]:
-    shape = (shape,) if type(shape) is int else shape
-    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
-        raise UnsafePayload(f"array shape {shape!r} is not a tuple of sizes"[:200])
-    return shape
+def _buffer(buffer: tuple[type, memoryview] | None) -> _Dict | _Bytes:
+    """Return what takes the place of a dict or a large blob."""
+    return _Dict() if buffer is None else _Bytes(*buffer)
 
 
-def _array(data: Any, dtype: _Dtype, shape: Any, order: str) -> np.ndarray:
-    """Return a writable array over ``data``, without a copy where the bytes are writable and aligned."""
-    if not isinstance(dtype, _Dtype) or dtype.dtype.hasobject:
-        raise UnsafePayload("array data needs a dtype of numbers or text")
-    shape = _checked_shape(shape)
-    source = data.view if isinstance(data, Blob) else data
-    if isinstance(data, str):
-        source = data.encode("latin-1")  # protocol 2 spells bytes as text
-    if not isinstance(source, (bytes, bytearray, memoryview)):
-        raise UnsafePayload(f"array data is a {type(source).__name__}, not bytes")
-    if prod(shape) * dtype.dtype.itemsize != len(source):
-        raise UnsafePayload(
-            f"array of shape {shape} and dtype {dtype.dtype} does not fit its {len(source)} bytes"
-        )
-    if order not in ("C", "F"):
-        raise UnsafePayload(f"array order is {order!r}, not 'C' or 'F'"[:200])
-    array: np.ndarray = np.frombuffer(source, dtype=dtype.dtype) if source else np.empty(0, dtype.dtype)
-    if not (array.flags.writeable and array.flags.aligned):
-        array = array.copy()
-    return array.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
+class _Reconstructed(_Array):
+    """What ``_reconstruct`` returns, the address itself: BUILD on a class ends in ``__setstate__`` too."""
 
+    __slots__ = ()
 
-def _reconstruct(subtype: Any, shape: Any, typecode: Any) -> _Array:
-    return _Array()
+    def __init__(self, subtype: Any, shape: Any, typecode: Any) -> None:
+        self.dtype = self.finished = None
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> _Array:
     """Stand for numpy's own, whose arrays in neither C nor F order carry the order of their axes."""
-    if axis_order is None or order in ("C", "F"):
-        return _Array(_array(data, dtype, shape, order))
-    shape, axis_order = _checked_shape(shape), _checked_shape(axis_order)
-    if sorted(axis_order) != list(range(len(shape))):
-        raise UnsafePayload(f"axis order {axis_order} is not an order of {len(shape)} axes")
-    stored = _array(data, dtype, tuple(shape[axis] for axis in axis_order), "C")
-    return _Array(stored.transpose(np.argsort(axis_order)))
+    return _Array(shape, dtype, order if axis_order is None or order in ("C", "F") else axis_order, data)
 
 
-def _scalar(dtype: Any, data: Any) -> np.generic:
-    value: Any = _array(data, dtype, (), "C")[()]
-    return value  # type: ignore[no-any-return]
+def _scalar(dtype: Any, data: Any) -> _Array:
+    return _Array(None, dtype, "C", data)
 
 
-def _encode(text: Any, encoding: Any = "utf-8", errors: Any = "strict") -> bytes:
+def _encode(text: Any, encoding: Any = "utf-8") -> _Bytes:
     """Stand for ``_codecs.encode``, by which protocol 2 spells bytes; other codecs can blow data up."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise UnsafePayload("_codecs.encode is only for latin-1 text")
-    return text.encode("latin-1")
+    return _Bytes(bytes, text)
 
 
-def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray | Blob:
+def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> _Bytes:
     """Stand for ``bytearray``, which given a number would set that many bytes aside."""
-    if isinstance(data, Blob):
-        return Blob(data.view, is_bytes=False)
-    if isinstance(data, str) and encoding == "latin-1":
-        data = data.encode("latin-1")
-    if not isinstance(data, (bytes, bytearray)):
+    if isinstance(data, _Bytes):
+        data = data.source
+    if not isinstance(data, (str, bytes, bytearray, memoryview)) or encoding != "latin-1":
         raise UnsafePayload("bytearray is only for bytes")
-    return bytearray(data)
+    return _Bytes(bytearray, data)
+
+
+def _refuse(*args: Any) -> NoReturn:
+    raise UnsafePayload("payload calls numpy.ndarray")
 
 
 _ADDRESSES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Function(lambda *args: _refuse_call("numpy.ndarray")),  # named, never called
+    ("numpy", "ndarray"): _Function(_refuse),  # named as an argument of _reconstruct, never called
     ("numpy", "dtype"): _Function(_Dtype),
     ("_codecs", "encode"): _Function(_encode),
     ("builtins", "bytearray"): _Function(_bytearray),
+    ("__builtin__", "bytearray"): _Function(_bytearray),  # its name in protocol 2
 }
 for _base in ("benchmark.base", "vlastudio.benchmark.base"):
     _ADDRESSES[_base, "MetaObs"] = _MetaObsAddress
     _ADDRESSES[_base, "MetaAction"] = _MetaActionAddress
 for _core in ("numpy.core", "numpy._core"):
-    _ADDRESSES[_core + ".multiarray", "_reconstruct"] = _Function(_reconstruct)
+    _ADDRESSES[_core + ".multiarray", "_reconstruct"] = _Reconstructed
     _ADDRESSES[_core + ".multiarray", "scalar"] = _Function(_scalar)
     _ADDRESSES[_core + ".numeric", "_frombuffer"] = _Function(_frombuffer)
 
 
-def _refuse_call(name: str) -> NoReturn:
-    raise UnsafePayload(f"payload calls {name}")
-
-
-_SCALARS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
+# Finished as they are; an array is one that was met before.
+_FINISHED = frozenset({type(None), bool, int, float, str, bytes, bytearray, np.ndarray})
 
 
 class _Finisher:
-    """Turn what the unpickler built into plain data, each node once, within a budget of nodes."""
+    """Turn what the unpickler built into plain data, within a budget of bytes."""
 
     def __init__(self, budget: int) -> None:
-        self._budget = self._nodes = budget
+        self._budget = self._left = budget
 
     def finish(self, value: Any, depth: int) -> Any:
         kind = type(value)
-        if kind in _SCALARS:
+        if kind in _FINISHED:
             return value
         if depth > _MAX_DEPTH:
             raise UnsafePayload(f"payload is nested deeper than {_MAX_DEPTH}")
-        if kind is _Array:
-            return self._array(value, depth)
-        if kind is Blob:
-            return bytes(value.view) if value.is_bytes else bytearray(value.view)
+        if kind is _Reconstructed or kind is _Array:
+            if value.finished is None:
+                value.finished = self._array(value, depth)
+            return value.finished
         if kind is MetaAction or kind is MetaObs:
-            self._dict(vars(value), depth)
-        elif kind is dict:
-            self._dict(value, depth)
-        elif kind is list:
-            self._spend(len(value))
+            fields = vars(value)
+            self._spend(_VISIT_COST * len(fields))
+            for name, item in fields.items():
+                if type(item) not in _FINISHED:
+                    fields[name] = self.finish(item, depth + 1)
+            return value
+        if kind is _Dict:
+            self._spend(_VISIT_COST * len(value))
+            return {key: self.finish(item, depth + 1) for key, item in value.items()}
+        if kind is list:
+            self._spend(_VISIT_COST * len(value))
             value[:] = [self.finish(item, depth + 1) for item in value]
-        elif kind is tuple:
-            self._spend(len(value))
+            return value
+        if kind is tuple:
+            self._spend(_VISIT_COST * len(value))
             return tuple([self.finish(item, depth + 1) for item in value])
-        elif not isinstance(value, np.generic):
-            raise UnsafePayload(f"payload holds a {kind.__name__.strip('_')}, which is not data")
-        return value
+        if kind is _Bytes:
+            if value.finished is None:
+                source = self._source(value)
+                self._spend(len(source))
+                value.finished = value.kind(source)
+            return value.finished
+        if isinstance(value, np.generic):  # met before
+            return value
+        raise UnsafePayload(f"payload holds a {kind.__name__.strip('_')}, which is not data")
 
-    def _dict(self, items: dict[Any, Any], depth: int) -> None:
-        self._spend(len(items))
-        for key, value in items.items():
-            if type(key) not in _SCALARS:
-                raise UnsafePayload(f"a key is a {type(key).__name__.strip('_')}, not text or a number")
-            if type(value) not in _SCALARS:
-                items[key] = self.finish(value, depth + 1)  # replaces values only: the dict keeps its size
+    def _array(self, note: _Array, depth: int) -> np.ndarray | np.generic:
+        if type(note.dtype) is not _Dtype:
+            raise UnsafePayload("array has no dtype")
+        dtype, order = note.dtype.dtype, note.order
+        scalar = note.shape is None
+        shape = () if scalar else _sizes("shape", note.shape)
+        if order == "C" or order == "F":
+            axes = None
+        else:  # the array was stored with its axes in this order
+            axes = _sizes("order of axes", order)
+            if sorted(axes) != list(range(len(shape))):
+                raise UnsafePayload(f"array's order of axes is not one of its {len(shape)} axes")
+            shape, order = tuple([shape[axis] for axis in axes]), "C"
+        if dtype.hasobject:
+            array = self._objects(shape, order, note.data, depth)
+        else:
+            array = self._numbers(shape, dtype, order, note.data)
+        if axes is not None:
+            array = array.transpose(np.argsort(axes))
+        return array[()] if scalar else array
 
-    def _array(self, holder: _Array, depth: int) -> np.ndarray:
-        array = holder.array
-        if array is None:
-            raise UnsafePayload("array has no data")
-        if array.dtype.hasobject:
-            self._spend(array.size)
-            flat: list[Any] = [self.finish(item, depth + 1) for item in array.ravel(order="K").tolist()]
-            finished = np.empty(len(flat), dtype=object)
-            finished[:] = flat
-            return finished.reshape(array.shape)
+    def _numbers(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: Any, data: Any) -> np.ndarray:
+        """Return a writable array over ``data``, without a copy where the bytes are writable and aligned."""
+        source = self._source(data)
+        expected = prod(shape) * dtype.itemsize
+        if expected != len(source):
+            raise UnsafePayload(
+                f"array of shape {shape} and dtype {dtype} takes {expected} bytes, not {len(source)}"[:300]
+            )
+        if not expected:
+            if shape and 0 not in shape:  # no bytes for a billion elements
+                raise UnsafePayload(f"array of shape {shape} holds nothing"[:300])
+            return np.zeros(shape, dtype, order)
+        fresh = type(source) is bytes
+        if fresh:
+            self._spend(expected)
+            source = bytearray(source)
+        array: np.ndarray = np.ndarray(shape, dtype, source, 0, None, order)
+        if not fresh and not (array.flags.writeable and array.flags.aligned):
+            self._spend(expected)
+            array = array.copy(order)
+        if dtype.kind == "U":
+            characters = np.frombuffer(source, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+            if characters.max() > 0x10FFFF:
+                raise UnsafePayload("array of text holds what is no character")
         return array
 
-    def _spend(self, nodes: int) -> None:
-        self._nodes -= nodes
-        if self._nodes < 0:
-            raise UnsafePayload(f"payload unfolds to more than {self._budget} values")
+    def _objects(self, shape: tuple[int, ...], order: str, data: Any, depth: int) -> np.ndarray:
+        if type(data) is not list or len(data) != prod(shape):
+            raise UnsafePayload(f"object array of shape {shape} does not hold that many objects"[:300])
+        self._spend(_VISIT_COST * len(data))
+        array = np.empty(len(data), dtype=object)
+        for index, item in enumerate(
+            data
+        ):  # not ``array[:] = data``, which would look for arrays in the items
+            array[index] = self.finish(item, depth + 1)
+        return array.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
+
+    def _source(self, data: Any) -> bytes | bytearray | memoryview:
+        """Return the bytes that ``data`` stands for."""
+        if type(data) is _Bytes:
+            data = data.source
+        if type(data) is str:
+            self._spend(len(data))
+            return data.encode("latin-1")
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise UnsafePayload(f"array data is a {type(data).__name__.strip('_')}, not bytes")
+        return data
+
+    def _spend(self, cost: int) -> None:
+        self._left -= cost
+        if self._left < 0:
+            raise UnsafePayload(f"payload unfolds to more than {self._budget} bytes")
+
+
+def _sizes(what: str, sizes: Any) -> tuple[int, ...]:
+    if type(sizes) is int:
+        sizes = (sizes,)
+    if type(sizes) is not tuple or len(sizes) > _MAX_DIMENSIONS:
+        raise UnsafePayload(f"array's {what} is not a tuple of at most {_MAX_DIMENSIONS} sizes")
+    for size in sizes:
+        if type(size) is not int or not 0 <= size < 1 << 63:
+            raise UnsafePayload(f"array's {what} holds what is no size")
+    return sizes

@@ -18,7 +18,9 @@ RobowireError
 │   └── Overloaded  ShuttingDown  InternalError
 ├── UnknownName                a policy or simulator name the registry does not hold
 ├── MissingDependency          the chosen one needs a package that is not installed
-└── ConfigurationError         a flag, file or device a program was given is unusable
+├── ConfigurationError         a flag, file or device a program was given is unusable
+├── EvaluationStopped          a server that every episode needs is gone; what was counted is kept
+└── FilmFailed                 an episode was counted, but its film could not be made
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ __all__ = [
     "ConfigurationError",
     "ConnectFailed",
     "ConnectionLost",
+    "EvaluationStopped",
+    "FilmFailed",
     "FrameTooLarge",
     "InternalError",
     "InvalidParams",
@@ -211,6 +215,14 @@ class MissingDependency(RobowireError):
 
 class ConfigurationError(RobowireError):
     """A flag, file, port or device that a program was given cannot be used; the message says what to do."""
+
+
+class EvaluationStopped(RobowireError):
+    """A server that every episode needs is gone: no further episode can run. What was counted is kept."""
+
+
+class FilmFailed(RobowireError):
+    """An episode was run and counted, but its film could not be made."""
 
 
 _BY_TYPE: dict[str, type[RequestError]] = {cls.error_type: cls for cls in RequestError.__subclasses__()}

@@ -1,0 +1,197 @@
+"""One episode: a policy's chunks executed by a simulator, and the film of it. No thread, file or socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Protocol, Sequence
+
+import numpy as np
+
+from robowire.errors import FilmFailed
+from robowire.meta import MetaAction, MetaObs
+from robowire.specs import SimulatorSpec
+
+__all__ = ["Episode", "FrameSink", "PolicySession", "Rollout", "SimulatorSession", "film", "run_episode"]
+
+
+class PolicySession(Protocol):
+    """What the loop needs of a :class:`robowire.PolicyClient`, whose methods these are."""
+
+    def get_info(self) -> dict[str, Any]:
+        """Return the policy's spec and what else its server says."""
+        ...
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        ...
+
+    def send_meta_obs(self, obs: MetaObs) -> list[Any]:
+        """Return the chunk, a :class:`MetaAction` for each step."""
+        ...
+
+    def disconnect(self) -> None:
+        """End the session."""
+        ...
+
+
+class SimulatorSession(Protocol):
+    """What the loop needs of a :class:`robowire.SimulatorClient`, whose methods these are."""
+
+    def select_simulator(self, name: str) -> None:
+        """Start it."""
+        ...
+
+    def load_task(
+        self,
+        task_name: str,
+        *,
+        robot: str | None = None,
+        controller: str | None = None,
+        camera_names: Sequence[str] | None = None,
+        image_height: int | None = None,
+        image_width: int | None = None,
+        horizon: int | None = None,
+        control_hz: float | None = None,
+        observation_format: str = "raw",
+    ) -> SimulatorSpec:
+        """Build the task; observations are :class:`MetaObs` in the format ``"meta"``."""
+        ...
+
+    def reset(self, seed: int | None = None) -> Any:
+        """Begin an episode and return its first observation."""
+        ...
+
+    def step(self, action: Any) -> Any:
+        """Execute one action; the result has ``reward``."""
+        ...
+
+    def step_chunk(self, actions: Sequence[Any]) -> Any:
+        """Execute actions up to the episode's end.
+
+        The result: the last ``observation``, ``rewards``, ``terminated``, ``truncated``, ``info``, ``steps``.
+        """
+        ...
+
+    def render(self, camera_name: str | None = None) -> np.ndarray:
+        """Return a picture for people, uint8 (height, width, 3), RGB."""
+        ...
+
+    def get_info(self) -> dict[str, Any]:
+        """Return what the simulator's process says of itself, its ``versions`` among it."""
+        ...
+
+    def disconnect(self) -> None:
+        """End the session and its process."""
+        ...
+
+
+class FrameSink(Protocol):
+    """Takes the pictures of a film, in order."""
+
+    def add(self, frame: np.ndarray) -> None:
+        """Take uint8 (height, width, 3), RGB; every frame of a film has the first one's size."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One row of ``episodes.jsonl``.
+
+    Attributes:
+        episode: Its number, from 0.
+        seed: The simulator's seed of it.
+        success: ``None`` where the simulator did not finish it.
+        steps: Executed actions.
+        total_reward: Sum of the rewards; ``"return"`` in the file.
+        error: Why the simulator did not finish it.
+        infer_ms: Milliseconds from each observation sent to its actions received.
+        seconds: From reset to the end, without the film.
+        video: File name within the folder of results.
+    """
+
+    episode: int
+    seed: int
+    success: bool | None
+    steps: int
+    total_reward: float
+    error: str | None
+    infer_ms: tuple[float, ...]
+    seconds: float
+    video: str | None = None
+
+
+@dataclass
+class Rollout:
+    """What was executed so far: enough to see the same episode again.
+
+    Attributes:
+        seed: The simulator's.
+        actions: As they were executed.
+        rewards: One for each of them.
+        infer_ms: One for each inference.
+        success: Known once the episode ended.
+    """
+
+    seed: int
+    actions: list[MetaAction] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    infer_ms: list[float] = field(default_factory=list)
+    success: bool | None = None
+
+
+def run_episode(
+    act: Callable[[MetaObs], Sequence[MetaAction]],
+    simulator: SimulatorSession,
+    rollout: Rollout,
+    *,
+    stopped: Callable[[], bool],
+) -> None:
+    """Run one episode into ``rollout``, which also tells how far it got where an exception ends it.
+
+    A whole chunk goes to the simulator at once: nobody looks at the pictures in between.
+
+    Args:
+        act: Gives the actions to execute for an observation.
+        simulator: With a task loaded.
+        rollout: A fresh one.
+        stopped: Asked before each inference; once true, the episode is left unfinished and ``success`` None.
+
+    Raises:
+        RobowireError: The simulator failed, or ``act`` did.
+    """
+    observation: MetaObs = simulator.reset(seed=rollout.seed)
+    while not stopped():
+        actions = act(replace(observation, timestep=len(rollout.actions)))
+        result = simulator.step_chunk(actions)
+        rollout.actions += actions[: result.steps]
+        rollout.rewards += [float(reward) for reward in result.rewards]
+        if result.terminated or result.truncated:
+            rollout.success = bool(result.info["success"])
+            return
+        observation = result.observation
+
+
+def film(
+    simulator: SimulatorSession, rollout: Rollout, sink: FrameSink, *, stopped: Callable[[], bool]
+) -> None:
+    """Show ``sink`` a finished episode: execute its seed and actions again, with a picture after each step.
+
+    So the counted episodes all run alike and at full speed, and only what someone will watch is drawn. The
+    film is of the counted episode and not of one like it: every reward is compared.
+
+    Raises:
+        FilmFailed: The second run differs from the first, or ``stopped`` became true.
+        RobowireError: The simulator failed.
+    """
+    simulator.reset(seed=rollout.seed)
+    sink.add(simulator.render())
+    for step, (action, reward) in enumerate(zip(rollout.actions, rollout.rewards)):
+        if stopped():
+            raise FilmFailed("the evaluation was stopped")
+        again = float(simulator.step(action).reward)
+        if again != reward:
+            raise FilmFailed(
+                f"the same seed and actions gave reward {again!r} at step {step}, but {reward!r} when the "
+                "episode was counted: this simulator does not repeat its episodes, so they can't be filmed"
+            )
+        sink.add(simulator.render())

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import pytest
+from rollout_fakes import DRIFT, HORIZON, FakePolicyServer, FakeSimulatorServer
+
+from robowire.errors import BackendError, FilmFailed
+from robowire.meta import MetaAction, MetaObs
+from robowire.rollout.episodes import Rollout, film, run_episode
+
+FAR, NEAR = 4, 2  # seeds: the point starts at 1.77, too far away to arrive in time, and at -0.95
+
+
+class Frames:
+    def __init__(self) -> None:
+        self.frames: list[np.ndarray] = []
+
+    def add(self, frame: np.ndarray) -> None:
+        self.frames.append(frame)
+
+
+def never() -> bool:
+    return False
+
+
+def run(seed: int, *, n_action_steps: int = 4, simulator: FakeSimulatorServer | None = None) -> Rollout:
+    session = FakePolicyServer().open()
+
+    def act(observation: MetaObs) -> Sequence[MetaAction]:
+        return session.send_meta_obs(observation)[:n_action_steps]
+
+    rollout = Rollout(seed)
+    run_episode(act, (simulator or FakeSimulatorServer()).open(), rollout, stopped=never)
+    return rollout
+
+
+def test_an_episode_that_reaches_the_goal_is_a_success() -> None:
+    assert run(NEAR).success is True
+
+
+def test_an_episode_that_runs_out_of_steps_is_a_failure() -> None:
+    rollout = run(FAR)
+    assert (rollout.success, len(rollout.actions)) == (False, HORIZON)
+
+
+def test_only_executed_actions_are_kept() -> None:
+    rollout = run(NEAR)
+    assert len(rollout.rewards) == len(rollout.actions) == 10  # of three chunks of 4
+
+
+@pytest.mark.parametrize(("n_action_steps", "timesteps"), [(4, [0, 4, 8]), (3, [0, 3, 6, 9])])
+def test_the_policy_is_told_the_step_and_asked_again_after_n_action_steps(
+    n_action_steps: int, timesteps: list[int]
+) -> None:
+    policy = FakePolicyServer()
+    session = policy.open()
+    run_episode(
+        lambda observation: session.send_meta_obs(observation)[:n_action_steps],
+        FakeSimulatorServer().open(),
+        Rollout(FAR),
+        stopped=never,
+    )
+    assert policy.timesteps == timesteps
+
+
+def test_a_dead_simulator_leaves_what_was_executed() -> None:
+    session = FakePolicyServer().open()
+    rollout = Rollout(FAR)
+    with pytest.raises(BackendError):
+        run_episode(session.send_meta_obs, FakeSimulatorServer(dies={FAR: 6}).open(), rollout, stopped=never)
+    assert (rollout.success, len(rollout.actions)) == (None, 4)
+
+
+def test_a_stopped_episode_has_no_outcome() -> None:
+    answers = iter([False, True])
+    rollout = Rollout(FAR)
+    run_episode(
+        FakePolicyServer().open().send_meta_obs,
+        FakeSimulatorServer().open(),
+        rollout,
+        stopped=lambda: next(answers),
+    )
+    assert (rollout.success, len(rollout.actions)) == (None, 4)
+
+
+def test_a_film_shows_the_start_and_every_step_of_the_episode() -> None:
+    rollout, frames = run(NEAR), Frames()
+    film(FakeSimulatorServer().open(), rollout, frames, stopped=never)
+    columns = [int(frame[0, :, 0].argmax()) for frame in frames.frames]
+    assert len(columns) == len(rollout.actions) + 1
+    assert abs(columns[-1] - 16) <= 1  # at zero, the middle
+
+
+def test_an_episode_that_does_not_repeat_is_not_filmed() -> None:
+    simulator = FakeSimulatorServer(drifts=True)
+    rollout = run(FAR, simulator=simulator)
+    with pytest.raises(FilmFailed) as raised:
+        film(simulator.open(), rollout, Frames(), stopped=never)
+    first = rollout.rewards[0]
+    assert str(raised.value) == (
+        f"the same seed and actions gave reward {first - DRIFT!r} at step 0, but {first!r} when the episode "
+        "was counted: this simulator does not repeat its episodes, so they can't be filmed"
+    )
+
+
+def test_a_stopped_evaluation_films_no_further() -> None:
+    with pytest.raises(FilmFailed, match=r"^the evaluation was stopped$"):
+        film(FakeSimulatorServer().open(), run(FAR), Frames(), stopped=lambda: True)

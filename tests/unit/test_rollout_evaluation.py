@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+from rollout_fakes import FakePolicyServer, FakePolicySession, FakeSimulatorServer
+
+from robowire.errors import (
+    BackendError,
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    EvaluationStopped,
+    Overloaded,
+    SpecMismatch,
+)
+from robowire.rollout.evaluation import EvaluateOptions, evaluate
+
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def run(
+    path: Path,
+    policy: FakePolicyServer | None = None,
+    simulator: FakeSimulatorServer | None = None,
+    *,
+    on_episode: Any = lambda episode, summary: None,
+    **options: Any,
+) -> dict[str, Any]:
+    chosen = {"num_episodes": 10, "num_envs": 1, "record_video": "off", "task": "Push", "simulator": "line"}
+    return evaluate(
+        EvaluateOptions(path, **{**chosen, **options}),
+        open_policy=(policy or FakePolicyServer()).open,
+        open_simulator=(simulator or FakeSimulatorServer()).open,
+        ffmpeg=FFMPEG,
+        command_line=["client.py", "evaluate"],
+        on_episode=on_episode,
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    lines = (path / "episodes.jsonl").read_text().splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda row: row["episode"])
+
+
+def written(path: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    return summary
+
+
+# counting
+
+
+def test_every_episode_is_counted_once_and_written_down(tmp_path: Path) -> None:
+    summary = run(tmp_path, seed=2)
+    assert [row["episode"] for row in rows(tmp_path)] == list(range(10))
+    assert [row["seed"] for row in rows(tmp_path)] == summary["seeds"] == list(range(2000, 2010))
+    assert summary["successes"] == sum(row["success"] for row in rows(tmp_path))
+    assert 0 < summary["success_rate"] < 1
+    assert summary["status"] == "complete"
+    assert summary == written(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_episodes_whatever_the_number_of_environments(tmp_path: Path) -> None:
+    def outcomes(num_envs: int) -> list[tuple[Any, ...]]:
+        path = tmp_path / str(num_envs)
+        run(path, num_envs=num_envs)
+        return [(row["seed"], row["success"], row["steps"], row["return"]) for row in rows(path)]
+
+    assert outcomes(1) == outcomes(2) == outcomes(5)
+
+
+def test_no_two_inferences_run_at_the_same_time(tmp_path: Path) -> None:
+    busy = threading.Lock()
+
+    class OneAtATime(FakePolicySession):
+        def send_meta_obs(self, obs: Any) -> Any:
+            assert busy.acquire(blocking=False), "a second inference began before the first ended"
+            try:
+                os.sched_yield()  # let the others try
+                return super().send_meta_obs(obs)
+            finally:
+                busy.release()
+
+    policy = FakePolicyServer(session=OneAtATime)
+    assert run(tmp_path, policy, num_envs=4, num_episodes=40)["episodes"] == 40
+
+
+def test_the_policys_session_is_reset_at_each_episode(tmp_path: Path) -> None:
+    policy = FakePolicyServer()
+    run(tmp_path, policy, num_episodes=3)
+    assert policy.calls == ["open", "reset", "reset", "reset", "disconnect"]
+
+
+def test_the_summary_says_who_took_part(tmp_path: Path) -> None:
+    summary = run(tmp_path)
+    assert set(summary["client"]) == {"robowire", "python", "numpy", "platform"}
+    assert summary["policy"]["policy"] == "push"
+    assert summary["simulator"]["task"] == "Push"
+    assert summary["simulator"]["process"]["versions"] == {"mujoco": "3.8.1"}
+    assert summary["command_line"] == ["client.py", "evaluate"]
+    assert summary["options"]["n_action_steps"] == 4
+
+
+def test_the_caller_is_told_of_each_episode_with_the_summary_so_far(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    run(tmp_path, on_episode=lambda episode, summary: told.append((episode.episode, summary["episodes"])))
+    assert told == [(number, number + 1) for number in range(10)]
+
+
+# loading and matching
+
+
+def test_the_task_is_loaded_as_the_policy_wants_it(tmp_path: Path) -> None:
+    policy = FakePolicyServer()
+    policy.info.update(camera_names=["front"], image_height=96, image_width=128, control_hz=10.0)
+    simulator = FakeSimulatorServer()
+    run(tmp_path, policy, simulator, robot="Panda", max_episode_steps=9)
+    (options,) = simulator.options
+    assert options == {
+        "robot": "Panda",
+        "controller": None,
+        "camera_names": ("front",),
+        "image_height": 96,
+        "image_width": 128,
+        "horizon": 9,
+        "control_hz": 10.0,
+        "observation_format": "meta",
+    }
+
+
+def test_cameras_by_flag_stand_in_for_the_policys_names(tmp_path: Path) -> None:
+    policy = FakePolicyServer()
+    policy.info.update(camera_names=["top"])
+    simulator = FakeSimulatorServer()
+    simulator.spec = replace(simulator.spec, camera_names=("agentview",))
+    run(tmp_path, policy, simulator, camera_names=("agentview",))
+    assert simulator.options[0]["camera_names"] == ("agentview",)
+
+
+def test_a_mismatch_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    policy, simulator = FakePolicyServer(), FakeSimulatorServer()
+    policy.info.update(ctrl_type="absolute", state_dim=9)
+    with pytest.raises(SpecMismatch) as raised:
+        run(tmp_path / "results", policy, simulator)
+    assert str(raised.value) == (
+        "policy 'push' does not fit task 'Push' of 'line': state_dim: the policy has 9, the simulator 1; "
+        "ctrl_type: the policy has 'absolute', the simulator 'delta'"
+    )
+    assert not (tmp_path / "results").exists()
+    assert (policy.calls[-1], simulator.calls[-1]) == ("disconnect", "disconnect")
+
+
+@pytest.mark.parametrize(
+    ("info", "asked", "executed"),
+    [
+        ({}, None, 4),
+        ({}, 2, 2),
+        ({"n_action_steps": 3}, None, 3),
+        ({"temporal_agg": True}, None, 1),
+        ({"temporal_agg": False}, None, 4),
+    ],
+)
+def test_how_much_of_a_chunk_is_executed(
+    tmp_path: Path, info: dict[str, Any], asked: int | None, executed: int
+) -> None:
+    policy = FakePolicyServer()
+    policy.info.update(info)
+    run(tmp_path, policy, n_action_steps=asked, num_episodes=5)
+    begun = [index for index, timestep in enumerate(policy.timesteps) if timestep == 0]
+    # Episode 4 starts farthest away, and lasts all of the 12 steps.
+    assert policy.timesteps[begun[4] :] == list(range(0, 12, executed))
+
+
+@pytest.mark.parametrize(
+    ("info", "asked", "message"),
+    [
+        ({}, 5, "n_action_steps is 5, but the policy server's chunks have 4 actions"),
+        (
+            {"temporal_agg": True},
+            2,
+            "n_action_steps is 2, but the policy server ensembles chunks (--temporal_agg), which needs a new "
+            "one at each step: leave --n_action_steps out",
+        ),
+    ],
+)
+def test_more_steps_than_the_chunks_allow_are_refused(
+    tmp_path: Path, info: dict[str, Any], asked: int, message: str
+) -> None:
+    policy = FakePolicyServer()
+    policy.info.update(info)
+    with pytest.raises(ConfigurationError) as raised:
+        run(tmp_path, policy, n_action_steps=asked)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_episodes": 0}, "num_episodes is 0, expected at least 1"),
+        ({"num_episodes": 1001}, "num_episodes is 1001, expected at most 1000: run more with another seed"),
+        ({"num_envs": 0}, "num_envs is 0, expected at least 1"),
+        ({"n_action_steps": 0}, "n_action_steps is 0, expected at least 1"),
+        ({"seed": 1000}, "seed is 1000, expected 0 to 999"),
+        (
+            {"record_video": "some"},
+            "record_video is 'some', expected off, failures, all, or a number of episodes",
+        ),
+    ],
+)
+def test_unusable_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        EvaluateOptions(tmp_path, **options)
+    assert str(raised.value) == message
+
+
+# simulators that die
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_simulator_that_dies_costs_one_episode_which_is_no_failure(tmp_path: Path, num_envs: int) -> None:
+    whole = run(tmp_path / "whole")
+    summary = run(tmp_path / "dying", simulator=FakeSimulatorServer(dies={3: 0}), num_envs=num_envs)
+    row = rows(tmp_path / "dying")[3]
+    assert row["error"] == "BackendError: the simulator died (killed by SIGKILL)"
+    assert row["success"] is None
+    assert (summary["episodes"], summary["errors"]) == (9, 1)
+    lost = rows(tmp_path / "whole")[3]["success"]
+    assert summary["successes"] == whole["successes"] - lost
+
+
+def test_after_a_death_the_task_is_loaded_in_a_new_session(tmp_path: Path) -> None:
+    simulator = FakeSimulatorServer(dies={0: 2})
+    run(tmp_path, simulator=simulator, num_episodes=2)
+    load = ["open", "select line", "load Push"]
+    assert simulator.calls == [*load, "disconnect", *load, "disconnect"]
+
+
+def test_a_simulator_server_that_is_gone_ends_the_evaluation_and_keeps_the_results(tmp_path: Path) -> None:
+    simulator = FakeSimulatorServer(dies={4: 0})
+
+    def go_away() -> None:
+        simulator.gone = ConnectFailed("nothing listens on there:5555: is the server running there?")
+
+    simulator.afterwards = go_away
+    with pytest.raises(EvaluationStopped) as raised:
+        run(tmp_path, simulator=simulator)
+    reason = "the simulator server is gone: nothing listens on there:5555: is the server running there?"
+    assert str(raised.value) == reason
+    summary = written(tmp_path)
+    assert (summary["status"], summary["episodes"], summary["errors"]) == (f"stopped: {reason}", 4, 1)
+
+
+def test_a_task_that_fails_to_load_three_times_in_a_row_ends_the_evaluation(tmp_path: Path) -> None:
+    simulator = FakeSimulatorServer(dies={0: 0})
+
+    def break_it() -> None:
+        simulator.broken = BackendError("no GL context")
+
+    simulator.afterwards = break_it
+    with pytest.raises(EvaluationStopped, match=r"^'Push' can't be loaded: no GL context$"):
+        run(tmp_path, simulator=simulator)
+    assert [row["error"] for row in rows(tmp_path)] == [
+        "BackendError: the simulator died (killed by SIGKILL)",
+        "BackendError: no GL context",
+        "BackendError: no GL context",
+    ]
+
+
+def test_a_further_environment_that_never_loads_is_no_series_of_lost_episodes(tmp_path: Path) -> None:
+    refused = threading.Event()
+
+    class RoomForOne(FakeSimulatorServer):
+        def open(self) -> Any:
+            if "open" in self.calls:
+                refused.set()
+                raise Overloaded("all 1 simulator sessions are taken; try again later")
+            return super().open()
+
+    class Patient(FakePolicySession):
+        def reset(self) -> None:
+            refused.wait(10)
+
+    with pytest.raises(EvaluationStopped) as raised:
+        run(tmp_path, FakePolicyServer(session=Patient), RoomForOne(), num_envs=2)
+    assert str(raised.value) == "'Push' can't be loaded: all 1 simulator sessions are taken; try again later"
+    assert written(tmp_path)["errors"] == 0
+
+
+# policies that go away, and people who do
+
+
+def test_a_policy_server_that_is_gone_ends_the_evaluation_and_keeps_the_results(tmp_path: Path) -> None:
+    policy = FakePolicyServer(fails_at=7, failure=ConnectionLost("lost"))
+    with pytest.raises(EvaluationStopped, match=r"^the policy server failed: lost$"):
+        run(tmp_path, policy)
+    summary = written(tmp_path)
+    assert summary["status"] == "stopped: the policy server failed: lost"
+    assert summary["errors"] == 0
+    assert summary["episodes"] == len(rows(tmp_path)) > 0
+
+
+def test_ctrl_c_keeps_what_was_counted_and_closes_everything(tmp_path: Path) -> None:
+    pressed = threading.Event()
+
+    class Slow(FakePolicySession):
+        def reset(self) -> None:
+            super().reset()
+            if policy.calls.count("reset") > 3:
+                pressed.wait(10)
+
+    def ctrl_c(episode: Any, summary: Any) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    policy, simulator = FakePolicyServer(session=Slow), FakeSimulatorServer()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, policy, simulator, num_envs=2, num_episodes=1000, on_episode=ctrl_c)
+    summary = written(tmp_path)
+    assert summary["status"] == "interrupted"
+    assert 1 <= summary["episodes"] == len(rows(tmp_path)) < 1000
+    assert simulator.calls.count("open") == simulator.calls.count("disconnect")
+    assert policy.calls.count("open") == policy.calls.count("disconnect")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("environment")]
+
+
+def test_a_bug_in_an_environment_is_not_hidden(tmp_path: Path) -> None:
+    policy = FakePolicyServer(fails_at=2, failure=ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError, match=r"^a bug$"):
+        run(tmp_path, policy, num_envs=2)
+    assert written(tmp_path)["status"] == "stopped"
+
+
+# films
+
+
+@pytest.mark.parametrize(
+    ("record_video", "filmed"),
+    [
+        ("off", []),
+        ("2", [0, 1]),
+        ("all", [0, 1, 2, 3]),
+        ("failures", "failures"),
+    ],
+)
+def test_which_episodes_are_filmed(tmp_path: Path, record_video: str, filmed: Any) -> None:
+    run(tmp_path, record_video=record_video, num_episodes=4)
+    if filmed == "failures":
+        filmed = [row["episode"] for row in rows(tmp_path) if not row["success"]]
+        assert 0 < len(filmed) < 4
+    with_film = [row for row in rows(tmp_path) if row["video"] is not None]
+    assert [row["episode"] for row in with_film] == filmed
+    assert sorted(row["video"] for row in with_film) == sorted(
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("videos/*")
+    )
+
+
+def test_filming_changes_no_outcome(tmp_path: Path) -> None:
+    for record_video in ("off", "all"):
+        run(tmp_path / record_video, record_video=record_video, num_episodes=4)
+    unfilmed, filmed = (
+        [(row["success"], row["steps"], row["return"]) for row in rows(tmp_path / name)]
+        for name in ("off", "all")
+    )
+    assert unfilmed == filmed
+
+
+def test_an_episode_that_cannot_be_filmed_is_counted_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run(tmp_path, simulator=FakeSimulatorServer(drifts=True), record_video="all", num_episodes=2)
+    assert (summary["episodes"], summary["errors"]) == (2, 0)
+    assert [row["video"] for row in rows(tmp_path)] == [None, None]
+    assert "no film of episode 0: the same seed and actions gave reward" in caplog.text
+    assert list(tmp_path.glob("videos/*")) == []
+
+
+def test_videos_without_ffmpeg_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    policy, simulator = FakePolicyServer(), FakeSimulatorServer()
+    with pytest.raises(ConfigurationError) as raised:
+        evaluate(EvaluateOptions(tmp_path), open_policy=policy.open, open_simulator=simulator.open)
+    assert str(raised.value) == (
+        "no ffmpeg was found to record videos with: pip install imageio-ffmpeg, or use --record_video off"
+    )
+    assert policy.calls == []

@@ -30,12 +30,23 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from policies.registry import POLICIES
 from robowire import __version__
-from robowire.contracts import PolicyOptions
+from robowire.contracts import PolicyOptions, TaskOptions
 from robowire.errors import ConfigurationError, RobowireError
-from robowire.registry import load, nearest
+from robowire.registry import Entry, entries, load, nearest
 from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
+from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
 
-__all__ = ["COMMANDS", "Command", "PolicyFlags", "PolicyServer", "main", "make_policy_server"]
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "PolicyFlags",
+    "PolicyServer",
+    "SimulatorFlags",
+    "SimulatorServer",
+    "main",
+    "make_policy_server",
+    "make_simulator_server",
+]
 
 
 class Server(Protocol):
@@ -86,6 +97,15 @@ COMMANDS: dict[str, Command] = {
         try_it="python client.py infer --host {host} --port {port}",
         aliases={"model_name_or_path": "model_path"},
     ),
+    "simulator": Command(
+        summary="run simulators for clients, each in a process of its own",
+        options="server:SimulatorFlags",
+        make="server:make_simulator_server",
+        env_prefix="ROBOWIRE_SIM",
+        try_it="python client.py evaluate --address localhost:5000 --simulator_address {host}:{port} "
+        "--simulator robosuite --task Lift",
+        aliases={"idle_timeout_s": "session_timeout_s"},
+    ),
 }
 
 
@@ -125,6 +145,45 @@ def make_policy_server(flags: PolicyFlags) -> PolicyServer:
     )
     policy = load("policy", flags.policy, POLICIES)(options)
     return PolicyServer(policy, flags, device=str(getattr(policy, "device", flags.device)))
+
+
+@dataclass(frozen=True)
+class SimulatorFlags(TaskOptions, SimulatorServerOptions):
+    """The flags of ``server.py simulator``. How a task is built, clients may override.
+
+    Attributes:
+        simulators: Further simulators to offer, module:function of your own.
+        simulator_python: Interpreters of simulators that need another environment, such as
+            libero=/opt/libero/bin/python.
+    """
+
+    simulators: tuple[str, ...] = ()
+    simulator_python: tuple[str, ...] = ()
+
+
+def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
+    """Return the server of every simulator in the table, of installed packages, and of the flags.
+
+    Raises:
+        RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
+    """
+    from benchmark.registry import SIMULATORS
+
+    offered = {**entries("simulator", SIMULATORS), **{name: Entry(name) for name in flags.simulators}}
+    for name in flags.simulators:
+        if ":" not in name:
+            raise ConfigurationError(
+                f"simulators names {name!r}, expected module:function. Offered already: {', '.join(offered)}"
+            )
+    pythons = {}
+    for setting in flags.simulator_python:
+        name, _, python = setting.partition("=")
+        if not python:
+            raise ConfigurationError(
+                f"simulator_python is {setting!r}, expected a simulator and its interpreter: name=path"
+            )
+        pythons[name] = python
+    return SimulatorServer(offered, flags, task=flags, pythons=pythons)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from robowire.contracts import Policy
+from robowire.contracts import Policy, TaskOptions
 from robowire.meta import MetaObs
+from robowire.registry import Entry
 from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
+from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
 from robowire.specs import PolicySpec
 
-__all__ = ["ConstantPolicy", "EchoPolicy", "FailingPolicy", "SlowPolicy", "running_server"]
+__all__ = [
+    "FAKE_SIMULATORS",
+    "ConstantPolicy",
+    "EchoPolicy",
+    "FailingPolicy",
+    "SlowPolicy",
+    "running_server",
+    "running_simulator_server",
+]
 
 
 class ConstantPolicy:
@@ -111,4 +121,31 @@ def running_server(policy: Policy, options: PolicyServerOptions | None = None) -
     """
     options = replace(options or PolicyServerOptions(drain_s=2.0), host="127.0.0.1", port=0)
     with PolicyServer(policy, options) as server:
+        yield server
+
+
+# A module of its own, because its process is to need nothing of a server.
+FAKE_SIMULATORS: Mapping[str, Entry] = {
+    "fake": Entry("robowire.fake_simulator:make_simulator", summary="a point that is moved to a goal")
+}
+
+
+@contextmanager
+def running_simulator_server(
+    options: SimulatorServerOptions | None = None,
+    *,
+    simulators: Mapping[str, Entry] = FAKE_SIMULATORS,
+    task: TaskOptions | None = None,
+    pythons: Mapping[str, str] | None = None,
+) -> Iterator[SimulatorServer]:
+    """Serve simulators on a free port of the loopback; leave no thread, process or socket behind.
+
+    Args:
+        options: Its host and port are not used.
+        simulators: What clients may select.
+        task: How tasks are built where a client does not say.
+        pythons: Interpreter for a simulator.
+    """
+    options = replace(options or SimulatorServerOptions(drain_s=2.0), host="127.0.0.1", port=0)
+    with SimulatorServer(simulators, options, task=task, pythons=pythons) as server:
         yield server

@@ -166,19 +166,19 @@ def check_action(action: Any, action_dim: int | None) -> np.ndarray | MetaAction
     else:
         own, what = action, "action"
     try:
-        if isinstance(own, np.ndarray) and own.dtype.kind not in "iuf":
-            raise TypeError(f"a {own.dtype} array")
-        array = np.asarray(own, dtype=np.float64)
-    except (TypeError, ValueError) as exc:
-        found = str(exc) if isinstance(own, np.ndarray) else f"a {type(own).__name__}"
-        raise InvalidParams(f"{what} is {found}, expected (action_dim,) numbers") from None
+        array = np.asarray(own)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "iuf":
+        found = f"a {own.dtype} array" if isinstance(own, np.ndarray) else f"a {type(own).__name__}"
+        raise InvalidParams(f"{what} is {found}, expected (action_dim,) numbers")
     if array.ndim != 1 or (action_dim is not None and len(array) != action_dim):
         wanted = "(action_dim,)" if action_dim is None else f"({action_dim},)"
         raise SpecMismatch(f"{what} has shape {array.shape}, expected {wanted}")
     if not np.isfinite(array).all():
         index = int(np.flatnonzero(~np.isfinite(array))[0])
         raise InvalidParams(f"{what} is {array[index]} at index {index}, expected finite numbers")
-    return action if isinstance(action, MetaAction) else array
+    return action if isinstance(action, MetaAction) else array.astype(np.float64)
 
 
 def check_actions(actions: Any, action_dim: int | None) -> list[np.ndarray | MetaAction]:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ from robowire.contracts import TaskOptions
 from robowire.errors import (
     BackendError,
     ConfigurationError,
+    InvalidParams,
     NoSimulatorSelected,
     NoTaskLoaded,
     NotReset,
@@ -34,10 +35,10 @@ from robowire.specs import SimulatorSpec
 from robowire.version import __version__
 from robowire.wire.encoding import Buffer, encode_frame
 from robowire.wire.framing import frame_header
-from robowire.wire.messages import PROTOCOL_VERSION, error_reply, ok, parse_call
+from robowire.wire.messages import PROTOCOL_VERSION, Call, error_reply, ok, parse_call
 from robowire.wire.pickling import loads
 
-__all__ = ["SimulatorOptions", "SimulatorServer"]
+__all__ = ["SimulatorServer", "SimulatorServerOptions"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +47,19 @@ _REAPING_S = 5.0
 
 
 @dataclass(frozen=True)
-class SimulatorOptions:
-    """How simulators are run.
+class SimulatorServerOptions(TcpOptions):
+    """Every option of a simulator server but the simulators and how tasks are built.
 
     Attributes:
-        task: How tasks are built where a client does not say.
-        pythons: Interpreter for each simulator; one that is not named runs with the server's own.
-        max_sessions: Simulators at one time; a further ``select_simulator`` is told "overloaded".
-        call_timeout_s: Seconds for one call; a whole chunk is one. A simulator that needs longer is killed.
-        load_timeout_s: The same for starting a simulator, ``load_task`` and ``reset``.
+        idle_timeout_s: Seconds without a request after which a session and its simulator are ended.
+        max_sessions: Simulators at one time; the next select_simulator is told "overloaded".
+        call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
+        load_timeout_s: The same for select_simulator, load_task and reset.
     """
 
-    task: TaskOptions = field(default_factory=TaskOptions)
-    pythons: Mapping[str, str] = field(default_factory=dict)
-    # A robosuite process takes about 0.3 GB and, while it renders, a core.
+    port: int = 5555
+    idle_timeout_s: float = 300.0
+    # A robosuite process takes about 0.3 GB, and a core while it renders.
     max_sessions: int = 8
     # A chunk of 64 steps of the slowest LIBERO suite, rendered on a CPU, takes 15 s.
     call_timeout_s: float = 60.0
@@ -67,6 +67,7 @@ class SimulatorOptions:
     load_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_sessions < 1:
             raise ConfigurationError(f"max_sessions is {self.max_sessions}, expected at least 1")
         for name in ("call_timeout_s", "load_timeout_s"):
@@ -77,28 +78,40 @@ class SimulatorOptions:
 
 
 class SimulatorServer:
-    """A TCP server whose every session may run one simulator, in a process of its own.
+    """Serve simulators, each session one in a process of its own. The port is bound when the object is made.
 
-    Use it as a context manager, which serves in a thread, or call :meth:`serve_forever`.
+    Then use it as a context manager, which serves in a thread, or call :meth:`serve_forever`.
 
     Args:
         simulators: What clients may select. They can't name anything else: a name leads to code.
-        options: How simulators are run.
-        tcp: Where to listen, and the limits; ``idle_timeout_s`` ends sessions that say nothing.
+        options: Where to listen, and the limits.
+        task: How tasks are built where a client does not say.
+        pythons: Interpreter for a simulator; one that is not named runs with the server's own.
+
+    Raises:
+        ConfigurationError: The address can't be listened on, or an option is unusable.
     """
 
-    def __init__(self, simulators: Mapping[str, Entry], options: SimulatorOptions, tcp: TcpOptions) -> None:
-        for name in options.pythons:
-            if name not in simulators:
+    def __init__(
+        self,
+        simulators: Mapping[str, Entry],
+        options: SimulatorServerOptions,
+        *,
+        task: TaskOptions | None = None,
+        pythons: Mapping[str, str] | None = None,
+    ) -> None:
+        self.simulators = dict(simulators)
+        self.options = options
+        self.task = _checked(task or TaskOptions())
+        self.pythons = dict(pythons or {})
+        for name in self.pythons:
+            if name not in self.simulators:
                 raise ConfigurationError(
                     f"simulator_python names {name!r}, which is no simulator here."
                     f"{nearest(name, simulators)} Known: {', '.join(sorted(simulators))}"
                 )
-        self.simulators = dict(simulators)
-        self.options = options
-        self.tcp_options = tcp
         self.metrics = Metrics()
-        self._tcp = TcpServer(tcp, lambda session: _SimulatorSession(self, session), self.metrics)
+        self._tcp = TcpServer(options, lambda session: _SimulatorSession(self, session), self.metrics)
         self._changed = threading.Condition()  # guards what follows
         self._running: set[_SimulatorSession] = set()
         self._closing = False
@@ -124,6 +137,11 @@ class SimulatorServer:
             self._tcp.__exit__(kind, error, traceback)
         finally:
             self._kill_all()
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        names = ", ".join(sorted(self.simulators)) or "no simulator"
+        return f"simulators: {names}; at most {self.options.max_sessions} at one time"
 
     def serve_forever(self) -> None:
         """Serve until :meth:`stop`; then drain. No simulator process is left when it returns."""
@@ -165,6 +183,20 @@ class SimulatorServer:
                 logger.warning("%d simulator sessions did not end", len(self._running))
 
 
+def _checked(task: TaskOptions) -> TaskOptions:
+    """Return the options, read as a client's are.
+
+    Raises:
+        ConfigurationError: One has a value that no client could send.
+    """
+    options = {option.name: getattr(task, option.name) for option in fields(TaskOptions)}
+    try:
+        checked = check_params(Call("load_task", {"task_name": "", **options}))
+    except InvalidParams as exc:
+        raise ConfigurationError(str(exc)) from exc
+    return TaskOptions(**{name: checked[name] for name in options})
+
+
 class _SimulatorSession:
     """What one connection selected, loaded and reset. Its thread calls it, but for :meth:`kill`."""
 
@@ -203,7 +235,7 @@ class _SimulatorSession:
             call = parse_call(value)
             if call.method == "hello":
                 reply: dict[str, Any] | Answer = self._session.hello(
-                    call.params, server="simulator", auth_token=self._server.tcp_options.auth_token
+                    call.params, server="simulator", auth_token=self._options.auth_token
                 )
             else:
                 self._session.admit()
@@ -272,7 +304,7 @@ class _SimulatorSession:
         params = {"task_name": task_name, "observation_format": observation_format}
         for option in fields(TaskOptions):
             asked = requested[option.name]
-            params[option.name] = getattr(self._options.task, option.name) if asked is None else asked
+            params[option.name] = getattr(self._server.task, option.name) if asked is None else asked
         self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
         answer = self._call("load_task", params, self._options.load_timeout_s)
         self._spec = SimulatorSpec.from_wire(answer.read())
@@ -324,7 +356,7 @@ class _SimulatorSession:
             "simulator": self._name,
             "task": None,
             "max_sessions": self._options.max_sessions,
-            "session_timeout_s": self._server.tcp_options.idle_timeout_s,
+            "session_timeout_s": self._options.idle_timeout_s,
             "call_timeout_s": self._options.call_timeout_s,
             "load_timeout_s": self._options.load_timeout_s,
         }
@@ -334,7 +366,7 @@ class _SimulatorSession:
             name,
             self._server.simulators[name],
             label=str(self._session),
-            python=self._options.pythons.get(name, sys.executable),
+            python=self._server.pythons.get(name, sys.executable),
         )
         if self._server.closing:
             self._process.kill()

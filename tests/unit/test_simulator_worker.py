@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import platform
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robowire.errors import BackendError, SpecMismatch, TaskNotFound
+from robowire.fake_simulator import FakeSimulator
+from robowire.meta import MetaAction, MetaObs
+from robowire.registry import Entry
+from robowire.serving.simulator_requests import check_params
+from robowire.serving.simulator_worker import SimulatorWorker
+from robowire.wire.messages import Call
+
+
+def make_worker(task: str = "reach", **options: Any) -> SimulatorWorker:
+    worker = SimulatorWorker("fake", Entry("somewhere:else", environ={"PATH": "unused"}), FakeSimulator())
+    worker.call("load_task", check_params(Call("load_task", {"task_name": task, **options})))
+    return worker
+
+
+def reset(worker: SimulatorWorker, seed: int = 0) -> Any:
+    return worker.call("reset", {"seed": seed, "init_state": None})["observation"]
+
+
+def test_raw_observations_keep_the_simulators_names() -> None:
+    assert sorted(reset(make_worker())) == ["front_image", "goal", "position"]
+
+
+def test_meta_observations_are_what_policies_read() -> None:
+    observation = reset(make_worker(observation_format="meta", camera_names=["front", "side"]))
+    assert isinstance(observation, MetaObs)
+    assert observation.image is not None
+    assert observation.image.shape == (2, 3, 64, 64)
+    assert observation.raw_lang == "move the point to the goal"
+
+
+def test_meta_observations_count_the_steps_of_the_episode() -> None:
+    worker = make_worker(observation_format="meta")
+    steps = [reset(worker).timestep]
+    steps += [worker.call("step", {"action": np.zeros(3)})["observation"].timestep for _ in range(2)]
+    steps.append(reset(worker).timestep)
+    assert steps == [0, 1, 2, 0]
+
+
+def test_a_meta_action_is_converted_by_the_simulator() -> None:
+    worker = make_worker()
+    reset(worker)
+    with pytest.raises(SpecMismatch, match=r"^ctrl_type is 'absolute', expected 'delta'$"):
+        worker.call("step", {"action": MetaAction("ee", "absolute", np.zeros(3))})
+
+
+def test_a_chunk_gives_what_its_steps_give() -> None:
+    actions = np.linspace(-1, 1, 12).reshape(4, 3)
+    one_by_one, at_once = make_worker(), make_worker()
+    reset(one_by_one)
+    reset(at_once)
+    for action in actions:
+        last = one_by_one.call("step", {"action": action})
+    chunk = at_once.call("step_chunk", {"actions": list(actions)})
+    assert chunk["observation"]["position"].tolist() == last["observation"]["position"].tolist()
+    assert (chunk["steps"], chunk["rewards"], chunk["info"]) == (4, [0.0] * 4, last["info"])
+
+
+def test_a_chunk_ends_with_the_episode() -> None:
+    worker = make_worker(horizon=3)
+    reset(worker)
+    chunk = worker.call("step_chunk", {"actions": [np.zeros(3)] * 5})
+    assert (chunk["steps"], chunk["terminated"], chunk["truncated"]) == (3, False, True)
+
+
+def test_a_chunk_that_does_not_fit_is_refused_before_its_first_step() -> None:
+    worker = make_worker(observation_format="meta")
+    reset(worker)
+    with pytest.raises(SpecMismatch):
+        worker.call("step_chunk", {"actions": [np.zeros(3), MetaAction("joint", "delta", np.zeros(3))]})
+    assert worker.call("step", {"action": np.zeros(3)})["observation"].timestep == 1
+
+
+def test_an_exception_of_the_simulator_is_a_backend_error_with_its_class() -> None:
+    worker = make_worker("raise_in_step")
+    reset(worker)
+    message = "step failed in fake: RuntimeError: the fake fails in step"
+    with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
+        worker.call("step", {"action": np.zeros(3)})
+
+
+def test_the_simulators_own_errors_pass_as_they_are() -> None:
+    with pytest.raises(TaskNotFound, match=r"^no task is called 'fly'\. Known: "):
+        make_worker("fly")
+
+
+def test_info_says_which_versions_are_at_work() -> None:
+    info = make_worker().call("get_info", {})
+    assert info["python"] == platform.python_version()
+    assert info["versions"]["numpy"] == np.__version__
+    assert info["environ"] == {"PATH": os.environ["PATH"]}

@@ -194,6 +194,11 @@ def _encode(text: Any, encoding: Any = "utf-8") -> _Bytes:
     return _Bytes(bytes, text)
 
 
+def _bytes() -> _Bytes:
+    """Stand for ``bytes``, by which protocol 2 spells ``b""``."""
+    return _Bytes(bytes, b"")
+
+
 def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> _Bytes:
     """Stand for ``bytearray``, which given a number would set that many bytes aside."""
     if isinstance(data, _Bytes):
@@ -211,9 +216,10 @@ _ADDRESSES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Function(_refuse),  # named as an argument of _reconstruct, never called
     ("numpy", "dtype"): _Function(_Dtype),
     ("_codecs", "encode"): _Function(_encode),
-    ("builtins", "bytearray"): _Function(_bytearray),
-    ("__builtin__", "bytearray"): _Function(_bytearray),  # its name in protocol 2
 }
+for _builtins in ("builtins", "__builtin__"):  # the second in protocol 2
+    _ADDRESSES[_builtins, "bytes"] = _Function(_bytes)
+    _ADDRESSES[_builtins, "bytearray"] = _Function(_bytearray)
 for _base in ("benchmark.base", "vlastudio.benchmark.base"):
     _ADDRESSES[_base, "MetaObs"] = _MetaObsAddress
     _ADDRESSES[_base, "MetaAction"] = _MetaActionAddress
@@ -276,19 +282,17 @@ class _Finisher:
         dtype, order = note.dtype.dtype, note.order
         scalar = note.shape is None
         shape = () if scalar else _sizes("shape", note.shape)
-        if order == "C" or order == "F":
-            axes = None
-        else:  # the array was stored with its axes in this order
-            axes = _sizes("order of axes", order)
+        axes = None
+        if order != "C" and order != "F":  # stored in C order, then its axes were put into this order
+            order, axes = "C", _sizes("order of axes", order)
             if sorted(axes) != list(range(len(shape))):
                 raise UnsafePayload(f"array's order of axes is not one of its {len(shape)} axes")
-            shape, order = tuple([shape[axis] for axis in axes]), "C"
         if dtype.hasobject:
-            array = self._objects(shape, order, note.data, depth)
+            array = self._objects(shape, note.data, depth)
         else:
             array = self._numbers(shape, dtype, order, note.data)
         if axes is not None:
-            array = array.transpose(np.argsort(axes))
+            array = array.transpose(axes)
         return array[()] if scalar else array
 
     def _numbers(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: Any, data: Any) -> np.ndarray:
@@ -311,13 +315,15 @@ class _Finisher:
         if not fresh and not (array.flags.writeable and array.flags.aligned):
             self._spend(expected)
             array = array.copy(order)
-        if dtype.kind == "U":
-            characters = np.frombuffer(source, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
-            if characters.max() > 0x10FFFF:
-                raise UnsafePayload("array of text holds what is no character")
+        if not dtype.isnative:  # what numpy does, and what torch asks for
+            self._spend(expected)
+            array = array.astype(dtype.newbyteorder("="))
+        if dtype.kind == "U" and np.ravel(array, "K").view(np.uint32).max() > 0x10FFFF:
+            raise UnsafePayload("array of text holds what is no character")
         return array
 
-    def _objects(self, shape: tuple[int, ...], order: str, data: Any, depth: int) -> np.ndarray:
+    def _objects(self, shape: tuple[int, ...], data: Any, depth: int) -> np.ndarray:
+        """Return an array of the objects in ``data``, which numpy lists in C order whatever the array's."""
         if type(data) is not list or len(data) != prod(shape):
             raise UnsafePayload(f"object array of shape {shape} does not hold that many objects"[:300])
         self._spend(_VISIT_COST * len(data))
@@ -326,7 +332,7 @@ class _Finisher:
             data
         ):  # not ``array[:] = data``, which would look for arrays in the items
             array[index] = self.finish(item, depth + 1)
-        return array.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
+        return array.reshape(shape)
 
     def _source(self, data: Any) -> bytes | bytearray | memoryview:
         """Return the bytes that ``data`` stands for."""

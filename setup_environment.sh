@@ -7,12 +7,14 @@ set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
 lock=requirements/default.lock.txt
-# A copy of the lock, written when everything is installed. Empty: an installation was begun and not finished.
+# A copy of the lock that .venv was installed from.
 stamp=.venv/installed.lock.txt
+# Whoever installs holds a lock on this file, and words in it: words and no holder mean that one was interrupted.
+busy=.venv.lock
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
-environment_is_current() { [[ -x .venv/bin/python ]] && cmp -s "$lock" "$stamp"; }
+environment_is_current() { [[ -x .venv/bin/python && ! -s $busy ]] && cmp -s "$lock" "$stamp"; }
 
 # ensurepip is what Debian leaves out of python3 and puts into python3-venv.
 is_usable_python() {
@@ -59,8 +61,13 @@ pip_install() {
 }
 
 install_environment() {
-    local python torch
-    if [[ -e $stamp && ! -s $stamp ]] || ! is_usable_python .venv/bin/python || [[ ! -x .venv/bin/pip ]]; then
+    local python torch begin_anew=false
+    # An interrupted installation may have left half a package that pip takes for a whole one.
+    if [[ -s $busy || ! -x .venv/bin/pip ]] || ! is_usable_python .venv/bin/python; then
+        begin_anew=true
+    fi
+    echo "installing, or interrupted" > "$busy"
+    if $begin_anew; then
         if ! python=$(find_python); then
             install_debian_packages python3 python3-venv || true
             if ! python=$(find_python); then
@@ -77,7 +84,6 @@ install_environment() {
     else
         say "bringing .venv up to date with $lock"
     fi
-    : > "$stamp"
 
     torch=$(grep '^torch==' "$lock")
     say "installing $torch (the largest part: half a minute to some minutes)"
@@ -85,6 +91,7 @@ install_environment() {
     say "installing the other pinned packages (one to three minutes)"
     pip_install "$lock" --no-deps -r "$lock"
     cp "$lock" "$stamp"
+    : > "$busy"
     say "the environment is ready after $SECONDS s"
 }
 
@@ -98,7 +105,7 @@ rendering_library_is_present() {
 
 if ! environment_is_current; then
     # Two starts at once: the second waits here and then finds the work done. The lock ends with this process.
-    exec 9>> .venv.lock
+    exec 9>> "$busy"
     if ! flock --nonblock 9; then
         say "another start is setting the environment up; waiting for it"
         flock 9

@@ -113,10 +113,11 @@ class PolicyServer:
             return "any" if value is None else value
 
         cameras = "any" if spec.camera_names is None else ", ".join(spec.camera_names) or "none"
-        size = f"{known(spec.image_height)}x{known(spec.image_width)}"
+        if spec.image_height is not None or spec.image_width is not None:
+            cameras += f" ({known(spec.image_height)}x{known(spec.image_width)})"
         chunk = f"{self.dispatcher.chunk_size} (of {spec.chunk_size})"
         return (
-            f"policy {spec.policy}, device {self._device}, chunk_size {chunk}, cameras {cameras} ({size}), "
+            f"policy {spec.policy}, device {self._device}, chunk_size {chunk}, cameras {cameras}, "
             f"state_dim {known(spec.state_dim)}, action_dim {known(spec.action_dim)} "
             f"({known(spec.ctrl_space)} {known(spec.ctrl_type)})"
         )

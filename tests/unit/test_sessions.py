@@ -1,0 +1,117 @@
+"""What the server knows of a peer and its episode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robowire.chunking import TemporalEnsembler
+from robowire.errors import InvalidParams, ShuttingDown, Unauthenticated
+from robowire.serving.sessions import Episode, Session
+from robowire.version import __version__
+
+K = 0.01
+
+
+def chunk(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(3, 2)).astype(np.float32)
+
+
+def play(episode: Episode, timesteps: list[int]) -> list[np.ndarray]:
+    """Return the actions of one row whose chunk at call ``i`` is ``chunk(i)``."""
+    chunks = [chunk(call)[np.newaxis] for call in range(len(timesteps))]
+    return [episode.ensemble([step], one, k=K)[0] for step, one in zip(timesteps, chunks, strict=True)]
+
+
+def ensembled(calls: list[int]) -> list[np.ndarray]:
+    ensembler = TemporalEnsembler(K)
+    return [ensembler.update(chunk(call)) for call in calls]
+
+
+def test_consecutive_timesteps_are_ensembled() -> None:
+    np.testing.assert_array_equal(play(Episode(), [0, 1, 2]), ensembled([0, 1, 2]))
+
+
+def test_a_client_that_does_not_count_is_ensembled() -> None:
+    np.testing.assert_array_equal(play(Episode(), [-1, -1, -1]), ensembled([0, 1, 2]))
+
+
+@pytest.mark.parametrize("now", [0, 1, 2])
+def test_a_timestep_that_does_not_advance_begins_anew(now: int) -> None:
+    actions = play(Episode(), [1, 2, now])
+    np.testing.assert_array_equal(actions[2], chunk(2)[0])
+
+
+def test_a_timestep_that_skips_some_begins_anew() -> None:
+    actions = play(Episode(), [0, 1, 5, 6])
+    np.testing.assert_array_equal(actions[2:], ensembled([2, 3]))
+
+
+def test_clear_begins_anew() -> None:
+    episode = Episode()
+    play(episode, [0, 1])
+    episode.clear()
+    np.testing.assert_array_equal(play(episode, [2, 3]), ensembled([0, 1]))
+
+
+def test_rows_of_a_batch_are_ensembled_apart_and_begin_anew_apart() -> None:
+    episode = Episode()
+    episode.ensemble([0, 7], np.stack([chunk(0), chunk(10)]), k=K)
+    actions = episode.ensemble([1, 0], np.stack([chunk(1), chunk(11)]), k=K)
+    np.testing.assert_array_equal(actions, [ensembled([0, 1])[1], chunk(11)[0]])
+
+
+def test_a_batch_of_another_size_begins_anew() -> None:
+    episode = Episode()
+    play(episode, [0, 1])
+    actions = episode.ensemble([2, 2], np.stack([chunk(0), chunk(1)]), k=K)
+    np.testing.assert_array_equal(actions, [chunk(0)[0], chunk(1)[0]])
+
+
+def test_hello_tells_who_the_server_is() -> None:
+    session = Session(3, "127.0.0.1:4")
+    reply = session.hello({"protocol_version": 1, "reply": "chunk"}, server="policy", auth_token=None)
+    assert reply == {
+        "status": "ok",
+        "protocol_version": 1,
+        "version": __version__,
+        "server": "policy",
+        "session": 3,
+    }
+    assert (session.said_hello, session.reply) == (True, "chunk")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"protocol_version": 2}, "protocol_version is 2, this server speaks 1"),
+        ({"protocol_version": np.arange(2)}, "protocol_version is array([0, 1]), this server speaks 1"),
+        ({"reply": "xml"}, "reply is 'xml', expected 'list' or 'chunk'"),
+        ({"reply": np.arange(2)}, "reply is array([0, 1]), expected 'list' or 'chunk'"),
+    ],
+)
+def test_a_hello_we_do_not_understand_is_refused(params: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        Session(1, "peer").hello(params, server="policy", auth_token=None)
+    assert str(raised.value) == message
+
+
+def test_the_right_token_lets_a_session_in() -> None:
+    session = Session(1, "peer", authenticated=False)
+    session.hello({"token": "sesame"}, server="policy", auth_token="sesame")
+    session.admit()
+
+
+@pytest.mark.parametrize("token", [None, "sesam", "\ud800", b"sesame", 7])
+def test_any_other_token_does_not(token: object) -> None:
+    session = Session(1, "peer", authenticated=False)
+    with pytest.raises(Unauthenticated):
+        session.hello({"token": token}, server="policy", auth_token="sesame")
+    with pytest.raises(Unauthenticated, match=r"^say hello with the token first$"):
+        session.admit()
+
+
+def test_a_draining_server_admits_nobody() -> None:
+    session = Session(1, "peer", draining=True)
+    with pytest.raises(ShuttingDown, match=r"^the server shuts down and takes no new requests$"):
+        session.admit()

@@ -67,11 +67,7 @@ def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]
         os.environ.setdefault(variable, value)
     module, _, attribute = entry.target.partition(":")
     try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except AttributeError as exc:
-        raise UnknownName(
-            f"{kind} {name!r} points at {entry.target!r}, and {module!r} has no {attribute!r}"
-        ) from exc
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         if exc.name is not None and (module == exc.name or module.startswith(exc.name + ".")):
             raise UnknownName(
@@ -80,6 +76,12 @@ def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]
         remedy = f": pip install 'robowire[{entry.extra}]'" if entry.extra else ""
         raise MissingDependency(
             f"{kind} {name!r} needs {exc.name!r}, which is not installed{remedy}"
+        ) from exc
+    try:
+        factory: Callable[..., Any] = getattr(imported, attribute)
+    except AttributeError as exc:
+        raise UnknownName(
+            f"{kind} {name!r} points at {entry.target!r}, and {module!r} has no {attribute!r}"
         ) from exc
     return factory
 

@@ -46,6 +46,8 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         if self.camera_names is not None:
+            if isinstance(self.camera_names, str) or not all(isinstance(n, str) for n in self.camera_names):
+                raise ValueError(f"camera_names is {self.camera_names!r}, expected a list of names or None")
             object.__setattr__(self, "camera_names", tuple(self.camera_names))
         if self.ctrl_space not in _CTRL_SPACES:
             raise ValueError(f"ctrl_space is {self.ctrl_space!r}, expected 'ee' or 'joint'")

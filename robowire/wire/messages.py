@@ -123,16 +123,18 @@ def raise_for_status(reply: Any) -> dict[str, Any]:
 
 def _parse_meta_obs(obs: MetaObs) -> Infer:
     for name, value in vars(obs).items():
-        if name == "raw_lang":
-            if not isinstance(value, (str, list, tuple, np.ndarray, type(None))):
-                raise InvalidParams(f"raw_lang is {_describe(value)}, expected text")
-        elif name == "timestep":
+        if name == "timestep":
             _check_timestep(value)
-        elif value is not None and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+        elif (
+            name != "raw_lang"
+            and value is not None
+            and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+        ):
             raise InvalidParams(f"{name} is {_describe(value)}, expected an array of numbers or None")
     size = _batch_size(obs)
     if size is None:
-        return Infer((replace(obs, timestep=_timesteps(obs.timestep, 1)[0]),), "meta")
+        (instruction,), (timestep,) = _instructions(obs.raw_lang, 1), _timesteps(obs.timestep, 1)
+        return Infer((replace(obs, raw_lang=instruction, timestep=timestep),), "meta")
     arrays = {
         item.name: getattr(obs, item.name)
         for item in fields(obs)
@@ -141,14 +143,9 @@ def _parse_meta_obs(obs: MetaObs) -> Infer:
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != size:
             raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size}")
-    timesteps = _timesteps(obs.timestep, size)
-    instructions = (
-        [obs.raw_lang] * size if isinstance(obs.raw_lang, str) else list(obs.raw_lang or [""] * size)
-    )
-    if len(instructions) != size:
-        raise InvalidParams(f"raw_lang has {len(instructions)} entries for a batch of {size}")
+    instructions, timesteps = _instructions(obs.raw_lang, size), _timesteps(obs.timestep, size)
     rows = (
-        MetaObs(raw_lang=str(text), timestep=step, **{name: array[row] for name, array in arrays.items()})
+        MetaObs(raw_lang=text, timestep=step, **{name: array[row] for name, array in arrays.items()})
         for row, (text, step) in enumerate(zip(instructions, timesteps))
     )
     return Infer(tuple(rows), "batch")
@@ -173,6 +170,19 @@ def _batch_size(obs: MetaObs) -> int | None:
     return size if batched else None
 
 
+def _instructions(value: Any, size: int) -> list[str]:
+    if value is None or isinstance(value, str):
+        return [value or ""] * size
+    texts = value.ravel().tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InvalidParams(
+            f"raw_lang is {_describe(value)}, expected text, or a text for each row of the batch"
+        )
+    if len(texts) != size:
+        raise InvalidParams(f"raw_lang has {len(texts)} entries for a batch of {size}")
+    return list(texts)
+
+
 def _timesteps(value: Any, size: int) -> list[int]:
     steps = np.ravel(value).tolist()
     if len(steps) not in (1, size):
@@ -191,12 +201,10 @@ def _check_timestep(value: Any) -> None:
 def _parse_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> MetaObs:
     """Return the ACT dialect's ``{"qpos": (D,), "images": {camera: (H, W, 3) uint8}}`` as a MetaObs."""
     qpos, images = value["qpos"], value.get("images", {})
-    try:
-        state = np.asarray(qpos, dtype=np.float32)
-    except (TypeError, ValueError) as exc:
-        raise InvalidParams(f"qpos is {_describe(qpos)}, expected (state_dim,) numbers") from exc
-    if state.ndim != 1:
-        raise InvalidParams(f"qpos has shape {state.shape}, expected (state_dim,)")
+    numbers = isinstance(qpos, (list, tuple)) and all(isinstance(number, (int, float)) for number in qpos)
+    state = np.array(qpos, dtype=np.float64) if numbers else qpos
+    if not (isinstance(state, np.ndarray) and state.dtype.kind in "biuf" and state.ndim == 1):
+        raise InvalidParams(f"qpos is {_describe(qpos)}, expected (state_dim,) numbers")
     if not isinstance(images, dict):
         raise InvalidParams(
             f"images is {_describe(images)}, expected a dict of camera names to (H, W, 3) uint8"
@@ -227,7 +235,12 @@ def _parse_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> 
     _check_timestep(timestep)
     # (cameras, 3, H, W), in one copy
     image = np.stack([images[name].transpose(2, 0, 1) for name in wanted]) if wanted else None
-    return MetaObs(state=state, image=image, raw_lang=str(value.get("raw_lang", "")), timestep=timestep)
+    return MetaObs(
+        state=state.astype(np.float32),
+        image=image,
+        raw_lang=_instructions(value.get("raw_lang"), 1)[0],
+        timestep=_timesteps(timestep, 1)[0],
+    )
 
 
 def _describe(value: Any) -> str:

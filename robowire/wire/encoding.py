@@ -143,7 +143,7 @@ class _Writer:
         elif isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
             self._once(_SCALAR)
             self._dtype(value.dtype)
-            self._data(value.tobytes())
+            self._data(value.tobytes()[: value.dtype.itemsize])  # text of no characters gives one
             self._tail.append(b"\x86R")
         elif kind is bytes or kind is bytearray:
             self._data(value)

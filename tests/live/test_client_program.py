@@ -163,13 +163,8 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(arguments: list[str], message:
 
 
 def test_the_program_lists_its_commands() -> None:
-    assert [line.split()[0] for line in output("--help").splitlines() if line.startswith("  ")][:5] == [
-        "ping",
-        "info",
-        "infer",
-        "bench",
-        "debug",
-    ]
+    listed = {line.split()[0] for line in output("--help").splitlines() if line.startswith("  ")}
+    assert listed >= {"ping", "info", "infer", "bench", "debug"}
 
 
 def test_the_program_works_from_any_folder(port: str, tmp_path: Path) -> None:

@@ -486,6 +486,14 @@ def test_select_action_leaves_the_observation_as_it_was() -> None:
     assert obs.timestep == -1
 
 
+def test_select_action_sends_the_whole_observation() -> None:
+    server, obs = FakeServer(CHUNK), observation()
+    obs.state, obs.raw_lang = np.array([1, 2, 3], np.float32), "lift"
+    server.client().select_action(obs, 5)
+    np.testing.assert_array_equal(server.asked[0].state, [1, 2, 3])
+    assert (server.asked[0].raw_lang, server.asked[0].timestep) == ("lift", 5)
+
+
 def test_select_action_returns_an_action_object() -> None:
     action = FakeServer(CHUNK).client().select_action(observation(), 0)
     assert (type(action), action.ctrl_space, action.ctrl_type) == (MetaAction, "joint", "absolute")

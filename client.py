@@ -64,6 +64,9 @@ COMMANDS: dict[str, Entry] = {
         "client:INFER", summary="send random observations that fit the policy, and time the answers"
     ),
     "bench": Entry("client:BENCH", summary="measure latency and throughput with several clients"),
+    "evaluate": Entry(
+        "benchmark.evaluate:EVALUATE", extra="evaluate", summary="run a policy on a simulator, count, film"
+    ),
     "debug": Entry("client:DEBUG", summary="send any bytes, whole or in pieces, and take the reply apart"),
 }
 

@@ -407,7 +407,7 @@ class _Environment:
             with self._evaluation.one_inference:
                 begun = self._evaluation.clock()
                 actions: list[MetaAction] = self._ask(lambda: policy.send_meta_obs(observation))
-                rollout.infer_ms.append((self._evaluation.clock() - begun) * 1000)
+                rollout.infer_ms.append(round((self._evaluation.clock() - begun) * 1000, 3))
             return actions[: self.n_action_steps]
 
         self._ask(policy.reset)

@@ -1,0 +1,212 @@
+"""``client.py evaluate``: the loop of :mod:`robowire.rollout` with a progress bar and a table."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from benchmark.registry import SIMULATORS
+from robowire import PolicyClient, SimulatorClient
+from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch
+from robowire.registry import Entry, entries
+from robowire.rollout.episodes import Episode
+from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+
+__all__ = ["EVALUATE", "report"]
+
+# A policy server that is started anew imports torch and reads its weights: these repetitions last 12 s on
+# average, against 2 s of the client's own default.
+_POLICY_RETRIES = 6
+
+
+def _add_options(parser: Any) -> None:
+    """Add the flags of the command to those of the connection with the policy server."""
+    defaults = EvaluateOptions(Path())
+    add = parser.add_argument
+    add("--simulator", type=str, default=defaults.simulator, help="name of the simulator, or module:function")
+    add("--task", type=str, default=defaults.task, help="one of its tasks")
+    add("--num_episodes", type=int, default=defaults.num_episodes, help="episodes to run, at most 1000")
+    add("--num_envs", type=int, default=defaults.num_envs, help="simulators at one time, a process each")
+    add(
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        help="0 to 999; episode i is seed * 1000 + i to the simulator",
+    )
+    add(
+        "--n_action_steps",
+        type=int,
+        help="actions executed of each chunk; default: what the policy server says, else the whole chunk",
+    )
+    add("--output_dir", type=str, help="folder for the results; default: outputs/<date-time>-<task>")
+    add("--overwrite", action="store_true", help="replace results that the folder holds")
+    add(
+        "--record_video",
+        type=str,
+        default=defaults.record_video,
+        help="off, failures, all, or how many of the first episodes to film",
+    )
+    add("--max_episode_steps", type=int, help="steps after which an episode is over; default: the task's own")
+    add("--robot", type=str, help="such as Panda; default: the simulator's")
+    add("--controller", type=str, help="such as OSC_POSE; default: the simulator's")
+    add("--camera_names", type=str, nargs="+", help="the simulator's cameras, in the order of the policy's")
+    add("--simulator_address", type=str, help="host:port of a simulator server; default: one is started here")
+    add("--simulator_token", type=str, help="shown to the simulator server, where it wants one")
+
+
+def _run(flags: Any) -> int:
+    """Return the exit code: 0; 1 where no episode was finished; 2 where policy and simulator do not fit."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{flags.task}"
+    options = EvaluateOptions(
+        output_dir=Path(flags.output_dir or default_dir),
+        simulator=flags.simulator,
+        task=flags.task,
+        num_episodes=flags.num_episodes,
+        num_envs=flags.num_envs,
+        seed=flags.seed,
+        n_action_steps=flags.n_action_steps,
+        record_video=flags.record_video,
+        max_episode_steps=flags.max_episode_steps,
+        robot=flags.robot,
+        controller=flags.controller,
+        camera_names=_names(flags.camera_names),
+        overwrite=flags.overwrite,
+    )
+
+    def open_policy(retries: int = _POLICY_RETRIES) -> PolicyClient:
+        return PolicyClient(
+            flags.host, flags.port, timeout_s=flags.timeout_s, retries=retries, token=flags.token
+        )
+
+    with open_policy(retries=0) as policy:  # a wrong address is told at once
+        policy.ping()
+
+    latest: dict[str, Any] = {}  # what is known when something ends the evaluation early
+
+    def on_start(summary: dict[str, Any]) -> None:
+        latest.update(summary)
+        tqdm.write(
+            f"{summary['policy']['policy']} at {flags.host}:{flags.port} runs {options.task} on "
+            f"{options.simulator}; results go to {options.output_dir}"
+        )
+
+    def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
+        latest.update(summary)
+        bar.update()
+        done, successes, errors = (summary[key] for key in ("episodes", "successes", "errors"))
+        rate = f"{successes}/{done} = {successes / done:.0%}" if done else "none"
+        bar.set_postfix_str(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
+
+    bar = tqdm(total=options.num_episodes, unit="episode", desc=options.task, dynamic_ncols=True)
+    with _simulator_server(flags, options) as (host, port), bar, logging_redirect_tqdm():
+        try:
+            latest = evaluate(
+                options,
+                open_policy=open_policy,
+                open_simulator=lambda: SimulatorClient(host, port, token=flags.simulator_token),
+                ffmpeg=_find_ffmpeg(),
+                command_line=sys.argv,
+                on_start=on_start,
+                on_episode=on_episode,
+            )
+        except SpecMismatch as exc:
+            bar.close()
+            sys.stderr.write(f"client.py evaluate: {exc}\n")
+            return 2
+        except (EvaluationStopped, KeyboardInterrupt):
+            bar.close()
+            if latest:
+                sys.stdout.write(report(latest, options.output_dir))
+            raise
+    sys.stdout.write(report(latest, options.output_dir))
+    return 0 if latest["episodes"] else 1
+
+
+def report(summary: dict[str, Any], folder: Path) -> str:
+    """Return the table a person reads at the end, lines of text."""
+    wanted, done, errors = summary["options"]["num_episodes"], summary["episodes"], summary["errors"]
+    seeds = summary["seeds"]
+    rows = [
+        ("task", f"{summary['options']['task']} on {summary['options']['simulator']}"),
+        ("policy", f"{summary['policy']['policy']}, {summary['options']['n_action_steps']} steps a chunk"),
+        ("episodes", f"{done} of {wanted}, seeds {seeds[0]} to {seeds[-1]}"),
+    ]
+    if done:
+        low, high = summary["wilson_low"], summary["wilson_high"]
+        rows += [
+            ("successes", str(summary["successes"])),
+            ("success rate", f"{summary['success_rate']:.3f} (95 % Wilson interval {low:.3f} to {high:.3f})"),
+            ("mean return", f"{summary['mean_return']:.3f}"),
+            ("mean steps", f"{summary['mean_steps']:.1f}"),
+        ]
+    if summary["inferences"]:
+        rows.append(
+            ("inference", f"p50 {summary['infer_ms_p50']:.1f} ms, p99 {summary['infer_ms_p99']:.1f} ms")
+        )
+    rows += [("wall time", f"{summary['wall_s']:.0f} s"), ("results", str(folder))]
+    lines = [f"{name:<13}{value}" for name, value in rows]
+    if errors:
+        lines.append(
+            f"ERRORS       {errors}: the simulator failed in {errors} of {done + errors} episodes, which are "
+            f"not counted; {folder / 'episodes.jsonl'} says why"
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+@contextmanager
+def _simulator_server(flags: Any, options: EvaluateOptions) -> Iterator[tuple[str, int]]:
+    """Yield the address of the named simulator server, or of one that runs in this process meanwhile."""
+    if flags.simulator_address is not None:
+        yield _parse_address(flags.simulator_address)
+        return
+    table = entries("simulator", SIMULATORS)
+    if ":" in options.simulator:  # the user's own: nobody else can reach this server to name other code
+        table[options.simulator] = Entry(options.simulator)
+    # Twice the environments: one whose simulator died asks for another before the first is reaped.
+    sessions = 2 * options.num_envs
+    limits = SimulatorServerOptions(
+        host="127.0.0.1", port=0, max_sessions=sessions, max_connections=sessions, drain_s=2.0
+    )
+    with SimulatorServer(table, limits) as server:
+        yield server.address
+
+
+def _names(given: list[str] | None) -> tuple[str, ...] | None:
+    """Return names given as words, as a list with commas, or both: what the server's flag takes too."""
+    return tuple(name for entry in given for name in entry.split(",") if name) if given else None
+
+
+def _parse_address(address: str) -> tuple[str, int]:
+    found = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\s]+)):(\d{1,5})", address)
+    if found is None or not 0 < int(found[3]) <= 65535:
+        raise ConfigurationError(
+            f"simulator_address is {address!r}, expected host:port, such as localhost:5555"
+        )
+    return found[1] or found[2], int(found[3])
+
+
+def _find_ffmpeg() -> str | None:
+    try:
+        import imageio_ffmpeg  # an extra: it is missed only where something is to be filmed
+    except ModuleNotFoundError:
+        return None
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:  # a package without a program, and none on PATH
+        return None
+
+
+# A row of client.py's table leads here; its class is the program's, and rooms import nothing from programs.
+EVALUATE = SimpleNamespace(add_options=_add_options, run=_run)

@@ -1,0 +1,230 @@
+"""``client.py evaluate`` as a person runs it: a program of its own, and each simulator a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import psutil
+import pytest
+
+from robowire.registry import Entry
+from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+from robowire.specs import PolicySpec
+from robowire.testing import ConstantPolicy, running_server
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = "robowire.fake_simulator:make_simulator"
+
+# Moves the point along a diagonal, near which the goal is in some episodes.
+SPEC = PolicySpec(policy="constant", chunk_size=4, action_dim=3, ctrl_space="ee", ctrl_type="delta")
+
+KILLED = '''
+import os, signal
+from robowire.fake_simulator import FakeSimulator
+
+class KilledSimulator(FakeSimulator):
+    """Gets the signal of the out-of-memory killer in the middle of the episode of seed 2."""
+
+    def reset(self, *, seed=None, init_state=None):
+        self.seed, self.steps_left = seed, 7
+        return super().reset(seed=seed, init_state=init_state)
+
+    def step(self, action):
+        self.steps_left -= 1
+        if self.seed == 2 and self.steps_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+'''
+
+SLOW = """
+import time
+from robowire.fake_simulator import FakeSimulator
+
+class SlowSimulator(FakeSimulator):
+    def step(self, action):
+        time.sleep(0.02)
+        return super().step(action)
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[str]:
+    with running_server(ConstantPolicy(SPEC)) as server:
+        yield str(server.address[1])
+
+
+def start(
+    port: str,
+    folder: Path,
+    *flags: str,
+    simulator: str = FAKE,
+    task: str = "reach",
+    episodes: int = 6,
+    modules: Path | None = None,
+) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "client.py"), "evaluate", "--address", f"localhost:{port}"]
+    command += ["--simulator", simulator, "--task", task, "--num_episodes", str(episodes)]
+    command += ["--output_dir", str(folder), *flags]
+    paths = [str(modules)] if modules else []
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def run(*arguments: Any, code: int = 0, **options: Any) -> tuple[str, str]:
+    process = start(*arguments, **options)
+    stdout, stderr = process.communicate(timeout=80)
+    assert process.returncode == code, stderr
+    return stdout, stderr
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return value
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "episodes.jsonl").read_text().splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda row: row["episode"])
+
+
+def number_of_frames(path: Path) -> int:
+    return int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])
+
+
+def test_an_evaluation_is_counted_filmed_and_written_down(port: str, tmp_path: Path) -> None:
+    stdout, stderr = run(port, tmp_path, "--record_video", "2", "--seed", "3")
+    result, episodes = summary(tmp_path), rows(tmp_path)
+    assert result["status"] == "complete"
+    assert [row["seed"] for row in episodes] == list(range(3000, 3006))
+    assert result["successes"] == sum(row["success"] for row in episodes)
+    assert result["simulator"]["process"]["versions"]["numpy"]
+    assert result["command_line"][1:4] == ["evaluate", "--address", f"localhost:{port}"]
+    assert [row["video"] is not None for row in episodes] == [True, True, False, False, False, False]
+    for row in episodes[:2]:
+        assert number_of_frames(tmp_path / row["video"]) == row["steps"] + 1
+    assert re.search(r"^success rate 0\.\d{3} \(95 % Wilson interval 0\.\d{3} to 0\.\d{3}\)$", stdout, re.M)
+    assert f"successes {result['successes']}/6" in stderr
+
+
+def test_the_number_of_environments_changes_no_episode(port: str, tmp_path: Path) -> None:
+    outcomes = []
+    for num_envs in ("1", "2"):
+        folder = tmp_path / num_envs
+        run(port, folder, "--num_envs", num_envs, "--record_video", "off", episodes=12)
+        outcomes.append([(row["seed"], row["success"], row["steps"], row["return"]) for row in rows(folder)])
+    assert outcomes[0] == outcomes[1]
+    assert {success for _, success, *_ in outcomes[0]} == {True, False}
+
+
+def test_a_killed_simulator_is_an_error_and_no_failure(port: str, tmp_path: Path) -> None:
+    (tmp_path / "killed_simulator.py").write_text(KILLED)
+    folder = tmp_path / "results"
+    stdout, _ = run(port, folder, simulator="killed_simulator:KilledSimulator", modules=tmp_path)
+    row, result = rows(folder)[2], summary(folder)
+    assert row["error"].startswith(
+        "BackendError: the simulator process was killed by SIGKILL during 'step_chunk'"
+    )
+    assert (row["success"], row["steps"]) == (None, 4)  # a whole chunk; the second was lost
+    assert (result["episodes"], result["errors"]) == (5, 1)
+    assert "ERRORS       1: the simulator failed in 1 of 6 episodes, which are not counted;" in stdout
+
+
+def test_ctrl_c_keeps_what_was_counted_and_leaves_no_process(port: str, tmp_path: Path) -> None:
+    (tmp_path / "slow_simulator.py").write_text(SLOW)
+    folder = tmp_path / "results"
+    process = start(
+        port,
+        folder,
+        "--record_video",
+        "off",
+        simulator="slow_simulator:SlowSimulator",
+        episodes=500,
+        modules=tmp_path,
+    )
+    while not (folder / "episodes.jsonl").exists() or not rows(folder):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert summary(folder)["status"] == "interrupted"
+    assert summary(folder)["episodes"] == len(rows(folder)) > 0
+    assert "success rate" in stdout
+    assert workers
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_policy_that_does_not_fit_is_refused_with_the_fields(tmp_path: Path) -> None:
+    spec = PolicySpec(policy="constant", chunk_size=4, action_dim=7, ctrl_space="joint", ctrl_type="delta")
+    with running_server(ConstantPolicy(spec)) as server:
+        _, stderr = run(str(server.address[1]), tmp_path / "results", code=2)
+    assert stderr.splitlines()[-1] == (
+        "client.py evaluate: policy 'constant' does not fit task 'reach' of 'fake': action_dim: the policy "
+        "has 7, the simulator 3; ctrl_space: the policy has 'joint', the simulator 'ee'"
+    )
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_policy_server_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    _, stderr = run("1", tmp_path / "results", code=1)
+    assert stderr == "client.py evaluate: nothing listens on localhost:1: is the server running there?\n"
+
+
+def test_servers_that_run_elsewhere_are_used(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "server.py",
+        "policy",
+        "--policy",
+        "random",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+    ]
+    command += ["--policy_options.action_dim", "3", "--chunk_size", "8"]
+    options = SimulatorServerOptions(host="127.0.0.1", port=0)
+    serve = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with serve as policy, SimulatorServer({"fake": Entry(FAKE)}, options) as simulators:
+        try:
+            assert policy.stdout is not None
+            port = re.search(
+                r"listening on 127\.0\.0\.1:(\d+)", policy.stdout.readline() + policy.stdout.readline()
+            )
+            assert port is not None
+            flags = ["--simulator_address", f"127.0.0.1:{simulators.address[1]}", "--max_episode_steps", "20"]
+            run(port[1], tmp_path, *flags, simulator="fake")
+        finally:
+            policy.terminate()
+    result = summary(tmp_path)
+    assert (result["policy"]["policy"], result["options"]["n_action_steps"]) == ("random", 8)
+    assert (result["episodes"], result["mean_steps"]) == (6, 20)
+
+
+def test_results_are_not_overwritten_unasked(port: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    _, stderr = run(port, tmp_path, code=2)
+    assert stderr.splitlines()[-1] == (
+        f"client.py evaluate: {tmp_path} holds results already: "
+        "choose another --output_dir, or --overwrite them"
+    )

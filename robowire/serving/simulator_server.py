@@ -239,7 +239,8 @@ class _SimulatorSession:
                 )
             else:
                 self._session.admit()
-                reply = self._methods[call.method](**check_params(call))
+                params = check_params(call)  # and the method
+                reply = self._methods[call.method](**params)
         except RequestError as exc:
             self._server.metrics.error(exc.error_type)
             logger.debug("%s: %s: %s", self._session, exc.error_type, exc)

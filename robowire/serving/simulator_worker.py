@@ -200,12 +200,10 @@ def main(argv: Sequence[str]) -> None:
             simulator = load("simulator", name, {name: entry})()
         except Exception as exc:  # a border: importing and building a simulator may raise anything
             logger.exception("cannot start")
-            # Ours are sentences already, foreign ones need their class to be understood.
-            reason = str(exc) if isinstance(exc, RobowireError) else _describe(exc)
-            connection.send(
-                encode_frame(error_reply(BackendError(f"simulator {name!r} cannot start: {reason}"))),
-                timeout_s=_SEND_TIMEOUT_S,
-            )
+            # Ours are whole sentences already.
+            ours = isinstance(exc, RobowireError)
+            reason = str(exc) if ours else f"simulator {name!r} cannot start: {_describe(exc)}"
+            connection.send(encode_frame(error_reply(BackendError(reason))), timeout_s=_SEND_TIMEOUT_S)
             return
         _send_reply(connection, memory, ok())
         _serve(connection, memory, SimulatorWorker(name, entry, simulator))

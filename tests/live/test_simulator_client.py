@@ -1,0 +1,273 @@
+"""The simulator client against a real server, and against peers that are no simulator server."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from robowire.contracts import StepResult, TaskOptions
+from robowire.errors import (
+    BackendError,
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    InvalidParams,
+    NotReset,
+    Overloaded,
+    RemoteProtocolError,
+    RequestTimeout,
+    TaskNotFound,
+    Unauthenticated,
+)
+from robowire.fake_simulator import FakeSimulator
+from robowire.meta import MetaAction, MetaObs
+from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+from robowire.simulator_client import ChunkResult, SimulatorClient
+from robowire.specs import SimulatorSpec
+from robowire.testing import ConstantPolicy, running_server, running_simulator_server
+from robowire.wire.encoding import encode_frame
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    threads = set(threading.enumerate())
+    yield
+    assert psutil.Process().children(recursive=True) == []
+    assert set(threading.enumerate()) == threads
+
+
+@pytest.fixture
+def server() -> Iterator[SimulatorServer]:
+    with running_simulator_server(SimulatorServerOptions(drain_s=2, max_sessions=1)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: SimulatorServer) -> Iterator[SimulatorClient]:
+    with SimulatorClient(*server.address) as client:
+        client.select_simulator("fake")
+        yield client
+
+
+def says(error: type[Exception], message: str) -> Any:
+    return pytest.raises(error, match=f"^{re.escape(message)}$")
+
+
+@contextmanager
+def peer_that(act: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Say hello as a simulator server does, read one request, and act."""
+    hello = b"".join(
+        bytes(buffer) for buffer in encode_frame({"status": "ok", "server": "simulator", "session": 1})
+    )
+
+    def serve() -> None:
+        with listener.accept()[0] as sock:
+            sock.recv(4096)
+            sock.sendall(hello)
+            sock.recv(4096)
+            act(sock)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+def test_its_results_have_types(client: SimulatorClient) -> None:
+    assert client.list_simulators() == ["fake"]
+    assert client.list_tasks("sound") == ["reach"]
+    spec = client.load_task("reach", camera_names=("front",), image_height=32, image_width=32, horizon=9)
+    assert isinstance(spec, SimulatorSpec)
+    assert (spec.task, spec.camera_names, spec.image_height, spec.max_episode_steps) == (
+        "reach",
+        ("front",),
+        32,
+        9,
+    )
+    assert sorted(client.reset(seed=1)) == ["front_image", "goal", "position"]
+    assert isinstance(client.step([0, 0, 0]), StepResult)
+    assert isinstance(client.step_chunk(np.zeros((2, 3))), ChunkResult)
+    assert client.render("side").shape == (32, 32, 3)
+    assert client.get_info()["task"] == "reach"
+    assert 0 < client.ping() < 1
+
+
+def test_an_episode_is_the_one_the_simulator_runs_here(client: SimulatorClient) -> None:
+    here = FakeSimulator()
+    here.load_task("reach", TaskOptions())
+    client.load_task("reach")
+    rng = np.random.default_rng(0)
+    observations = [here.reset(seed=5)], [client.reset(seed=5)]
+    for _ in range(5):
+        action = rng.uniform(-1, 1, 3)
+        observations[0].append(here.step(action).observation)
+        observations[1].append(client.step(action).observation)
+    assert [{n: v.tolist() for n, v in o.items()} for o in observations[0]] == [
+        {n: v.tolist() for n, v in o.items()} for o in observations[1]
+    ]
+
+
+def test_policies_observations_and_actions_cross(client: SimulatorClient) -> None:
+    client.load_task("reach", observation_format="meta")
+    assert isinstance(client.reset(seed=0), MetaObs)
+    result = client.step(MetaAction("ee", "delta", np.zeros(3, np.float32)))
+    assert result.observation.timestep == 1
+    chunk = client.step_chunk([MetaAction("ee", "delta", np.zeros(3, np.float32))] * 2)
+    assert (chunk.steps, chunk.observation.timestep) == (2, 3)
+
+
+def test_the_servers_errors_come_as_their_classes(client: SimulatorClient) -> None:
+    with pytest.raises(TaskNotFound, match=r"^no task is called 'fly'\."):
+        client.load_task("fly")
+    client.load_task("reach")
+    with says(NotReset, "reset comes before step"):
+        client.step([0, 0, 0])
+    client.reset()
+    with says(InvalidParams, "action is nan at index 0, expected finite numbers"):
+        client.step([float("nan"), 0, 0])
+    assert client.step([0, 0, 0]).reward == 0
+
+
+def test_a_crash_is_an_error_and_the_next_load_mends_it(client: SimulatorClient) -> None:
+    client.load_task("exit_in_step")
+    client.reset()
+    with pytest.raises(BackendError, match="exited with code 3 during 'step'"):
+        client.step([0, 0, 0])
+    client.load_task("reach")
+    client.reset()
+    assert client.step([0, 0, 0]).terminated is False
+
+
+def test_disconnecting_frees_the_simulator_before_it_returns(server: SimulatorServer) -> None:
+    for _ in range(3):  # there is one place
+        with SimulatorClient(*server.address) as client:
+            client.select_simulator("fake")
+
+
+def test_a_full_server_says_so(server: SimulatorServer, client: SimulatorClient) -> None:
+    full = says(Overloaded, "all 1 simulator sessions are taken; try again later")
+    with SimulatorClient(*server.address) as second, full:
+        second.select_simulator("fake")
+
+
+def test_a_step_whose_connection_is_lost_is_not_repeated() -> None:
+    with peer_that(lambda sock: None) as port:
+        client = SimulatorClient("127.0.0.1", port)
+        with says(
+            ConnectionLost,
+            f"127.0.0.1:{port} closed the connection without an answer: its log says why. 'step' may have "
+            "been executed, so it was not repeated",
+        ):
+            client.step([0, 0, 0])
+        with says(
+            ConnectionLost,
+            f"the session with 127.0.0.1:{port} is over, and its simulator gone, because the connection was "
+            "lost: connect() begins a new one, with select_simulator and load_task",
+        ):
+            client.step([0, 0, 0])
+
+
+def test_half_a_reply_is_a_lost_connection() -> None:
+    with peer_that(lambda sock: sock.sendall(b"\0\0\0\x20half")) as port:
+        client = SimulatorClient("127.0.0.1", port)
+        with pytest.raises(ConnectionLost, match="was lost in the middle of its reply"):
+            client.step([0, 0, 0])
+
+
+def test_a_reply_that_does_not_come_ends_the_session() -> None:
+    done = threading.Event()
+    with peer_that(lambda sock: done.wait() and None) as port:
+        client = SimulatorClient("127.0.0.1", port, timeout_s=0.2)
+        with pytest.raises(RequestTimeout, match=r"'step' was not repeated: raise timeout_s, now 0\.2"):
+            client.step([0, 0, 0])
+        with pytest.raises(ConnectionLost, match="because a reply did not come in time"):
+            client.reset()
+        done.set()
+
+
+def test_a_reply_without_its_parts_is_the_peers_fault() -> None:
+    reply = b"".join(bytes(buffer) for buffer in encode_frame({"status": "ok", "reward": 1.0}))
+    with peer_that(lambda sock: sock.sendall(reply)) as port:
+        client = SimulatorClient("127.0.0.1", port)
+        with says(RemoteProtocolError, "the reply has no 'observation', only 'status', 'reward'"):
+            client.step([0, 0, 0])
+
+
+def test_a_session_can_be_begun_anew(server: SimulatorServer) -> None:
+    client = SimulatorClient(*server.address)
+    client.select_simulator("fake")
+    client.disconnect()
+    client.disconnect()
+    with pytest.raises(ConnectionLost, match="because it was disconnected"):
+        client.list_simulators()
+    client.connect()
+    assert client.list_simulators() == ["fake"]
+    client.disconnect()
+
+
+def test_nobody_at_the_address_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with says(ConnectFailed, f"nothing listens on 127.0.0.1:{port}: is the server running there?"):
+        SimulatorClient("127.0.0.1", port).connect()
+
+
+def test_a_policy_server_is_told_apart() -> None:
+    with running_server(ConstantPolicy()) as server:
+        host, port = server.address
+        with says(
+            ConfigurationError,
+            f"{host}:{port} is a policy server, not a simulator server: use its simulator port, "
+            "or PolicyClient",
+        ):
+            SimulatorClient(host, port).connect()
+
+
+def test_a_token_opens_the_door() -> None:
+    with running_simulator_server(SimulatorServerOptions(auth_token="secret", drain_s=2)) as server:
+        with pytest.raises(Unauthenticated):
+            SimulatorClient(*server.address).connect()
+        with SimulatorClient(*server.address, token="secret") as client:
+            assert client.list_simulators() == ["fake"]
+
+
+def test_a_client_that_is_killed_takes_its_simulator_with_it(server: SimulatorServer) -> None:
+    host, port = server.address
+    program = (
+        "from robowire.simulator_client import SimulatorClient\n"
+        f"client = SimulatorClient({host!r}, {port})\n"
+        "client.select_simulator('fake')\n"
+        "client.load_task('reach')\n"
+        "print(client.get_info()['process']['pid'], flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        handle = os.pidfd_open(int(other.stdout.readline()))
+        other.send_signal(signal.SIGKILL)
+    assert select.select([handle], [], [], 10)[0] == [handle]
+    os.close(handle)
+
+
+def test_timeouts_are_positive() -> None:
+    with says(ValueError, "timeout_s is 0, expected a positive number of seconds"):
+        SimulatorClient(timeout_s=0)

@@ -92,7 +92,7 @@ class PolicyServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._tcp.__exit__(kind, error, traceback)
-        self.dispatcher.close(timeout_s=_GIVE_UP_S)
+        self.shutdown()
 
     def serve_forever(self) -> None:
         """Serve until :meth:`stop`, then finish the requests in hand and return."""
@@ -104,6 +104,11 @@ class PolicyServer:
     def stop(self) -> None:
         """Tell :meth:`serve_forever` to end. Returns at once; a signal handler may call it."""
         self._tcp.stop()
+
+    def shutdown(self) -> None:
+        """Finish the requests in hand, refuse new ones, and return when that is done or time is up."""
+        self._tcp.shutdown()
+        self.dispatcher.close(timeout_s=_GIVE_UP_S)
 
     def describe(self) -> str:
         """Return one line for the person who started it."""

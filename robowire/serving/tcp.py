@@ -167,6 +167,7 @@ class TcpServer:
         # A byte in it ends the accept loop: closing a listener does not wake a thread that waits for it.
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._stopping = False
+        self._closed = False
         self._serving = threading.Lock()  # held while serve_forever runs
         self._thread = threading.Thread(target=self.serve_forever, name="accept")  # for the context manager
         self._accept_failed = False
@@ -201,7 +202,7 @@ class TcpServer:
             self._wake_writer.send(b"\0", socket.MSG_DONTWAIT)
 
     def shutdown(self) -> None:
-        """Finish requests in hand, refuse new ones, and return when it is done, in ``drain_s`` at most."""
+        """Finish requests in hand, refuse new ones, and return when that is done or time is up."""
         self.stop()
         with self._serving:
             self._close()
@@ -405,13 +406,16 @@ class TcpServer:
                 self._refusals.discard(threading.current_thread())
 
     def _close(self) -> None:
-        """Drain, and close everything. May be called twice."""
-        self._listener.close()
+        """Drain, and close everything. Nothing is left to do the second time."""
+        if self._closed:
+            return
+        self._closed = True
         end = time.monotonic() + self._options.drain_s
         with self._changed:
             clients = list(self._clients.values())
             for client in clients:
                 client.session.draining = True
+            self._listener.close()  # after the line above: who finds the port closed knows that we drain
             self._changed.wait_for(
                 lambda: not any(client.busy for client in self._clients.values()),
                 timeout=max(self._options.drain_s - _CLOSING_S, 0),

@@ -1,0 +1,245 @@
+"""``server.py`` as a user starts it: what it says, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from raw_client import RawClient, wait_until
+from server_process import ROOT, ServerProcess, environment, run_server
+
+import server as program
+from robowire.meta import MetaObs
+from robowire.serving.policy_server import PolicyServer
+from robowire.version import __version__
+
+GATED_POLICY = '''
+import pathlib, time
+from robowire.testing import EchoPolicy
+
+class Gated(EchoPolicy):
+    """Answers when the file "go" lies beside this module; tells by the file "started" that it was asked."""
+    def infer(self, observations):
+        here = pathlib.Path(__file__).parent
+        (here / "started").touch()
+        while not (here / "go").exists():
+            time.sleep(0.005)
+        return super().infer(observations)
+
+def make(options):
+    return Gated()
+'''
+
+
+def obs() -> MetaObs:
+    return MetaObs(state=np.zeros(3, np.float32))
+
+
+def info(server: ServerProcess) -> dict[str, object]:
+    with RawClient(server.address) as client:
+        answer: dict[str, object] = json.loads(client.say("INFO\nQUIT\n").splitlines()[0])
+        return answer
+
+
+def test_the_banner_says_what_is_served_where_and_how_to_try_it(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log", "--chunk_size", "8", "--camera_names", "front,wrist") as server:
+        port = server.address[1]
+        assert server.banner[0] == (
+            "policy random, device auto, chunk_size 8 (of 64), cameras front, wrist, state_dim any, "
+            "action_dim 7 (ee delta)"
+        )
+        assert server.banner[1].startswith(f"listening on 0.0.0.0:{port}: localhost:{port}")
+        assert server.banner[2] == f"try it: python client.py infer --host localhost --port {port}"
+
+
+def test_it_answers_observations_and_logs_who_came(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log", "--chunk_size", "8") as server:
+        with RawClient(server.address) as client:
+            assert len(client.ask(obs())) == 8
+        server.wait_for_log("client #1 closed (1 requests, 0 s)")
+        assert "client #1 connected from 127.0.0.1:" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_exits_0(tmp_path: Path, number: signal.Signals) -> None:
+    with ServerProcess(tmp_path / "log") as server, RawClient(server.address) as idle:
+        idle.ask({"method": "ping"})
+        server.signal(number)
+        assert server.wait() == 0
+        assert idle.closed()
+    assert "Traceback" not in server.log
+
+
+def gated_server(tmp_path: Path, *flags: str) -> ServerProcess:
+    (tmp_path / "gated.py").write_text(GATED_POLICY)
+    return ServerProcess(
+        tmp_path / "log", "--policy", "gated:make", *flags, environ={"PYTHONPATH": str(tmp_path)}
+    )
+
+
+def test_told_to_stop_it_finishes_the_request_in_hand_and_refuses_new_ones(tmp_path: Path) -> None:
+    with gated_server(tmp_path) as server, RawClient(server.address) as busy, RawClient(
+        server.address
+    ) as other:
+        other.hello()
+        busy.send(obs())
+        wait_until((tmp_path / "started").exists)
+        server.signal(signal.SIGTERM)
+        server.wait_for_log("finishing the requests in hand; Ctrl-C again ends at once")
+        wait_for_closed_port(server.address)
+        assert other.ask(obs())["error_type"] == "shutting_down"
+        (tmp_path / "go").touch()
+        assert len(busy.receive()) == 4
+        assert server.wait() == 0
+
+
+def wait_for_closed_port(address: tuple[str, int]) -> None:
+    def closed() -> bool:
+        try:
+            socket.create_connection(address, timeout=1).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(closed)
+
+
+def test_a_policy_that_hangs_does_not_keep_it_longer_than_drain_s(tmp_path: Path) -> None:
+    with gated_server(tmp_path, "--drain_s", "0.1") as server, RawClient(server.address) as busy:
+        busy.send(obs())
+        wait_until((tmp_path / "started").exists)
+        started = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert time.monotonic() - started < 3
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    with gated_server(tmp_path, "--drain_s", "60") as server, RawClient(server.address) as busy:
+        busy.send(obs())
+        wait_until((tmp_path / "started").exists)
+        server.signal(signal.SIGINT)
+        server.wait_for_log("Ctrl-C again ends at once")
+        server.signal(signal.SIGINT)
+        assert server.wait() == 130
+
+
+def test_options_come_from_flags_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text(
+        "max_payload: 100001\nchunk_size: 3\ntemporal_agg: true\ncamera_names: [front, wrist]\n"
+    )
+    with ServerProcess(
+        tmp_path / "log",
+        "--max_payload",
+        "100003",
+        "--config",
+        str(config),
+        environ={"ROBOWIRE_MAX_PAYLOAD": "100002", "ROBOWIRE_TEMPORAL_AGG": "false"},
+    ) as server:
+        told = info(server)
+    assert told["max_payload"] == 100003
+    assert told["temporal_agg"] is False
+    assert told["chunk_size"] == 3
+    assert told["camera_names"] == ["front", "wrist"]
+    assert told["device"] == "auto"
+
+
+def test_print_config_shows_what_would_be_used() -> None:
+    ended = run_server(
+        "policy", "--print_config", "--policy_options.seed", "7", environ={"ROBOWIRE_PORT": "5001"}
+    )
+    assert ended.returncode == 0
+    assert "\nport: 5001\n" in ended.stdout
+    assert "\npolicy_options:\n  seed: 7\n" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["policy", "--prot", "5"], "unrecognized arguments: --prot 5. Did you mean '--port'?"),
+        (["policy", "--port", "x"], "port: expected int, found 'x'. See --help."),
+        (["policy", "--port", "70000", "--policy", "random"], "port is 70000, expected 0 to 65535"),
+        (["policy", "--policy", "atc"], "no policy is called 'atc'. Did you mean 'act'? Known: act, random"),
+        (["policy", "--config", "no.yaml"], "there is no file 'no.yaml': check --config"),
+        (
+            ["policy", "--policy", "random", "--model_path", "there"],
+            "policy 'random' has no checkpoint: leave out --model_name_or_path and --dataset_id",
+        ),
+        (
+            ["policy", "--policy", "random", "--policy_options.sed", "3"],
+            "policy 'random' has no option 'sed'. Did you mean 'seed'? Known: seed, chunk_size, action_dim",
+        ),
+        (["policy", "--max_connections", "0"], "max_connections is 0, expected at least 1"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_exit_code_2(flags: list[str], message: str) -> None:
+    ended = run_server(*flags)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"server.py policy: {message}\n")
+
+
+def test_a_key_that_the_file_misspells_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text("prot: 5001\n")
+    ended = run_server("policy", "--config", str(config))
+    message = "server.py policy: Option 'prot' is not accepted. Did you mean 'port'?\n"
+    assert (ended.returncode, ended.stderr) == (2, message)
+
+
+def test_an_unknown_command_is_one_line_and_exit_code_2() -> None:
+    ended = run_server("polcy")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "server.py: no command is called 'polcy'. Did you mean 'policy'? Known: policy"
+    )
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_server("policy", "--policy", "random", "--port", str(port))
+    message = (
+        f"server.py policy: port {port} is in use: stop what listens there, or choose another with --port\n"
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
+
+
+def test_a_checkpoint_that_is_missing_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    ended = run_server("policy", "--model_path", str(tmp_path / "none"), "--device", "cpu")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"server.py policy: the checkpoint {tmp_path}/none does not exist")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_help_names_every_option_with_its_unit_and_default() -> None:
+    shown = " ".join(run_server("policy", "--help").stdout.split())
+    assert "--port VALUE TCP port; 0 picks a free one. (type: int, default: 5000)" in shown
+    assert "--drain_s VALUE Seconds that requests in hand have to finish" in shown
+    assert "--model_name_or_path VALUE, --model_path VALUE Folder of a checkpoint" in shown
+    assert "ROBOWIRE_PORT=5001" in shown
+
+
+@pytest.mark.parametrize("flags", [["--version"], ["policy", "--version"]])
+def test_the_version_is_told(flags: list[str]) -> None:
+    assert run_server(*flags).stdout == f"robowire {__version__}\n"
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys, server\n"
+        "try: server.main(['policy', '--help'])\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"False\n")
+
+
+def test_server_py_is_where_users_look_for_the_server() -> None:
+    assert program.PolicyServer is PolicyServer

@@ -62,7 +62,7 @@ class SimulatorSession(Protocol):
         ...
 
     def step(self, action: Any) -> Any:
-        """Execute one action; the result has ``reward``."""
+        """Execute one action; the result has ``observation`` and ``reward``."""
         ...
 
     def step_chunk(self, actions: Sequence[Any]) -> Any:
@@ -129,7 +129,8 @@ class Rollout:
         actions: As they were executed.
         rewards: One for each of them.
         infer_ms: One for each inference.
-        success: Known once the episode ended.
+        success: Known once the episode ended, as is the next.
+        last: The observation after the last action.
     """
 
     seed: int
@@ -137,36 +138,34 @@ class Rollout:
     rewards: list[float] = field(default_factory=list)
     infer_ms: list[float] = field(default_factory=list)
     success: bool | None = None
+    last: MetaObs | None = None
 
 
 def run_episode(
     act: Callable[[MetaObs], Sequence[MetaAction]],
     simulator: SimulatorSession,
     rollout: Rollout,
-    *,
-    stopped: Callable[[], bool],
 ) -> None:
     """Run one episode into ``rollout``, which also tells how far it got where an exception ends it.
 
     A whole chunk goes to the simulator at once: nobody looks at the pictures in between.
 
     Args:
-        act: Gives the actions to execute for an observation.
+        act: Gives the actions to execute for an observation. None at all leaves the episode unfinished, with
+            ``success`` None.
         simulator: With a task loaded.
         rollout: A fresh one.
-        stopped: Asked before each inference; once true, the episode is left unfinished and ``success`` None.
 
     Raises:
         RobowireError: The simulator failed, or ``act`` did.
     """
     observation: MetaObs = simulator.reset(seed=rollout.seed)
-    while not stopped():
-        actions = act(replace(observation, timestep=len(rollout.actions)))
+    while actions := act(replace(observation, timestep=len(rollout.actions))):
         result = simulator.step_chunk(actions)
         rollout.actions += actions[: result.steps]
         rollout.rewards += [float(reward) for reward in result.rewards]
         if result.terminated or result.truncated:
-            rollout.success = bool(result.info["success"])
+            rollout.success, rollout.last = bool(result.info["success"]), result.observation
             return
         observation = result.observation
 
@@ -177,7 +176,7 @@ def film(
     """Show ``sink`` a finished episode: execute its seed and actions again, with a picture after each step.
 
     So the counted episodes all run alike and at full speed, and only what someone will watch is drawn. The
-    film is of the counted episode and not of one like it: every reward is compared.
+    film is of the counted episode and not of one like it: every reward is compared, and the last state.
 
     Raises:
         FilmFailed: The second run differs from the first, or ``stopped`` became true.
@@ -188,10 +187,18 @@ def film(
     for step, (action, reward) in enumerate(zip(rollout.actions, rollout.rewards)):
         if stopped():
             raise FilmFailed("the evaluation was stopped")
-        again = float(simulator.step(action).reward)
-        if again != reward:
-            raise FilmFailed(
-                f"the same seed and actions gave reward {again!r} at step {step}, but {reward!r} when the "
-                "episode was counted: this simulator does not repeat its episodes, so they can't be filmed"
-            )
+        result = simulator.step(action)
+        if float(result.reward) != reward:
+            raise _not_repeated(f"reward {float(result.reward)!r} instead of {reward!r} at step {step}")
         sink.add(simulator.render())
+    assert rollout.last is not None
+    states = [np.asarray(observation.state) for observation in (result.observation, rollout.last)]
+    if not np.array_equal(*states):  # rewards may be zero all the way
+        raise _not_repeated("another last state")
+
+
+def _not_repeated(difference: str) -> FilmFailed:
+    return FilmFailed(
+        f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat its "
+        "episodes, so they can't be filmed"
+    )

@@ -405,19 +405,22 @@ class _Environment:
 
         def act(observation: MetaObs) -> list[MetaAction]:
             with self._evaluation.one_inference:
+                if self._evaluation.stopping.is_set():
+                    return []
                 begun = self._evaluation.clock()
                 actions: list[MetaAction] = self._ask(lambda: policy.send_meta_obs(observation))
                 rollout.infer_ms.append(round((self._evaluation.clock() - begun) * 1000, 3))
             return actions[: self.n_action_steps]
 
         self._ask(policy.reset)
-        run_episode(act, simulator, rollout, stopped=self._evaluation.stopping.is_set)
+        run_episode(act, simulator, rollout)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """Ask the policy server; that it cannot answer is no one episode's fault and ends the evaluation."""
         try:
             return question()
         except RobowireError as exc:
+            self._evaluation.stopping.set()  # at once: the others would find it out with retries of their own
             raise EvaluationStopped(f"the policy server failed: {exc}") from exc
 
     def _film(self, number: int, rollout: Rollout) -> str | None:

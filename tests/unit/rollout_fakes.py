@@ -18,6 +18,7 @@ DRIFT = 2.0**-20  # metres; a power of two, so that sums of it are exact here
 
 @dataclass
 class Step:
+    observation: MetaObs
     reward: float
 
 
@@ -91,6 +92,7 @@ class FakeSimulatorServer:
         gone: What a further session raises instead of opening.
         broken: What ``load_task`` raises.
         drifts: Makes a second run of a seed differ from the first.
+        sparse: Gives a reward for success only.
     """
 
     spec: SimulatorSpec = field(
@@ -111,6 +113,7 @@ class FakeSimulatorServer:
     gone: RobowireError | None = None
     broken: RobowireError | None = None
     drifts: bool = False
+    sparse: bool = False
     calls: list[str] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
@@ -149,7 +152,8 @@ class FakeSimulatorSession:
         return self._observe()
 
     def step(self, action: MetaAction) -> Step:
-        return Step(self.step_chunk([action]).rewards[0])
+        chunk = self.step_chunk([action])
+        return Step(chunk.observation, chunk.rewards[0])
 
     def step_chunk(self, actions: Sequence[MetaAction]) -> Chunk:
         rewards = []
@@ -164,8 +168,8 @@ class FakeSimulatorSession:
             assert action.action is not None
             self._x += float(action.action[0])
             self._steps += 1
-            rewards.append(-abs(self._x))
             terminated = abs(self._x) < 0.05
+            rewards.append(float(terminated) if self._server.sparse else -abs(self._x))
             truncated = not terminated and self._steps >= HORIZON
             if terminated or truncated:
                 break

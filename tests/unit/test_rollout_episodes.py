@@ -32,7 +32,7 @@ def run(seed: int, *, n_action_steps: int = 4, simulator: FakeSimulatorServer | 
         return session.send_meta_obs(observation)[:n_action_steps]
 
     rollout = Rollout(seed)
-    run_episode(act, (simulator or FakeSimulatorServer()).open(), rollout, stopped=never)
+    run_episode(act, (simulator or FakeSimulatorServer()).open(), rollout)
     return rollout
 
 
@@ -60,27 +60,23 @@ def test_the_policy_is_told_the_step_and_asked_again_after_n_action_steps(
         lambda observation: session.send_meta_obs(observation)[:n_action_steps],
         FakeSimulatorServer().open(),
         Rollout(FAR),
-        stopped=never,
     )
     assert policy.timesteps == timesteps
 
 
 def test_a_dead_simulator_leaves_what_was_executed() -> None:
-    session = FakePolicyServer().open()
-    rollout = Rollout(FAR)
+    simulator, rollout = FakeSimulatorServer(dies={FAR: 6}), Rollout(FAR)
     with pytest.raises(BackendError):
-        run_episode(session.send_meta_obs, FakeSimulatorServer(dies={FAR: 6}).open(), rollout, stopped=never)
+        run_episode(FakePolicyServer().open().send_meta_obs, simulator.open(), rollout)
     assert (rollout.success, len(rollout.actions)) == (None, 4)
 
 
-def test_a_stopped_episode_has_no_outcome() -> None:
-    answers = iter([False, True])
-    rollout = Rollout(FAR)
+def test_an_episode_without_further_actions_has_no_outcome() -> None:
+    session, rollout = FakePolicyServer().open(), Rollout(FAR)
     run_episode(
-        FakePolicyServer().open().send_meta_obs,
+        lambda observation: [] if rollout.actions else session.send_meta_obs(observation),
         FakeSimulatorServer().open(),
         rollout,
-        stopped=lambda: next(answers),
     )
     assert (rollout.success, len(rollout.actions)) == (None, 4)
 
@@ -93,15 +89,19 @@ def test_a_film_shows_the_start_and_every_step_of_the_episode() -> None:
     assert abs(columns[-1] - 16) <= 1  # at zero, the middle
 
 
-def test_an_episode_that_does_not_repeat_is_not_filmed() -> None:
-    simulator = FakeSimulatorServer(drifts=True)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_an_episode_that_does_not_repeat_is_not_filmed(*, sparse: bool) -> None:
+    simulator = FakeSimulatorServer(drifts=True, sparse=sparse)
     rollout = run(FAR, simulator=simulator)
     with pytest.raises(FilmFailed) as raised:
         film(simulator.open(), rollout, Frames(), stopped=never)
     first = rollout.rewards[0]
+    difference = (
+        "another last state" if sparse else f"reward {first - DRIFT!r} instead of {first!r} at step 0"
+    )
     assert str(raised.value) == (
-        f"the same seed and actions gave reward {first - DRIFT!r} at step 0, but {first!r} when the episode "
-        "was counted: this simulator does not repeat its episodes, so they can't be filmed"
+        f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat its "
+        "episodes, so they can't be filmed"
     )
 
 

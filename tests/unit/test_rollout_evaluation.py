@@ -306,6 +306,20 @@ def test_a_policy_server_that_is_gone_ends_the_evaluation_and_keeps_the_results(
     assert summary["episodes"] == len(rows(tmp_path)) > 0
 
 
+def test_only_one_environment_finds_out_that_the_policy_server_is_gone(tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    class Gone(FakePolicySession):
+        def send_meta_obs(self, obs: Any) -> Any:
+            asked.append(obs)
+            os.sched_yield()  # let the others try
+            raise ConnectionLost("lost")
+
+    with pytest.raises(EvaluationStopped):
+        run(tmp_path, FakePolicyServer(session=Gone), num_envs=4)
+    assert len(asked) == 1
+
+
 def test_ctrl_c_keeps_what_was_counted_and_closes_everything(tmp_path: Path) -> None:
     pressed = threading.Event()
 
@@ -377,7 +391,7 @@ def test_an_episode_that_cannot_be_filmed_is_counted_all_the_same(
     summary = run(tmp_path, simulator=FakeSimulatorServer(drifts=True), record_video="all", num_episodes=2)
     assert (summary["episodes"], summary["errors"]) == (2, 0)
     assert [row["video"] for row in rows(tmp_path)] == [None, None]
-    assert "no film of episode 0: the same seed and actions gave reward" in caplog.text
+    assert "no film of episode 0: the counted seed and actions, executed again, gave reward" in caplog.text
     assert list(tmp_path.glob("videos/*")) == []
 
 

@@ -192,13 +192,13 @@ def film(
             raise _not_repeated(f"reward {float(result.reward)!r} instead of {reward!r} at step {step}")
         sink.add(simulator.render())
     assert rollout.last is not None
-    states = [np.asarray(observation.state) for observation in (result.observation, rollout.last)]
-    if not np.array_equal(*states):  # rewards may be zero all the way
+    again, counted = np.asarray(result.observation.state), np.asarray(rollout.last.state)
+    if not np.array_equal(again, counted):  # rewards may be zero all the way
         raise _not_repeated("another last state")
 
 
 def _not_repeated(difference: str) -> FilmFailed:
     return FilmFailed(
-        f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat its "
-        "episodes, so they can't be filmed"
+        f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat "
+        "its episodes, so they can't be filmed"
     )

@@ -100,8 +100,8 @@ def test_an_episode_that_does_not_repeat_is_not_filmed(*, sparse: bool) -> None:
         "another last state" if sparse else f"reward {first - DRIFT!r} instead of {first!r} at step 0"
     )
     assert str(raised.value) == (
-        f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat its "
-        "episodes, so they can't be filmed"
+        f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat "
+        "its episodes, so they can't be filmed"
     )
 
 

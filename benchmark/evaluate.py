@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,7 +117,7 @@ def _run(flags: Any) -> int:
                 open_policy=open_policy,
                 open_simulator=lambda: SimulatorClient(host, port, token=flags.simulator_token),
                 ffmpeg=_find_ffmpeg(),
-                command_line=sys.argv,
+                command_line=_without_tokens(sys.argv),
                 on_start=on_start,
                 on_episode=on_episode,
             )
@@ -181,6 +181,16 @@ def _simulator_server(flags: Any, options: EvaluateOptions) -> Iterator[tuple[st
     )
     with SimulatorServer(table, limits) as server:
         yield server.address
+
+
+def _without_tokens(words: Sequence[str]) -> list[str]:
+    """Return a command line that can be shown: results are shared, and tokens are secrets."""
+    shown: list[str] = []
+    for word in words:
+        if shown and re.fullmatch(r"--(simulator_)?token", shown[-1]):
+            word = "..."
+        shown.append(re.sub(r"^(--(simulator_)?token=).*", r"\1...", word))
+    return shown
 
 
 def _names(given: list[str] | None) -> tuple[str, ...] | None:

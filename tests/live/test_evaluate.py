@@ -111,13 +111,14 @@ def number_of_frames(path: Path) -> int:
 
 
 def test_an_evaluation_is_counted_filmed_and_written_down(port: str, tmp_path: Path) -> None:
-    stdout, stderr = run(port, tmp_path, "--record_video", "2", "--seed", "3")
+    stdout, stderr = run(port, tmp_path, "--record_video", "2", "--seed", "3", "--simulator_token", "secret")
     result, episodes = summary(tmp_path), rows(tmp_path)
     assert result["status"] == "complete"
     assert [row["seed"] for row in episodes] == list(range(3000, 3006))
     assert result["successes"] == sum(row["success"] for row in episodes)
     assert result["simulator"]["process"]["versions"]["numpy"]
     assert result["command_line"][1:4] == ["evaluate", "--address", f"localhost:{port}"]
+    assert "secret" not in (tmp_path / "summary.json").read_text()
     assert [row["video"] is not None for row in episodes] == [True, True, False, False, False, False]
     for row in episodes[:2]:
         assert number_of_frames(tmp_path / row["video"]) == row["steps"] + 1

@@ -126,7 +126,7 @@ class _Writer:
             for key, item in value.items():
                 if type(key) is not str and not (type(key) is int and -(1 << 63) <= key < 1 << 63):
                     raise LocalProtocolError(
-                        f"cannot send a dict whose key is {key!r}: keys are text or small ints"
+                        f"cannot send a dict whose key is {key!r}: keys are text or ints of 64 bits"
                     )
                 self.value(key, depth + 1)
                 self.value(item, depth + 1)

@@ -107,8 +107,6 @@ class FrameDecoder:
         self._filled += nbytes
         if self._text and self._payload is None and self._header[0] in _LETTERS:
             self._line = self._header[: self._filled]
-            if b"\n" in self._line[: _LENGTH.size - 1]:  # or a header could hold two lines
-                raise RemoteProtocolError(f"a line of {self._line.index(10)} bytes asks nothing")
             return self._line_updated()
         if self._filled < len(self._target):
             return None
@@ -141,10 +139,13 @@ class FrameDecoder:
         assert self._line is not None
         if len(self._line) > MAX_LINE:
             raise FrameTooLarge(len(self._line), MAX_LINE)
-        if not self._line.endswith(b"\n"):
+        if b"\n" not in self._line:
             return None
-        line, self._line = self._line, bytearray()
+        line = self._line.split(b"\n")[0].rstrip(b"\r")
+        if 0 < len(line) < _LENGTH.size - 1:  # it may have come as a header, with the next line behind it
+            raise RemoteProtocolError(f"a line of {len(line)} bytes asks nothing")
+        self._line = bytearray()
         try:
-            return TextLine(line.decode("ascii").rstrip("\r\n"))
+            return TextLine(line.decode("ascii"))
         except UnicodeDecodeError as exc:
             raise RemoteProtocolError("a line of text is not ASCII") from exc

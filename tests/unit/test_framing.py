@@ -1,0 +1,163 @@
+"""Framing is pure: no test here opens a socket, starts a thread or sleeps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
+from robowire.wire.framing import MAX_LINE, MAX_MAX_PAYLOAD, FrameDecoder, TextLine, frame_header
+
+CUTS = st.lists(st.integers(1, 7))
+
+
+def frame(payload: bytes) -> bytes:
+    return frame_header(len(payload)) + payload
+
+
+def decode(
+    stream: bytes, cuts: list[int], *, max_payload: int = 1024, text: bool = False
+) -> list[bytes | TextLine]:
+    """Feed ``stream`` in pieces of the given sizes (the rest at once), then end it."""
+    decoder, events, sizes = FrameDecoder(max_payload, text=text), [], iter(cuts)
+    while stream:
+        buffer = decoder.get_buffer()
+        n = min(len(buffer), len(stream), next(sizes, len(stream)))
+        buffer[:n], stream = stream[:n], stream[n:]
+        event = decoder.buffer_updated(n)
+        if event is not None:
+            events.append(event if isinstance(event, TextLine) else bytes(event))
+    decoder.receive_eof()
+    return events
+
+
+def outcome(stream: bytes, cuts: list[int], *, text: bool) -> object:
+    try:
+        return decode(stream, cuts, max_payload=32, text=text)
+    except RemoteProtocolError as exc:
+        return type(exc), str(exc)
+
+
+def test_a_frame_is_a_big_endian_length_and_the_payload() -> None:
+    assert frame(b"hi") == b"\x00\x00\x00\x02hi"
+    assert frame(b"") == b"\x00\x00\x00\x00"
+
+
+@given(st.lists(st.binary(max_size=64), max_size=5), CUTS, st.booleans())
+@example([b""], [1, 1, 1, 1], True)
+def test_any_cut_of_the_stream_gives_the_same_payloads(
+    payloads: list[bytes], cuts: list[int], text: bool
+) -> None:
+    assert decode(b"".join(map(frame, payloads)), cuts, text=text) == payloads
+
+
+@given(st.binary(max_size=64), CUTS, st.booleans())
+@example(b"A\nBC\n", [2], True)
+@example(b"ABC\nD\n", [1, 1, 1], True)
+def test_garbage_gives_the_same_events_or_error_under_every_cut(
+    stream: bytes, cuts: list[int], text: bool
+) -> None:
+    assert outcome(stream, cuts, text=text) == outcome(stream, [], text=text)
+
+
+def test_a_payload_of_exactly_the_limit_is_accepted() -> None:
+    assert decode(frame(32 * b"x"), [], max_payload=32) == [32 * b"x"]
+    with pytest.raises(FrameTooLarge):
+        decode(frame(33 * b"x"), [], max_payload=32)
+
+
+def test_a_hostile_length_is_refused_before_memory_is_set_aside() -> None:
+    with pytest.raises(FrameTooLarge, match=r"^frame of 4294967295 bytes exceeds the limit of 32 bytes$"):
+        decode(b"\xff\xff\xff\xff", [], max_payload=32)
+
+
+def test_the_limit_may_grow_between_frames() -> None:
+    decoder = FrameDecoder(4)
+    decoder.max_payload = 1024
+    decoder.get_buffer()[:4] = frame_header(1000)
+    assert decoder.buffer_updated(4) is None
+    assert len(decoder.get_buffer()) == 1000
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (b"\x00\x00", "stream ended after 2 of 4 header bytes"),
+        (b"\x00\x00\x00\x02h", "stream ended after 1 of 2 payload bytes"),
+        (b"\x00\x00\x00\x02", "stream ended after 0 of 2 payload bytes"),
+    ],
+)
+def test_an_end_inside_a_frame_says_how_far_it_got(stream: bytes, message: str) -> None:
+    with pytest.raises(TruncatedFrame, match=f"^{message}$"):
+        decode(stream, [])
+
+
+@pytest.mark.parametrize(
+    ("stream", "begun"),
+    [(b"", False), (b"\x00", True), (b"\x00\x00\x00\x01", True), (b"\x00\x00\x00\x01x", False)],
+)
+def test_a_frame_has_begun_from_its_first_byte_to_its_last(stream: bytes, begun: bool) -> None:
+    decoder = FrameDecoder()
+    for byte in stream:
+        decoder.get_buffer()[0] = byte
+        decoder.buffer_updated(1)
+    assert decoder.mid_frame is begun
+
+
+def test_a_payload_belongs_to_the_caller() -> None:
+    decoder = FrameDecoder()
+    first = decoder.get_buffer()
+    first[:4] = frame_header(1)
+    decoder.buffer_updated(4)
+    decoder.get_buffer()[:1] = b"a"
+    payload = decoder.buffer_updated(1)
+    decoder.get_buffer()[:4] = frame_header(1)
+    decoder.buffer_updated(4)
+    decoder.get_buffer()[:1] = b"b"
+    decoder.buffer_updated(1)
+    assert payload == b"a"
+
+
+def test_a_payload_too_long_for_the_length_is_our_own_mistake() -> None:
+    with pytest.raises(
+        LocalProtocolError, match=r"^payload of 4294967296 bytes does not fit a 32-bit length$"
+    ):
+        frame_header(1 << 32)
+
+
+@pytest.mark.parametrize("limit", [0, MAX_MAX_PAYLOAD + 1])
+def test_a_limit_that_would_admit_text_as_a_length_is_refused(limit: int) -> None:
+    with pytest.raises(ValueError, match=f"^max_payload is {limit}, expected 1 to 1090519039 bytes$"):
+        FrameDecoder(limit)
+
+
+@given(CUTS)
+def test_a_stream_that_begins_with_a_letter_is_lines_of_text(cuts: list[int]) -> None:
+    assert decode(b"INFO\r\nping\n\nQUIT\n", cuts, text=True) == ["INFO", "ping", "", "QUIT"]
+
+
+def test_a_last_line_without_its_ending_is_no_error_and_no_line() -> None:
+    assert decode(b"INFO\nPI", [], text=True) == ["INFO"]
+
+
+def test_only_a_decoder_of_text_takes_letters_for_text() -> None:
+    with pytest.raises(FrameTooLarge, match=r"^frame of 1229866575 bytes exceeds the limit of 1024 bytes$"):
+        decode(b"INFO\n", [])
+
+
+@given(CUTS)
+def test_a_first_line_shorter_than_a_header_is_refused(cuts: list[int]) -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^a line of 1 bytes asks nothing$"):
+        decode(b"A\nINFO\n", cuts, text=True)
+
+
+def test_a_line_that_never_ends_is_refused() -> None:
+    assert decode(b"A" * (MAX_LINE - 1) + b"\n", [], text=True) == ["A" * (MAX_LINE - 1)]
+    with pytest.raises(FrameTooLarge, match=r"^frame of 8193 bytes exceeds the limit of 8192 bytes$"):
+        decode(b"A" * (MAX_LINE + 1), [], text=True)
+
+
+def test_a_line_that_is_not_ascii_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^a line of text is not ASCII$"):
+        decode("GET /é\n".encode(), [], text=True)

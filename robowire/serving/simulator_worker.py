@@ -41,8 +41,8 @@ __all__ = ["SimulatorWorker", "main"]
 
 logger = logging.getLogger(__name__)
 
-# Through the socket a reply is copied three times more. Measured: below this the difference drowns in the
-# wake-up of the other process.
+# Through the socket a reply is copied twice more. Measured for one call: 0.17 ms shared and 0.19 ms through
+# the socket at 64 KiB, 0.40 and 1.00 ms at 3 MiB; far below 64 KiB there is no difference.
 SHARED_MIN = 64 * 1024
 
 # The server reads an answer as soon as it comes; longer than this it is not alive.

@@ -160,6 +160,15 @@ def test_a_crash_is_told_with_its_last_words(
         call(process, "reset", {})
 
 
+def test_last_words_are_those_of_the_last_call(process: SimulatorProcess) -> None:
+    begin(process, "raise_in_step")
+    with pytest.raises(BackendError):
+        call(process, "step", ACTION)
+    begin(process, "exit_in_step")
+    with pytest.raises(BackendError, match="; its last words: about to exit$"):
+        call(process, "step", ACTION)
+
+
 def test_a_call_past_its_deadline_ends_the_process(process: SimulatorProcess) -> None:
     begin(process, "hang_in_step")
     with fails(

@@ -40,7 +40,6 @@ from robowire.errors import (
     RemoteProtocolError,
     RequestTimeout,
     ShuttingDown,
-    TruncatedFrame,
     Unauthenticated,
     UnknownMethod,
 )
@@ -301,21 +300,9 @@ class PolicyClient:
         connection = self._connection
         assert connection is not None
         try:
-            begun = self._clock()
-            connection.send(buffers, timeout_s=self._timeout_s)
-            payload = connection.receive(
-                wait_s=max(self._timeout_s - (self._clock() - begun), 1e-3), finish_s=self._timeout_s
-            )
-            if payload is None:
-                raise ConnectionLost(
-                    f"{connection.peer} closed the connection before it answered; see its log"
-                )
-            assert isinstance(payload, bytearray)
+            payload = connection.exchange(buffers, timeout_s=self._timeout_s)
             size = len(payload)
             reply = loads(payload)
-        except TruncatedFrame as exc:
-            self._drop()
-            raise ConnectionLost(f"{connection.peer} was lost in the middle of its reply: {exc}") from exc
         except RequestTimeout as exc:
             self._drop()
             raise RequestTimeout(

@@ -144,19 +144,18 @@ class Connection:
 
         Args:
             buffers: The request's frame.
-            timeout_s: Seconds until the reply begins, and again as many until it is complete.
+            timeout_s: Seconds to send it, as many until the reply begins, and as many until that is complete.
 
         Raises:
-            RequestTimeout: Either time passed; the connection is closed.
+            RequestTimeout: One of these times passed; the connection is closed.
             ConnectionLost: The connection ended before the reply was complete; it is closed.
             RemoteProtocolError: The peer broke the framing; the connection is closed.
         """
-        deadline = self._clock() + timeout_s
         try:
             self.send(buffers, timeout_s=timeout_s)
-            payload = self.receive(wait_s=max(deadline - self._clock(), 1e-3), finish_s=timeout_s)
+            payload = self.receive(wait_s=timeout_s, finish_s=timeout_s)
             if payload is None:
-                raise ConnectionLost(f"{self.peer} closed the connection without an answer: its log says why")
+                raise ConnectionLost(f"{self.peer} closed the connection before it answered; see its log")
         except TruncatedFrame as exc:
             raise ConnectionLost(f"{self.peer} was lost in the middle of its reply: {exc}") from exc
         except BaseException:  # KeyboardInterrupt too: a connection is never left half read

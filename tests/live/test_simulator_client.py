@@ -172,7 +172,7 @@ def test_a_step_whose_connection_is_lost_is_not_repeated() -> None:
         client = SimulatorClient("127.0.0.1", port)
         with says(
             ConnectionLost,
-            f"127.0.0.1:{port} closed the connection without an answer: its log says why. 'step' may have "
+            f"127.0.0.1:{port} closed the connection before it answered; see its log. 'step' may have "
             "been executed, so it was not repeated",
         ):
             client.step([0, 0, 0])

@@ -15,6 +15,7 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -169,12 +170,13 @@ def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
     """
     from benchmark.registry import SIMULATORS
 
-    offered = {**entries("simulator", SIMULATORS), **{name: Entry(name) for name in flags.simulators}}
+    offered = entries("simulator", SIMULATORS)
     for name in flags.simulators:
         if ":" not in name:
             raise ConfigurationError(
                 f"simulators names {name!r}, expected module:function. Offered already: {', '.join(offered)}"
             )
+    offered.update({name: Entry(name) for name in flags.simulators})
     pythons = {}
     for setting in flags.simulator_python:
         name, _, python = setting.partition("=")
@@ -182,6 +184,8 @@ def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
             raise ConfigurationError(
                 f"simulator_python is {setting!r}, expected a simulator and its interpreter: name=path"
             )
+        if shutil.which(python) is None:
+            raise ConfigurationError(f"simulator_python of {name!r}: there is no program {python!r}")
         pythons[name] = python
     return SimulatorServer(offered, flags, task=flags, pythons=pythons)
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from robowire.testing import FAKE_SIMULATORS, running_simulator_server
 from robowire.transport import Connection
 from robowire.wire.encoding import encode_frame
 from robowire.wire.pickling import loads
+from server import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -418,3 +419,39 @@ def test_a_program_that_is_killed_takes_its_simulators_with_it(task: str) -> Non
         client.send("step", action=np.zeros(3))
         program.kill()
         wait_for_end(pid)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--simulators", "foo"), "simulators names 'foo', expected module:function. Offered already: "),
+        (
+            ("--simulator_python", "robosuite"),
+            "simulator_python is 'robosuite', expected a simulator and its ",
+        ),
+        (
+            ("--simulator_python", "robosuite=/nowhere/python"),
+            "simulator_python of 'robosuite': there is no program '/nowhere/python'\n",
+        ),
+        (
+            ("--simulator_python", f"robosuit={sys.executable}"),
+            "simulator_python names 'robosuit', which is no simulator here. Did you mean 'robosuite'?",
+        ),
+        (("--image_height", "0"), "image_height is 0, expected a whole number, 1 or more\n"),
+        (("--session_timout_s", "3"), "unrecognized arguments: --session_timout_s 3. Did you mean "),
+    ],
+)
+def test_an_option_that_cannot_be_used_ends_the_program(
+    flags: Sequence[str], complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulator", "--port", "0", *flags]) == 2
+    assert capfd.readouterr().err.startswith(f"server.py simulator: {complaint}")
+
+
+def test_variables_are_options_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBOWIRE_SIM_CAMERA_NAMES", "front,wrist")
+    monkeypatch.setenv("ROBOWIRE_SIM_CONTROL_HZ", "10")
+    with running_program() as (_, address), Peer(address) as client:
+        client.ask("select_simulator", simulator=FAKE_SIMULATORS["fake"].target)
+        spec = client.ask("load_task", task_name="reach")
+        assert (spec["camera_names"], spec["control_hz"]) == (["front", "wrist"], 10.0)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import robowire
 from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
 from robowire.registry import Entry
 from robowire.serving.shared_memory import SharedMemory
@@ -250,7 +249,7 @@ def _environment() -> dict[str, str]:
     A checkout is found whatever the interpreter. An installed wheel lies among packages of our interpreter,
     which another one must not see: there robowire is installed in the worker's environment too.
     """
-    root = Path(robowire.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     environment = dict(os.environ)
     if (root / "pyproject.toml").exists():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))

@@ -46,7 +46,10 @@ _FINISH_S = 10.0
 
 # Enough of what a dying process wrote to recognise the reason; all of it is in the log.
 _LAST_LINES = 3
-_MAX_LINE = 8192
+_MAX_QUOTE = 200
+_MAX_LINE = 8192  # a longer one is logged in pieces: a simulator may write without end
+# Clients show it to the server; it is no simulator's business.
+_SECRETS = ("ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
 # What tracebacks and faulthandler write around the reason.
 _STACK = (" ", "Traceback", "Current thread", "Thread", "Extension modules")
 
@@ -104,8 +107,7 @@ class SimulatorProcess:
             }
             try:
                 self._popen = subprocess.Popen(
-                    # Unbuffered, so that last words arrive; faulthandler, so that a segmentation fault has
-                    # some.
+                    # Unbuffered, so that last words arrive; with faulthandler, so that a crash has some.
                     [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(told)],
                     stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
                     stdout=subprocess.PIPE,
@@ -231,7 +233,7 @@ class SimulatorProcess:
                 if text:
                     logger.info("%s: %s: %s", self._label, self._name, text)
                 if text and not text.startswith(_STACK):
-                    self._output.append(text)
+                    self._output.append(text[:_MAX_QUOTE])
 
 
 def _how_it_ended(returncode: int) -> str:
@@ -250,7 +252,7 @@ def _environment() -> dict[str, str]:
     which another one must not see: there robowire is installed in the worker's environment too.
     """
     root = Path(__file__).resolve().parents[2]
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     if (root / "pyproject.toml").exists():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))
     return environment

@@ -241,6 +241,13 @@ def test_the_environment_of_its_entry_is_set_there_and_not_here() -> None:
     process.close()
 
 
+def test_the_servers_token_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBOWIRE_SIM_AUTH_TOKEN", "secret")
+    process = start(Entry(FAKE_SIMULATORS["fake"].target, environ={"ROBOWIRE_SIM_AUTH_TOKEN": "none"}))
+    assert call(process, "get_info", {}).read()["environ"] == {"ROBOWIRE_SIM_AUTH_TOKEN": "none"}
+    process.close()
+
+
 def test_an_interpreter_that_does_not_exist_is_named() -> None:
     with fails("cannot start 'fake' with /nowhere/python: No such file or directory"):
         start(python="/nowhere/python")

@@ -165,7 +165,7 @@ def test_last_words_are_those_of_the_last_call(process: SimulatorProcess) -> Non
     with pytest.raises(BackendError):
         call(process, "step", ACTION)
     begin(process, "exit_in_step")
-    with pytest.raises(BackendError, match="; its last words: about to exit$"):
+    with pytest.raises(BackendError, match=r"; its last words: about to exit$"):
         call(process, "step", ACTION)
 
 

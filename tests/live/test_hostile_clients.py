@@ -182,7 +182,7 @@ def test_one_connection_too_many_is_told_so_and_a_freed_place_is_given_again() -
                 assert three.ask(PING) == overloaded
                 assert three.closed()
             with RawClient(server.address) as large:  # the reply must survive what the client still sends
-                assert large.ask(MetaObs(image=np.zeros((3, 3, 480, 640), np.uint8))) == overloaded
+                assert large.ask(MetaObs(image=np.zeros((30, 3, 480, 640), np.uint8))) == overloaded
             with RawClient(server.address) as person:
                 said = person.say("INFO\n")
                 assert said == "ERROR overloaded: all 2 connections are taken; try again later\n"
@@ -202,6 +202,8 @@ def test_a_crowd_that_says_nothing_cannot_stop_the_served_ones() -> None:
         served.ask(PING)
         for _ in range(40):
             crowd.enter_context(RawClient(server.address))
+        wait_until(lambda: server.metrics.snapshot()["sessions_refused"] == 40)
+        assert sum(thread.name == "refusal" for thread in threading.enumerate()) <= 16
         assert len(served.ask(obs(1, 2, 3))) == 4
 
 

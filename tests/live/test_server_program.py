@@ -104,7 +104,7 @@ def wait_for_closed_port(address: tuple[str, int]) -> None:
     def closed() -> bool:
         try:
             socket.create_connection(address, timeout=1).close()
-        except ConnectionRefusedError:
+        except ConnectionError:  # refused; or reset, in the instant it closes
             return True
         return False
 

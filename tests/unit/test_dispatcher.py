@@ -206,16 +206,29 @@ def test_a_policy_may_leave_the_length_of_its_actions_open() -> None:
         assert dispatcher.submit(session(), [obs(1)]).actions.shape == (1, 2, 1)
 
 
-def test_every_hundredth_inference_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    clock = iter(range(10**6))
-    dispatcher = Dispatcher(EchoPolicy(), DispatchOptions(), Metrics(), clock=lambda: next(clock) * 0.0)
+def reported(caplog: pytest.LogCaptureFixture, seconds: float, requests: int) -> list[str]:
+    """Return the log of that many requests, one every so many seconds."""
+    now = [0.0]
+    dispatcher = Dispatcher(EchoPolicy(), DispatchOptions(), Metrics(), clock=lambda: now[0])
     with caplog.at_level("INFO"):
-        for _ in range(200):
+        for _ in range(requests):
             dispatcher.submit(session(), [obs(1, 1, 1)])
+            now[0] += seconds
     dispatcher.close(timeout_s=5)
-    assert caplog.messages == [
+    return caplog.messages
+
+
+def test_every_hundredth_inference_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    assert reported(caplog, seconds=1.0, requests=250) == [
         "100 inferences, the latest with p50 0.0 ms, p99 0.0 ms",
         "200 inferences, the latest with p50 0.0 ms, p99 0.0 ms",
+    ]
+
+
+def test_a_fast_client_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    assert reported(caplog, seconds=1 / 64, requests=450) == [
+        "100 inferences, the latest with p50 0.0 ms, p99 0.0 ms",
+        "420 inferences, the latest with p50 0.0 ms, p99 0.0 ms",
     ]
 
 

@@ -22,7 +22,7 @@ __all__ = ["Scan", "scan"]
 # Opcodes of fixed length: one match swallows up to 4096 of them in C. The bound keeps the matcher's own
 # bookkeeping small on hostile input. LONG_BINPUT (r) may name a memo index below 2**18 only: the unpickler
 # sets aside twice that many pointers, 4 MiB, and picklers number what they store from 0.
-_ARGUMENTS = rb"[Khq].|M..|[Jj].{4}|r..[\x00-\x03]\x00|G.{8}"
+_ARGUMENTS = rb"[Khq].|j.{4}|r..[\x00-\x03]\x00|(M)..|(J).{4}|(G).{8}"
 _FIXED_RUN = re.compile(rb"(?:[(N)\]aebRstu\x81\x85-\x89\x93\x94]|" + _ARGUMENTS + rb"){1,4096}", re.DOTALL)
 _WITH_ARGUMENT = re.compile(_ARGUMENTS, re.DOTALL)
 
@@ -41,10 +41,12 @@ _PROTO, _FRAME, _GLOBAL, _EMPTY_DICT, _STOP = 0x80, 0x95, ord("c"), ord("}"), or
 _NEXT_BUFFER = b"\x97"
 _FRAME_LENGTH = struct.Struct("<Q")
 
-# What the unpickler may spend, in bytes. A fixed opcode costs at most its value, a slot on the stack and one
-# in the memo or a list; those in _BUILDERS make a container or one of our own objects. Measured on CPython
-# 3.8 to 3.13 as peak memory of payloads that hold nothing else.
-_VALUE_COST = 24
+# What reading may spend, in bytes. Each opcode costs at most a slot on the stack, one in the memo and two in
+# lists; numbers, and what the opcodes in _BUILDERS make, are objects besides. Peak memory of payloads that
+# hold nothing else was measured on CPython 3.11: 27 bytes for a None, 66 for a number.
+_OPCODE_COST = 24
+_NUMBERS = b"MJG"
+_NUMBER_COST = 40
 _BUILDERS = b"t]R\x81\x85\x86\x87"
 _BUILDER_COST = 112
 _DICT_COST = 160
@@ -53,11 +55,11 @@ _FRAME_COST = 256  # none of it the unpickler's: our view of what lies between t
 _CHARACTER_COST = 4  # one emoji widens every character of its string to 4 bytes
 
 # Up to the first figure nobody needs to count; beyond it all but the blobs may cost this multiple of the
-# payload's length, and as much as a payload of the last length at most: 8 million values are seconds of work,
-# and nobody honest sends them outside of an array.
+# payload's length. Rows of three floats cost 13 times their length, pictures as lists of pixels 25 times.
+# The last figure is 8 million values, seconds of work: nobody honest sends them outside of an array.
 _FREE_COST = 4 * 1024 * 1024
-_COST_FACTOR = 24
-_MAX_COST = _COST_FACTOR * 8 * 1024 * 1024
+_COST_FACTOR = 32
+_MAX_COST = 192 * 1024 * 1024
 
 # Below this a copy is cheaper than the bookkeeping of a view.
 _BLOB_MIN = 16 * 1024
@@ -97,17 +99,21 @@ def scan(payload: bytearray, names: Container[tuple[str, str]]) -> Scan:
     offset = copied = 2  # pieces hold what belongs into the stream of everything before ``copied``,
     dropped = 2  # and that is so many bytes shorter
     cost = 0
-    # No byte costs more than an empty dict, so a small payload need not be counted.
     allowance = _FREE_COST + min(_COST_FACTOR * end, _MAX_COST)
-    counting = end * _DICT_COST > _FREE_COST
 
     while True:
         run = _FIXED_RUN.match(payload, offset)
         if run is not None:
-            if counting:
-                built = _WITH_ARGUMENT.sub(b"", run.group())
-                cost += _VALUE_COST * len(run.group())
-                cost += _BUILDER_COST * (len(built) - len(built.translate(None, _BUILDERS)))
+            dearest = (_OPCODE_COST + _BUILDER_COST) * (run.end() - offset)
+            if cost + dearest <= _FREE_COST:  # not worth a count
+                cost += dearest
+            else:
+                # Arguments go, and of the opcodes that have one, all but those of numbers.
+                opcodes, arguments = _WITH_ARGUMENT.subn(rb"\1\2\3", run.group())
+                numbers = len(opcodes) - len(opcodes.translate(None, _NUMBERS))
+                builders = len(opcodes) - len(opcodes.translate(None, _BUILDERS))
+                cost += _OPCODE_COST * (len(opcodes) - numbers + arguments)
+                cost += _NUMBER_COST * numbers + _BUILDER_COST * builders
             offset = run.end()
         if cost > allowance:
             raise UnsafePayload(f"payload of {end} bytes would take more than {allowance} bytes to read")

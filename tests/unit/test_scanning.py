@@ -121,11 +121,11 @@ def many(opcodes: bytes, megabytes: int = 1) -> bytes:
             "opcode 0x72 at offset 3 is not one of plain data",
         ),  # a memo of 64 GB
         (b"\x80\x02Nr\x00\x00\x04\x00.", "opcode 0x72 at offset 3 is not one of plain data"),
-        (many(b"}"), "payload of 1000005 bytes would take more than 28194424 bytes to read"),
-        (many(b"]"), "payload of 1000005 bytes would take more than 28194424 bytes to read"),
-        (many(b"N\x85"), "payload of 1000005 bytes would take more than 28194424 bytes to read"),
-        (many(b"\x8c\x00"), "payload of 1000005 bytes would take more than 28194424 bytes to read"),
-        (many(FRAME), "payload of 1000004 bytes would take more than 28194400 bytes to read"),
+        (many(b"}"), "payload of 1000005 bytes would take more than 36194464 bytes to read"),
+        (many(b"]"), "payload of 1000005 bytes would take more than 36194464 bytes to read"),
+        (many(b"N\x85"), "payload of 1000005 bytes would take more than 36194464 bytes to read"),
+        (many(b"\x8c\x00"), "payload of 1000005 bytes would take more than 36194464 bytes to read"),
+        (many(FRAME, 10), "payload of 10000004 bytes would take more than 205520896 bytes to read"),
         (many(b"N", 10), "payload of 10000005 bytes would take more than 205520896 bytes to read"),
     ],
 )
@@ -137,6 +137,11 @@ def test_what_is_no_plain_data_is_refused(payload: bytes, message: str) -> None:
 
 def test_the_largest_memo_index_is_accepted() -> None:
     assert body(b"\x80\x02Nr\xff\xff\x03\x00.") == b"Nr\xff\xff\x03\x00."
+
+
+@pytest.mark.parametrize("rows", [1, 100, 1000, 3000, 100_000])
+def test_rows_of_floats_are_accepted_however_many(rows: int) -> None:
+    look(pickle.dumps([[float(row)] * 3 for row in range(rows)] + [0.5] * 5000))
 
 
 def test_large_arrays_cost_nothing_but_themselves() -> None:

@@ -1,0 +1,51 @@
+"""The simulator server with a simulator that people use: robosuite's Lift, rendered, in its own process."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmark.registry import SIMULATORS
+from robowire.meta import MetaAction, MetaObs
+from robowire.simulator_client import SimulatorClient
+from robowire.testing import running_simulator_server
+
+SIZE = 64
+
+
+def test_lift_is_loaded_reset_stepped_and_rendered() -> None:
+    with running_simulator_server(simulators=SIMULATORS) as server, SimulatorClient(
+        *server.address
+    ) as client:
+        client.select_simulator("robosuite")
+        assert "Lift" in client.list_tasks()
+        spec = client.load_task(
+            "Lift",
+            camera_names=["agentview", "robot0_eye_in_hand"],
+            image_height=SIZE,
+            image_width=SIZE,
+            observation_format="meta",
+        )
+        assert (spec.simulator, spec.task) == ("robosuite", "Lift")
+        assert spec.camera_names == ("agentview", "robot0_eye_in_hand")
+        assert spec.action_dim is not None
+
+        first = client.reset(seed=3)
+        assert isinstance(first, MetaObs)
+        assert first.image is not None
+        assert (first.image.shape, first.image.dtype) == ((2, 3, SIZE, SIZE), np.uint8)
+        assert first.image.std() > 1  # of something, not a black frame
+
+        action = np.zeros(spec.action_dim, np.float32)
+        action[:3] = 0.5
+        result = client.step(MetaAction(spec.ctrl_space or "", spec.ctrl_type or "", action))
+        assert (result.observation.timestep, result.terminated, result.truncated) == (1, False, False)
+        assert result.info["success"] is False
+        assert not np.array_equal(result.observation.state, first.state)
+
+        assert client.render("frontview").std() > 1
+        assert client.get_info()["process"]["versions"].keys() >= {"mujoco", "robosuite", "numpy"}
+
+        again = client.reset(seed=3)
+        assert again.state is not None
+        assert np.array_equal(again.state, first.state)
+        assert np.array_equal(again.image, first.image)

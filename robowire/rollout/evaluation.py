@@ -358,6 +358,7 @@ class _Environment:
                 self._ask(self.open_policy)
             if self._simulator is None:
                 self._reload_task()
+                begun = self._evaluation.clock()  # a load is not the episode's
             self._run_episode(rollout)
             if rollout.success is None:
                 return None

@@ -29,6 +29,11 @@ MAX_MAX_PAYLOAD = 0x4100_0000 - 1
 # Room for the longest header line a browser or a probe sends; nothing we answer needs 100 bytes.
 MAX_LINE = 8192
 
+# Memory follows the bytes that came, not the bytes that were announced: four bytes buy 1 MiB, and a megabyte
+# buys eight. An observation of three cameras (2.6 MiB) is copied once for its first megabyte, 50 us.
+_FIRST_STEP = 1024 * 1024
+_GROWTH = 8
+
 _LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
@@ -75,6 +80,7 @@ class FrameDecoder:
         self._text = text
         self._header = bytearray(_LENGTH.size)
         self._payload: bytearray | None = None  # None while the header is incomplete
+        self._length = 0  # announced for it
         self._target = memoryview(self._header)  # the part being filled
         self._filled = 0  # bytes of it filled so far
         self._line: bytearray | None = None  # not None once the stream turned out to be text
@@ -114,10 +120,16 @@ class FrameDecoder:
             (length,) = _LENGTH.unpack(self._header)
             if length > self.max_payload:
                 raise FrameTooLarge(length, self.max_payload)
-            self._payload = bytearray(length)
+            self._length = length
+            self._payload = bytearray(min(length, _FIRST_STEP))
             self._target, self._filled = memoryview(self._payload), 0
             if length:
                 return None
+        elif self._filled < self._length:
+            grown = bytearray(min(self._length, self._filled * _GROWTH))
+            grown[: self._filled] = self._payload
+            self._payload, self._target = grown, memoryview(grown)
+            return None
         payload = self._payload
         self._payload = None
         self._target, self._filled = memoryview(self._header), 0
@@ -133,7 +145,8 @@ class FrameDecoder:
         if self._line is not None or not self.mid_frame:
             return
         part = "header" if self._payload is None else "payload"
-        raise TruncatedFrame(f"stream ended after {self._filled} of {len(self._target)} {part} bytes")
+        expected = _LENGTH.size if self._payload is None else self._length
+        raise TruncatedFrame(f"stream ended after {self._filled} of {expected} {part} bytes")
 
     def _line_updated(self) -> TextLine | None:
         assert self._line is not None

@@ -161,3 +161,18 @@ def test_a_line_that_never_ends_is_refused() -> None:
 def test_a_line_that_is_not_ascii_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match=r"^a line of text is not ASCII$"):
         decode("GET /é\n".encode(), [], text=True)
+
+
+def test_memory_follows_the_bytes_that_came_and_not_those_announced() -> None:
+    decoder = FrameDecoder(64 << 20)
+    decoder.get_buffer()[:4] = (64 << 20).to_bytes(4, "big")
+    decoder.buffer_updated(4)
+    sizes = []
+    payload = None
+    while payload is None:
+        buffer = decoder.get_buffer()
+        sizes.append(len(buffer))
+        buffer[:] = bytes([len(sizes)]) * len(buffer)
+        payload = decoder.buffer_updated(len(buffer))
+    assert sizes == [1 << 20, 7 << 20, 56 << 20]
+    assert payload == b"\x01" * (1 << 20) + b"\x02" * (7 << 20) + b"\x03" * (56 << 20)

@@ -1,0 +1,1 @@
+"""Simulators: a table of names, and one room for each family."""

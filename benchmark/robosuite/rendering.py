@@ -1,0 +1,81 @@
+"""Pictures of a MuJoCo model, without touching its simulation.
+
+robosuite's own renderer runs ``mj_forward`` when it is made and multisamples; one that leaves the physics alone can
+be made late, or not at all, without changing an episode by a bit.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+__all__ = ["RENDERING", "Renderer"]
+
+# On a CPU this is 3 to 4 times faster than robosuite's reflections and 4 samples a pixel (29 steps/s instead of 8
+# with two cameras). Pictures differ slightly, so it is one choice for recording and evaluation alike.
+RENDERING = "reflections off, multisampling off"
+
+# Of a scene; robosuite's own limit.
+_MAX_GEOMS = 1000
+
+
+class Renderer:
+    """One OpenGL context; follows the model it is given, which robosuite rebuilds at every reset.
+
+    Args:
+        height: Pixels of the largest picture.
+        width: Pixels of the largest picture.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self._height = height
+        self._width = width
+        self._gl: mujoco.GLContext | None = None
+        self._context: mujoco.MjrContext | None = None
+        self._model: mujoco.MjModel | None = None
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes; 1 is what they look like
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def render(
+        self, model: mujoco.MjModel, data: mujoco.MjData, camera_name: str, *, height: int, width: int
+    ) -> np.ndarray:
+        """Return uint8 (height, width, 3), RGB, the bottom row first, as OpenGL gives it. A fresh array."""
+        if model is not self._model:
+            self._load(model)
+        assert self._gl is not None
+        self._gl.make_current()  # another simulator of this process may have made its own current
+        self._camera.fixedcamid = model.camera(camera_name).id
+        mujoco.mjv_updateScene(
+            model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        viewport = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        picture = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(picture, None, viewport, self._context)
+        return picture
+
+    def close(self) -> None:
+        """Free the OpenGL context; a later ``render`` makes a new one."""
+        if self._gl is not None:
+            self._gl.make_current()
+            if self._context is not None:
+                self._context.free()
+            self._gl.free()
+        self._gl = self._context = self._model = None
+
+    def _load(self, model: mujoco.MjModel) -> None:
+        if self._gl is None:
+            self._gl = mujoco.GLContext(self._width, self._height)
+        self._gl.make_current()
+        if self._context is not None:
+            self._context.free()
+        model.vis.quality.offsamples = 0
+        model.vis.global_.offheight = self._height
+        model.vis.global_.offwidth = self._width
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._model = model

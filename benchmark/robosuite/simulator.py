@@ -1,0 +1,353 @@
+"""robosuite behind the contract of a simulator. What its numbers mean is in ``conventions.py``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmark.robosuite import environments
+from benchmark.robosuite.conventions import (
+    ARM_COMMANDS,
+    gripper_opening,
+    to_gripper_command,
+    upright,
+)
+from benchmark.robosuite.rendering import RENDERING, Renderer
+from robowire.contracts import StepResult, TaskOptions
+from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from robowire.meta import MetaAction, MetaObs
+from robowire.registry import nearest
+from robowire.specs import SimulatorSpec
+
+__all__ = ["RobosuiteSimulator", "make_simulator"]
+
+DEFAULT_ROBOT = "Panda"
+DEFAULT_CONTROLLER = "OSC_POSE"
+# The cube of Lift is 9 pixels wide in "agentview" then, and a convolution costs half of what it does at 128.
+DEFAULT_IMAGE_SIZE = 96
+DEFAULT_CAMERAS = ("agentview", "robot0_eye_in_hand")
+DEFAULT_CONTROL_HZ = 20.0
+
+# 500 is the horizon of robosuite's own benchmark. A policy lifts the cube in 3 s, so one that has not after
+# 10 s has failed.
+_DEFAULT_HORIZON = 500
+_HORIZONS = {"Lift": 200}
+
+# robosuite integrates at 500 Hz.
+_PHYSICS_HZ = 500
+
+# What ``render`` gives is for people, who see little in 96 pixels.
+_RENDER_MIN_SIZE = 256
+_BEST_VIEW = "frontview"
+
+_INSTRUCTIONS = {
+    "Door": "open the door",
+    "Lift": "lift the red cube",
+    "NutAssembly": "put both nuts on their pegs",
+    "NutAssemblyRound": "put the round nut on the round peg",
+    "NutAssemblySingle": "put the nut on its peg",
+    "NutAssemblySquare": "put the square nut on the square peg",
+    "PickPlace": "put each object in its bin",
+    "PickPlaceBread": "put the bread in its bin",
+    "PickPlaceCan": "put the can in its bin",
+    "PickPlaceCereal": "put the cereal in its bin",
+    "PickPlaceMilk": "put the milk in its bin",
+    "PickPlaceSingle": "put the object in its bin",
+    "Stack": "put the red cube on the green cube",
+    "ToolHang": "hang the tool on the frame",
+    "Wipe": "wipe the table",
+}
+
+
+class RobosuiteSimulator:
+    """One robosuite environment; implements :class:`robowire.contracts.Simulator`.
+
+    Observations carry robosuite's own names and are taken after the step. (robosuite's own are taken 2 ms into it,
+    and the first is a repetition of the reset's; a policy would act on what was a control period ago.)
+    """
+
+    def __init__(self) -> None:
+        self._env: Any = None
+        self._spec: SimulatorSpec | None = None
+        self._renderer: Renderer | None = None
+        self._gripper: environments.Gripper | None = None
+        self._steps = 0
+
+    def list_tasks(self, suite: str | None = None) -> list[str]:
+        """Return the environments for one arm; robosuite has no suites.
+
+        Raises:
+            InvalidParams: A suite is asked for.
+        """
+        if suite is not None:
+            raise InvalidParams(f"robosuite has no suites, so suite must be None, not {suite!r}")
+        return environments.tasks()
+
+    def load_task(self, task_name: str, options: TaskOptions) -> SimulatorSpec:
+        """Build the task, closing the one before; returns its spec.
+
+        Raises:
+            TaskNotFound: robosuite has no such task for one arm.
+            InvalidParams: An option does not suit it; names the option and what is known.
+        """
+        known = environments.tasks()
+        if task_name not in known:
+            raise TaskNotFound(
+                f"robosuite has no task {task_name!r}.{nearest(task_name, known)} Known: {', '.join(known)}"
+            )
+        robot = _chosen("robot", options.robot, DEFAULT_ROBOT, environments.robots())
+        controller = _chosen("controller", options.controller, DEFAULT_CONTROLLER, environments.controllers())
+        control_hz = _control_hz(options.control_hz)
+        height = _positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
+        width = _positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
+        horizon = _positive("horizon", options.horizon, _HORIZONS.get(task_name, _DEFAULT_HORIZON))
+
+        self.close()
+        self._env = environments.build(
+            task_name,
+            robot=robot,
+            controller=controller,
+            control_hz=control_hz,
+            reward_shaping=bool(options.reward_shaping),
+        )
+        cameras = DEFAULT_CAMERAS if options.camera_names is None else tuple(options.camera_names)
+        try:
+            for camera in cameras:
+                self._require_camera(camera)
+        except InvalidParams:
+            self.close()
+            raise
+        self._renderer = Renderer(max(height, _RENDER_MIN_SIZE), max(width, _RENDER_MIN_SIZE))
+        self._gripper = environments.gripper_of(self._env)
+
+        joints = len(self._env.robots[0]._joint_positions)
+        action_dim = int(self._env.action_dim)
+        fingers = self._gripper.dof if self._gripper else 0
+        command = ARM_COMMANDS[controller]
+        arm = command.layout.format(n=action_dim - fingers)
+        self._spec = SimulatorSpec(
+            camera_names=cameras,
+            image_height=height if cameras else None,
+            image_width=width if cameras else None,
+            state_dim=joints + bool(self._gripper),
+            state_layout=f"joint_pos({joints})" + (" gripper_open(1)" if self._gripper else ""),
+            action_dim=action_dim,
+            action_layout=f"{arm} gripper({fingers})" if fingers else arm,
+            ctrl_space=command.ctrl_space,
+            ctrl_type=command.ctrl_type,
+            control_hz=control_hz,
+            simulator="robosuite",
+            task=task_name,
+            instruction=_INSTRUCTIONS.get(task_name) or _words(task_name),
+            max_episode_steps=horizon,
+            rendering=RENDERING if cameras else None,
+        )
+        return self._spec
+
+    def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
+        """Begin an episode and return its first observation. The same seed gives the same episode, bit for bit.
+
+        Args:
+            seed: From 0 to 2**32 - 1; ``None`` draws one.
+            init_state: robosuite numbers none, so it must be ``None``.
+
+        Raises:
+            InvalidParams: ``seed`` is out of range, or an ``init_state`` is asked for.
+        """
+        self._loaded()
+        if init_state is not None:
+            raise InvalidParams(f"robosuite has no numbered initial states, so init_state must be None, not {init_state}")
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        if not 0 <= seed < 2**32:
+            raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}: robosuite seeds numpy's generator")
+        environments.seed_everything(self._env, seed)
+        self._env.reset()
+        self._steps = 0
+        return self._observation()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Execute robosuite's own action, float (action_dim,), for one control period.
+
+        Success ends the episode, as does a task that ends itself (Wipe, where it was told to end early).
+
+        Raises:
+            InvalidParams: The action has another shape or holds something not finite.
+        """
+        spec = self._loaded()
+        action = np.asarray(action)
+        if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
+            raise InvalidParams(
+                f"the action is {action.dtype} {action.shape}, expected numbers of shape ({spec.action_dim},)"
+            )
+        action = action.astype(np.float64)
+        if not np.isfinite(action).all():
+            raise InvalidParams(f"the action is not finite: {action.tolist()}")
+        _, reward, done, _ = self._env.step(action)
+        self._steps += 1
+        success = bool(self._env._check_success())
+        return StepResult(
+            observation=self._observation(),
+            reward=float(reward),
+            terminated=success or bool(done),
+            truncated=self._steps >= spec.max_episode_steps,
+            info={"success": success},
+        )
+
+    def render(self, camera_name: str | None = None) -> np.ndarray:
+        """Return uint8 (height, width, 3), RGB, upright, at least 256 pixels high and wide; never a copy's owner.
+
+        Args:
+            camera_name: ``None`` means ``"frontview"``, where the whole robot is seen.
+
+        Raises:
+            InvalidParams: The model has no such camera.
+        """
+        spec = self._loaded()
+        camera = camera_name or _BEST_VIEW
+        self._require_camera(camera)
+        return np.ascontiguousarray(
+            upright(
+                self._picture(
+                    camera,
+                    max(spec.image_height or 0, _RENDER_MIN_SIZE),
+                    max(spec.image_width or 0, _RENDER_MIN_SIZE),
+                )
+            )
+        )
+
+    def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
+        """Return what a robot sees: joint positions, the gripper's opening, pictures; never an object's pose."""
+        spec = self._loaded()
+        prefix = self._prefix
+        joints = observation[f"{prefix}joint_pos"].astype(np.float32)
+        opening = []
+        if self._gripper is not None:
+            fingers = observation[f"{prefix}gripper_qpos"][self._gripper.driven]
+            opening = [gripper_opening(fingers, closed=self._gripper.closed, opened=self._gripper.opened)]
+        pose = (observation[f"{prefix}eef_pos"], observation[f"{prefix}eef_quat"])
+        pictures = [upright(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
+        return MetaObs(
+            state=np.concatenate([joints, opening]).astype(np.float32),
+            state_ee=np.concatenate([*pose, opening]).astype(np.float32),
+            state_joint=joints,
+            image=np.stack(pictures).transpose(0, 3, 1, 2).copy() if pictures else None,
+            raw_lang=spec.instruction,
+            timestep=self._steps,
+        )
+
+    def from_meta_action(self, action: MetaAction) -> np.ndarray:
+        """Return robosuite's own action, float32 (action_dim,).
+
+        Raises:
+            SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
+        """
+        spec = self._loaded()
+        for field in ("ctrl_space", "ctrl_type"):
+            if action[field] != getattr(spec, field):
+                raise SpecMismatch(f"{field} of the action is {action[field]!r}, the task has {getattr(spec, field)!r}")
+        if action.action is None or np.shape(action.action) != (spec.action_dim,):
+            found = None if action.action is None else np.shape(action.action)
+            raise SpecMismatch(f"the action has shape {found}, the task has ({spec.action_dim},): {spec.action_layout}")
+        own = np.array(action.action, np.float32)
+        if self._gripper is not None:
+            own[-self._gripper.dof :] = to_gripper_command(own[-self._gripper.dof :])
+        return own
+
+    def close(self) -> None:
+        """Free the environment and the OpenGL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+        if self._env is not None:
+            self._env.close()
+        self._env = self._spec = self._renderer = self._gripper = None
+
+    @property
+    def spec(self) -> SimulatorSpec:
+        """What the loaded task gives and takes."""
+        return self._loaded()
+
+    @property
+    def env(self) -> Any:
+        """robosuite's environment, for experts, which may see what a policy may not."""
+        self._loaded()
+        return self._env
+
+    @property
+    def _prefix(self) -> str:
+        return str(self._env.robots[0].robot_model.naming_prefix)
+
+    def _loaded(self) -> SimulatorSpec:
+        if self._spec is None:
+            raise NoTaskLoaded("load_task must come first")
+        return self._spec
+
+    def _require_camera(self, camera: str) -> None:
+        known = [name for name in self._env.sim.model.camera_names if name is not None]
+        _known("camera", camera, known)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        spec = self._loaded()
+        own = self._env._get_observations(force_update=True)
+        observation = {name: np.array(value) for name, value in own.items()}
+        # 1.4 gives sines and cosines only, which do not say how often a joint has turned.
+        observation[f"{self._prefix}joint_pos"] = np.array(self._env.robots[0]._joint_positions)
+        for camera in spec.camera_names or ():
+            observation[f"{camera}_image"] = self._picture(camera, spec.image_height, spec.image_width)
+        return observation
+
+    def _picture(self, camera: str, height: int | None, width: int | None) -> np.ndarray:
+        assert self._renderer is not None
+        assert height is not None
+        assert width is not None
+        sim = self._env.sim
+        return self._renderer.render(sim.model._model, sim.data._data, camera, height=height, width=width)
+
+
+def make_simulator() -> RobosuiteSimulator:
+    """Return a robosuite simulator without a task."""
+    return RobosuiteSimulator()
+
+
+def _known(kind: str, name: str, known: Iterable[str]) -> None:
+    known = sorted(known)
+    if name not in known:
+        raise InvalidParams(f"robosuite has no {kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+
+
+def _chosen(kind: str, name: str | None, default: str, known: Iterable[str]) -> str:
+    chosen = default if name is None else name
+    _known(kind, chosen, known)
+    return chosen
+
+
+def _positive(name: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if value < 1:
+        raise InvalidParams(f"{name} is {value}, expected at least 1")
+    return value
+
+
+def _control_hz(value: float | None) -> float:
+    """Return the rate; robosuite would round one that is no whole number of its 2 ms steps, and not say so."""
+    if value is None:
+        return DEFAULT_CONTROL_HZ
+    substeps = _PHYSICS_HZ / value if value > 0 and math.isfinite(value) else 0.0
+    if substeps < 1:
+        raise InvalidParams(f"control_hz is {value}, expected more than 0 and at most {_PHYSICS_HZ}")
+    if abs(substeps - round(substeps)) > 1e-6:
+        near = sorted({_PHYSICS_HZ / math.ceil(substeps), _PHYSICS_HZ / math.floor(substeps)})
+        raise InvalidParams(
+            f"control_hz is {value}, expected {_PHYSICS_HZ} divided by a whole number: "
+            f"{' or '.join(f'{rate:g}' for rate in near)} for example"
+        )
+    return float(value)
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)).lower()

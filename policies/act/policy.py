@@ -38,13 +38,18 @@ def split_batch(observations: Sequence[MetaObs], device: torch.device) -> list[l
 
 
 class ActPolicy:
-    """A loaded model with one set of statistics. Stateless: temporal ensembling belongs to a session."""
+    """A loaded model with one set of statistics. Stateless: temporal ensembling belongs to a session.
+
+    Attributes:
+        spec: What it needs and gives.
+        device: Where the model is.
+    """
 
     def __init__(self, model: Act, statistics: Statistics, spec: PolicySpec, device: torch.device) -> None:
         self.spec = spec
         self._model = model.eval().to(device)
         self._statistics = statistics
-        self._device = device
+        self.device = device
 
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
         """Return the next actions for each observation.
@@ -58,7 +63,7 @@ class ActPolicy:
         """
         sizes = self._model.sizes
         actions = np.empty((len(observations), sizes.chunk_size, sizes.action_dim), dtype=np.float32)
-        for indices in split_batch(observations, self._device):
+        for indices in split_batch(observations, self.device):
             actions[indices] = self._infer_alike([observations[index] for index in indices])
         return actions
 
@@ -67,9 +72,9 @@ class ActPolicy:
         stats = self._statistics
         states = np.stack([np.asarray(observation.state, dtype=np.float32) for observation in observations])
         images = np.stack([np.asarray(observation.image) for observation in observations])
-        qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self._device)
+        qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self.device)
         # Pictures cross to the device as bytes, a quarter of their floats.
-        normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self._device)))
+        normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self.device)))
         actions: np.ndarray = normalised.cpu().numpy() * stats.action_std + stats.action_mean
         return actions
 

@@ -1,193 +1,225 @@
-"""Record demonstrations of the scripted expert: ``python -m benchmark.robosuite.record --output_dir DIR``.
+"""Record demonstrations: ``python -m benchmark.robosuite.record --num_episodes 200 --output_dir DIR``.
 
-One HDF5 file an episode, in the layout of the original ACT code: ``observations/qpos`` (T, state_dim) float32,
-``observations/images/<camera>`` (T, height, width, 3) uint8, upright RGB, ``action`` (T, action_dim) float32
-in MetaAction's convention. What ``to_meta_obs`` gives a policy at evaluation is what is recorded here.
+One HDF5 file an episode, in the layout of the original ACT: ``observations/qpos`` (T, state_dim) float32,
+``observations/images/<camera>`` (T, H, W, 3) uint8, RGB, upright, ``action`` (T, action_dim) float32, as a
+``MetaAction`` has it. Row t is the expert's answer to observation t; what was executed strayed from it (see
+``expert.Disturbance``). The attribute ``embodiment`` is JSON: the task's spec and the seed.
 
-The commands that are executed are the expert's with noise, the ones recorded are its own (as in DART,
-arXiv 1703.09327): so the files show how to come back from where a policy's small errors lead.
+An episode's seed is its name, and everything in the file follows from it. Seeds begin at 1000000, so that no
+evaluation, whose seeds begin at 0, ever shows a policy the same cube.
 """
 
 from __future__ import annotations
 
-import functools
+import argparse
 import json
 import multiprocessing
 import os
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from jsonargparse import auto_cli
 from tqdm import tqdm
 
 from benchmark.registry import SIMULATORS
-from benchmark.robosuite.expert import LiftExpert
-from robowire.contracts import TaskOptions
+from benchmark.robosuite.expert import Disturbance, DisturbanceOptions, lift_action
+from robowire.contracts import Simulator, TaskOptions
+from robowire.errors import ConfigurationError, RobowireError
 from robowire.meta import MetaAction
-from robowire.registry import load
-from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
-from robowire.specs import Embodiment, SimulatorSpec
+from robowire.registry import load, nearest
+from robowire.specs import SimulatorSpec
 
-__all__ = ["RecordOptions", "record"]
+__all__ = ["FIRST_SEED", "RecordOptions", "main", "record", "record_episode"]
 
-# Demonstrations take about 50 steps, with the most noise up to 100.
-_MAX_STEPS = 120
-# Steps recorded after success: the policy must learn to go on lifting, not to stop where that counts as done.
-_STEPS_AFTER_SUCCESS = 8
+FIRST_SEED = 1_000_000
+
+_EXPERTS = {"Lift": lift_action}
+
+# After success the cube is lifted on for half a second, so that a policy learns to hold it.
+_STEPS_AFTER_SUCCESS = 10
+
+# The longest of 100 disturbed episodes took 136 steps.
+_MAX_STEPS = 200
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """Record demonstrations of the scripted expert.
-
-    Attributes:
-        output_dir: Where the files go; episodes that are there already are not recorded again.
-        task: A task that has a scripted expert; Lift so far.
-        num_episodes: Successful demonstrations wanted.
-        seed: Of the first episode; the next ones count up. No less than 1000000: those below are for evaluation.
-        camera_names: Cameras to record.
-        image_size: Height and width, pixels.
-        noise: Standard deviation of the noise on the executed commands of the arm, which go from -1 to 1. One
-            episode in four has none, and one has twice as much.
-        stray: Standard deviation of a push before the episode: the arm starts up to some centimetres away. The
-            episodes without noise have none.
-        workers: Processes, each with a simulator.
-    """
+    """What a recording is told; ``_HELP`` says what each option means."""
 
     output_dir: str
     task: str = "Lift"
     num_episodes: int = 200
-    seed: int = FIRST_DEMONSTRATION_SEED
+    seed: int = FIRST_SEED
     camera_names: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
     image_size: int = 96
-    noise: float = 0.15
-    stray: float = 0.3
+    noise: float = DisturbanceOptions.noise
+    push: float = DisturbanceOptions.push
+    start_share: float = DisturbanceOptions.start_share
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        if self.task not in _EXPERTS:
+            raise ConfigurationError(
+                f"there is no expert for task {self.task!r}.{nearest(self.task, _EXPERTS)} "
+                f"Known: {', '.join(sorted(_EXPERTS))}"
+            )
+        for name, least in (("num_episodes", 1), ("image_size", 1), ("workers", 1), ("noise", 0), ("push", 0)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"--{name} is {getattr(self, name)}, expected at least {least}")
+        if not 0 <= self.start_share <= 1:
+            raise ConfigurationError(f"--start_share is {self.start_share}, expected 0 to 1")
+        if self.seed < FIRST_SEED:
+            raise ConfigurationError(
+                f"--seed is {self.seed}, expected at least {FIRST_SEED}: smaller ones are for evaluations"
+            )
 
-def record(options: RecordOptions) -> int:
-    """Record until there are ``num_episodes`` files; returns how many attempts failed and were left out."""
-    if options.seed < FIRST_DEMONSTRATION_SEED:
-        sys.exit(f"--seed is {options.seed}, expected at least {FIRST_DEMONSTRATION_SEED}: others evaluate")
+
+_HELP = {
+    "output_dir": "folder for the episodes; created; episodes that are in it already are kept",
+    "task": "what to demonstrate: " + ", ".join(sorted(_EXPERTS)),
+    "num_episodes": "episodes to try; those that fail are not kept",
+    "seed": "of the first episode; each further one has the next",
+    "camera_names": "cameras to record",
+    "image_size": "height and width of the pictures, in pixels",
+    "noise": "standard deviation of the executed motion around the expert's; 1 is a full command",
+    "push": "size of the occasional pushes, in the same unit",
+    "start_share": "share of the episodes that begin away from the usual pose",
+    "workers": "processes",
+}
+
+
+def record(options: RecordOptions) -> tuple[int, int]:
+    """Record what is missing in ``output_dir``; returns how many episodes were kept, and how many failed."""
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    present = {int(path.stem.rpartition("_")[2]) for path in folder.glob("episode_*.hdf5")}
-    failed = 0
-    context = multiprocessing.get_context("spawn")  # a GL context does not survive a fork
-    # One in ten attempts may fail before the expert is called broken; none did.
-    seeds = range(options.seed, options.seed + options.num_episodes * 11 // 10 + 1)
-    wanted = [seed for seed in seeds if seed not in present]
-    with (
-        context.Pool(options.workers) as pool,
-        tqdm(total=options.num_episodes, initial=len(present), unit="episode") as bar,
-    ):
-        for written in pool.imap(functools.partial(_record_episode, options), wanted):
-            failed += not written
-            bar.update(written)
-            bar.set_postfix(failed=failed)
-            if bar.n >= options.num_episodes:
-                break
-    for unfinished in folder.glob("*.partial"):
-        unfinished.unlink()
-    if bar.n < options.num_episodes:
-        sys.exit(f"only {bar.n} of {options.num_episodes} demonstrations succeeded: does the expert suit this task?")
-    return failed
+    seeds = range(options.seed, options.seed + options.num_episodes)
+    missing = [seed for seed in seeds if not _path(folder, seed).exists()]
+    kept = failed = 0
+    with ProcessPoolExecutor(
+        options.workers, multiprocessing.get_context("spawn"), _begin_worker, (options,)
+    ) as pool:
+        episodes = [pool.submit(_record_in_worker, seed) for seed in missing]
+        with tqdm(as_completed(episodes), total=len(missing), unit="episode") as progress:
+            for episode in progress:
+                success = episode.result()
+                kept, failed = kept + success, failed + (not success)
+                progress.set_postfix(failed=failed)
+    return kept, failed
 
 
-@functools.cache
-def _simulator(options: RecordOptions) -> Any:
-    """Return the one simulator of this worker process."""
-    simulator = load("simulator", "robosuite", SIMULATORS)()
-    size = options.image_size
-    simulator.load_task(
-        options.task, TaskOptions(camera_names=options.camera_names, image_height=size, image_width=size)
+def record_episode(
+    simulator: Simulator, spec: SimulatorSpec, options: RecordOptions, seed: int, path: Path
+) -> bool:
+    """Demonstrate one episode and, if it succeeds, write it to ``path``; returns whether it did."""
+    expert = _EXPERTS[spec.task]
+    disturbance = Disturbance(
+        DisturbanceOptions(noise=options.noise, push=options.push, start_share=options.start_share), seed
     )
-    return simulator
-
-
-def _record_episode(options: RecordOptions, seed: int) -> bool:
-    """Record one episode; returns whether the expert succeeded and the file was written."""
-    simulator = _simulator(options)
-    rng = np.random.default_rng(seed)
-    noise = options.noise * (0.0, 1.0, 1.0, 2.0)[seed % 4]
     observation = simulator.reset(seed=seed)
-    observation = _stray(simulator, observation, rng, options.stray * (seed % 4 > 0))
+    for action in disturbance.start():
+        observation = simulator.step(_own(simulator, spec, action)).observation
 
-    expert = LiftExpert(simulator.env)
-    states, images, actions = [], [], []
-    left = _MAX_STEPS
-    succeeded = False
-    while left:
-        left -= 1
+    states, pictures, actions = [], [], []
+    left = None  # steps to go, known once the cube is up
+    for _ in range(_MAX_STEPS):
         seen = simulator.to_meta_obs(observation)
-        label = expert.action(observation["robot0_eef_pos"])
+        assert seen.state is not None
+        assert seen.image is not None
+        action = expert(observation)
         states.append(seen.state)
-        images.append(seen.image.transpose(0, 2, 3, 1))
-        actions.append(label)
-        executed = label.copy()
-        executed[:3] = np.clip(label[:3] + rng.normal(0.0, noise, 3), -1.0, 1.0)
-        spec = simulator.spec
-        result = simulator.step(
-            simulator.from_meta_action(MetaAction(spec.ctrl_space, spec.ctrl_type, executed))
-        )
+        pictures.append(seen.image)
+        actions.append(action)
+        result = simulator.step(_own(simulator, spec, disturbance(action)))
         observation = result.observation
-        if result.info["success"] and not succeeded:
-            succeeded, left = True, _STEPS_AFTER_SUCCESS
-    if succeeded:
-        _write(options, simulator.spec, seed, np.stack(states), np.stack(images), np.stack(actions))
-    return succeeded
+        if left is None and result.info["success"]:
+            left = _STEPS_AFTER_SUCCESS
+        elif left is not None:
+            left -= 1
+        if left == 0:
+            break
+    if left != 0 or not result.info["success"]:
+        return False
+    _write(path, spec, seed, np.stack(states), np.stack(pictures), np.stack(actions))
+    return True
 
 
-def _stray(simulator: Any, observation: Any, rng: np.random.Generator, size: float) -> Any:
-    """Push the arm away from where episodes begin, for a few steps; returns the observation there."""
-    push = np.zeros(7, np.float32)
-    push[:3] = np.clip(rng.normal(0.0, size, 3), -1.0, 1.0)
-    push[6] = 1.0
-    if not size:
-        return observation
-    spec = simulator.spec
-    for _ in range(int(rng.integers(2, 6))):
-        own = simulator.from_meta_action(MetaAction(spec.ctrl_space, spec.ctrl_type, push))
-        observation = simulator.step(own).observation
-    return observation
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record as the flags say; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmark.robosuite.record", description=__doc__.split("\n\n")[0])
+    for name, text in _HELP.items():
+        default: Any = getattr(RecordOptions, name, None)
+        many = isinstance(default, tuple)
+        parser.add_argument(
+            f"--{name}",
+            type=str if many or default is None else type(default),
+            nargs="+" if many else None,
+            default=default,
+            required=default is None,
+            help=text if default is None else f"{text} (default: {' '.join(default) if many else default})",
+        )
+    flags = vars(parser.parse_args(argv))
+    try:
+        options = RecordOptions(**{**flags, "camera_names": tuple(flags["camera_names"])})
+        kept, failed = record(options)
+    except RobowireError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return 2
+    sys.stderr.write(f"recorded {kept} episodes in {options.output_dir}; {failed} failed and were not kept\n")
+    return 0
+
+
+# The simulator of a worker process; its own, because neither MuJoCo nor OpenGL is shared between processes.
+_worker: tuple[Simulator, SimulatorSpec, RecordOptions]
+
+
+def _begin_worker(options: RecordOptions) -> None:
+    global _worker
+    simulator = load("simulator", "robosuite", SIMULATORS)()
+    spec = simulator.load_task(
+        options.task,
+        TaskOptions(
+            camera_names=options.camera_names, image_height=options.image_size, image_width=options.image_size
+        ),
+    )
+    _worker = (simulator, spec, options)
+
+
+def _record_in_worker(seed: int) -> bool:
+    simulator, spec, options = _worker
+    return record_episode(simulator, spec, options, seed, _path(Path(options.output_dir), seed))
+
+
+def _own(simulator: Simulator, spec: SimulatorSpec, action: np.ndarray) -> np.ndarray:
+    return simulator.from_meta_action(MetaAction(spec.ctrl_space or "", spec.ctrl_type or "", action))
+
+
+def _path(folder: Path, seed: int) -> Path:
+    return folder / f"episode_{seed}.hdf5"
 
 
 def _write(
-    options: RecordOptions,
-    spec: SimulatorSpec,
-    seed: int,
-    states: np.ndarray,
-    images: np.ndarray,
-    actions: np.ndarray,
+    path: Path, spec: SimulatorSpec, seed: int, states: np.ndarray, pictures: np.ndarray, actions: np.ndarray
 ) -> None:
-    """Write one file whole, or not at all."""
-    path = Path(options.output_dir) / f"episode_{seed}.hdf5"
-    partial = path.with_suffix(".partial")
-    body = {field.name: getattr(spec, field.name) for field in fields(Embodiment)}
-    with h5py.File(partial, "w") as file:
+    """Write an episode whole or not at all; ``pictures`` is (T, cameras, 3, height, width)."""
+    unfinished = path.with_suffix(".unfinished")
+    with h5py.File(unfinished, "w") as file:
         file.attrs["sim"] = True
-        file.attrs["embodiment"] = json.dumps(
-            {
-                **body,
-                "simulator": spec.simulator,
-                "task": spec.task,
-                "rendering": spec.rendering,
-                "seed": seed,
-            }
-        )
+        file.attrs["embodiment"] = json.dumps({**spec.to_wire(), "seed": seed})
         file["observations/qpos"] = states
         file["action"] = actions
-        for index, camera in enumerate(options.camera_names):
+        for index, camera in enumerate(spec.camera_names or ()):
+            frames = pictures[:, index].transpose(0, 2, 3, 1)
+            # One frame is one chunk, since training reads single frames; a table in one colour packs well.
             file.create_dataset(
-                f"observations/images/{camera}", data=images[:, index], compression="gzip", compression_opts=1
+                f"observations/images/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="gzip"
             )
-    os.replace(partial, path)
+    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":
-    left_out = record(auto_cli(RecordOptions, as_positional=False))
-    print(f"{left_out} attempts failed and were left out")
+    sys.exit(main())

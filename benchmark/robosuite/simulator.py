@@ -23,7 +23,7 @@ from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
 from robowire.specs import SimulatorSpec
 
-__all__ = ["RobosuiteSimulator", "make_simulator"]
+__all__ = ["RobosuiteSimulator"]
 
 DEFAULT_ROBOT = "Panda"
 DEFAULT_CONTROLLER = "OSC_POSE"
@@ -306,11 +306,6 @@ class RobosuiteSimulator:
         assert width is not None
         sim = self._env.sim
         return self._renderer.render(sim.model._model, sim.data._data, camera, height=height, width=width)
-
-
-def make_simulator() -> RobosuiteSimulator:
-    """Return a robosuite simulator without a task."""
-    return RobosuiteSimulator()
 
 
 def _known(kind: str, name: str, known: Iterable[str]) -> None:

@@ -99,6 +99,12 @@ def _ours(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
 
 
 @contextmanager
+def _ours_ping(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
+    with PolicyClient("127.0.0.1", port) as client:
+        yield client.ping
+
+
+@contextmanager
 def _naive(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
     def request() -> Any:
         data = pickle.dumps(vars(obs))
@@ -138,6 +144,7 @@ def _openpi(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
 CONTENDERS = {
     "raw TCP, no serialization (the limit)": (_serve_raw, _raw),
     "robowire": (_serve_ours, _ours),
+    "robowire, a ping: no observation, no actions, not through the policy's thread": (_serve_ours, _ours_ping),
     "naive server and client": (_serve_naive, _naive),
 }
 if importlib.util.find_spec("websockets") and importlib.util.find_spec("msgpack"):

@@ -89,6 +89,9 @@ _DTYPE = _global("numpy", "dtype")
 _RECORDS: dict[type, bytes] = {
     record: _global("benchmark.base", record.__name__) for record in (MetaObs, MetaAction)
 }
+_FIELDS: dict[type, list[tuple[str, bytes]]] = {
+    record: [(field.name, _short_text(field.name)) for field in fields(record)] for record in _RECORDS
+}
 
 
 class _Writer:
@@ -194,6 +197,8 @@ class _Writer:
         self._array_head(array.shape, array.dtype)
         if array.dtype.hasobject:
             self.value(array.ravel().tolist(), depth + 1)
+        elif array.nbytes < _BY_REFERENCE_MIN:  # copied anyway, and this is the shortest way
+            self._data(array.tobytes())
         else:
             self._data(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._tail.append(b"tb")
@@ -210,9 +215,9 @@ class _Writer:
     def _record(self, record: MetaObs | MetaAction, depth: int) -> None:
         self._once(_RECORDS[type(record)])
         self._tail.append(b")\x81}(")
-        for field in fields(record):
-            self._once(_short_text(field.name))
-            self.value(getattr(record, field.name), depth + 1)
+        for name, opcodes in _FIELDS[type(record)]:
+            self._once(opcodes)
+            self.value(getattr(record, name), depth + 1)
         self._tail.append(b"ub")
 
     def _action_chunk(self, chunk: ActionChunk) -> None:

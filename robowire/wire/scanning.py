@@ -23,7 +23,8 @@ __all__ = ["Scan", "scan"]
 # bookkeeping small on hostile input. LONG_BINPUT (r) may name a memo index below 2**18 only: the unpickler
 # sets aside twice that many pointers, 4 MiB, and picklers number what they store from 0.
 _ARGUMENTS = rb"[Khq].|j.{4}|r..[\x00-\x03]\x00|(M)..|(J).{4}|(G).{8}"
-_FIXED_RUN = re.compile(rb"(?:[(N)\]aebRstu\x81\x85-\x89\x93\x94]|" + _ARGUMENTS + rb"){1,4096}", re.DOTALL)
+_FIXED = rb"[(N)\]aebRstu\x81\x85-\x89\x93\x94]|" + _ARGUMENTS
+_FIXED_RUN = re.compile(rb"(?:" + _FIXED + rb"){1,4096}", re.DOTALL)
 _WITH_ARGUMENT = re.compile(_ARGUMENTS, re.DOTALL)
 
 # Opcodes followed by a length and that many bytes.
@@ -40,6 +41,10 @@ _COUNTED = {
 _PROTO, _FRAME, _GLOBAL, _EMPTY_DICT, _STOP = 0x80, 0x95, ord("c"), ord("}"), ord(".")
 _NEXT_BUFFER = b"\x97"
 _FRAME_LENGTH = struct.Struct("<Q")
+
+# The same with names in between, which are most of a small payload: an alternative for each length up to 31.
+_NAME = b"|".join(b"\\x%02x.{%d}" % (length, length) for length in range(32))
+_NAMED_RUN = re.compile(rb"(?:" + _FIXED + rb"|\x8c(?:" + _NAME + rb")){1,256}", re.DOTALL)
 
 # What reading may spend, in bytes. Each opcode costs at most a slot on the stack, one in the memo and two in
 # lists; numbers, and what the opcodes in _BUILDERS make, are objects besides. Peak memory of payloads that
@@ -58,6 +63,7 @@ _CHARACTER_COST = 4  # one emoji widens every character of its string to 4 bytes
 # payload's length. Rows of three floats cost 13 times their length, pictures as lists of pixels 25 times.
 # The last figure is 8 million values, seconds of work: nobody honest sends them outside of an array.
 _FREE_COST = 4 * 1024 * 1024
+_NAMED_RUN_COST = 256 * 33 * (_OPCODE_COST + _BUILDER_COST)  # at most: 256 names of 31 characters
 _COST_FACTOR = 32
 _MAX_COST = 192 * 1024 * 1024
 
@@ -102,7 +108,10 @@ def scan(payload: bytearray, names: Container[tuple[str, str]]) -> Scan:
     allowance = _FREE_COST + min(_COST_FACTOR * end, _MAX_COST)
 
     while True:
-        run = _FIXED_RUN.match(payload, offset)
+        # A byte of a run costs no more than this, names included. Until that could matter nothing is counted.
+        run = _NAMED_RUN.match(payload, offset) if cost <= _FREE_COST - _NAMED_RUN_COST else None
+        if run is None:
+            run = _FIXED_RUN.match(payload, offset)
         if run is not None:
             dearest = (_OPCODE_COST + _BUILDER_COST) * (run.end() - offset)
             if cost + dearest <= _FREE_COST:  # not worth a count

@@ -147,3 +147,15 @@ def test_rows_of_floats_are_accepted_however_many(rows: int) -> None:
 def test_large_arrays_cost_nothing_but_themselves() -> None:
     blob = b"B" + (20_000).to_bytes(4, "little") + bytes(20_000)
     assert len(look(many(blob, 8)).buffers) == 399
+
+
+@pytest.mark.parametrize("length", range(34))
+def test_names_of_every_length_are_walked_over_whole(length: int) -> None:
+    name = b"\x8c" + bytes([length]) + b"." * length  # a dot read as an opcode would end the pickle
+    assert body(b"\x80\x05](" + name + b"\x94" + name + b"e.") == b"](" + name + b"\x94" + name + b"e."
+
+
+def test_a_name_that_is_cut_off_is_refused() -> None:
+    with pytest.raises(UnsafePayload) as raised:
+        look(b"\x80\x05](K\x01\x8c\x05name")
+    assert str(raised.value) == "str at offset 6 announces 5 bytes, 4 remain"

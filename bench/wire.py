@@ -144,7 +144,7 @@ def _openpi(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
 CONTENDERS = {
     "raw TCP, no serialization (the limit)": (_serve_raw, _raw),
     "robowire": (_serve_ours, _ours),
-    "robowire, a ping: no observation, no actions, not through the policy's thread": (_serve_ours, _ours_ping),
+    "robowire, ping: no observation, no policy thread": (_serve_ours, _ours_ping),
     "naive server and client": (_serve_naive, _naive),
 }
 if importlib.util.find_spec("websockets") and importlib.util.find_spec("msgpack"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -63,6 +64,19 @@ def test_ping_prints_every_round_trip_and_a_summary(port: str) -> None:
 def test_info_is_for_people_and_info_json_for_programs(port: str) -> None:
     assert re.search(r"^camera_names +top, wrist$", output("info", "--port", port), re.MULTILINE)
     assert json.loads(output("info", "--port", port, "--json"))["camera_names"] == ["top", "wrist"]
+
+
+def test_a_reader_that_has_enough_ends_the_program_without_a_word(port: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "client.py"), "info", "--port", port]
+    try:
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, timeout=60, cwd=ROOT, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_infer_sends_what_fits_the_policy(port: str) -> None:

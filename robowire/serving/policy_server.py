@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -80,6 +83,7 @@ class PolicyServer:
         self.metrics = Metrics()
         self._options = options
         self._device = device
+        self._versions = _versions()
         self._tcp = TcpServer(options, lambda session: _PolicyHandler(session, self), self.metrics)
         self.address = self._tcp.address
         self.dispatcher = Dispatcher(policy, options, self.metrics)
@@ -136,6 +140,7 @@ class PolicyServer:
             "device": self._device,
             "max_payload": self._options.max_payload,
             "conventions": _CONVENTIONS,
+            "versions": self._versions,
             "version": __version__,
             "protocol_version": PROTOCOL_VERSION,
         }
@@ -144,6 +149,14 @@ class PolicyServer:
     def auth_token(self) -> str | None:
         """What clients must show, if anything."""
         return self._options.auth_token
+
+
+def _versions() -> dict[str, str]:
+    """Return what decides, beside the weights, which numbers a policy answers."""
+    versions = {"python": platform.python_version(), "robowire": __version__, "numpy": np.__version__}
+    if "torch" in sys.modules:  # nothing here imports it, but the policy may have
+        versions["torch"] = importlib.metadata.version("torch")
+    return versions
 
 
 # The drain has passed when the policy's thread is told to end, so only a policy that hangs is still at work.

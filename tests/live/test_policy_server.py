@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -112,6 +114,13 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
     info = client.ask({"method": "get_info"})
     conventions = info.pop("conventions")
     assert set(conventions) == {"image", "units", "gripper"}
+    versions = info.pop("versions")
+    assert versions.items() >= {
+        "python": platform.python_version(),
+        "robowire": __version__,
+        "numpy": np.__version__,
+    }.items()
+    assert ("torch" in versions) == ("torch" in sys.modules)
     assert info == {
         "status": "ok",
         "policy": "echo",

@@ -78,7 +78,7 @@ class Command:
         make: Import string of a function from these options to a :class:`Server`.
         env_prefix: What comes before a flag's name in the environment: ``ROBOWIRE`` for ``ROBOWIRE_PORT``.
         try_it: A command for the user to type next; ``{host}`` and ``{port}`` are filled in.
-        aliases: Further names of flags.
+        aliases: Further names of flags and of their environment variables.
     """
 
     summary: str
@@ -105,7 +105,6 @@ COMMANDS: dict[str, Command] = {
         env_prefix="ROBOWIRE_SIM",
         try_it="python client.py evaluate --address localhost:5000 --simulator_address {host}:{port} "
         "--simulator robosuite --task Lift",
-        aliases={"idle_timeout_s": "session_timeout_s"},
     ),
 }
 
@@ -321,6 +320,10 @@ def _parse(name: str, command: Command, arguments: Sequence[str]) -> tuple[Any, 
             f"--{alias}" for key, alias in command.aliases.items() if key == item.name
         ]
         _add_flag(parser, flags, hints[item.name], _default(item), documentation[item.name])
+    for key, alias in command.aliases.items():
+        given = os.environ.get(f"{command.env_prefix}_{alias}".upper())
+        if given is not None:
+            os.environ.setdefault(f"{command.env_prefix}_{key}".upper(), given)
     levels = ("debug", "info", "warning", "error")
     parser.add_argument(
         "--log_level", choices=levels, default="info", help="least important messages to show"

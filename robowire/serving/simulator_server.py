@@ -51,14 +51,14 @@ class SimulatorServerOptions(TcpOptions):
     """Every option of a simulator server but the simulators and how tasks are built.
 
     Attributes:
-        idle_timeout_s: Seconds without a request after which a session and its simulator are ended.
+        session_timeout_s: Seconds without a request after which a session and its simulator are ended.
         max_sessions: Simulators at one time; the next select_simulator is told "overloaded".
         call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
         load_timeout_s: The same for select_simulator, load_task and reset.
     """
 
     port: int = 5555
-    idle_timeout_s: float = 300.0
+    session_timeout_s: float = 300.0
     # A robosuite process takes about 0.3 GB, and a core while it renders.
     max_sessions: int = 8
     # A chunk of 64 steps of the slowest LIBERO suite, rendered on a CPU, takes 15 s.
@@ -357,7 +357,7 @@ class _SimulatorSession:
             "simulator": self._name,
             "task": None,
             "max_sessions": self._options.max_sessions,
-            "session_timeout_s": self._options.idle_timeout_s,
+            "session_timeout_s": self._options.session_timeout_s,
             "call_timeout_s": self._options.call_timeout_s,
             "load_timeout_s": self._options.load_timeout_s,
         }

@@ -65,7 +65,7 @@ class TcpOptions:
         max_payload: Largest request to accept, in bytes. Three 640x480 cameras are 2.6 MiB.
         max_connections: Clients at one time; the next one is told "overloaded". This times max_payload bounds
             the memory that hostile clients can take.
-        idle_timeout_s: Seconds without a request after which a client is closed.
+        session_timeout_s: Seconds without a request after which a client is closed.
         frame_timeout_s: Seconds from the first byte of a request to its last.
         send_timeout_s: Seconds a client may take to read a reply.
         drain_s: Seconds that requests in hand have to finish when the server is told to stop.
@@ -79,7 +79,7 @@ class TcpOptions:
     # Each costs a thread (about 0.15 MB) and at worst one payload.
     max_connections: int = 64
     # Long enough for a person to set up the next trial; a client that reconnects by itself does not notice.
-    idle_timeout_s: float = 3600.0
+    session_timeout_s: float = 3600.0
     # 64 MiB in 30 s is 18 Mbit/s, slow Wi-Fi.
     frame_timeout_s: float = 30.0
     send_timeout_s: float = 30.0
@@ -95,7 +95,7 @@ class TcpOptions:
             )
         if self.max_connections < 1:
             raise ConfigurationError(f"max_connections is {self.max_connections}, expected at least 1")
-        for name in ("idle_timeout_s", "frame_timeout_s", "send_timeout_s"):
+        for name in ("session_timeout_s", "frame_timeout_s", "send_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)}, expected a number of seconds above 0"
@@ -310,7 +310,7 @@ class TcpServer:
         limit = min(UNAUTHENTICATED_MAX_PAYLOAD, options.max_payload) if stranger else options.max_payload
         connection.decoder.max_payload = limit
         event = connection.receive(
-            wait_s=options.frame_timeout_s if stranger else options.idle_timeout_s,
+            wait_s=options.frame_timeout_s if stranger else options.session_timeout_s,
             finish_s=options.frame_timeout_s,
         )
         if event is None:

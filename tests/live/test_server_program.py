@@ -218,6 +218,14 @@ def test_a_checkpoint_that_is_missing_is_one_line_and_exit_code_2(tmp_path: Path
     assert ended.stderr.count("\n") == 1
 
 
+def test_the_environment_knows_the_other_name_of_a_flag_too(tmp_path: Path) -> None:
+    names = {"ROBOWIRE_MODEL_PATH": str(tmp_path / "none"), "ROBOWIRE_DEVICE": "cpu"}
+    ended = run_server("policy", environ=names)
+    assert ended.stderr.startswith(f"server.py policy: the checkpoint {tmp_path}/none does not exist")
+    ended = run_server("policy", environ={**names, "ROBOWIRE_MODEL_NAME_OR_PATH": str(tmp_path / "neither")})
+    assert ended.stderr.startswith(f"server.py policy: the checkpoint {tmp_path}/neither does not exist")
+
+
 def test_help_names_every_option_with_its_unit_and_default() -> None:
     shown = " ".join(run_server("policy", "--help").stdout.split())
     assert "--port VALUE TCP port; 0 picks a free one. (type: int, default: 5000)" in shown

@@ -357,7 +357,7 @@ def test_a_client_that_is_gone_in_the_middle_of_a_step_takes_its_simulator_with_
 
 
 def test_a_session_that_says_nothing_ends() -> None:
-    options = SimulatorServerOptions(idle_timeout_s=0.5, drain_s=2)
+    options = SimulatorServerOptions(session_timeout_s=0.5, drain_s=2)
     with running_simulator_server(options) as server, peer(server) as client:
         pid = client.begin()
         wait_for_end(pid)
@@ -438,7 +438,11 @@ def test_a_program_that_is_killed_takes_its_simulators_with_it(task: str) -> Non
             "simulator_python names 'robosuit', which is no simulator here. Did you mean 'robosuite'?",
         ),
         (("--image_height", "0"), "image_height is 0, expected a whole number, 1 or more\n"),
-        (("--session_timout_s", "3"), "unrecognized arguments: --session_timout_s 3. Did you mean "),
+        (
+            ("--session_timout_s", "3"),
+            "unrecognized arguments: --session_timout_s 3. Did you mean '--session_timeout_s'?\n",
+        ),
+        (("--session_timeout_s", "0"), "session_timeout_s is 0.0, expected a number of seconds above 0\n"),
     ],
 )
 def test_an_option_that_cannot_be_used_ends_the_program(
@@ -451,7 +455,9 @@ def test_an_option_that_cannot_be_used_ends_the_program(
 def test_variables_are_options_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBOWIRE_SIM_CAMERA_NAMES", "front,wrist")
     monkeypatch.setenv("ROBOWIRE_SIM_CONTROL_HZ", "10")
+    monkeypatch.setenv("ROBOWIRE_SIM_SESSION_TIMEOUT_S", "20")
     with running_program() as (_, address), Peer(address) as client:
         client.ask("select_simulator", simulator=FAKE_SIMULATORS["fake"].target)
         spec = client.ask("load_task", task_name="reach")
         assert (spec["camera_names"], spec["control_hz"]) == (["front", "wrist"], 10.0)
+        assert client.ask("get_info")["session_timeout_s"] == 20.0

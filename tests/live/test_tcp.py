@@ -141,7 +141,7 @@ def test_a_server_told_to_stop_before_it_serves_does_not_begin() -> None:
         ({"port": -1}, "port is -1, expected 0 to 65535"),
         ({"max_payload": 1 << 31}, "max_payload is 2147483648, expected 1 to 1090519039 bytes"),
         ({"max_connections": 0}, "max_connections is 0, expected at least 1"),
-        ({"idle_timeout_s": 0.0}, "idle_timeout_s is 0.0, expected a number of seconds above 0"),
+        ({"session_timeout_s": 0.0}, "session_timeout_s is 0.0, expected a number of seconds above 0"),
         (
             {"frame_timeout_s": float("nan")},
             "frame_timeout_s is nan, expected a number of seconds above 0",

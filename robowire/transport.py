@@ -6,6 +6,7 @@ the middle of a frame is never read again.
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from typing import Any, Callable, Sequence
@@ -163,6 +164,22 @@ class Connection:
             raise
         assert isinstance(payload, bytearray)  # clients' decoders read no text
         return payload
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return, in ``timeout_s`` at most, whether something can be read, be it the end of the stream."""
+        poll = select.poll()  # not on Windows, where no server of ours runs
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1e3))
+
+    def ended(self) -> bool:
+        """Return whether the peer ended the stream, or broke it, and nothing is left to read before the end.
+
+        It may still read: who shuts down one half of a connection only looks the same.
+        """
+        try:
+            return self.wait(0) and not self._sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
 
     def stop_reading(self) -> None:
         """Make a blocked or later :meth:`receive` see the end of the stream; any thread may call it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ class Session:
         reply: How it wants a chunk: ``"list"`` of MetaAction, or ``"chunk"``, one array.
         requests: Payloads and lines received so far.
         draining: The server finishes what it has; set by the server.
+        has_left: Whether the peer ended its half of the connection; for the session's thread, to ask while it
+            works long for the peer.
         episode: What is remembered of the running episode.
     """
 
@@ -41,6 +43,7 @@ class Session:
     reply: str = "list"
     requests: int = 0
     draining: bool = False
+    has_left: Callable[[], bool] = lambda: False
     episode: Episode = field(default_factory=lambda: Episode())
 
     def __str__(self) -> str:

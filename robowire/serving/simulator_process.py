@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ _GRACE_S = 2.0
 
 # Once an answer has begun, the rest of it follows from a buffer: at a gigabyte a second, 64 MiB take 0.06 s.
 _FINISH_S = 10.0
+
+# How often a waiting server looks whether the client is still there, and how long it goes on for one that is
+# not. Not at once: a script may send its requests, end its half of the connection, and read what comes.
+_LOOK_S = 0.5
+_LEFT_S = 3.0
 
 # Enough of what a dying process wrote to recognise the reason; all of it is in the log.
 _LAST_LINES = 3
@@ -84,12 +90,22 @@ class SimulatorProcess:
         entry: Its row.
         label: Who it belongs to, for the log: ``client #3``.
         python: The interpreter to run it with; one other than ours needs numpy and what the simulator needs.
+        client_has_left: Whether nobody may want the answer any more; asked now and then during a call.
 
     Raises:
         BackendError: There is no such interpreter, or no room for another process.
     """
 
-    def __init__(self, name: str, entry: Entry, *, label: str, python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        name: str,
+        entry: Entry,
+        *,
+        label: str,
+        python: str = sys.executable,
+        client_has_left: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._client_has_left = client_has_left
         self._name = name
         self._label = label
         self._end: str | None = None  # how the process ended, in words
@@ -187,11 +203,19 @@ class SimulatorProcess:
     def _receive(self, method: str, timeout_s: float) -> Answer:
         """Return the answer to the call in hand, or end the process and raise."""
         try:
-            head = raise_for_status(loads(self._payload(timeout_s)))
+            head = raise_for_status(loads(self._payload(self._wait(timeout_s))))
             shared, length = head["shared"], head["length"]
             return Answer(self._memory.view(length) if shared else self._payload(_FINISH_S), head["over"])
         except (ConnectionLost, RequestTimeout, RemoteProtocolError) as exc:
             raise self._died(method, exc, timeout_s) from exc
+
+    def _wait(self, timeout_s: float) -> float:
+        """Wait for an answer, less long for a client that left, and return how many seconds are left."""
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0 and not self._connection.wait(min(left, _LOOK_S)):
+            if self._client_has_left():
+                deadline = min(deadline, time.monotonic() + _LEFT_S)
+        return max(left, 0.0)
 
     def _payload(self, timeout_s: float) -> bytearray:
         payload = self._connection.receive(wait_s=timeout_s, finish_s=_FINISH_S)
@@ -205,7 +229,10 @@ class SimulatorProcess:
         if isinstance(exc, RequestTimeout):
             self.kill()
             self._reap()
-            self._end = f"did not answer {method!r} within {timeout_s:g} s and was killed"
+            if self._client_has_left():
+                self._end = f"was killed during {method!r}, as its client has left"
+            else:
+                self._end = f"did not answer {method!r} within {timeout_s:g} s and was killed"
         else:
             self._reap()
             self._end = f"{_how_it_ended(self._popen.returncode)} during {method!r}"

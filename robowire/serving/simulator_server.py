@@ -368,6 +368,7 @@ class _SimulatorSession:
             self._server.simulators[name],
             label=str(self._session),
             python=self._server.pythons.get(name, sys.executable),
+            client_has_left=self._session.has_left,
         )
         if self._server.closing:
             self._process.kill()

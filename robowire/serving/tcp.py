@@ -254,7 +254,12 @@ class TcpServer:
             logger.debug("a connection ended before it was served: %s", exc)
             sock.close()
             return
-        session = Session(self._next_id, connection.peer, authenticated=self._options.auth_token is None)
+        session = Session(
+            self._next_id,
+            connection.peer,
+            authenticated=self._options.auth_token is None,
+            has_left=connection.ended,
+        )
         self._next_id += 1
         thread = threading.Thread(
             target=self._serve, args=(session.id,), name=f"session-{session.id}", daemon=True

@@ -347,13 +347,33 @@ def test_a_client_that_is_gone_takes_its_simulator_with_it(server: SimulatorServ
     wait_for_end(pid)
 
 
-def test_a_client_that_is_gone_in_the_middle_of_a_step_takes_its_simulator_with_it() -> None:
-    options = SimulatorServerOptions(call_timeout_s=0.5, drain_s=2)
-    with running_simulator_server(options) as server:
+def test_a_client_that_is_gone_in_the_middle_of_a_step_takes_its_simulator_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with running_simulator_server() as server:
+        assert server.options.call_timeout_s == 60  # so it is not this that ends the simulator
         with peer(server) as client:
             pid = client.begin("hang_in_step")
             client.send("step", action=np.zeros(3))
         wait_for_end(pid)
+    assert (
+        f"client #1: simulator process {pid} was killed during 'step', as its client has left" in caplog.text
+    )
+
+
+def test_a_client_that_ended_its_half_of_the_connection_still_gets_its_answer(
+    server: SimulatorServer,
+) -> None:
+    requests = [("select_simulator", {"simulator": "fake"}), ("load_task", {"task_name": "reach"})]
+    with socket.create_connection(server.address, timeout=20) as sock:
+        for method, params in requests:
+            sock.sendall(b"".join(encode_frame({"method": method, **params})))
+        sock.shutdown(socket.SHUT_WR)
+        connection = Connection(sock)
+        for _ in requests:
+            payload = connection.receive(wait_s=20, finish_s=20)
+            assert isinstance(payload, bytearray)
+            assert loads(payload)["status"] == "ok"
 
 
 def test_a_session_that_says_nothing_ends() -> None:

@@ -46,6 +46,18 @@ def test_stop_reading_ends_a_blocked_receive() -> None:
         stopper.join()
 
 
+def test_the_end_of_the_stream_shows_once_all_before_it_was_read() -> None:
+    with pair() as (ours, theirs):
+        assert (ours.wait(0), ours.ended()) == (False, False)
+        theirs.send(encode_frame("RESET"), timeout_s=5)
+        theirs.close()
+        assert ours.wait(5)
+        assert not ours.ended()
+        assert ours.receive(wait_s=5, finish_s=5)
+        assert ours.wait(5)
+        assert ours.ended()
+
+
 def test_stop_reading_after_the_end_is_no_error() -> None:
     with pair() as (ours, _):
         ours.close()

@@ -49,7 +49,9 @@ class Command:
 
     Attributes:
         add_options: Adds the command's flags to an argparse parser that has those of the connection already:
-            address, host, port, timeout_s, token. ``main`` has put host and port right when it calls ``run``.
+            address, host, port, timeout_s, token. ``main`` has put host and port right when it calls ``run``,
+            and added ``simulator_server``, a function from changed flags to a simulator server: programs know
+            each other, what lies below them does not.
         run: Does the work, writes to standard output and returns the exit code. A ``RobowireError`` that
             leaves it is told in one line.
     """
@@ -124,6 +126,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     try:
         if options.address is not None:
             options.host, options.port = _parse_address(options.address, options.port)
+        options.simulator_server = _simulator_server
         return command.run(options)
     except ConfigurationError as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
@@ -150,6 +153,12 @@ def _parse_address(address: str, port: int) -> tuple[str, int]:
     if found is None or not 0 < int(found["port"] or port) <= 65535:
         raise ConfigurationError(f"address is {address!r}, expected host:port, such as localhost:5000")
     return found["v6"] or found["host"], int(found["port"] or port)
+
+
+def _simulator_server(**changes: Any) -> Any:
+    from server import simulator_server_of_environment  # only who needs it waits for its imports
+
+    return simulator_server_of_environment(**changes)
 
 
 def _open_client(options: Namespace) -> PolicyClient:

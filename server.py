@@ -47,6 +47,7 @@ __all__ = [
     "main",
     "make_policy_server",
     "make_simulator_server",
+    "simulator_server_of_environment",
 ]
 
 
@@ -187,6 +188,19 @@ def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
             raise ConfigurationError(f"simulator_python of {name!r}: there is no program {python!r}")
         pythons[name] = python
     return SimulatorServer(offered, flags, task=flags, pythons=pythons)
+
+
+def simulator_server_of_environment(**changes: Any) -> SimulatorServer:
+    """Return what ``server.py simulator`` without a flag would serve: ``ROBOWIRE_SIM_*`` count, and defaults.
+
+    Args:
+        changes: Fields of :class:`SimulatorFlags` that are to be different.
+
+    Raises:
+        RobowireError: As :func:`make_simulator_server`.
+    """
+    flags, _ = _parse("simulator", COMMANDS["simulator"], [])
+    return make_simulator_server(dataclasses.replace(flags, **changes))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,13 +15,10 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from benchmark.registry import SIMULATORS
 from robowire import PolicyClient, SimulatorClient
 from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch
-from robowire.registry import Entry, entries
 from robowire.rollout.episodes import Episode
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
 
 __all__ = ["EVALUATE", "report"]
 
@@ -167,19 +164,26 @@ def report(summary: dict[str, Any], folder: Path) -> str:
 
 @contextmanager
 def _simulator_server(flags: Any, options: EvaluateOptions) -> Iterator[tuple[str, int]]:
-    """Yield the address of the named simulator server, or of one that runs in this process meanwhile."""
+    """Yield the address of the named simulator server, or of one that runs in this process meanwhile.
+
+    The latter is what ``server.py simulator`` would be: ``ROBOWIRE_SIM_*`` count for it too.
+    """
     if flags.simulator_address is not None:
         yield _parse_address(flags.simulator_address)
         return
-    table = entries("simulator", SIMULATORS)
-    if ":" in options.simulator:  # the user's own: nobody else can reach this server to name other code
-        table[options.simulator] = Entry(options.simulator)
+    # The user's own: nobody else can reach this server to name other code.
+    own = (options.simulator,) if ":" in options.simulator else ()
     # Twice the environments: one whose simulator died asks for another before the first is reaped.
     sessions = 2 * options.num_envs
-    limits = SimulatorServerOptions(
-        host="127.0.0.1", port=0, max_sessions=sessions, max_connections=sessions, drain_s=2.0
-    )
-    with SimulatorServer(table, limits) as server:
+    with flags.simulator_server(
+        host="127.0.0.1",
+        port=0,
+        max_sessions=sessions,
+        max_connections=sessions,
+        drain_s=2.0,
+        auth_token=flags.simulator_token,
+        simulators=own,
+    ) as server:
         yield server.address
 
 

@@ -126,6 +126,20 @@ def test_an_evaluation_is_counted_filmed_and_written_down(port: str, tmp_path: P
     assert f"successes {result['successes']}/6" in stderr
 
 
+def test_the_variables_of_the_simulator_server_count_for_one_that_is_started_here(
+    port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("IMAGE_HEIGHT", "32"), ("CONTROL_HZ", "10"), ("AUTH_TOKEN", "of another server")):
+        monkeypatch.setenv(f"ROBOWIRE_SIM_{name}", value)
+    run(port, tmp_path / "started", episodes=1)
+    told = summary(tmp_path / "started")["simulator"]
+    assert (told["image_height"], told["image_width"], told["control_hz"]) == (32, 64, 10.0)
+
+    monkeypatch.setenv("ROBOWIRE_SIM_CALL_TIMEOUT_S", "0")
+    stderr = run(port, tmp_path / "refused", code=2)[1]
+    assert "client.py evaluate: call_timeout_s is 0.0, expected a number of seconds above 0\n" in stderr
+
+
 def test_the_number_of_environments_changes_no_episode(port: str, tmp_path: Path) -> None:
     outcomes = []
     for num_envs in ("1", "2"):

@@ -10,8 +10,8 @@ SIMULATORS: dict[str, Entry] = {
     "robosuite": Entry(
         "benchmark.robosuite:make_simulator",
         extra="robosuite",
-        # Without a GPU, OSMesa and Mesa's EGL give the same pictures in the same time (12 ms a camera), but EGL
-        # prints an error when the process ends. With a GPU, MUJOCO_GL=egl in the environment wins over this.
+        # Without a GPU, OSMesa and Mesa's EGL give the same pictures in the same time (12 ms a camera), but
+        # EGL prints an error when the process ends. With a GPU, set MUJOCO_GL=egl: what is set already stays.
         environ={"MUJOCO_GL": "osmesa"},
         summary="robosuite's single-arm tasks (1.4 and 1.5): Lift, Stack, Door, NutAssembly, PickPlace, Wipe",
     ),

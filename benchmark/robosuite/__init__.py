@@ -13,8 +13,8 @@ __all__ = ["make_simulator"]
 
 def make_simulator() -> RobosuiteSimulator:
     """Return a robosuite simulator without a task; this is where robosuite and MuJoCo are imported."""
-    # That import advises, four lines at a time, to write private macros into robosuite's own package and to install
-    # more of it; nothing here needs either.
+    # That import advises, four lines at a time, to write private macros into robosuite's own package and to
+    # install more of it; nothing here needs either.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     from benchmark.robosuite.simulator import RobosuiteSimulator
 

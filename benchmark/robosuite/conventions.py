@@ -9,9 +9,10 @@ gripper state     joint positions of its fingers               1 open, 0 closed,
 arm command       -1 to 1 of the controller's range            the same numbers
 ================  ===========================================  ============================================
 
-The arm's command stays in the controller's input range, because that is what an action of robosuite means in every
-data set: with OSC_POSE at 1.0, 0.05 m and 0.5 rad (axis-angle) in one control period, in the frame of the robot's
-base. robosuite cuts off what is beyond -1 and 1.
+The arm's command stays in the controller's input range, because that is what an action of robosuite means in
+every data set: with OSC_POSE, 1.0 puts the goal 0.05 m or 0.5 rad (axis-angle) from where the hand is, in the
+frame of the robot's base. The arm lags behind: it moves about a quarter of that in a control period of 50 ms.
+robosuite cuts off what is beyond -1 and 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ARM_COMMANDS", "ArmCommand", "from_gripper_command", "gripper_opening", "to_gripper_command", "upright"]
+__all__ = ["ARM_COMMANDS", "ArmCommand", "gripper_opening", "to_gripper_command", "upright"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,6 @@ def upright(picture: np.ndarray) -> np.ndarray:
 def to_gripper_command(opening: np.ndarray) -> np.ndarray:
     """Return robosuite's command, -1 open and +1 closed, for 1 open and 0 closed."""
     return 1.0 - 2.0 * opening
-
-
-def from_gripper_command(command: np.ndarray) -> np.ndarray:
-    """Return 1 open and 0 closed for robosuite's command."""
-    return (1.0 - command) / 2.0
 
 
 def gripper_opening(position: np.ndarray, *, closed: np.ndarray, opened: np.ndarray) -> float:

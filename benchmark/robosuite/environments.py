@@ -20,7 +20,7 @@ from robosuite.robots import ROBOT_CLASS_MAPPING
 
 from benchmark.robosuite.conventions import ARM_COMMANDS
 
-__all__ = ["Gripper", "build", "controllers", "gripper_of", "robots", "seed_everything", "tasks"]
+__all__ = ["Gripper", "build", "controllers", "gripper_of", "reset", "robots", "tasks"]
 
 # robosuite 1.5 composes a robot's controller of parts; 1.4 has one controller an arm.
 _COMPOSITE = hasattr(robosuite.controllers, "load_composite_controller_config")
@@ -86,12 +86,24 @@ def build(task: str, *, robot: str, controller: str, control_hz: float, reward_s
     )
 
 
-def seed_everything(env: Any, seed: int) -> None:
-    """Make the next reset of ``env`` depend on ``seed`` alone."""
-    np.random.seed(seed)  # all of 1.4's randomness
+def reset(env: Any, seed: int) -> None:
+    """Begin an episode that depends on ``seed`` alone: not on what ran before, nor on the process."""
+    np.random.seed(seed)  # all randomness of 1.4 but one choice, see below
     if hasattr(env, "rng"):
         # 1.5's. In place: samplers that were made with this generator keep it.
         env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    if getattr(env, "single_object_mode", 0) != 1:
+        env.reset()
+        return
+    # One object of several. robosuite draws it from a set of strings, whose order is another one in each
+    # process; so it is drawn here, and robosuite told to take that one (mode 2).
+    objects, chosen = (env.nuts, "nut_id") if hasattr(env, "nuts") else (env.objects, "object_id")
+    setattr(env, chosen, int(np.random.default_rng(seed).integers(len(objects))))
+    env.single_object_mode = 2
+    try:
+        env.reset()
+    finally:
+        env.single_object_mode = 1
 
 
 def gripper_of(env: Any) -> Gripper | None:
@@ -122,7 +134,8 @@ def gripper_of(env: Any) -> Gripper | None:
 def _controller_config(robot: str, controller: str) -> dict[str, Any]:
     config: dict[str, Any]
     if not _COMPOSITE:
-        return robosuite.controllers.load_controller_config(default_controller=controller)
+        config = robosuite.controllers.load_controller_config(default_controller=controller)
+        return config
     arm = robosuite.controllers.load_part_controller_config(default_controller=controller)
     config = robosuite.controllers.load_composite_controller_config(controller="BASIC", robot=robot)
     config["body_parts"] = {"right": {**arm, "gripper": {"type": "GRIP"}}}

@@ -1,7 +1,8 @@
 """A scripted expert for Lift, and the disturbances under which it demonstrates.
 
-The expert reads the cube's pose, as an expert may. It decides from the present alone, without phases or clocks, so
-that a policy which sees joints and pictures can learn every decision, and it recovers from wherever it is put.
+The expert reads the cube's pose, as an expert may. It decides from the present alone, without phases or
+clocks, so that a policy which sees joints and pictures can learn every decision, and it recovers from
+wherever it is put.
 """
 
 from __future__ import annotations
@@ -69,19 +70,18 @@ def lift_action(observation: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DisturbanceOptions:
-    """How far the executed action strays from the expert's, which is what a demonstration records (DART,
-    arXiv 1703.09327): the cloned policy then has seen the states that its own errors lead to.
+    """How far the executed action strays from the expert's, which is the recorded one.
+
+    As in DART (arXiv 1703.09327): the cloned policy has then seen the states that its own errors lead to.
 
     Attributes:
-        noise: Standard deviation of the hand's motion; in the action's units, as are the next two.
-        turn_noise: Standard deviation of its rotation.
-        push: Size of a push, a wrong motion held for several steps.
+        noise: Standard deviation of the hand's motion, in the action's units; its rotation has a third.
+        push: Size of a push, a wrong motion held for several steps, in the same units.
         push_share: Share of the steps at which a push begins.
         start_share: Share of the episodes that begin with a push of up to 12 steps, gripper included.
     """
 
     noise: float = 0.15
-    turn_noise: float = 0.05
     push: float = 0.6
     push_share: float = 0.03
     start_share: float = 0.5
@@ -98,7 +98,7 @@ class Disturbance:
     def __init__(self, options: DisturbanceOptions, seed: int) -> None:
         self._options = options
         self._random = np.random.default_rng(seed)
-        self._scale = np.array([options.noise] * 3 + [options.turn_noise] * 3)
+        self._scale = np.array([options.noise] * 3 + [options.noise / 3] * 3)
         self._drift = np.zeros(6)
         self._push = np.zeros(6)
         self._push_left = 0
@@ -117,7 +117,7 @@ class Disturbance:
         self._drift = 0.8 * self._drift + 0.6 * self._scale * self._random.normal(size=6)
         if self._push_left == 0 and self._random.random() < self._options.push_share:
             self._push_left = int(self._random.integers(3, 8))
-            self._push = self._random.uniform(-1, 1, 6) * ([self._options.push] * 3 + [0.0] * 2 + [self._options.push / 2])
+            self._push = self._random.uniform(-1, 1, 6) * self._options.push * [1, 1, 1, 0, 0, 0.5]
         executed = action.copy()
         executed[:6] += self._drift
         if self._push_left:

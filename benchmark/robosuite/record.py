@@ -26,17 +26,16 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from benchmark.registry import SIMULATORS
+from benchmark.robosuite import make_simulator
 from benchmark.robosuite.expert import Disturbance, DisturbanceOptions, lift_action
 from robowire.contracts import Simulator, TaskOptions
 from robowire.errors import ConfigurationError, RobowireError
 from robowire.meta import MetaAction
-from robowire.registry import load, nearest
+from robowire.registry import nearest
+from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
 from robowire.specs import SimulatorSpec
 
-__all__ = ["FIRST_SEED", "RecordOptions", "main", "record", "record_episode"]
-
-FIRST_SEED = 1_000_000
+__all__ = ["RecordOptions", "main", "record", "record_episode"]
 
 _EXPERTS = {"Lift": lift_action}
 
@@ -54,7 +53,7 @@ class RecordOptions:
     output_dir: str
     task: str = "Lift"
     num_episodes: int = 200
-    seed: int = FIRST_SEED
+    seed: int = FIRST_DEMONSTRATION_SEED
     camera_names: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
     image_size: int = 96
     noise: float = DisturbanceOptions.noise
@@ -68,14 +67,15 @@ class RecordOptions:
                 f"there is no expert for task {self.task!r}.{nearest(self.task, _EXPERTS)} "
                 f"Known: {', '.join(sorted(_EXPERTS))}"
             )
-        for name, least in (("num_episodes", 1), ("image_size", 1), ("workers", 1), ("noise", 0), ("push", 0)):
+        at_least = {"num_episodes": 1, "image_size": 1, "workers": 1, "noise": 0, "push": 0}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigurationError(f"--{name} is {getattr(self, name)}, expected at least {least}")
         if not 0 <= self.start_share <= 1:
             raise ConfigurationError(f"--start_share is {self.start_share}, expected 0 to 1")
-        if self.seed < FIRST_SEED:
+        if self.seed < FIRST_DEMONSTRATION_SEED:
             raise ConfigurationError(
-                f"--seed is {self.seed}, expected at least {FIRST_SEED}: smaller ones are for evaluations"
+                f"--seed is {self.seed}, expected at least {FIRST_DEMONSTRATION_SEED}: others evaluate"
             )
 
 
@@ -150,7 +150,9 @@ def record_episode(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record as the flags say; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmark.robosuite.record", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.robosuite.record", description="Record demonstrations of a scripted expert."
+    )
     for name, text in _HELP.items():
         default: Any = getattr(RecordOptions, name, None)
         many = isinstance(default, tuple)
@@ -179,7 +181,8 @@ _worker: tuple[Simulator, SimulatorSpec, RecordOptions]
 
 def _begin_worker(options: RecordOptions) -> None:
     global _worker
-    simulator = load("simulator", "robosuite", SIMULATORS)()
+    os.environ.setdefault("MUJOCO_GL", "osmesa")  # as the table of simulators has it
+    simulator = make_simulator()
     spec = simulator.load_task(
         options.task,
         TaskOptions(
@@ -215,9 +218,8 @@ def _write(
         for index, camera in enumerate(spec.camera_names or ()):
             frames = pictures[:, index].transpose(0, 2, 3, 1)
             # One frame is one chunk, since training reads single frames; a table in one colour packs well.
-            file.create_dataset(
-                f"observations/images/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="gzip"
-            )
+            name, chunk = f"observations/images/{camera}", (1, *frames.shape[1:])
+            file.create_dataset(name, data=frames, chunks=chunk, compression="gzip")
     os.replace(unfinished, path)
 
 

@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo model, without touching its simulation.
 
-robosuite's own renderer runs ``mj_forward`` when it is made and multisamples; one that leaves the physics alone can
-be made late, or not at all, without changing an episode by a bit.
+robosuite's own renderer runs ``mj_forward`` when it is made. One that leaves the physics alone can be made
+late, or not at all, without changing an episode by a bit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 __all__ = ["RENDERING", "Renderer"]
 
-# On a CPU this is 3 to 4 times faster than robosuite's reflections and 4 samples a pixel (29 steps/s instead of 8
-# with two cameras). Pictures differ slightly, so it is one choice for recording and evaluation alike.
+# On a CPU this is 3 to 4 times faster than robosuite's reflections and 4 samples a pixel (29 steps/s instead
+# of 8 with two cameras). Pictures differ slightly, so it is one choice for recording and evaluation alike.
 RENDERING = "reflections off, multisampling off"
 
 # Of a scene; robosuite's own limit.

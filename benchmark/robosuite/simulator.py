@@ -27,7 +27,7 @@ __all__ = ["RobosuiteSimulator"]
 
 DEFAULT_ROBOT = "Panda"
 DEFAULT_CONTROLLER = "OSC_POSE"
-# The cube of Lift is 9 pixels wide in "agentview" then, and a convolution costs half of what it does at 128.
+# The cube of Lift is 7 pixels wide in "agentview" then, and a convolution costs half of what it does at 128.
 DEFAULT_IMAGE_SIZE = 96
 DEFAULT_CAMERAS = ("agentview", "robot0_eye_in_hand")
 DEFAULT_CONTROL_HZ = 20.0
@@ -66,8 +66,8 @@ _INSTRUCTIONS = {
 class RobosuiteSimulator:
     """One robosuite environment; implements :class:`robowire.contracts.Simulator`.
 
-    Observations carry robosuite's own names and are taken after the step. (robosuite's own are taken 2 ms into it,
-    and the first is a repetition of the reset's; a policy would act on what was a control period ago.)
+    Observations carry robosuite's own names and are taken after the step. (robosuite's own are taken 2 ms
+    into it, and the first repeats the reset's; a policy would act on what was a control period ago.)
     """
 
     def __init__(self) -> None:
@@ -149,10 +149,10 @@ class RobosuiteSimulator:
         return self._spec
 
     def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
-        """Begin an episode and return its first observation. The same seed gives the same episode, bit for bit.
+        """Begin an episode and return its first observation.
 
         Args:
-            seed: From 0 to 2**32 - 1; ``None`` draws one.
+            seed: The same one gives the same episode, bit for bit. From 0 to 2**32 - 1; ``None`` draws one.
             init_state: robosuite numbers none, so it must be ``None``.
 
         Raises:
@@ -160,13 +160,14 @@ class RobosuiteSimulator:
         """
         self._loaded()
         if init_state is not None:
-            raise InvalidParams(f"robosuite has no numbered initial states, so init_state must be None, not {init_state}")
+            raise InvalidParams(
+                f"robosuite numbers no initial states, so init_state must be None, not {init_state}"
+            )
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if not 0 <= seed < 2**32:
-            raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}: robosuite seeds numpy's generator")
-        environments.seed_everything(self._env, seed)
-        self._env.reset()
+            raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}, which numpy's generator takes")
+        environments.reset(self._env, seed)
         self._steps = 0
         return self._observation()
 
@@ -199,7 +200,7 @@ class RobosuiteSimulator:
         )
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
-        """Return uint8 (height, width, 3), RGB, upright, at least 256 pixels high and wide; never a copy's owner.
+        """Return uint8 (height, width, 3), RGB, upright; at least 256 pixels high and wide.
 
         Args:
             camera_name: ``None`` means ``"frontview"``, where the whole robot is seen.
@@ -221,7 +222,7 @@ class RobosuiteSimulator:
         )
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
-        """Return what a robot sees: joint positions, the gripper's opening, pictures; never an object's pose."""
+        """Return what a robot sees: joints, the gripper's opening, pictures; never an object's pose."""
         spec = self._loaded()
         prefix = self._prefix
         joints = observation[f"{prefix}joint_pos"].astype(np.float32)
@@ -248,11 +249,14 @@ class RobosuiteSimulator:
         """
         spec = self._loaded()
         for field in ("ctrl_space", "ctrl_type"):
-            if action[field] != getattr(spec, field):
-                raise SpecMismatch(f"{field} of the action is {action[field]!r}, the task has {getattr(spec, field)!r}")
-        if action.action is None or np.shape(action.action) != (spec.action_dim,):
-            found = None if action.action is None else np.shape(action.action)
-            raise SpecMismatch(f"the action has shape {found}, the task has ({spec.action_dim},): {spec.action_layout}")
+            found, expected = action[field], getattr(spec, field)
+            if found != expected:
+                raise SpecMismatch(f"{field} of the action is {found!r}, expected {expected!r}")
+        shape = np.shape(action.action) if action.action is not None else None
+        if shape != (spec.action_dim,):
+            raise SpecMismatch(
+                f"the action has shape {shape}, expected ({spec.action_dim},): {spec.action_layout}"
+            )
         own = np.array(action.action, np.float32)
         if self._gripper is not None:
             own[-self._gripper.dof :] = to_gripper_command(own[-self._gripper.dof :])
@@ -270,12 +274,6 @@ class RobosuiteSimulator:
     def spec(self) -> SimulatorSpec:
         """What the loaded task gives and takes."""
         return self._loaded()
-
-    @property
-    def env(self) -> Any:
-        """robosuite's environment, for experts, which may see what a policy may not."""
-        self._loaded()
-        return self._env
 
     @property
     def _prefix(self) -> str:
@@ -311,7 +309,8 @@ class RobosuiteSimulator:
 def _known(kind: str, name: str, known: Iterable[str]) -> None:
     known = sorted(known)
     if name not in known:
-        raise InvalidParams(f"robosuite has no {kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+        choices = f"{nearest(name, known)} Known: {', '.join(known)}"
+        raise InvalidParams(f"robosuite has no {kind} {name!r}.{choices}")
 
 
 def _chosen(kind: str, name: str | None, default: str, known: Iterable[str]) -> str:
@@ -329,7 +328,7 @@ def _positive(name: str, value: int | None, default: int) -> int:
 
 
 def _control_hz(value: float | None) -> float:
-    """Return the rate; robosuite would round one that is no whole number of its 2 ms steps, and not say so."""
+    """Return the rate; robosuite would silently round one that is no whole number of its 2 ms steps."""
     if value is None:
         return DEFAULT_CONTROL_HZ
     substeps = _PHYSICS_HZ / value if value > 0 and math.isfinite(value) else 0.0

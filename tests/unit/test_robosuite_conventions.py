@@ -1,0 +1,115 @@
+"""The mapping between robosuite's numbers and MetaObs and MetaAction, and the expert's view of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmark.robosuite.conventions import ARM_COMMANDS, gripper_opening, to_gripper_command, upright
+from benchmark.robosuite.expert import Disturbance, DisturbanceOptions, lift_action
+
+PANDA = {"closed": np.array([0.0, 0.0]), "opened": np.array([0.04, -0.04])}
+DOWN = np.array([1.0, 0.0, 0.0, 0.0])  # (x, y, z, w) of a hand that points down
+UNTURNED = np.array([0.0, 0.0, 0.0, 1.0])
+
+
+def seen(
+    *, hand: tuple[float, float, float], width: float = 0.08, cube_turn: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Return an observation of Lift with the cube in the middle of the table."""
+    return {
+        "robot0_eef_pos": np.array(hand),
+        "robot0_eef_quat": DOWN,
+        "robot0_gripper_qpos": np.array([width / 2, -width / 2]),
+        "cube_pos": np.array([0.0, 0.0, 0.82]),
+        "cube_quat": np.array([0.0, 0.0, math.sin(cube_turn / 2), math.cos(cube_turn / 2)]),
+    }
+
+
+def test_the_first_row_of_robosuites_picture_is_the_last_of_ours_and_columns_stay() -> None:
+    picture = np.zeros((4, 6, 3), np.uint8)
+    picture[0, 1] = (255, 7, 0)
+    assert upright(picture)[3, 1].tolist() == [255, 7, 0]
+
+
+def test_an_open_gripper_is_1_for_us_and_minus_1_for_robosuite() -> None:
+    assert to_gripper_command(np.array([1.0, 0.5, 0.0])).tolist() == [-1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("metres", "opening"), [(0.04, 1.0), (0.01, 0.25), (0.0, 0.0)])
+def test_the_opening_of_a_gripper_goes_from_0_closed_to_1_open(metres: float, opening: float) -> None:
+    assert gripper_opening(np.array([metres, -metres]), **PANDA) == pytest.approx(opening)
+
+
+def test_fingers_pressed_beyond_their_range_are_no_more_than_closed() -> None:
+    assert gripper_opening(np.array([-0.001, 0.001]), **PANDA) == 0.0
+
+
+def test_a_gripper_whose_joints_turn_the_other_way_is_open_at_their_low_end() -> None:
+    robotiq = {"closed": np.array([0.8, 0.8]), "opened": np.array([0.0, 0.0])}
+    assert gripper_opening(np.array([0.2, 0.2]), **robotiq) == pytest.approx(0.75)
+
+
+def test_every_controller_names_its_space_and_type() -> None:
+    assert {name: (command.ctrl_space, command.ctrl_type) for name, command in ARM_COMMANDS.items()} == {
+        "OSC_POSE": ("ee", "delta"),
+        "OSC_POSITION": ("ee", "delta"),
+        "IK_POSE": ("ee", "delta"),
+        "JOINT_POSITION": ("joint", "delta"),
+        "JOINT_VELOCITY": ("joint", "absolute"),
+        "JOINT_TORQUE": ("joint", "absolute"),
+    }
+
+
+def test_the_expert_goes_to_the_cube_with_open_fingers() -> None:
+    action = lift_action(seen(hand=(-0.1, 0.0, 1.0)))
+    assert action[0] > 0
+    assert action[2] < 0
+    assert action[6] == 1.0
+
+
+def test_the_expert_closes_when_the_cube_is_between_its_fingers() -> None:
+    assert lift_action(seen(hand=(0.0, 0.0, 0.82)))[6] == 0.0
+
+
+def test_the_expert_lifts_what_it_holds() -> None:
+    action = lift_action(seen(hand=(0.0, 0.0, 0.82), width=0.042))
+    assert action[2] > 0.5
+    assert action[6] == 0.0
+
+
+def test_the_expert_rises_again_where_closed_fingers_would_hit_the_cube() -> None:
+    action = lift_action(seen(hand=(0.0, 0.0, 0.86), width=0.0))
+    assert action[2] > 0
+    assert action[6] == 1.0
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_the_expert_turns_to_the_nearest_face_of_the_cube(quarters: int) -> None:
+    spin = lift_action(seen(hand=(0.0, 0.0, 1.0), cube_turn=0.3 + quarters * math.pi / 2))[5]
+    assert spin == pytest.approx(0.3)
+
+
+def test_a_disturbance_strays_in_the_arm_and_leaves_the_gripper_alone() -> None:
+    disturbance = Disturbance(DisturbanceOptions(), seed=1)
+    action = np.array([0.5, 0, 0, 0, 0, 0, 1], np.float32)
+    executed = np.stack([disturbance(action) for _ in range(50)])
+    assert np.all(executed[:, 6] == 1)
+    assert np.all(np.ptp(executed[:, :6], axis=0) > 0)
+    assert np.abs(executed).max() <= 1
+
+
+def test_a_disturbance_repeats_with_its_seed() -> None:
+    action = np.zeros(7, np.float32)
+    one, same = (Disturbance(DisturbanceOptions(), seed=5) for _ in range(2))
+    assert np.array_equal(one.start(), same.start())
+    assert all(np.array_equal(one(action), same(action)) for _ in range(20))
+
+
+def test_no_disturbance_means_the_experts_own_actions() -> None:
+    still = Disturbance(DisturbanceOptions(noise=0, push=0, start_share=0), seed=1)
+    action = np.linspace(-1, 1, 7, dtype=np.float32)
+    assert len(still.start()) == 0
+    assert np.array_equal(still(action), action)

@@ -85,11 +85,13 @@ class PolicySpec(Embodiment):
     Attributes:
         policy: Its name in the table of policies.
         chunk_size: Steps predicted by one inference.
+        n_action_steps: Steps of a chunk to execute before asking again; ``None`` leaves it to the client.
         dataset_id: The normalisation statistics in use; ``None`` where there is one set only.
     """
 
     policy: str = ""
     chunk_size: int = 1
+    n_action_steps: int | None = None
     dataset_id: str | None = None
 
 

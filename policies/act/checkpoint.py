@@ -64,11 +64,13 @@ class Checkpoint:
         model: The network, in evaluation mode, on the CPU.
         embodiment: The body it was trained for.
         statistics: By dataset id, in the file's order; the original's single set is under ``None``.
+        n_action_steps: How many actions of a chunk to execute before asking again; ``None`` leaves it open.
     """
 
     model: Act
     embodiment: Embodiment
     statistics: Mapping[str | None, Statistics]
+    n_action_steps: int | None = None
 
 
 def load_checkpoint(
@@ -101,7 +103,8 @@ def load_checkpoint(
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write our three files into ``folder``; a reader sees each as it was or as it is, never half."""
     sizes = checkpoint.model.sizes
-    config = {"policy": "act", **checkpoint.embodiment.to_wire(), **asdict(sizes)}
+    steps = {"n_action_steps": checkpoint.n_action_steps}
+    config = {"policy": "act", **checkpoint.embodiment.to_wire(), **asdict(sizes), **steps}
     normalize = {
         name: {field: array.tolist() for field, array in vars(statistics).items()}
         for name, statistics in checkpoint.statistics.items()
@@ -137,7 +140,8 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
         name: _statistics(f"entry {name!r} of {folder / NORMALIZE}", entry, model.sizes)
         for name, entry in normalize.items()
     }
-    return Checkpoint(model, _embodiment(folder, OURS, config, camera_names, model.sizes), statistics)
+    body = _embodiment(folder, OURS, config, camera_names, model.sizes)
+    return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes))
 
 
 def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
@@ -173,7 +177,8 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
     except UnsafePayload as exc:
         raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
     statistics: dict[str | None, Statistics] = {None: _statistics(str(path), entry, model.sizes)}
-    return Checkpoint(model, _embodiment(folder, ORIGINAL, config, camera_names, model.sizes), statistics)
+    body = _embodiment(folder, ORIGINAL, config, camera_names, model.sizes)
+    return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes))
 
 
 def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:
@@ -288,6 +293,16 @@ def _embodiment(
         return Embodiment(**known)
     except (TypeError, ValueError) as exc:
         raise ConfigurationError(f"{folder / CONFIG} cannot be used: {exc}") from exc
+
+
+def _action_steps(folder: Path, config: Mapping[str, Any], sizes: ActSizes) -> int | None:
+    steps = config.get("n_action_steps")
+    if steps is not None and not (isinstance(steps, int) and 1 <= steps <= sizes.chunk_size):
+        raise ConfigurationError(
+            f"{folder / CONFIG} says n_action_steps {steps!r}, "
+            f"expected 1 to {sizes.chunk_size}, the chunk_size"
+        )
+    return steps
 
 
 def _statistics(where: str, entry: Any, sizes: ActSizes) -> Statistics:

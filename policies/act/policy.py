@@ -124,7 +124,13 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
     body = {
         field.name: getattr(checkpoint.embodiment, field.name) for field in dataclasses.fields(Embodiment)
     }
-    spec = PolicySpec(**body, policy="act", chunk_size=sizes.chunk_size, dataset_id=dataset_id)
+    spec = PolicySpec(
+        **body,
+        policy="act",
+        chunk_size=sizes.chunk_size,
+        n_action_steps=checkpoint.n_action_steps,
+        dataset_id=dataset_id,
+    )
     return ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
 
 

@@ -48,7 +48,7 @@ MIN_STD = 1e-2
 MAX_GRADIENT_NORM = 10.0
 
 # What may differ when a training is taken up again: nothing that the weights depend on.
-CHANGEABLE = {"data_dir", "output_dir", "save_every", "threads", "resume"}
+CHANGEABLE = {"data_dir", "output_dir", "n_action_steps", "save_every", "threads", "resume"}
 
 # Enough to compare trainings by, few enough to take seconds.
 MAX_VALIDATION_FRAMES = 512
@@ -64,6 +64,7 @@ class TrainOptions:
     dataset_id: str | None = None
     max_episodes: int | None = None
     chunk_size: int = 16
+    n_action_steps: int | None = None
     backbone: str = "small"
     hidden_dim: int = 128
     nheads: int = 4
@@ -90,6 +91,10 @@ class TrainOptions:
         for name in ("chunk_size", "steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        if self.n_action_steps is not None and not 1 <= self.n_action_steps <= self.chunk_size:
+            raise ConfigurationError(
+                f"--n_action_steps is {self.n_action_steps}, expected 1 to {self.chunk_size}, the chunk_size"
+            )
         for name in ("dropout", "validation_share", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -104,6 +109,7 @@ _HELP = {
     "dataset_id": "name of the statistics in normalize.json; default: the name of data_dir",
     "max_episodes": "use only this many episodes, the first by name; default: all",
     "chunk_size": "actions predicted at once",
+    "n_action_steps": "actions of a chunk to execute before the policy is asked again; default: left open",
     "backbone": "image network; both start from random weights, which suits only 'small'",
     "hidden_dim": "width of a token",
     "nheads": "attention heads",
@@ -417,7 +423,9 @@ def train(options: TrainOptions, *, on_save: Callable[[int], object] = lambda st
         report["history"] = before["history"]
         first, minutes_before = before["history"][-1]["step"], before["minutes"]
     dataset_id = options.dataset_id or Path(options.data_dir).resolve().name
-    checkpoint = Checkpoint(training.average, data.embodiment, {dataset_id: data.statistics})
+    checkpoint = Checkpoint(
+        training.average, data.embodiment, {dataset_id: data.statistics}, options.n_action_steps
+    )
 
     losses: list[float] = []  # since the last save
     progress = tqdm(

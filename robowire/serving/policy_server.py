@@ -133,9 +133,11 @@ class PolicyServer:
 
     def info(self) -> dict[str, Any]:
         """Return what ``get_info`` and ``INFO`` say."""
+        spec = self.dispatcher.spec
         return {
-            **self.dispatcher.spec.to_wire(),
+            **spec.to_wire(),
             "chunk_size": self.dispatcher.chunk_size,
+            "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.dispatcher.chunk_size),
             "temporal_agg": self._options.temporal_agg,
             "device": self._device,
             "max_payload": self._options.max_payload,

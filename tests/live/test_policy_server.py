@@ -110,6 +110,13 @@ def test_hello_introduces_the_server(client: RawClient) -> None:
     }
 
 
+def test_the_steps_a_policy_wants_executed_are_no_more_than_the_chunk_that_is_sent() -> None:
+    policy = ConstantPolicy(PolicySpec(chunk_size=8, n_action_steps=4, action_dim=1))
+    options = PolicyServerOptions(host="127.0.0.1", port=0, chunk_size=2)
+    with running_server(policy, options) as server, RawClient(server.address) as client:
+        assert client.ask({"method": "get_info"})["n_action_steps"] == 2
+
+
 def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
     info = client.ask({"method": "get_info"})
     conventions = info.pop("conventions")
@@ -128,6 +135,7 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
         "state_layout": None,
         "action_dim": 3,
         "action_layout": None,
+        "n_action_steps": None,
         "chunk_size": 4,
         "ctrl_space": "joint",
         "ctrl_type": "absolute",

@@ -332,3 +332,13 @@ def test_a_config_with_an_impossible_value_is_refused(ours: Path) -> None:
     assert re.fullmatch(
         r"DIR/config.json cannot be used: ctrl_type is 'sideways', expected .*", refusal(ours)
     )
+
+
+def test_a_checkpoint_says_how_many_steps_of_a_chunk_to_execute(ours: Path) -> None:
+    edit(ours / "config.json", lambda config: config.update(n_action_steps=2))
+    assert load_checkpoint(ours).n_action_steps == 2
+
+
+def test_more_action_steps_than_a_chunk_has_are_refused(ours: Path) -> None:
+    edit(ours / "config.json", lambda config: config.update(n_action_steps=6))
+    assert refusal(ours) == "DIR/config.json says n_action_steps 6, expected 1 to 5, the chunk_size"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Mapping, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Protocol, Sequence, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from robowire.meta import MetaAction, MetaObs
     from robowire.specs import PolicySpec, SimulatorSpec
 
-__all__ = ["Policy", "PolicyOptions", "Simulator", "StepResult", "TaskOptions"]
+__all__ = ["Chunked", "Policy", "PolicyOptions", "Simulator", "StepResult", "TaskOptions"]
 
 
 @dataclass(frozen=True)
@@ -151,4 +151,21 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Free what the simulator holds. Further calls are errors."""
+        ...
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """What a :class:`Simulator` offers beside, if nobody looking at what lies between makes steps cheaper."""
+
+    def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
+        """Do as :meth:`Simulator.step` for each action, up to the end of the episode; show the last one.
+
+        Args:
+            actions: The simulator's own, at least one.
+
+        Returns:
+            The reward of every action that was executed, and what the last one gave: bit for bit what
+            ``step`` would have, pictures included.
+        """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,6 +179,27 @@ class RobosuiteSimulator:
         Raises:
             InvalidParams: The action has another shape or holds something not finite.
         """
+        result = self._advance(action)
+        self._add_pictures(result.observation)
+        return result
+
+    def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
+        """Do as :meth:`step` for each action, up to the end of the episode, but render after the last only.
+
+        Returns:
+            The reward of every action that was executed, and what the last one gave.
+        """
+        rewards = []
+        for action in actions:
+            result = self._advance(action)
+            rewards.append(result.reward)
+            if result.terminated or result.truncated:
+                break
+        self._add_pictures(result.observation)
+        return rewards, result
+
+    def _advance(self, action: np.ndarray) -> StepResult:
+        """Do as :meth:`step`, but for the pictures."""
         spec = self._loaded()
         action = np.asarray(action)
         if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
@@ -192,7 +213,7 @@ class RobosuiteSimulator:
         self._steps += 1
         success = bool(self._env._check_success())
         return StepResult(
-            observation=self._observation(),
+            observation=self._numbers(),
             reward=float(reward),
             terminated=success or bool(done),
             truncated=self._steps >= spec.max_episode_steps,
@@ -289,14 +310,22 @@ class RobosuiteSimulator:
         _known("camera", camera, known)
 
     def _observation(self) -> dict[str, np.ndarray]:
-        spec = self._loaded()
+        observation = self._numbers()
+        self._add_pictures(observation)
+        return observation
+
+    def _numbers(self) -> dict[str, np.ndarray]:
+        """Return all but the pictures. Called after every step: some numbers are made of the ones before."""
         own = self._env._get_observations(force_update=True)
         observation = {name: np.array(value) for name, value in own.items()}
         # 1.4 gives sines and cosines only, which do not say how often a joint has turned.
         observation[f"{self._prefix}joint_pos"] = np.array(self._env.robots[0]._joint_positions)
+        return observation
+
+    def _add_pictures(self, observation: dict[str, np.ndarray]) -> None:
+        spec = self._loaded()
         for camera in spec.camera_names or ():
             observation[f"{camera}_image"] = self._picture(camera, spec.image_height, spec.image_width)
-        return observation
 
     def _picture(self, camera: str, height: int | None, width: int | None) -> np.ndarray:
         assert self._renderer is not None

@@ -25,7 +25,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from robowire.contracts import Simulator, StepResult, TaskOptions
+from robowire.contracts import Chunked, Simulator, StepResult, TaskOptions
 from robowire.errors import BackendError, RequestError, RobowireError, TransportError, TruncatedFrame
 from robowire.meta import MetaAction
 from robowire.registry import Entry, load
@@ -116,12 +116,7 @@ class SimulatorWorker:
 
     def _step_chunk(self, actions: Sequence[np.ndarray | MetaAction]) -> dict[str, Any]:
         # All are converted before any is executed: a chunk that does not fit costs nothing.
-        rewards = []
-        for action in [self._own(action) for action in actions]:
-            result = self._advance(action)
-            rewards.append(float(result.reward))
-            if result.terminated or result.truncated:
-                break
+        rewards, result = self._advance_chunk([self._own(action) for action in actions])
         return {
             "observation": self._outgoing(result.observation),
             "rewards": rewards,
@@ -149,6 +144,19 @@ class SimulatorWorker:
         result = self._simulator.step(action)
         self._steps += 1
         return result
+
+    def _advance_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
+        rewards = []
+        if isinstance(self._simulator, Chunked):
+            rewards, result = self._simulator.step_chunk(actions)
+            self._steps += len(rewards)
+            return [float(reward) for reward in rewards], result
+        for action in actions:
+            result = self._advance(action)
+            rewards.append(float(result.reward))
+            if result.terminated or result.truncated:
+                break
+        return rewards, result
 
     def _own(self, action: np.ndarray | MetaAction) -> np.ndarray:
         return self._simulator.from_meta_action(action) if isinstance(action, MetaAction) else action

@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from robowire.contracts import StepResult
 from robowire.errors import BackendError, SpecMismatch, TaskNotFound
 from robowire.fake_simulator import FakeSimulator
 from robowire.meta import MetaAction, MetaObs
@@ -17,8 +19,11 @@ from robowire.serving.simulator_worker import SimulatorWorker
 from robowire.wire.messages import Call
 
 
-def make_worker(task: str = "reach", **options: Any) -> SimulatorWorker:
-    worker = SimulatorWorker("fake", Entry("somewhere:else", environ={"PATH": "unused"}), FakeSimulator())
+def make_worker(
+    task: str = "reach", simulator: FakeSimulator | None = None, **options: Any
+) -> SimulatorWorker:
+    entry = Entry("somewhere:else", environ={"PATH": "unused"})
+    worker = SimulatorWorker("fake", entry, simulator or FakeSimulator())
     worker.call("load_task", check_params(Call("load_task", {"task_name": task, **options})))
     return worker
 
@@ -71,6 +76,21 @@ def test_a_chunk_ends_with_the_episode() -> None:
     reset(worker)
     chunk = worker.call("step_chunk", {"actions": [np.zeros(3)] * 5})
     assert (chunk["steps"], chunk["terminated"], chunk["truncated"]) == (3, False, True)
+
+
+class ChunkedFake(FakeSimulator):
+    """Executes a chunk at once, and shows that it did."""
+
+    def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
+        results = [self.step(action) for action in actions]
+        return [7.0 for _ in results], results[-1]
+
+
+def test_a_simulator_that_can_is_given_the_chunk_as_a_whole() -> None:
+    worker = make_worker(simulator=ChunkedFake(), observation_format="meta")
+    reset(worker)
+    chunk = worker.call("step_chunk", {"actions": [np.zeros(3), MetaAction("ee", "delta", np.zeros(3))]})
+    assert (chunk["rewards"], chunk["steps"], chunk["observation"].timestep) == ([7.0, 7.0], 2, 2)
 
 
 def test_a_chunk_that_does_not_fit_is_refused_before_its_first_step() -> None:

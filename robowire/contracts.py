@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from robowire.meta import MetaAction, MetaObs
     from robowire.specs import PolicySpec, SimulatorSpec
 
-__all__ = ["Chunked", "Policy", "PolicyOptions", "Simulator", "StepResult", "TaskOptions"]
+__all__ = ["Chunked", "Policy", "PolicyOptions", "Restorable", "Simulator", "StepResult", "TaskOptions"]
 
 
 @dataclass(frozen=True)
@@ -167,5 +167,42 @@ class Chunked(Protocol):
         Returns:
             The reward of every action that was executed, and what the last one gave: bit for bit what
             ``step`` would have, pictures included.
+        """
+        ...
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """What a :class:`Simulator` offers beside, if it can go back to an instant of an episode.
+
+    Exact means: after ``restore_state`` every action gives the state, reward and observation that it gave
+    after ``save_state``, bit for bit, in the same process, in another one, and whatever ran in between.
+    """
+
+    def save_state(self) -> dict[str, Any]:
+        """Return the whole state of the running episode, as plain data that the wire carries.
+
+        Physics, model changes made at reset, controllers, random generators, counters, observation caches.
+        Nothing in it is shared with the simulator. Comes after ``reset`` or ``restore_state``.
+        """
+        ...
+
+    def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go to that instant and return its observation. A loaded task is enough; it need not be reset.
+
+        Args:
+            state: From ``save_state`` of a simulator with the same :meth:`fingerprint`, the same task and
+                options.
+
+        Raises:
+            SnapshotMismatch: It does not fit the loaded task's model.
+        """
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what must be equal, beside the loaded task's spec, for a state to mean the same elsewhere.
+
+        Versions of packages, options that the spec does not show, a digest of the model. Short texts: a
+        difference is shown to people.
         """
         ...

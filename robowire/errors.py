@@ -15,6 +15,7 @@ RobowireError
 │   ├── UnknownMethod  InvalidParams  SpecMismatch  Unauthenticated
 │   ├── NoSimulatorSelected  UnknownSimulator  SimulatorAlreadySelected
 │   ├── TaskNotFound  NoTaskLoaded  NotReset  BackendError
+│   ├── SnapshotNotFound  SnapshotMismatch  SessionNotFound
 │   └── Overloaded  ShuttingDown  InternalError
 ├── UnknownName                a policy or simulator name the registry does not hold
 ├── MissingDependency          the chosen one needs a package that is not installed
@@ -46,8 +47,11 @@ __all__ = [
     "RequestError",
     "RequestTimeout",
     "RobowireError",
+    "SessionNotFound",
     "ShuttingDown",
     "SimulatorAlreadySelected",
+    "SnapshotMismatch",
+    "SnapshotNotFound",
     "SpecMismatch",
     "TaskNotFound",
     "TransportError",
@@ -185,6 +189,24 @@ class BackendError(RequestError):
     """The simulator or policy itself failed; a simulator that died is replaced at the next ``load_task``."""
 
     error_type = "backend_error"
+
+
+class SnapshotNotFound(RequestError):
+    """The server holds no snapshot of this id."""
+
+    error_type = "snapshot_not_found"
+
+
+class SnapshotMismatch(RequestError):
+    """The snapshot is of another simulator, task, option, version or model; the message names which."""
+
+    error_type = "snapshot_mismatch"
+
+
+class SessionNotFound(RequestError):
+    """No session has this token: it ended, or never was."""
+
+    error_type = "session_not_found"
 
 
 class Overloaded(RequestError):

@@ -14,7 +14,7 @@ from typing import Any, Mapping
 import numpy as np
 
 from robowire.contracts import StepResult, TaskOptions
-from robowire.errors import InvalidParams, SpecMismatch, TaskNotFound
+from robowire.errors import InvalidParams, SnapshotMismatch, SpecMismatch, TaskNotFound
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
 
@@ -110,6 +110,28 @@ class FakeSimulator:
         if self._task == "babble_in_step":
             info["friend"] = self
         return StepResult(self._observe(), float(success), success, truncated, info)
+
+    def save_state(self) -> dict[str, Any]:
+        """Return the point, the goal, the generator and the count of steps."""
+        return {
+            "position": self._position.copy(),
+            "goal": self._goal.copy(),
+            "random": self._rng.bit_generator.state,
+            "steps": self._steps,
+        }
+
+    def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go back to what :meth:`save_state` returned."""
+        if set(state) != {"position", "goal", "random", "steps"}:
+            raise SnapshotMismatch(f"the snapshot holds {sorted(state)}, which is no state of this simulator")
+        self._position, self._goal = np.array(state["position"]), np.array(state["goal"])
+        self._rng.bit_generator.state = state["random"]
+        self._steps = int(state["steps"])
+        return self._observe()
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the version of numpy, whose generator moves the point."""
+        return {"numpy": np.__version__}
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
         """Return what the camera sees, the first one by default."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.robosuite import environments
+from benchmark.robosuite import environments, snapshots
 from benchmark.robosuite.conventions import (
     ARM_COMMANDS,
     gripper_opening,
@@ -75,6 +75,7 @@ class RobosuiteSimulator:
         self._spec: SimulatorSpec | None = None
         self._renderer: Renderer | None = None
         self._gripper: environments.Gripper | None = None
+        self._choices: dict[str, str] = {}  # options that the spec does not show
         self._steps = 0
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
@@ -123,6 +124,11 @@ class RobosuiteSimulator:
             raise
         self._renderer = Renderer(max(height, _RENDER_MIN_SIZE), max(width, _RENDER_MIN_SIZE))
         self._gripper = environments.gripper_of(self._env)
+        self._choices = {
+            "robot": robot,
+            "controller": controller,
+            "reward_shaping": str(bool(options.reward_shaping)),
+        }
 
         joints = len(self._env.robots[0]._joint_positions)
         action_dim = int(self._env.action_dim)
@@ -219,6 +225,29 @@ class RobosuiteSimulator:
             truncated=self._steps >= spec.max_episode_steps,
             info={"success": success},
         )
+
+    def save_state(self) -> dict[str, Any]:
+        """Return the whole state of the episode, as plain data; see ``snapshots.py``."""
+        self._loaded()
+        return {"steps": self._steps, **snapshots.save(self._env)}
+
+    def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go to an instant of an episode of the same task and return its observation.
+
+        Raises:
+            SnapshotMismatch: The state does not fit the task's model.
+        """
+        self._loaded()
+        snapshots.restore(self._env, state)
+        self._steps = int(state["steps"])
+        observation = self._observation()
+        snapshots.restore_objects(self._env, state)
+        return observation
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what a saved state depends on, beside the spec."""
+        self._loaded()
+        return {**snapshots.versions(), **self._choices, "model": snapshots.model_digest(self._env)}
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
         """Return uint8 (height, width, 3), RGB, upright; at least 256 pixels high and wide.

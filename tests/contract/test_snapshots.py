@@ -1,0 +1,182 @@
+"""Every simulator that claims :class:`robowire.contracts.Restorable` goes on from an instant bit for bit.
+
+50 random actions after a restore give the state, reward and observation, pictures included, that they gave
+before: in the same process, after other episodes, and in another process, this file run as a program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmark.registry import SIMULATORS
+from robowire.contracts import Restorable, TaskOptions
+from robowire.errors import SnapshotMismatch
+from robowire.registry import load
+from robowire.testing import FAKE_SIMULATORS
+from robowire.wire.encoding import encode
+from robowire.wire.pickling import loads
+
+# robosuite logs that it has no private macros with a method that Python no longer likes.
+pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = {**SIMULATORS, **FAKE_SIMULATORS}
+
+# Lift draws a cube's size at every reset, Door moves a part of the model.
+CASES = {"fake reach": "front", "robosuite Door": "agentview", "robosuite Lift": "agentview"}
+
+
+def made(case: str) -> tuple[Any, int]:
+    """Return a simulator with its task loaded, and not reset, and the length of its actions."""
+    family, task = case.split()
+    options = TaskOptions(
+        camera_names=(CASES[case],), image_height=64, image_width=64, reward_shaping=True, horizon=1000
+    )
+    simulator = load("simulator", family, TABLE)()
+    return simulator, simulator.load_task(task, options).action_dim
+
+
+def actions(action_dim: int, *, seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (count, action_dim))
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(b"".join(bytes(buffer) for buffer in encode(value))).hexdigest()
+
+
+def walk(simulator: Any, action_dim: int, *, seed: int = 5, count: int = 50) -> list[list[str]]:
+    """Return, for each step, digests of the observation, of reward and ending, and of the whole state."""
+    trace = []
+    for action in actions(action_dim, seed=seed, count=count):
+        result = simulator.step(action)
+        outcome = [float(result.reward), bool(result.terminated), bool(result.truncated)]
+        trace.append([digest(result.observation), digest(outcome), digest(simulator.save_state())])
+    return trace
+
+
+@dataclass(frozen=True)
+class Instant:
+    """What was saved in the middle of an episode, as it crosses the wire, and what came next."""
+
+    case: str
+    simulator: Any
+    action_dim: int
+    payload: bytes
+    observation: str
+    next_steps: list[list[str]]
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = loads(self.payload)
+        return state
+
+    def other_episodes(self) -> None:
+        for seed in (8,):
+            self.simulator.reset(seed=seed)
+            walk(self.simulator, self.action_dim, seed=seed, count=5)
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def instant(request: pytest.FixtureRequest) -> Iterator[Instant]:
+    simulator, action_dim = made(request.param)
+    simulator.reset(seed=3)
+    for action in actions(action_dim, seed=1, count=20):
+        last = simulator.step(action)
+    payload = b"".join(bytes(buffer) for buffer in encode(simulator.save_state()))
+    seen = digest(last.observation)
+    yield Instant(request.param, simulator, action_dim, payload, seen, walk(simulator, action_dim))
+    simulator.close()
+
+
+def test_it_is_told_apart(instant: Instant) -> None:
+    assert isinstance(instant.simulator, Restorable)
+
+
+def test_its_fingerprint_is_short_text(instant: Instant) -> None:
+    for name, value in instant.simulator.fingerprint().items():
+        assert (type(name), type(value), len(value) < 100) == (str, str, True)
+
+
+def test_an_episode_goes_on_bit_for_bit_in_the_same_process(instant: Instant) -> None:
+    instant.simulator.restore_state(instant.state())
+    assert walk(instant.simulator, instant.action_dim) == instant.next_steps
+
+
+def test_an_episode_goes_on_bit_for_bit_after_other_episodes(instant: Instant) -> None:
+    instant.other_episodes()
+    instant.simulator.restore_state(instant.state())
+    assert walk(instant.simulator, instant.action_dim) == instant.next_steps
+
+
+def test_an_episode_goes_on_bit_for_bit_in_another_process(instant: Instant, tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.write_bytes(instant.payload)
+    run = subprocess.run(
+        [sys.executable, __file__, instant.case, str(file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert json.loads(run.stdout.splitlines()[-1]) == [instant.observation, *instant.next_steps]
+
+
+def test_a_restore_gives_the_observation_of_that_instant(instant: Instant) -> None:
+    instant.other_episodes()
+    assert digest(instant.simulator.restore_state(instant.state())) == instant.observation
+
+
+def test_a_restored_state_is_the_saved_one(instant: Instant) -> None:
+    instant.other_episodes()
+    instant.simulator.restore_state(instant.state())
+    assert digest(instant.simulator.save_state()) == hashlib.sha256(instant.payload).hexdigest()
+
+
+def test_a_saved_state_does_not_change_with_the_simulator(instant: Instant) -> None:
+    instant.simulator.restore_state(instant.state())
+    saved = instant.simulator.save_state()
+    before = digest(saved)
+    walk(instant.simulator, instant.action_dim, count=3)
+    assert digest(saved) == before
+
+
+def test_a_state_of_something_else_is_refused_and_changes_nothing(instant: Instant) -> None:
+    instant.simulator.restore_state(instant.state())
+    before = digest(instant.simulator.save_state())
+    with pytest.raises(SnapshotMismatch):
+        instant.simulator.restore_state({"steps": 3})
+    assert digest(instant.simulator.save_state()) == before
+
+
+def test_a_reset_after_a_restore_is_the_reset_it_was(instant: Instant) -> None:
+    """A restore leaves nothing behind in what a reset does not touch."""
+
+    def episode() -> list[str]:
+        first = digest(instant.simulator.reset(seed=4))
+        return [first, *map(str, walk(instant.simulator, instant.action_dim, count=3))]
+
+    before = episode()
+    instant.simulator.restore_state(instant.state())
+    assert episode() == before
+
+
+def main(case: str, file: str) -> None:
+    simulator, action_dim = made(case)
+    state: Mapping[str, Any] = loads(Path(file).read_bytes())
+    seen = digest(simulator.restore_state(state))
+    sys.stdout.write(json.dumps([seen, *walk(simulator, action_dim)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

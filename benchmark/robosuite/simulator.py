@@ -66,8 +66,8 @@ _INSTRUCTIONS = {
 class RobosuiteSimulator:
     """One robosuite environment; implements :class:`robowire.contracts.Simulator`.
 
-    Observations carry robosuite's own names and are taken after the step. (robosuite's own are taken 2 ms
-    into it, and the first repeats the reset's; a policy would act on what was a control period ago.)
+    Observations carry robosuite's own names. They are taken anew at the end of each step, so that they do not
+    depend on the clocks of robosuite's observables.
     """
 
     def __init__(self) -> None:

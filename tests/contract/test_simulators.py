@@ -319,7 +319,6 @@ def test_the_gripper_opens_at_1_and_closes_at_0(robosuite: Simulator) -> None:
 def test_an_observation_is_of_the_end_of_the_step(robosuite: Simulator) -> None:
     robosuite.load_task("Lift", TaskOptions(camera_names=()))
     before = robosuite.reset(seed=0)
-    # robosuite's own first observation would be the reset's once more.
     after = robosuite.step(np.array([0, 0, -1, 0, 0, 0, -1.0])).observation
     assert not np.array_equal(before["robot0_joint_pos_cos"], after["robot0_joint_pos_cos"])
     assert np.array_equal(np.cos(after["robot0_joint_pos"]), after["robot0_joint_pos_cos"])

@@ -261,6 +261,42 @@ class SimulatorClient:
         image: np.ndarray = self._field(self._call("render", camera_name=camera_name), "image")
         return image
 
+    # -- instants of an episode
+    # -------------------------------------------------------------------------------
+
+    def snapshot(self) -> str:
+        """Return the id of the episode's whole state, kept by the server; equal states have one id."""
+        snapshot_id: str = self._field(self._call("snapshot"), "snapshot_id")
+        return snapshot_id
+
+    def restore(self, snapshot_id: str) -> Any:
+        """Go to that instant, from which the episode goes on bit for bit, and return its observation.
+
+        A task loaded in the same way is enough; it need not be reset.
+
+        Raises:
+            SnapshotNotFound: The server has none of this id.
+            SnapshotMismatch: It is of another simulator, task, option, version or model; names it.
+        """
+        return self._field(self._call("restore", snapshot_id=snapshot_id), "observation")
+
+    def verify(self, snapshot_id: str, steps: int = 50) -> str | None:
+        """Step twice from that instant and return what differed first, in words, or ``None``.
+
+        The running episode goes on as if nothing had been.
+        """
+        reply = self._call("verify", snapshot_id=snapshot_id, steps=steps)
+        difference: str | None = self._field(reply, "difference")
+        return difference
+
+    def list_snapshots(self) -> list[dict[str, Any]]:
+        """Return ``snapshot_id``, ``bytes``, ``simulator``, ``task``, ``steps`` of all the server keeps."""
+        return list(self._field(self._call("list_snapshots"), "snapshots"))
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Make the server forget a snapshot."""
+        self._call("delete_snapshot", snapshot_id=snapshot_id)
+
     # -- questions
     # ----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +30,7 @@ from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
 from robowire.serving.simulator_process import Answer, SimulatorProcess
 from robowire.serving.simulator_requests import check_action, check_actions, check_params
+from robowire.serving.snapshots import SnapshotStore
 from robowire.serving.tcp import TcpOptions, TcpServer
 from robowire.serving.text import answer_line
 from robowire.specs import SimulatorSpec
@@ -54,7 +56,9 @@ class SimulatorServerOptions(TcpOptions):
         session_timeout_s: Seconds without a request after which a session and its simulator are ended.
         max_sessions: Simulators at one time; the next select_simulator is told "overloaded".
         call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
-        load_timeout_s: The same for select_simulator, load_task and reset.
+        load_timeout_s: The same for select_simulator, load_task, reset and verify.
+        max_snapshot_mb: Room for snapshots, all together, in megabytes.
+        snapshot_dir: Folder to keep snapshots in, where other servers find them too; memory by default.
     """
 
     port: int = 5555
@@ -65,11 +69,16 @@ class SimulatorServerOptions(TcpOptions):
     call_timeout_s: float = 60.0
     # Compiling a large scene takes seconds, a simulator that starts a game engine takes a minute or two.
     load_timeout_s: float = 300.0
+    # A snapshot of robosuite takes 0.1 to 0.3 MB.
+    max_snapshot_mb: float = 256.0
+    snapshot_dir: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_sessions < 1:
             raise ConfigurationError(f"max_sessions is {self.max_sessions}, expected at least 1")
+        if not self.max_snapshot_mb > 0:
+            raise ConfigurationError(f"max_snapshot_mb is {self.max_snapshot_mb}, expected more than 0")
         for name in ("call_timeout_s", "load_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(
@@ -110,6 +119,10 @@ class SimulatorServer:
                     f"simulator_python names {name!r}, which is no simulator here."
                     f"{nearest(name, simulators)} Known: {', '.join(sorted(simulators))}"
                 )
+        self.snapshots = SnapshotStore(
+            max_bytes=int(options.max_snapshot_mb * 1e6),
+            folder=None if options.snapshot_dir is None else Path(options.snapshot_dir),
+        )
         self.metrics = Metrics()
         self._tcp = TcpServer(options, lambda session: _SimulatorSession(self, session), self.metrics)
         self._changed = threading.Condition()  # guards what follows
@@ -218,6 +231,11 @@ class _SimulatorSession:
             "step": self._step,
             "step_chunk": self._step_chunk,
             "render": self._render,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+            "verify": self._verify,
+            "list_snapshots": lambda: ok(snapshots=server.snapshots.describe()),
+            "delete_snapshot": self._delete_snapshot,
             "get_info": self._get_info,
             "ping": lambda: ok(),
             "stats": lambda: ok(**server.metrics.snapshot()),
@@ -331,6 +349,36 @@ class _SimulatorSession:
         if not self._begun:
             raise NotReset("reset comes before render")
         return self._call("render", {"camera_name": camera_name}, self._options.call_timeout_s)
+
+    def _snapshot(self) -> dict[str, Any]:
+        self._require_episode()
+        answer = self._call("snapshot", {}, self._options.call_timeout_s)
+        payload = answer.read()["payload"]
+        return ok(snapshot_id=self._server.snapshots.put(payload), bytes=len(payload))
+
+    def _restore(self, snapshot_id: str) -> Answer:
+        self._require_task()
+        payload = self._server.snapshots.get(snapshot_id)
+        try:
+            answer = self._call("restore", {"payload": payload}, self._options.call_timeout_s)
+        except BackendError:  # any other error came before the first change
+            self._not_reset = "the last restore failed: reset or restore again"
+            raise
+        self._begun, self._not_reset = True, None
+        return answer
+
+    def _verify(self, snapshot_id: str, steps: int) -> Answer:
+        self._require_task()
+        payload = self._server.snapshots.get(snapshot_id)
+        try:
+            return self._call("verify", {"payload": payload, "steps": steps}, self._options.load_timeout_s)
+        except BackendError:
+            self._not_reset = "the last verify failed: reset or restore again"
+            raise
+
+    def _delete_snapshot(self, snapshot_id: str) -> dict[str, Any]:
+        self._server.snapshots.delete(snapshot_id)
+        return ok()
 
     def _get_info(self) -> dict[str, Any]:
         info = self._facts()

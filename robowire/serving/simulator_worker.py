@@ -30,6 +30,7 @@ from robowire.errors import BackendError, RequestError, RobowireError, Transport
 from robowire.meta import MetaAction
 from robowire.registry import Entry, load
 from robowire.serving.shared_memory import SharedMemory
+from robowire.serving.simulator_snapshots import fingerprint_of, first_difference, pack, restorable, unpack
 from robowire.specs import SimulatorSpec
 from robowire.transport import Connection
 from robowire.wire.encoding import encode, encode_frame
@@ -67,6 +68,8 @@ class SimulatorWorker:
         self._spec: SimulatorSpec | None = None
         self._meta = False  # whether observations leave as MetaObs
         self._steps = 0
+        self._begun = False  # whether there is an episode, running or over
+        self._fingerprint: dict[str, str] | None = None  # of the loaded task, once asked for
         self._calls: Mapping[str, Callable[..., dict[str, Any]]] = {
             "list_tasks": self._list_tasks,
             "load_task": self._load_task,
@@ -74,6 +77,9 @@ class SimulatorWorker:
             "step": self._step,
             "step_chunk": self._step_chunk,
             "render": self._render,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+            "verify": self._verify,
             "get_info": self._get_info,
         }
 
@@ -96,12 +102,13 @@ class SimulatorWorker:
 
     def _load_task(self, task_name: str, observation_format: str, **options: Any) -> dict[str, Any]:
         self._meta = observation_format == "meta"
+        self._begun, self._fingerprint = False, None
         self._spec = self._simulator.load_task(task_name, TaskOptions(**options))
         return self._spec.to_wire()
 
     def _reset(self, seed: int | None, init_state: int | None) -> dict[str, Any]:
         observation = self._simulator.reset(seed=seed, init_state=init_state)
-        self._steps = 0
+        self._steps, self._begun = 0, True
         return {"observation": self._outgoing(observation)}
 
     def _step(self, action: np.ndarray | MetaAction) -> dict[str, Any]:
@@ -129,6 +136,35 @@ class SimulatorWorker:
     def _render(self, camera_name: str | None) -> dict[str, Any]:
         return {"image": self._simulator.render(camera_name)}
 
+    def _snapshot(self) -> dict[str, Any]:
+        return {"payload": pack(restorable(self._simulator), self._own_fingerprint(), self._steps)}
+
+    def _restore(self, payload: bytes) -> dict[str, Any]:
+        state, steps = unpack(payload, self._own_fingerprint())
+        observation = restorable(self._simulator).restore_state(state)
+        self._steps, self._begun = steps, True
+        return {"observation": self._outgoing(observation)}
+
+    def _verify(self, payload: bytes, steps: int) -> dict[str, Any]:
+        simulator = restorable(self._simulator)
+        state, _ = unpack(payload, self._own_fingerprint())
+        action_dim = self._spec.action_dim if self._spec is not None else None
+        own = simulator.save_state() if self._begun else None
+        try:
+            compared, difference = first_difference(
+                simulator, state, action_dim=action_dim or 0, steps=steps
+            )
+        finally:
+            if own is not None:
+                simulator.restore_state(own)
+        return {"exact": difference is None, "steps": compared, "difference": difference}
+
+    def _own_fingerprint(self) -> dict[str, str]:
+        assert self._spec is not None, "load_task comes first"
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(restorable(self._simulator), self._spec)
+        return self._fingerprint
+
     def _get_info(self) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
@@ -146,7 +182,7 @@ class SimulatorWorker:
         return result
 
     def _advance_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
-        rewards = []
+        rewards: list[float] = []
         if isinstance(self._simulator, Chunked):
             rewards, result = self._simulator.step_chunk(actions)
             self._steps += len(rewards)

@@ -20,8 +20,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
     with refused(
         UnknownMethod,
         "no method is called 'load_tasks'. Did you mean 'load_task'? Known: hello, list_simulators, "
-        "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, get_info, ping, stats, "
-        "disconnect",
+        "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, snapshot, restore, verify, "
+        "list_snapshots, delete_snapshot, get_info, ping, stats, disconnect",
     ):
         check_params(Call("load_tasks"))
 

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robowire.contracts import TaskOptions
+from robowire.errors import ConfigurationError, Overloaded, SnapshotMismatch, SnapshotNotFound, UnknownMethod
+from robowire.fake_simulator import FakeSimulator
+from robowire.serving.simulator_snapshots import (
+    fingerprint_of,
+    first_difference,
+    pack,
+    restorable,
+    unpack,
+)
+from robowire.serving.snapshots import SnapshotStore
+from robowire.wire.encoding import encode
+
+DIGEST = hashlib.sha256(b"one").hexdigest()
+
+
+def says(error: type[Exception], message: str) -> Any:
+    return pytest.raises(error, match=f"^{re.escape(message)}$")
+
+
+@pytest.fixture(params=["memory", "folder"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> SnapshotStore:
+    return SnapshotStore(max_bytes=10, folder=tmp_path / "kept" if request.param == "folder" else None)
+
+
+# -- the store -----------------------------------------------------------------------------------------------
+
+
+def test_the_id_is_the_digest_of_the_bytes(store: SnapshotStore) -> None:
+    assert store.put(b"one") == DIGEST
+    assert store.get(DIGEST) == b"one"
+
+
+def test_equal_snapshots_take_room_once(store: SnapshotStore) -> None:
+    for _ in range(4):
+        store.put(b"12345678")
+    assert [entry["bytes"] for entry in store.describe()] == [8]
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_forgotten(store: SnapshotStore) -> None:
+    first = store.put(b"12345678")
+    with says(
+        Overloaded,
+        "a snapshot of 3 bytes does not fit: 1 take 8 of 10 bytes; delete_snapshot makes room, as does "
+        "max_snapshot_mb",
+    ):
+        store.put(b"one")
+    assert store.get(first) == b"12345678"
+    store.delete(first)
+    assert store.put(b"one") == DIGEST
+
+
+@pytest.mark.parametrize("snapshot_id", [DIGEST, "", "../secret", "x" * 64])
+def test_an_unknown_id_is_told(store: SnapshotStore, snapshot_id: str) -> None:
+    message = f"there is no snapshot {snapshot_id!r}: list_snapshots says which there are"
+    with says(SnapshotNotFound, message):
+        store.get(snapshot_id)
+    with says(SnapshotNotFound, message):
+        store.delete(snapshot_id)
+
+
+def test_a_list_says_what_each_one_is_of(store: SnapshotStore) -> None:
+    store = SnapshotStore(max_bytes=10_000, folder=store._folder)
+    snapshot = {"fingerprint": {"simulator": "fake", "task": "reach"}, "steps": 7}
+    payload = b"".join(bytes(buffer) for buffer in encode(snapshot))
+    snapshot_id = store.put(payload)
+    assert store.describe() == [
+        {
+            "snapshot_id": snapshot_id,
+            "bytes": len(payload),
+            "simulator": "fake",
+            "task": "reach",
+            "steps": 7,
+        }
+    ]
+
+
+def test_a_folder_outlives_its_store(tmp_path: Path) -> None:
+    snapshot_id = SnapshotStore(max_bytes=10, folder=tmp_path).put(b"one")
+    assert SnapshotStore(max_bytes=10, folder=tmp_path).get(snapshot_id) == b"one"
+    assert sorted(os.listdir(tmp_path)) == [f"{snapshot_id}.snapshot"]
+
+
+def test_a_damaged_file_is_not_restored(tmp_path: Path) -> None:
+    store = SnapshotStore(max_bytes=10, folder=tmp_path)
+    snapshot_id = store.put(b"one")
+    (tmp_path / f"{snapshot_id}.snapshot").write_bytes(b"two")
+    with says(SnapshotNotFound, f"snapshot {snapshot_id} was damaged on disk: delete it, and take another"):
+        store.get(snapshot_id)
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert SnapshotStore(max_bytes=10, folder=tmp_path).describe() == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"^snapshot_dir '.*/file/folder' cannot be used: "):
+        SnapshotStore(max_bytes=10, folder=tmp_path / "file" / "folder")
+
+
+# -- the snapshot --------------------------------------------------------------------------------------------
+
+
+def begun(**options: Any) -> tuple[FakeSimulator, dict[str, str]]:
+    simulator = FakeSimulator()
+    fingerprint = fingerprint_of(simulator, simulator.load_task("reach", TaskOptions(**options)))
+    simulator.reset(seed=1)
+    return simulator, fingerprint
+
+
+def test_a_snapshot_holds_the_state_and_the_count_of_steps() -> None:
+    simulator, fingerprint = begun()
+    state, steps = unpack(pack(simulator, fingerprint, 3), fingerprint)
+    assert steps == 3
+    assert state["goal"].tolist() == simulator.save_state()["goal"].tolist()
+
+
+def test_equal_states_give_equal_bytes() -> None:
+    assert pack(*begun(), 0) == pack(*begun(), 0)
+
+
+def test_a_snapshot_of_something_else_is_refused_with_every_difference() -> None:
+    payload = pack(*begun(horizon=9), 0)
+    _, here = begun(image_width=32)
+    with says(
+        SnapshotMismatch,
+        "the snapshot is of something else: image_width was 64 and is 32, max_episode_steps was 9 and is 50",
+    ):
+        unpack(payload, here)
+
+
+def test_another_version_is_something_else() -> None:
+    simulator, fingerprint = begun()
+    payload = pack(simulator, {**fingerprint, "numpy": "1.0"}, 0)
+    with says(
+        SnapshotMismatch,
+        f"the snapshot is of something else: numpy was 1.0 and is {np.__version__}",
+    ):
+        unpack(payload, fingerprint)
+
+
+@pytest.mark.parametrize("payload", [b"", b"cos\nsystem\n.", b"\x80\x05]."])
+def test_what_is_no_snapshot_is_refused(payload: bytes) -> None:
+    with pytest.raises(SnapshotMismatch, match=r"^this is no snapshot: "):
+        unpack(payload, {})
+
+
+def test_a_simulator_without_it_says_so() -> None:
+    class Plain:
+        pass
+
+    with says(UnknownMethod, "this simulator offers no snapshots: Plain saves no state"):
+        restorable(Plain())  # type: ignore[arg-type]
+
+
+class Forgetful(FakeSimulator):
+    """Leaves the generator as it is."""
+
+    def restore_state(self, state: Any) -> Any:
+        return super().restore_state({**state, "random": self._rng.bit_generator.state})
+
+
+def test_stepping_again_finds_no_difference() -> None:
+    simulator, _ = begun()
+    assert first_difference(simulator, simulator.save_state(), action_dim=3, steps=9) == (9, None)
+
+
+def test_stepping_again_names_what_differs_first() -> None:
+    simulator = Forgetful()
+    simulator.load_task("reach", TaskOptions())
+    simulator.reset(seed=1)
+    step, difference = first_difference(simulator, simulator.save_state(), action_dim=3, steps=9)
+    assert step == 0
+    assert difference is not None
+    assert difference.startswith("right after the restore: state.random.state.")

@@ -12,7 +12,6 @@ from robowire.contracts import Chunked, Simulator, StepResult, TaskOptions
 from robowire.registry import load
 
 # robosuite logs that it has no private macros with a method that Python no longer likes.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 ACTIONS = np.random.default_rng(5).uniform(-1, 1, (8, 7))

@@ -19,13 +19,16 @@ from robowire.registry import load
 from robowire.specs import SimulatorSpec
 
 # robosuite logs that it has no private macros with a method that Python no longer likes.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 64
 
-# For each simulator: a task, and two of its cameras.
-CASES = {"robosuite": ("Lift", ("agentview", "robot0_eye_in_hand"))}
+# For each case a simulator, a task and two of its cameras.
+CASES = {
+    "libero_object": ("libero", "libero_object/0", ("agentview", "robot0_eye_in_hand")),
+    "libero_spatial": ("libero", "libero_spatial/0", ("agentview", "robot0_eye_in_hand")),
+    "robosuite": ("robosuite", "Lift", ("agentview", "robot0_eye_in_hand")),
+}
 
 Loaded = tuple[Simulator, SimulatorSpec]
 Observation = Mapping[str, np.ndarray]
@@ -38,8 +41,20 @@ def make(name: str) -> Simulator:
 @pytest.fixture(scope="module", params=sorted(CASES))
 def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
     """A simulator with a task of small pictures, for tests that reset it."""
-    task, cameras = CASES[request.param]
-    simulator = make(request.param)
+    name, task, cameras = CASES[request.param]
+    if name == "libero":
+        request.getfixturevalue("libero_assets")
+    simulator = make(name)
+    options = TaskOptions(camera_names=cameras, image_height=HEIGHT, image_width=WIDTH)
+    yield simulator, simulator.load_task(task, options)
+    simulator.close()
+
+
+@pytest.fixture(scope="module")
+def lift() -> Iterator[Loaded]:
+    """The case of robosuite."""
+    _, task, cameras = CASES["robosuite"]
+    simulator = make("robosuite")
     options = TaskOptions(camera_names=cameras, image_height=HEIGHT, image_width=WIDTH)
     yield simulator, simulator.load_task(task, options)
     simulator.close()
@@ -70,6 +85,10 @@ def assert_same_bits(one: list[Observation], other: list[Observation]) -> None:
         assert before.keys() == after.keys()
         for name, value in before.items():
             assert value.tobytes() == after[name].tobytes(), name
+
+
+def test_every_simulator_in_the_table_is_tested() -> None:
+    assert {name for name, _, _ in CASES.values()} == SIMULATORS.keys()
 
 
 def test_tasks_are_listed_in_order_without_loading_one(loaded: Loaded) -> None:
@@ -201,16 +220,21 @@ def test_an_action_of_the_wrong_length_is_refused(loaded: Loaded) -> None:
     assert str(caught.value) == "the action is float64 (8,), expected numbers of shape (7,)"
 
 
-def test_an_unknown_task_is_not_found_and_the_nearest_is_named(loaded: Loaded) -> None:
-    with pytest.raises(
-        TaskNotFound, match=r"^robosuite has no task 'Lfit'\. Did you mean 'Lift'\? Known: Door, "
-    ):
+def test_an_unknown_task_is_not_found(loaded: Loaded) -> None:
+    with pytest.raises(TaskNotFound, match=r"^\w+ has no task 'Lfit'\."):
         loaded[0].load_task("Lfit", TaskOptions())
 
 
-def test_a_simulator_without_a_task_says_what_must_come_first() -> None:
+def test_a_seed_that_numpy_cannot_take_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        loaded[0].reset(seed=-1)
+    assert str(caught.value) == "seed is -1, expected 0 to 4294967295, which numpy's generator takes"
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_simulator_without_a_task_says_what_must_come_first(name: str) -> None:
     with pytest.raises(NoTaskLoaded, match=r"^load_task must come first$"):
-        make("robosuite").reset(seed=0)
+        make(name).reset(seed=0)
 
 
 # From here on: what robosuite alone has.
@@ -251,24 +275,25 @@ def test_tasks_for_two_arms_are_not_listed(robosuite: Simulator) -> None:
     assert [name for name in robosuite.list_tasks() if name.startswith("TwoArm")] == []
 
 
-def test_a_suite_or_an_initial_state_is_refused_where_there_are_none(loaded: Loaded) -> None:
+def test_a_suite_or_an_initial_state_is_refused_where_there_are_none(lift: Loaded) -> None:
     with pytest.raises(
         InvalidParams, match=r"^robosuite has no suites, so suite must be None, not 'spatial'$"
     ):
-        loaded[0].list_tasks("spatial")
+        lift[0].list_tasks("spatial")
     with pytest.raises(InvalidParams) as caught:
-        loaded[0].reset(init_state=3)
+        lift[0].reset(init_state=3)
     assert str(caught.value) == "robosuite numbers no initial states, so init_state must be None, not 3"
 
 
-def test_a_seed_that_numpy_cannot_take_is_refused(loaded: Loaded) -> None:
-    with pytest.raises(InvalidParams) as caught:
-        loaded[0].reset(seed=-1)
-    assert str(caught.value) == "seed is -1, expected 0 to 4294967295, which numpy's generator takes"
+def test_an_unknown_task_is_not_found_and_the_nearest_is_named(robosuite: Simulator) -> None:
+    with pytest.raises(
+        TaskNotFound, match=r"^robosuite has no task 'Lfit'\. Did you mean 'Lift'\? Known: Door, "
+    ):
+        robosuite.load_task("Lfit", TaskOptions())
 
 
-def test_lift_is_seen_upright_with_the_robot_above_the_cube_and_red_first(loaded: Loaded) -> None:
-    seen = loaded[0].to_meta_obs(loaded[0].reset(seed=0)).image
+def test_lift_is_seen_upright_with_the_robot_above_the_cube_and_red_first(lift: Loaded) -> None:
+    seen = lift[0].to_meta_obs(lift[0].reset(seed=0)).image
     assert seen is not None
     red, green, blue = seen[0].astype(int)
     # The camera looks at the robot from beyond the table: the white table fills the lower half, the robot and
@@ -280,15 +305,15 @@ def test_lift_is_seen_upright_with_the_robot_above_the_cube_and_red_first(loaded
     assert len(rows) < 60
 
 
-def test_a_picture_for_people_is_upright_and_large_enough_to_see(loaded: Loaded) -> None:
-    loaded[0].reset(seed=0)
-    picture = loaded[0].render("agentview").astype(int)
+def test_a_picture_for_people_is_upright_and_large_enough_to_see(lift: Loaded) -> None:
+    lift[0].reset(seed=0)
+    picture = lift[0].render("agentview").astype(int)
     assert picture.shape == (256, 256, 3)
     assert picture[-40:].mean() > 200 > picture[:30].mean()
 
 
 def test_without_cameras_there_are_no_pictures_and_the_same_physics(
-    loaded: Loaded, robosuite: Simulator
+    lift: Loaded, robosuite: Simulator
 ) -> None:
     spec = robosuite.load_task("Lift", TaskOptions(camera_names=()))
     assert (spec.camera_names, spec.image_height, spec.rendering) == ((), None, None)
@@ -296,7 +321,7 @@ def test_without_cameras_there_are_no_pictures_and_the_same_physics(
     assert robosuite.to_meta_obs(blind[-1]).image is None
     sighted = [
         {name: value for name, value in observation.items() if not name.endswith("_image")}
-        for observation in episode(loaded, seed=11)
+        for observation in episode(lift, seed=11)
     ]
     assert_same_bits(blind, sighted)
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from benchmark.robosuite.conventions import ARM_COMMANDS, gripper_opening, to_gripper_command, upright
-from benchmark.robosuite.expert import Disturbance, DisturbanceOptions, lift_action
+from benchmark.robosuite.expert import Disturbance, LiftExpert
 
 PANDA = {"closed": np.array([0.0, 0.0]), "opened": np.array([0.04, -0.04])}
-DOWN = np.array([1.0, 0.0, 0.0, 0.0])  # (x, y, z, w) of a hand that points down
-UNTURNED = np.array([0.0, 0.0, 0.0, 1.0])
 
 
-def seen(
-    *, hand: tuple[float, float, float], width: float = 0.08, cube_turn: float = 0.0
-) -> dict[str, np.ndarray]:
+def seen(*, hand: tuple[float, float, float]) -> dict[str, np.ndarray]:
     """Return an observation of Lift with the cube in the middle of the table."""
-    return {
-        "robot0_eef_pos": np.array(hand),
-        "robot0_eef_quat": DOWN,
-        "robot0_gripper_qpos": np.array([width / 2, -width / 2]),
-        "cube_pos": np.array([0.0, 0.0, 0.82]),
-        "cube_quat": np.array([0.0, 0.0, math.sin(cube_turn / 2), math.cos(cube_turn / 2)]),
-    }
+    return {"robot0_eef_pos": np.array(hand), "cube_pos": np.array([0.0, 0.0, 0.82])}
 
 
 def test_the_first_row_of_robosuites_picture_is_the_last_of_ours_and_columns_stay() -> None:
@@ -64,52 +52,42 @@ def test_every_controller_names_its_space_and_type() -> None:
 
 
 def test_the_expert_goes_to_the_cube_with_open_fingers() -> None:
-    action = lift_action(seen(hand=(-0.1, 0.0, 1.0)))
+    action = LiftExpert().action(seen(hand=(-0.1, 0.0, 1.0)))
     assert action[0] > 0
     assert action[2] < 0
     assert action[6] == 1.0
 
 
-def test_the_expert_closes_when_the_cube_is_between_its_fingers() -> None:
-    assert lift_action(seen(hand=(0.0, 0.0, 0.82)))[6] == 0.0
+def test_the_expert_stays_above_the_cube_until_it_is_over_it() -> None:
+    assert LiftExpert().action(seen(hand=(-0.03, 0.0, 0.85)))[2] > 0
+    assert LiftExpert().action(seen(hand=(0.0, 0.005, 0.85)))[2] < 0
 
 
-def test_the_expert_lifts_what_it_holds() -> None:
-    action = lift_action(seen(hand=(0.0, 0.0, 0.82), width=0.042))
-    assert action[2] > 0.5
-    assert action[6] == 0.0
+def test_the_expert_closes_its_fingers_around_the_cube_and_then_lifts() -> None:
+    expert = LiftExpert()
+    actions = np.stack([expert.action(seen(hand=(0.0, 0.0, 0.82))) for _ in range(7)])
+    assert actions[:, 6].tolist() == [0.0] * 7
+    assert actions[:, 2].tolist() == pytest.approx([0.0] * 6 + [0.6])
 
 
-def test_the_expert_rises_again_where_closed_fingers_would_hit_the_cube() -> None:
-    action = lift_action(seen(hand=(0.0, 0.0, 0.86), width=0.0))
-    assert action[2] > 0
-    assert action[6] == 1.0
-
-
-@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_the_expert_turns_to_the_nearest_face_of_the_cube(quarters: int) -> None:
-    spin = lift_action(seen(hand=(0.0, 0.0, 1.0), cube_turn=0.3 + quarters * math.pi / 2))[5]
-    assert spin == pytest.approx(0.3)
-
-
-def test_a_disturbance_strays_in_the_arm_and_leaves_the_gripper_alone() -> None:
-    disturbance = Disturbance(DisturbanceOptions(), seed=1)
+def test_a_disturbance_strays_in_the_hands_motion_and_leaves_the_rest_alone() -> None:
+    disturbance = Disturbance(1, noise=0.15, stray=0.3)
     action = np.array([0.5, 0, 0, 0, 0, 0, 1], np.float32)
     executed = np.stack([disturbance(action) for _ in range(50)])
-    assert np.all(executed[:, 6] == 1)
-    assert np.all(np.ptp(executed[:, :6], axis=0) > 0)
+    assert np.array_equal(executed[:, 3:], np.tile(action[3:], (50, 1)))
+    assert np.all(np.ptp(executed[:, :3], axis=0) > 0)
     assert np.abs(executed).max() <= 1
 
 
 def test_a_disturbance_repeats_with_its_seed() -> None:
     action = np.zeros(7, np.float32)
-    one, same = (Disturbance(DisturbanceOptions(), seed=5) for _ in range(2))
+    one, same = (Disturbance(5, noise=0.15, stray=0.3) for _ in range(2))
     assert np.array_equal(one.start(), same.start())
     assert all(np.array_equal(one(action), same(action)) for _ in range(20))
 
 
-def test_no_disturbance_means_the_experts_own_actions() -> None:
-    still = Disturbance(DisturbanceOptions(noise=0, push=0, start_share=0), seed=1)
+def test_one_episode_in_four_shows_the_experts_own_actions() -> None:
+    still = Disturbance(1_000_004, noise=0.15, stray=0.3)
     action = np.linspace(-1, 1, 7, dtype=np.float32)
     assert len(still.start()) == 0
     assert np.array_equal(still(action), action)

@@ -11,8 +11,6 @@ from benchmark.registry import SIMULATORS
 from robowire.contracts import Chunked, Simulator, StepResult, TaskOptions
 from robowire.registry import load
 
-# robosuite logs that it has no private macros with a method that Python no longer likes.
-
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 ACTIONS = np.random.default_rng(5).uniform(-1, 1, (8, 7))
 

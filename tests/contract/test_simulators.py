@@ -18,8 +18,6 @@ from robowire.meta import MetaAction
 from robowire.registry import load
 from robowire.specs import SimulatorSpec
 
-# robosuite logs that it has no private macros with a method that Python no longer likes.
-
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 64
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from robowire.async_controller import AsyncController, AsyncOptions
+from robowire.async_policy_client import AsyncPolicyClient
 from robowire.meta import MetaAction, MetaObs
 from robowire.policy_client import PolicyClient
 from robowire.simulator_client import SimulatorClient
 from robowire.version import __version__
 
-__all__ = ["MetaAction", "MetaObs", "PolicyClient", "SimulatorClient", "__version__"]
+__all__ = [
+    "AsyncController",
+    "AsyncOptions",
+    "AsyncPolicyClient",
+    "MetaAction",
+    "MetaObs",
+    "PolicyClient",
+    "SimulatorClient",
+    "__version__",
+]

@@ -77,7 +77,8 @@ class PolicyClient:
     It connects at the first request, or by :meth:`connect`. Servers that do not know ``hello`` are spoken to
     in the older form; they answer observations and :meth:`reset` only.
 
-    Not thread-safe: a session is one episode, so open a client for each thread. A second thread is refused.
+    Not thread-safe, but for :meth:`interrupt`: a session is one episode, so open a client for each thread. A
+    second thread is refused.
 
     Args:
         host: Name or address of the server.
@@ -153,6 +154,15 @@ class PolicyClient:
             self._answered = 0
             self._forget_chunk()
 
+    def interrupt(self) -> None:
+        """End the request that another thread waits for, as if the connection was lost.
+
+        It may be repeated as any lost one, so this is for clients with ``retries=0``.
+        """
+        connection = self._connection
+        if connection is not None:
+            connection.stop_reading()
+
     def __enter__(self) -> PolicyClient:
         self.connect()
         return self
@@ -177,7 +187,19 @@ class PolicyClient:
         Returns:
             float (chunk_size, action_dim); (chunk_size, B, action_dim) for a batch. A fresh array.
         """
-        return self._infer(obs).actions
+        return self.infer_chunk(obs).actions
+
+    def infer_chunk(self, obs: MetaObs) -> ActionChunk:
+        """Return the same actions as :meth:`infer`, with their ``ctrl_space`` and ``ctrl_type``."""
+        with self._one_thread():
+            reply = self._request(obs)
+            try:
+                chunk = _read_chunk(reply)
+            except RemoteProtocolError:
+                self._drop()
+                raise
+            self._answered += 1
+            return chunk
 
     def send_meta_obs(self, obs: MetaObs) -> list[Any]:
         """Return the next actions in the form this wire is documented with.
@@ -186,7 +208,7 @@ class PolicyClient:
             A list of :class:`MetaAction`, one for each step of the chunk. For a batch, a list over the chunk
             of object arrays (B,) of dicts with the fields of a MetaAction. All actions view one array.
         """
-        chunk = self._infer(obs)
+        chunk = self.infer_chunk(obs)
         if chunk.actions.ndim == 2:
             return [_record(chunk, action) for action in chunk.actions]
         steps = []
@@ -210,7 +232,7 @@ class PolicyClient:
         if t <= self._last_t:
             self._forget_chunk()
         if not len(self._cursor):
-            self._kept = self._infer(_at(obs, t))
+            self._kept = self.infer_chunk(_at(obs, t))
             self._cursor.put(self._kept.actions)
         self._last_t = t
         if return_all:
@@ -238,17 +260,6 @@ class PolicyClient:
 
         with self._one_thread():
             return self._with_retries(timed)
-
-    def _infer(self, obs: MetaObs) -> ActionChunk:
-        with self._one_thread():
-            reply = self._request(obs)
-            try:
-                chunk = _read_chunk(reply)
-            except RemoteProtocolError:
-                self._drop()
-                raise
-            self._answered += 1
-            return chunk
 
     def _request(self, value: Any) -> Any:
         buffers = encode_frame(value)  # before a connection is needed: what can't be encoded harms none

@@ -123,11 +123,11 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             shape = (self.task_spec.action_dim or 0,)
             low = np.broadcast_to(np.asarray(action_low, dtype=np.float32), shape)
             high = np.broadcast_to(np.asarray(action_high, dtype=np.float32), shape)
+            self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(self._boxes))
+            self.action_space = spaces.Box(low, high, dtype=np.float32)
         except BaseException:
             self.close()
             raise
-        self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(self._boxes))
-        self.action_space = spaces.Box(low, high, dtype=np.float32)
         self.metadata = {**self.metadata, "render_fps": self.task_spec.control_hz or 20}
 
     def reset(
@@ -137,30 +137,37 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
 
         Args:
             seed: Of the episode. Later ones without a seed are drawn from it, so that they repeat too.
-            options: ``{"init_state": 3}`` asks for a numbered initial state, where the simulator has them.
+            options: ``{"init_state": 3}`` asks for a numbered initial state, where the simulator has them;
+                ``{"snapshot_id": ...}`` goes to an instant that :meth:`save_snapshot` named, and the seed is
+                then for later episodes only.
 
         Returns:
-            The first observation, and ``{"seed": ...}``: the seed that the simulator was given.
+            The first observation, and ``{"seed": ...}``: the seed that the simulator was given, if it was.
         """
         self._require_open()
         super().reset(seed=seed)
-        unknown = set(options or {}) - {"init_state"}
-        if unknown:
-            raise ValueError(f"options has {', '.join(map(repr, sorted(unknown)))}, expected init_state only")
-        episode = {
-            "seed": int(self.np_random.integers(2**31)) if seed is None else int(seed),
-            "init_state": (options or {}).get("init_state"),
-        }
+        options = options or {}
+        if len(options) > 1 or not set(options) <= {"init_state", "snapshot_id"}:
+            raise ValueError(f"options is {options!r}, expected init_state or snapshot_id")
+        info = {}
+        if "snapshot_id" not in options:
+            info["seed"] = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+
+        def begin() -> Any:
+            if "snapshot_id" in options:
+                return self._client.restore(options["snapshot_id"])
+            return self._client.reset(info["seed"], options.get("init_state"))
+
         try:
-            observation = self._ask(lambda: self._client.reset(**episode)) if self._loaded else None
+            observation = self._ask(begin) if self._loaded else None
         except _SESSION_ENDED as exc:  # it may have died since the last step: a reset can be repeated
             logger.warning("%s is loaded anew: %s", self._task, exc)
             observation = None
         if observation is None:
             self._reload()
-            observation = self._ask(lambda: self._client.reset(**episode))
+            observation = self._ask(begin)
         self._not_reset = None
-        return self._fit(observation), {"seed": episode["seed"]}
+        return self._fit(observation), info
 
     def step(self, action: np.ndarray | MetaAction) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Execute one action.
@@ -169,9 +176,7 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             ResetNeeded: There is no episode: none was begun, or its session was lost.
             RobowireError: What :meth:`robowire.simulator_client.SimulatorClient.step` raises.
         """
-        self._require_open()
-        if self._not_reset is not None:
-            raise ResetNeeded(self._not_reset)
+        self._require_episode()
         result = self._ask(lambda: self._client.step(action))
         return (
             self._fit(result.observation),
@@ -180,6 +185,22 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             bool(result.truncated),
             result.info,
         )
+
+    def save_snapshot(self) -> str:
+        """Return the id of the episode's whole state, kept by the server for every session of this task."""
+        self._require_episode()
+        return self._ask(self._client.snapshot)
+
+    def restore_snapshot(self, snapshot_id: str) -> Observation:
+        """Go to that instant, from which the episode goes on bit for bit, and return its observation.
+
+        The same as ``reset(options={"snapshot_id": snapshot_id})``, which a RemoteVectorEnv takes too.
+
+        Raises:
+            SnapshotNotFound: The server has none of this id.
+            SnapshotMismatch: It is of another simulator, task, option, version or model.
+        """
+        return self.reset(options={"snapshot_id": snapshot_id})[0]
 
     def render(self) -> np.ndarray | None:
         """Return uint8 (height, width, 3), RGB, upright; ``None`` without a render mode."""
@@ -229,6 +250,11 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedEnvironmentError("this environment was closed: make a new one")
+
+    def _require_episode(self) -> None:
+        self._require_open()
+        if self._not_reset is not None:
+            raise ResetNeeded(self._not_reset)
 
 
 @dataclass

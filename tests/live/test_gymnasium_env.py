@@ -22,7 +22,14 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from robowire.errors import BackendError, ConfigurationError, ConnectFailed, Overloaded, TaskNotFound
+from robowire.errors import (
+    BackendError,
+    ConfigurationError,
+    ConnectFailed,
+    Overloaded,
+    SnapshotNotFound,
+    TaskNotFound,
+)
 from robowire.gateways.gymnasium_env import ENV_ID, RemoteEnv, RemoteVectorEnv
 from robowire.meta import MetaAction
 from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
@@ -115,7 +122,7 @@ def test_an_initial_state_is_asked_for_by_its_number(server: SimulatorServer) ->
     with closing(RemoteEnv(**of(server))) as env:
         goals = [env.reset(seed=seed, options={"init_state": 3})[0]["goal"].tolist() for seed in (1, 2)]
         assert goals[0] == goals[1]
-        with says(ValueError, "options has 'init_stat', expected init_state only"):
+        with says(ValueError, "options is {'init_stat': 3}, expected init_state or snapshot_id"):
             env.reset(options={"init_stat": 3})
 
 
@@ -137,6 +144,45 @@ def test_a_lost_simulator_is_an_error_and_the_next_reset_mends_it(server: Simula
         after, _ = env.reset(seed=1)
         assert data_equivalence(before, after, exact=True)
         env.step(STILL)
+
+
+def test_a_simulator_that_failed_is_not_trusted_again(server: SimulatorServer) -> None:
+    def pid() -> int:
+        number: int = env._client.get_info()["process"]["pid"]
+        return number
+
+    with closing(RemoteEnv(**of(server, "raise_in_step"))) as env:
+        env.reset()
+        before = pid()
+        with pytest.raises(BackendError):
+            env.step(STILL)
+        env.reset()
+        assert pid() != before
+
+
+def test_a_snapshot_is_an_instant_to_go_back_to(server: SimulatorServer) -> None:
+    with closing(RemoteEnv(**of(server))) as env:
+        with says(ResetNeeded, "reset comes before step"):
+            env.save_snapshot()
+        env.reset(seed=1)
+        here, *_ = env.step(STILL)
+        snapshot_id = env.save_snapshot()
+        ahead = env.step(STILL)
+        kill_simulator(env)  # it is the server that keeps it
+        assert data_equivalence(env.restore_snapshot(snapshot_id), here, exact=True)
+        assert data_equivalence(env.step(STILL), ahead, exact=True)
+        with pytest.raises(SnapshotNotFound):
+            env.restore_snapshot("0" * 64)
+
+
+def test_many_begin_where_one_was(server: SimulatorServer) -> None:
+    with closing(RemoteEnv(**of(server))) as env, closing(RemoteVectorEnv(3, **of(server))) as envs:
+        env.reset(seed=1)
+        ahead = env.step(STILL)[0]["position"].tolist()
+        observations, _ = envs.reset(options={"snapshot_id": env.save_snapshot()})
+        assert observations["position"].tolist() == [ahead] * 3
+        ahead = env.step(STILL)[0]["position"].tolist()
+        assert envs.step(np.zeros((3, 3)))[0]["position"].tolist() == [ahead] * 3
 
 
 def test_a_simulator_that_died_between_episodes_is_not_noticed(server: SimulatorServer) -> None:

@@ -215,9 +215,13 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._client.disconnect()
 
     def _load(self) -> SimulatorSpec:
-        self._client.connect()
-        self._client.select_simulator(self._simulator)
-        spec = self._client.load_task(self._task, **self._task_options)
+        try:
+            self._client.connect()
+            self._client.select_simulator(self._simulator)
+            spec = self._client.load_task(self._task, **self._task_options)
+        except BaseException:
+            self._client.disconnect()  # half a session would answer what is no answer to us
+            raise
         self._loaded = True
         return spec
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -336,13 +336,15 @@ def test_when_no_session_can_be_begun_it_raises() -> None:
 
 def test_a_session_without_a_place_waits_for_one() -> None:
     options = SimulatorServerOptions(drain_s=2, max_sessions=2)
-    with running_simulator_server(options) as server, closing(RemoteVectorEnv(2, **of(server))) as envs:
+    with running_simulator_server(options) as server, ExitStack() as closes:
+        envs = closes.enter_context(closing(RemoteVectorEnv(2, render_mode="rgb_array", **of(server))))
         envs.reset()
         envs.envs[1]._client.disconnect()  # as a lost connection leaves it
         with closing(RemoteEnv(**of(server))):
             for _ in range(3):
                 *_, truncations, infos = envs.step(np.zeros((2, 3)))
                 assert (truncations.tolist(), infos["alive"].tolist()) == ([False, True], [True, False])
+            assert [frame.any() for frame in envs.render()] == [True, False]  # the other one is black
         assert infos["session_lost"][1] == "all 2 simulator sessions are taken; try again later"
         *_, truncations, infos = envs.step(np.zeros((2, 3)))
         assert (truncations.tolist(), infos["alive"].tolist()) == ([False] * 2, [True] * 2)

@@ -306,16 +306,13 @@ class AsyncController:
         self.statistics.must_go_requests += must_go
         return self._in_flight
 
-    def deliver(
-        self, request: Request, chunk: ActionChunk, step: int, *, raw: np.ndarray | None = None
-    ) -> Delivery | None:
+    def deliver(self, request: Request, chunk: ActionChunk, step: int) -> Delivery | None:
         """Take the reply to a request.
 
         Args:
             request: What was answered.
             chunk: float (n, action_dim), kept, not copied.
             step: The control step it arrives in.
-            raw: The policy's own chunk, where ``chunk`` is not.
 
         Returns:
             What it changed; ``None`` where it is ignored, being of an earlier episode or older than a reply
@@ -335,7 +332,7 @@ class AsyncController:
         merge = self._queue.merge(request.timestep, actions, observed_at=request.step)
         self._answered = request.number
         self._longest_chunk = max(self._longest_chunk, len(actions))
-        self._raw = (request.timestep, chunk.actions if raw is None else raw)
+        self._raw = (request.timestep, chunk.actions if chunk.raw_actions is None else chunk.raw_actions)
         self._ctrl = (chunk.ctrl_space, chunk.ctrl_type)
         delay = step - request.step
         self._delays.append(delay)

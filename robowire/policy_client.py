@@ -190,7 +190,7 @@ class PolicyClient:
         return self.infer_chunk(obs).actions
 
     def infer_chunk(self, obs: MetaObs) -> ActionChunk:
-        """Return the same actions as :meth:`infer`, with their ``ctrl_space`` and ``ctrl_type``."""
+        """Return the same actions as :meth:`infer`, with what else the server said of them."""
         with self._one_thread():
             reply = self._request(obs)
             try:
@@ -413,8 +413,10 @@ def _read_chunk(reply: Any) -> ActionChunk:
         InternalError: The inference failed, and the server is too old to say why.
         RemoteProtocolError: These are no actions.
     """
+    raw = None
     if isinstance(reply, dict):
         actions, ctrl_space, ctrl_type = (reply.get(key) for key in ("actions", "ctrl_space", "ctrl_type"))
+        raw = reply.get("raw_actions")
     elif isinstance(reply, list) and not reply:
         raise InternalError("the server answered [], no actions: the inference failed, and its log says why")
     else:
@@ -435,7 +437,14 @@ def _read_chunk(reply: Any) -> ActionChunk:
             f"the actions in the reply are {actions.dtype} {actions.shape}, "
             "expected float (chunk_size, action_dim) or (chunk_size, B, action_dim)"
         )
-    return ActionChunk(actions, str(ctrl_space), str(ctrl_type))
+    if raw is not None and not (
+        isinstance(raw, np.ndarray) and raw.dtype.kind == "f" and raw.shape[1:] == actions.shape[1:]
+    ):
+        shape = raw.shape if isinstance(raw, np.ndarray) else type(raw).__name__
+        raise RemoteProtocolError(
+            f"the raw_actions in the reply are {shape}, beside actions of shape {actions.shape}"
+        )
+    return ActionChunk(actions, str(ctrl_space), str(ctrl_type), raw)
 
 
 def _stack(step: Any) -> np.ndarray:

@@ -70,10 +70,12 @@ class Inference:
     Attributes:
         actions: float32 (B, n, action_dim); n is the chunk's length, or 1 with temporal ensembling.
         infer_ms: Milliseconds the policy worked on the batch these were part of; waiting is not in it.
+        raw_actions: The policy's own chunks, where temporal ensembling made something else of them.
     """
 
     actions: np.ndarray
     infer_ms: float
+    raw_actions: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -156,11 +158,12 @@ class Dispatcher:
         # One row, the rule, needs no copy: (1, n, action_dim).
         chunks = [chunk for chunk, _ in answers]
         actions = chunks[0][np.newaxis] if len(chunks) == 1 else np.stack(chunks)
+        raw_actions = actions if self._options.temporal_agg else None
         if self._options.temporal_agg:
             timesteps = [int(np.asarray(observation.timestep).item()) for observation in observations]
             actions = session.episode.ensemble(timesteps, actions, k=ENSEMBLE_K)[:, np.newaxis]
         self._report(self._metrics.observe("infer", self._clock() - started))
-        return Inference(actions, max(seconds for _, seconds in answers) * 1e3)
+        return Inference(actions, max(seconds for _, seconds in answers) * 1e3, raw_actions)
 
     def close(self, *, timeout_s: float) -> None:
         """Take nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""

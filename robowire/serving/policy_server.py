@@ -214,13 +214,16 @@ class _PolicyHandler:
         timesteps = (
             np.array([[observation.timestep] for observation in request.observations]) if batch else None
         )
-        return ok(
+        reply = ok(
             actions=actions,
             ctrl_space=chunk.ctrl_space,
             ctrl_type=chunk.ctrl_type,
             timestep=request.observations[0].timestep if timesteps is None else timesteps,
             infer_ms=inference.infer_ms,
         )
+        if (raw := inference.raw_actions) is not None:
+            reply["raw_actions"] = raw.swapaxes(0, 1) if batch else raw[0]
+        return reply
 
     def _call(self, call: Call) -> dict[str, Any]:
         # Parameters are left alone: none of these has any, and a newer client may send some.

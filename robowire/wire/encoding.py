@@ -40,11 +40,14 @@ class ActionChunk:
             fields.
         ctrl_space: As in :class:`MetaAction`.
         ctrl_type: As in :class:`MetaAction`.
+        raw_actions: The policy's own chunk, (n, action_dim) or (n, B, action_dim), where ``actions`` is not.
+            It has no place in that list; replies of the chunk form carry it.
     """
 
     actions: np.ndarray
     ctrl_space: str
     ctrl_type: str
+    raw_actions: np.ndarray | None = None
 
 
 def encode(value: Any) -> list[Buffer]:

@@ -275,6 +275,45 @@ def test_with_temporal_ensembling_the_chunk_is_one_action_long() -> None:
         assert (info["chunk_size"], info["temporal_agg"]) == (1, True)
 
 
+def test_beside_an_ensembled_action_comes_the_policys_own_chunk() -> None:
+    options = PolicyServerOptions(temporal_agg=True)
+    with running_server(EchoPolicy(chunk_size=4), options) as server, RawClient(server.address) as client:
+        client.hello(reply="chunk")
+        replies = [client.ask(obs(v, v, v)) for v in (5.0, 1.0)]
+    np.testing.assert_array_equal(replies[1]["actions"], ensembled([5, 1])[1][np.newaxis])
+    np.testing.assert_array_equal(replies[1]["raw_actions"][:, 0], [1, 2, 3, 4])
+
+
+def test_beside_a_batchs_ensembled_actions_come_the_chunks_of_all_rows() -> None:
+    options = PolicyServerOptions(temporal_agg=True)
+    batch = MetaObs(state=np.arange(6, dtype=np.float32).reshape(2, 3), timestep=np.zeros((2, 1), np.int64))
+    with running_server(EchoPolicy(chunk_size=4), options) as server, RawClient(server.address) as client:
+        client.hello(reply="chunk")
+        reply = client.ask(batch)
+    assert (reply["actions"].shape, reply["raw_actions"].shape) == ((1, 2, 3), (4, 2, 3))
+    np.testing.assert_array_equal(reply["raw_actions"][0], batch.state)
+
+
+def test_a_chunk_that_is_the_policys_own_comes_once(client: RawClient) -> None:
+    client.hello(reply="chunk")
+    assert sorted(client.ask(obs(1, 2, 3))) == [
+        "actions",
+        "ctrl_space",
+        "ctrl_type",
+        "infer_ms",
+        "status",
+        "timestep",
+    ]
+
+
+def test_what_real_time_chunking_sends_is_left_alone_by_a_policy_that_cannot_inpaint(
+    client: RawClient,
+) -> None:
+    asked = obs(1, 2, 3)
+    vars(asked).update(prefix=np.zeros((2, 3), np.float32), delay=2)
+    np.testing.assert_array_equal(values(client.ask_pickled(asked))[0], [1, 2, 3])
+
+
 def test_several_clients_at_once_each_get_their_own_answers(server: PolicyServer) -> None:
     wrong: list[tuple[int, int]] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -390,7 +391,7 @@ def test_a_request_tells_what_the_raw_chunk_says_from_its_timestep_on() -> None:
 
 def test_the_policys_own_chunk_is_the_prefix_where_it_differs() -> None:
     controller = AsyncController()
-    controller.deliver(asked(controller, 0), chunk(1), 0, raw=chunk(7, 8).actions)
+    controller.deliver(asked(controller, 0), replace(chunk(1), raw_actions=chunk(7, 8).actions), 0)
     request = asked(controller, 0)
     assert request.prefix is not None
     np.testing.assert_array_equal(request.prefix[:, 0], [7, 8])

@@ -246,6 +246,14 @@ def test_a_simulator_port_is_refused_by_name() -> None:
     [
         ({**CHUNK, "actions": None}, "the actions in the reply are a NoneType, expected an array"),
         (
+            {**CHUNK, "raw_actions": np.zeros((4, 9), np.float32)},
+            "the raw_actions in the reply are (4, 9), beside actions of shape (4, 2)",
+        ),
+        (
+            {**CHUNK, "raw_actions": "none"},
+            "the raw_actions in the reply are str, beside actions of shape (4, 2)",
+        ),
+        (
             {**CHUNK, "actions": np.zeros(3, np.float32)},
             "the actions in the reply are float32 (3,), "
             "expected float (chunk_size, action_dim) or (chunk_size, B, action_dim)",

@@ -1,7 +1,8 @@
-"""Drive a simulator on a simulator server: one session, whose simulator lives and ends with its connection.
+"""Drive a simulator on a simulator server: one session, which outlives a connection that drops.
 
-Nothing is ever repeated. A new connection is a new session without a simulator, and a step that got no reply
-may have been executed: sent again, it would be executed twice.
+A request whose reply was lost is sent again over a new connection, under the same number: the server
+executes it once and repeats its reply. Where there is no such session, on an older server or without a
+simulator, nothing is repeated: a step that got no reply may have been executed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 from robowire.contracts import StepResult
 from robowire.errors import (
     ConfigurationError,
+    ConnectFailed,
     ConnectionLost,
     RemoteProtocolError,
     RequestError,
     RequestTimeout,
+    SessionNotFound,
     TransportError,
 )
 from robowire.specs import SimulatorSpec
@@ -34,13 +37,19 @@ if TYPE_CHECKING:
 
     from robowire.meta import MetaAction
 
-__all__ = ["ChunkResult", "SimulatorClient"]
+__all__ = ["ChunkResult", "ResumedSession", "SimulatorClient"]
 
 logger = logging.getLogger(__name__)
 
 # Saying goodbye lets the server free the simulator before we return; it does so by itself if we are in a
 # hurry.
 _GOODBYE_S = 5.0
+
+# Requests that change a session, which the server executes once under one number.
+_NUMBERED = ("reset", "step", "step_chunk", "restore", "fork")
+
+# Between attempts to come back: short enough not to be felt, and not to be a burden for a server that starts.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,21 @@ class ChunkResult:
     steps: int
 
 
+@dataclass(frozen=True)
+class ResumedSession:
+    """What a client that takes a session over must know.
+
+    Attributes:
+        simulator: The selected one.
+        spec: Of the loaded task; ``None`` where none is loaded.
+        observation: The last one, which the next action answers; ``None`` where there was no reset.
+    """
+
+    simulator: str
+    spec: SimulatorSpec | None
+    observation: Any
+
+
 class SimulatorClient:
     """A session with a simulator server. Needs numpy and nothing else.
 
@@ -75,9 +99,10 @@ class SimulatorClient:
             observation = simulator.reset(seed=0)
             result = simulator.step(action)  # the simulator's own, or a MetaAction
 
-    It connects at the first request, or by :meth:`connect`. After a failure of the network the session is
-    over, and every request says so until :meth:`connect` begins a new one. Not thread-safe: open a client for
-    each thread.
+    It connects at the first request, or by :meth:`connect`. Where the connection drops it comes back to its
+    session by itself. Where that fails, or a reply takes too long, the session is over for this client, and
+    every request says so until :meth:`connect` begins a new one or :meth:`resume` goes on with one. Not
+    thread-safe: open a client for each thread.
 
     Args:
         host: Name or address of the server.
@@ -86,6 +111,8 @@ class SimulatorClient:
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. The server
             has limits of its own and says which call it gave up on, so let this be longer than they are.
         token: Shown to the server, where it wants one.
+        reconnect_s: Seconds to try to come back to the session when the connection drops. 0 asks for a
+            session that ends with its connection.
         open_connection: Makes the connection; tests pass their own.
 
     Every method that asks the server raises:
@@ -105,33 +132,66 @@ class SimulatorClient:
         connect_timeout_s: float = 5.0,
         timeout_s: float = 330.0,
         token: str | None = None,
+        reconnect_s: float = 30.0,
         open_connection: Callable[..., Connection] = Connection.connect,
     ) -> None:
         for name, value in (("connect_timeout_s", connect_timeout_s), ("timeout_s", timeout_s)):
             if value <= 0:
                 raise ValueError(f"{name} is {value!r}, expected a positive number of seconds")
+        if reconnect_s < 0:
+            raise ValueError(f"reconnect_s is {reconnect_s!r}, expected 0 or more seconds")
         self.host = host
         self.port = port
+        self._reconnect_s = reconnect_s
         self._connect_timeout_s = connect_timeout_s
         self._timeout_s = timeout_s
         self._token = token
         self._open_connection = open_connection
         self._connection: Connection | None = None
         self._over: str | None = None  # why the session ended; None before the first and while it lasts
+        self._session_token: str | None = None  # what a connection shows to go on with the session
+        self._number = 0  # of the last request that the server may have executed
 
     # -- the session
     # --------------------------------------------------------------------------------------------
+
+    @property
+    def session_token(self) -> str | None:
+        """What another client shows to :meth:`resume` this session; ``None`` where there is no simulator."""
+        return self._session_token
 
     def connect(self) -> None:
         """Begin a session, unless there is one already."""
         if self._connection is not None:
             return
+        self._session_token, self._number = None, 0
+        self._connection, self._over = self._greet(), None
+
+    def resume(self, session_token: str) -> ResumedSession:
+        """Go on with a session that another connection left behind, or that :meth:`fork` made.
+
+        Raises:
+            SessionNotFound: It ended, or never was.
+            SimulatorAlreadySelected: This client's own session has a simulator.
+        """
+        self.connect()
+        reply = self._resume(session_token)
+        spec, last = reply["spec"], reply["last"]
+        return ResumedSession(
+            reply["simulator"],
+            None if spec is None else SimulatorSpec.from_wire(spec),
+            None if last is None else last["observation"],
+        )
+
+    def _greet(self) -> Connection:
+        """Return a new connection that has said hello."""
         connection = self._open_connection(self.host, self.port, timeout_s=self._connect_timeout_s)
         try:
             hello: dict[str, Any] = {
                 "method": "hello",
                 "protocol_version": PROTOCOL_VERSION,
                 "client": f"robowire {__version__}",
+                "resumable": self._reconnect_s > 0,
             }
             if self._token is not None:
                 hello["token"] = self._token
@@ -146,8 +206,16 @@ class SimulatorClient:
         except BaseException:
             connection.close()
             raise
-        self._connection, self._over = connection, None
         logger.info("connected to %s:%d, session %s", self.host, self.port, reply.get("session"))
+        return connection
+
+    def _resume(self, session_token: str) -> dict[str, Any]:
+        reply = self._exchange("resume", {"token": session_token}, timeout_s=self._timeout_s)
+        for name in ("simulator", "token", "number", "spec", "last"):
+            self._field(reply, name)
+        self._session_token = session_token
+        self._number = max(self._number, reply["number"])
+        return reply
 
     def disconnect(self) -> None:
         """End the session; its simulator is freed. May be called twice."""
@@ -158,6 +226,7 @@ class SimulatorClient:
         except (TransportError, RequestError, RemoteProtocolError) as exc:
             logger.debug("%s:%d did not say goodbye: %s", self.host, self.port, exc)
         self._end("it was disconnected")
+        self._session_token = None
 
     def __enter__(self) -> SimulatorClient:
         self.connect()
@@ -177,7 +246,7 @@ class SimulatorClient:
 
     def select_simulator(self, name: str) -> None:
         """Start a simulator for this session, in a process of its own on the server's machine."""
-        self._call("select_simulator", simulator=name)
+        self._session_token = self._call("select_simulator", simulator=name).get("token")
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the names :meth:`load_task` takes; of one suite, where the simulator has suites."""
@@ -289,6 +358,13 @@ class SimulatorClient:
         difference: str | None = self._field(reply, "difference")
         return difference
 
+    def fork(self, snapshot_id: str, n: int) -> list[str]:
+        """Return the tokens of n new sessions at that instant, each with a simulator of its own.
+
+        Clients go on with them by :meth:`resume`, within the server's ``session_timeout_s``.
+        """
+        return list(self._field(self._call("fork", snapshot_id=snapshot_id, n=n), "tokens"))
+
     def list_snapshots(self) -> list[dict[str, Any]]:
         """Return ``snapshot_id``, ``bytes``, ``simulator``, ``task``, ``steps`` of all the server keeps."""
         return list(self._field(self._call("list_snapshots"), "snapshots"))
@@ -316,7 +392,37 @@ class SimulatorClient:
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         self._require_session()
-        return self._exchange(method, params, timeout_s=self._timeout_s)
+        if method in _NUMBERED and self._session_token is not None:
+            self._number += 1
+            params["number"] = self._number
+        try:
+            return self._exchange(method, params, timeout_s=self._timeout_s)
+        except ConnectionLost as exc:
+            if self._session_token is None or self._reconnect_s == 0:
+                raise
+            return self._go_on(method, params, exc)
+
+    def _go_on(self, method: str, params: dict[str, Any], lost: ConnectionLost) -> dict[str, Any]:
+        """Come back to the session and ask again what got no reply."""
+        assert self._session_token is not None
+        deadline, pause = time.monotonic() + self._reconnect_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                self._connection, self._over = self._greet(), None
+                self._resume(self._session_token)
+                logger.warning("came back to the session with %s:%d: %s", self.host, self.port, lost)
+                return self._exchange(method, params, timeout_s=self._timeout_s)
+            except (ConnectFailed, ConnectionLost) as exc:
+                if time.monotonic() + pause > deadline:
+                    self._end("the connection was lost")
+                    raise ConnectionLost(
+                        f"{lost}; coming back failed for {self._reconnect_s:g} s: {exc}"
+                    ) from exc
+            except SessionNotFound as exc:
+                self._end("it ended while the connection was lost")
+                raise ConnectionLost(f"{lost}; meanwhile the session ended: {exc}") from exc
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _require_session(self) -> None:
         if self._over is not None:
@@ -348,7 +454,8 @@ class SimulatorClient:
     def _end(self, reason: str) -> None:
         if self._connection is not None:
             self._connection.close()
-            self._connection, self._over = None, reason
+            self._connection = None
+        self._over = reason
 
     def _field(self, reply: dict[str, Any], name: str) -> Any:
         if name not in reply:

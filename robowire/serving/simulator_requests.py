@@ -12,7 +12,7 @@ from robowire.meta import MetaAction
 from robowire.registry import nearest
 from robowire.wire.messages import Call
 
-__all__ = ["METHODS", "check_action", "check_actions", "check_params"]
+__all__ = ["METHODS", "NUMBERED", "check_action", "check_actions", "check_params", "take_number"]
 
 # A camera list longer than this is no camera list.
 _MAX_CAMERAS = 64
@@ -106,11 +106,34 @@ METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
     "verify": {"snapshot_id": (_text, _REQUIRED), "steps": (_count, 50)},
     "list_snapshots": {},
     "delete_snapshot": {"snapshot_id": (_text, _REQUIRED)},
+    "fork": {"snapshot_id": (_text, _REQUIRED), "n": (_count, _REQUIRED)},
+    "resume": {"token": (_text, _REQUIRED)},
+    "renew": {},
     "get_info": {},
     "ping": {},
     "stats": {},
     "disconnect": {},
 }
+
+
+# Requests that change a session, which a client may number so that each is executed once.
+NUMBERED = ("reset", "step", "step_chunk", "restore", "fork")
+
+
+def take_number(call: Call) -> tuple[Call, int | None]:
+    """Return the call without its ``number``, and the number, which only some methods take.
+
+    Raises:
+        InvalidParams: It is no number.
+    """
+    number = call.params.get("number")
+    if call.method not in NUMBERED or number is None:
+        return call, None
+    try:
+        checked = _count(number)
+    except TypeError as exc:
+        raise InvalidParams(f"number is {number!r}"[:150] + f", expected {exc}") from None
+    return Call(call.method, {name: v for name, v in call.params.items() if name != "number"}), checked
 
 
 def check_params(call: Call) -> dict[str, Any]:

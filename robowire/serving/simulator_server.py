@@ -1,12 +1,14 @@
-"""What the simulator port answers: calls are put in order, and a process of each session does the work."""
+"""The simulator port: which connection speaks for which session, and how all of them end."""
 
 from __future__ import annotations
 
+import hmac
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -14,26 +16,23 @@ from typing import Any
 
 from robowire.contracts import TaskOptions
 from robowire.errors import (
-    BackendError,
     ConfigurationError,
     InvalidParams,
-    NoSimulatorSelected,
-    NoTaskLoaded,
-    NotReset,
     Overloaded,
     RequestError,
+    SessionNotFound,
+    ShuttingDown,
     SimulatorAlreadySelected,
-    UnknownSimulator,
 )
 from robowire.registry import Entry, nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
-from robowire.serving.simulator_process import Answer, SimulatorProcess
-from robowire.serving.simulator_requests import check_action, check_actions, check_params
+from robowire.serving.simulator_process import SimulatorProcess
+from robowire.serving.simulator_requests import check_params, take_number
+from robowire.serving.simulator_sessions import SimulatorSession
 from robowire.serving.snapshots import SnapshotStore
 from robowire.serving.tcp import TcpOptions, TcpServer
 from robowire.serving.text import answer_line
-from robowire.specs import SimulatorSpec
 from robowire.version import __version__
 from robowire.wire.encoding import Buffer, encode_frame
 from robowire.wire.framing import frame_header
@@ -53,7 +52,8 @@ class SimulatorServerOptions(TcpOptions):
     """Every option of a simulator server but the simulators and how tasks are built.
 
     Attributes:
-        session_timeout_s: Seconds without a request after which a session and its simulator are ended.
+        session_timeout_s: Seconds without a request after which a session and its simulator are ended,
+            whether its client is connected or may come back.
         max_sessions: Simulators at one time; the next select_simulator is told "overloaded".
         call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
         load_timeout_s: The same for select_simulator, load_task, reset and verify.
@@ -124,20 +124,18 @@ class SimulatorServer:
             folder=None if options.snapshot_dir is None else Path(options.snapshot_dir),
         )
         self.metrics = Metrics()
-        self._tcp = TcpServer(options, lambda session: _SimulatorSession(self, session), self.metrics)
+        self._tcp = TcpServer(options, lambda session: _Connection(self, session), self.metrics)
         self._changed = threading.Condition()  # guards what follows
-        self._running: set[_SimulatorSession] = set()
+        self._running: set[SimulatorSession] = set()
         self._closing = False
+        self._watch: threading.Thread | None = None  # ends sessions that nobody came back to
+        # Linux ends a simulator's process with the thread that started it, and sessions outlive connections.
+        self._starter = ThreadPoolExecutor(1, "starter")
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port it listens on."""
         return self._tcp.address
-
-    @property
-    def closing(self) -> bool:
-        """Whether every simulator process is to be killed."""
-        return self._closing
 
     def __enter__(self) -> SimulatorServer:
         self._tcp.__enter__()
@@ -167,7 +165,7 @@ class SimulatorServer:
         """Tell :meth:`serve_forever` to end. May be called in a signal handler."""
         self._tcp.stop()
 
-    def enter(self, session: _SimulatorSession) -> None:
+    def enter(self, session: SimulatorSession) -> None:
         """Give a session one of the places for simulators.
 
         Raises:
@@ -180,20 +178,119 @@ class SimulatorServer:
                 )
             self._running.add(session)
 
-    def leave(self, session: _SimulatorSession) -> None:
+    def leave(self, session: SimulatorSession) -> None:
         """Take the place back, if it has one."""
         with self._changed:
             self._running.discard(session)
             self._changed.notify_all()
 
-    def _kill_all(self) -> None:
-        """End the simulators of requests that did not finish within the drain."""
-        self._closing = True  # before the round below: a process that is just being started sees it
+    def start_process(
+        self, name: str, *, label: str, client_has_left: Callable[[], bool]
+    ) -> SimulatorProcess:
+        """Return a new process of a simulator, which lives until it is closed or the server ends.
+
+        Raises:
+            BackendError: It cannot be started.
+            ShuttingDown: The server has ended.
+        """
+        try:
+            process = self._starter.submit(
+                SimulatorProcess,
+                name,
+                self.simulators[name],
+                label=label,
+                python=self.pythons.get(name, sys.executable),
+                client_has_left=client_has_left,
+            ).result()
+        except RuntimeError as exc:  # the executor was shut down
+            raise ShuttingDown("the server shuts down and starts no simulators") from exc
+        if self._closing:
+            process.kill()
+        return process
+
+    def detach(self, session: SimulatorSession) -> bool:
+        """Keep a session until its deadline, for a connection that shows its token; its lock is held.
+
+        Returns:
+            Whether it may be kept. One that may not is the caller's to close.
+        """
+        with self._changed:
+            if (
+                self._closing
+                or session.token is None
+                or not session.selected
+                or session.deadline <= time.monotonic()
+            ):
+                return False
+            session.owner = None
+            if self._watch is None:
+                self._watch = threading.Thread(target=self._end_forgotten, name="watch", daemon=True)
+                self._watch.start()
+            self._changed.notify_all()
+        return True
+
+    def find(self, token: str) -> SimulatorSession:
+        """Return the session of a token.
+
+        Raises:
+            SessionNotFound: There is none, or no longer.
+        """
         with self._changed:
             for session in self._running:
+                if session.token is not None and hmac.compare_digest(session.token.encode(), token.encode()):
+                    return session
+        raise SessionNotFound(
+            "no session has this token: it ended, or nothing was asked of it for "
+            f"{self.options.session_timeout_s:g} s"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``get_info`` says of the server."""
+        return {
+            "server": "simulator",
+            "version": __version__,
+            "protocol_version": PROTOCOL_VERSION,
+            "simulators": sorted(self.simulators),
+            "max_sessions": self.options.max_sessions,
+            "session_timeout_s": self.options.session_timeout_s,
+            "call_timeout_s": self.options.call_timeout_s,
+            "load_timeout_s": self.options.load_timeout_s,
+        }
+
+    def _end_forgotten(self) -> None:
+        """Be the thread that ends sessions without a connection when their time is up."""
+        while True:
+            with self._changed:
+                if self._closing:
+                    return
+                waiting = [session for session in self._running if session.owner is None]
+                session = min(waiting, key=lambda session: session.deadline, default=None)
+                left = None if session is None else session.deadline - time.monotonic()
+                if session is None or (left is not None and left > 0):
+                    self._changed.wait(left)
+                    continue
+            with session.lock:
+                if session.owner is None and session.deadline <= time.monotonic():
+                    logger.info("a session that nobody came back to ends")
+                    session.close()
+
+    def _kill_all(self) -> None:
+        """End the simulators of requests that did not finish within the drain, and of sessions that wait."""
+        with self._changed:
+            self._closing = True  # before the round below: a process that is just being started sees it
+            for session in self._running:
                 session.kill()
+            waiting = [session for session in self._running if session.owner is None]
+            self._changed.notify_all()
+        for session in waiting:
+            with session.lock:
+                session.close()
+        with self._changed:
             if not self._changed.wait_for(lambda: not self._running, timeout=_REAPING_S):
                 logger.warning("%d simulator sessions did not end", len(self._running))
+        self._starter.shutdown()
+        if self._watch is not None:
+            self._watch.join()
 
 
 def _checked(task: TaskOptions) -> TaskOptions:
@@ -210,40 +307,24 @@ def _checked(task: TaskOptions) -> TaskOptions:
     return TaskOptions(**{name: checked[name] for name in options})
 
 
-class _SimulatorSession:
-    """What one connection selected, loaded and reset. Its thread calls it, but for :meth:`kill`."""
+class _Connection:
+    """What one connection asks: of the server, or of its session."""
 
     def __init__(self, server: SimulatorServer, session: Session) -> None:
         self._server = server
         self._session = session
-        self._options = server.options
-        self._name: str | None = None  # the selected simulator
-        self._process: SimulatorProcess | None = None  # its process, which may have died
-        self._spec: SimulatorSpec | None = None  # of the loaded task
-        self._begun = False  # whether the task was reset since it was loaded
-        self._not_reset: str | None = None  # why there is no episode to step in; None while there is one
-        self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = {
+        self._simulation = SimulatorSession(server, str(session), session.has_left)
+        self._simulation.owner = self
+        self._methods: Mapping[str, Callable[..., dict[str, Any]]] = {
             "list_simulators": self._list_simulators,
-            "select_simulator": self._select_simulator,
-            "list_tasks": self._list_tasks,
-            "load_task": self._load_task,
-            "reset": self._reset,
-            "step": self._step,
-            "step_chunk": self._step_chunk,
-            "render": self._render,
-            "snapshot": self._snapshot,
-            "restore": self._restore,
-            "verify": self._verify,
             "list_snapshots": lambda: ok(snapshots=server.snapshots.describe()),
             "delete_snapshot": self._delete_snapshot,
+            "resume": self._resume,
             "get_info": self._get_info,
+            "renew": lambda: ok(session_timeout_s=server.options.session_timeout_s),
             "ping": lambda: ok(),
             "stats": lambda: ok(**server.metrics.snapshot()),
-            "disconnect": self._disconnect,
         }
-
-    # -- the connection
-    # -----------------------------------------------------------------------------------------
 
     def payload(self, payload: bytearray) -> Sequence[Buffer]:
         """Return the frame that answers one request."""
@@ -251,42 +332,50 @@ class _SimulatorSession:
         started = time.monotonic()
         try:
             call = parse_call(value)
-            if call.method == "hello":
-                reply: dict[str, Any] | Answer = self._session.hello(
-                    call.params, server="simulator", auth_token=self._options.auth_token
-                )
-            else:
-                self._session.admit()
-                params = check_params(call)  # and the method
-                reply = self._methods[call.method](**params)
+            reply = self._answer(call)
         except RequestError as exc:
             self._server.metrics.error(exc.error_type)
             logger.debug("%s: %s: %s", self._session, exc.error_type, exc)
             return encode_frame(error_reply(exc))
+        finally:
+            if self._simulation.owner is self:
+                self._simulation.touch()
         self._server.metrics.observe(call.method, time.monotonic() - started)
-        if isinstance(reply, Answer):
-            return [frame_header(len(reply.payload)), reply.payload]
-        return encode_frame(reply)
+        if isinstance(reply, dict):
+            return encode_frame(reply)
+        return [frame_header(len(reply)), reply]
 
     def line(self, line: str) -> bytes:
         """Return the line that answers a line of text."""
         return answer_line(line, self._session, self._server.metrics, self._facts)
 
     def close(self) -> None:
-        """End the simulator."""
-        if self._process is not None:
-            self._process.close()
-        self._name = self._process = self._spec = None
-        self._server.leave(self)
+        """End the session, or let it wait for another connection."""
+        if self._simulation.owner is not self:
+            return  # another connection has it, and may be busy with it
+        with self._simulation.lock:
+            if self._simulation.owner is self and not self._server.detach(self._simulation):
+                self._simulation.close()
 
-    def kill(self) -> None:
-        """End the simulator at once, from another thread."""
-        process = self._process
-        if process is not None:
-            process.kill()
+    def _answer(self, call: Call) -> dict[str, Any] | Buffer:
+        if call.method == "hello":
+            reply = self._session.hello(
+                call.params, server="simulator", auth_token=self._server.options.auth_token
+            )
+            self._simulation.resumable = call.params.get("resumable") is True
+            return reply
+        self._session.admit()
+        call, number = take_number(call)
+        params = check_params(call)  # and the method
+        if call.method in self._methods:
+            return self._methods[call.method](**params)
+        with self._simulation.lock:
+            self._require_ours()
+            return self._simulation.execute(call.method, params, number)
 
-    # -- the methods
-    # --------------------------------------------------------------------------------------------
+    def _require_ours(self) -> None:
+        if self._simulation.owner is not self:
+            raise SessionNotFound("another connection resumed this session")
 
     def _list_simulators(self) -> dict[str, Any]:
         return ok(
@@ -294,170 +383,27 @@ class _SimulatorSession:
             summaries={name: entry.summary for name, entry in self._server.simulators.items()},
         )
 
-    def _select_simulator(self, simulator: str) -> dict[str, Any]:
-        if self._name is not None:
-            raise SimulatorAlreadySelected(
-                f"this session runs {self._name!r} already: open another connection, or disconnect first"
-            )
-        known = self._server.simulators
-        if simulator not in known:
-            raise UnknownSimulator(
-                f"no simulator is called {simulator!r}."[:200]
-                + f"{nearest(simulator[:100], known)} Known: {', '.join(sorted(known))}"
-            )
-        self._server.enter(self)
-        try:
-            self._start(simulator)
-        except BaseException:
-            self.close()
-            raise
-        self._name = simulator
-        return ok(simulator=simulator)
-
-    def _list_tasks(self, suite: str | None) -> Answer:
-        self._ensure_alive()
-        return self._call("list_tasks", {"suite": suite}, self._options.load_timeout_s)
-
-    def _load_task(self, task_name: str, observation_format: str, **requested: Any) -> Answer:
-        self._ensure_alive()
-        params = {"task_name": task_name, "observation_format": observation_format}
-        for option in fields(TaskOptions):
-            asked = requested[option.name]
-            params[option.name] = getattr(self._server.task, option.name) if asked is None else asked
-        self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
-        answer = self._call("load_task", params, self._options.load_timeout_s)
-        self._spec = SimulatorSpec.from_wire(answer.read())
-        return answer
-
-    def _reset(self, seed: int | None, init_state: int | None) -> Answer:
-        self._require_task()
-        self._not_reset = "the last reset failed: reset again"
-        answer = self._call("reset", {"seed": seed, "init_state": init_state}, self._options.load_timeout_s)
-        self._begun, self._not_reset = True, None
-        return answer
-
-    def _step(self, action: Any) -> Answer:
-        spec = self._require_episode()
-        return self._advance("step", {"action": check_action(action, spec.action_dim)})
-
-    def _step_chunk(self, actions: Any) -> Answer:
-        spec = self._require_episode()
-        return self._advance("step_chunk", {"actions": check_actions(actions, spec.action_dim)})
-
-    def _render(self, camera_name: str | None) -> Answer:
-        self._require_task()
-        if not self._begun:
-            raise NotReset("reset comes before render")
-        return self._call("render", {"camera_name": camera_name}, self._options.call_timeout_s)
-
-    def _snapshot(self) -> dict[str, Any]:
-        self._require_episode()
-        answer = self._call("snapshot", {}, self._options.call_timeout_s)
-        payload = answer.read()["payload"]
-        return ok(snapshot_id=self._server.snapshots.put(payload), bytes=len(payload))
-
-    def _restore(self, snapshot_id: str) -> Answer:
-        self._require_task()
-        payload = self._server.snapshots.get(snapshot_id)
-        try:
-            answer = self._call("restore", {"payload": payload}, self._options.call_timeout_s)
-        except BackendError:  # any other error came before the first change
-            self._not_reset = "the last restore failed: reset or restore again"
-            raise
-        self._begun, self._not_reset = True, None
-        return answer
-
-    def _verify(self, snapshot_id: str, steps: int) -> Answer:
-        self._require_task()
-        payload = self._server.snapshots.get(snapshot_id)
-        try:
-            return self._call("verify", {"payload": payload, "steps": steps}, self._options.load_timeout_s)
-        except BackendError:
-            self._not_reset = "the last verify failed: reset or restore again"
-            raise
-
     def _delete_snapshot(self, snapshot_id: str) -> dict[str, Any]:
         self._server.snapshots.delete(snapshot_id)
         return ok()
 
+    def _resume(self, token: str) -> dict[str, Any]:
+        if self._simulation.selected:
+            raise SimulatorAlreadySelected(
+                "this session runs a simulator already: open another connection, or disconnect first"
+            )
+        simulation = self._server.find(token)
+        with simulation.lock:  # after the request that another connection left behind
+            if simulation.token != token:
+                raise SessionNotFound("the session of this token has just ended")
+            simulation.owner = self
+            self._simulation = simulation
+            return ok(**simulation.describe())
+
     def _get_info(self) -> dict[str, Any]:
-        info = self._facts()
-        if self._spec is not None:
-            answer = self._call("get_info", {}, self._options.call_timeout_s)
-            info.update(self._spec.to_wire())
-            info["process"] = {key: value for key, value in answer.read().items() if key != "status"}
-        return ok(**info)
-
-    def _disconnect(self) -> dict[str, Any]:
-        self.close()
-        return ok()
-
-    # -- what they share
-    # ----------------------------------------------------------------------------------------
+        with self._simulation.lock:
+            self._require_ours()
+            return ok(**self._facts(), **self._simulation.info())
 
     def _facts(self) -> dict[str, Any]:
-        return {
-            "server": "simulator",
-            "version": __version__,
-            "protocol_version": PROTOCOL_VERSION,
-            "session": self._session.id,
-            "simulators": sorted(self._server.simulators),
-            "simulator": self._name,
-            "task": None,
-            "max_sessions": self._options.max_sessions,
-            "session_timeout_s": self._options.session_timeout_s,
-            "call_timeout_s": self._options.call_timeout_s,
-            "load_timeout_s": self._options.load_timeout_s,
-        }
-
-    def _start(self, name: str) -> None:
-        self._process = SimulatorProcess(
-            name,
-            self._server.simulators[name],
-            label=str(self._session),
-            python=self._server.pythons.get(name, sys.executable),
-            client_has_left=self._session.has_left,
-        )
-        if self._server.closing:
-            self._process.kill()
-        self._process.wait_until_ready(timeout_s=self._options.load_timeout_s)
-
-    def _ensure_alive(self) -> None:
-        """Start a new process in the place of one that died."""
-        if self._name is None or self._process is None:
-            raise NoSimulatorSelected("select_simulator comes first")
-        if self._process.end is not None:
-            self._start(self._name)
-
-    def _require_task(self) -> SimulatorSpec:
-        if self._process is None:
-            raise NoSimulatorSelected("select_simulator comes first")
-        self._process.require_alive()
-        if self._spec is None:
-            raise NoTaskLoaded("load_task comes first")
-        return self._spec
-
-    def _require_episode(self) -> SimulatorSpec:
-        spec = self._require_task()
-        if self._not_reset is not None:
-            raise NotReset(self._not_reset)
-        return spec
-
-    def _advance(self, method: str, params: Mapping[str, Any]) -> Answer:
-        try:
-            answer = self._call(method, params, self._options.call_timeout_s)
-        except BackendError:  # any other error came before the action was executed
-            self._not_reset = "the simulator failed in the middle of the episode: reset begins another"
-            raise
-        if answer.over:
-            self._not_reset = "the episode is over: reset begins the next one"
-        return answer
-
-    def _call(self, method: str, params: Mapping[str, Any], timeout_s: float) -> Answer:
-        assert self._process is not None
-        try:
-            return self._process.call(method, params, timeout_s=timeout_s)
-        except BackendError:
-            if self._process.end is not None:
-                self._spec = None
-            raise
+        return {**self._server.facts(), "session": self._session.id}

@@ -248,11 +248,11 @@ def test_a_token_opens_the_door() -> None:
             assert client.list_simulators() == ["fake"]
 
 
-def test_a_client_that_is_killed_takes_its_simulator_with_it(server: SimulatorServer) -> None:
+def test_a_client_that_will_not_come_back_takes_its_simulator_with_it(server: SimulatorServer) -> None:
     host, port = server.address
     program = (
         "from robowire.simulator_client import SimulatorClient\n"
-        f"client = SimulatorClient({host!r}, {port})\n"
+        f"client = SimulatorClient({host!r}, {port}, reconnect_s=0)\n"
         "client.select_simulator('fake')\n"
         "client.load_task('reach')\n"
         "print(client.get_info()['process']['pid'], flush=True)\n"

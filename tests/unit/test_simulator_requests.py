@@ -8,7 +8,7 @@ import pytest
 
 from robowire.errors import InvalidParams, RequestError, SpecMismatch, UnknownMethod
 from robowire.meta import MetaAction
-from robowire.serving.simulator_requests import check_action, check_actions, check_params
+from robowire.serving.simulator_requests import check_action, check_actions, check_params, take_number
 from robowire.wire.messages import Call
 
 
@@ -20,8 +20,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
     with refused(
         UnknownMethod,
         "no method is called 'load_tasks'. Did you mean 'load_task'? Known: hello, list_simulators, "
-        "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, snapshot, restore, verify, "
-        "list_snapshots, delete_snapshot, get_info, ping, stats, disconnect",
+        "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, snapshot, restore, "
+        "verify, list_snapshots, delete_snapshot, fork, resume, renew, get_info, ping, stats, disconnect",
     ):
         check_params(Call("load_tasks"))
 
@@ -160,3 +160,19 @@ def test_a_chunk_may_mix_arrays_and_meta_actions() -> None:
     first, second = check_actions([np.zeros(2), meta], 2)
     assert isinstance(first, np.ndarray)
     assert second is meta
+
+
+def test_a_number_is_taken_from_a_request_that_may_have_one() -> None:
+    call, number = take_number(Call("step", {"action": [0], "number": np.int64(4)}))
+    assert (dict(call.params), number) == ({"action": [0]}, 4)
+
+
+def test_a_number_is_left_where_none_belongs() -> None:
+    call = Call("render", {"number": 4})
+    assert take_number(call) == (call, None)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "4"])
+def test_a_number_counts_from_one(number: Any) -> None:
+    with refused(InvalidParams, f"number is {number!r}, expected a whole number, 1 or more"):
+        take_number(Call("step", {"number": number}))

@@ -1,0 +1,356 @@
+"""Sessions that outlive their connections: nothing is executed twice, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from robowire.contracts import TaskOptions
+from robowire.errors import ConnectionLost, Overloaded, SessionNotFound, SnapshotMismatch
+from robowire.fake_simulator import FakeSimulator
+from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+from robowire.simulator_client import SimulatorClient
+from robowire.testing import running_simulator_server
+from robowire.transport import Connection
+from robowire.wire.encoding import encode_frame
+from robowire.wire.pickling import loads
+
+ROOT = Path(__file__).resolve().parents[2]
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (8, 3))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
+    yield
+    assert psutil.Process().children(recursive=True) == []
+    assert set(threading.enumerate()) == threads
+    assert set(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.fixture
+def server() -> Iterator[SimulatorServer]:
+    with running_simulator_server(SimulatorServerOptions(drain_s=2, max_sessions=3)) as server:
+        yield server
+
+
+class Relay:
+    """Stands between a client and the server, and loses what it is told to lose, with the connection.
+
+    Attributes:
+        lose: ``"request"`` or ``"reply"``: the next one of a step. Once.
+        lost: How often it did.
+    """
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self.lose = ""
+        self.lost = 0
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # the end
+                return
+            with client, socket.create_connection(self._server) as server:
+                self._relay(client, server)
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        while (request := self._frame(client)) is not None:
+            stepping = loads(request[4:])["method"].startswith("step")
+            if stepping and self.lose == "request":
+                break
+            server.sendall(request)
+            reply = self._frame(server)
+            if reply is None:
+                return
+            if stepping and self.lose == "reply":
+                break
+            client.sendall(reply)
+        else:
+            return
+        self.lose = ""
+        self.lost += 1
+
+    def _frame(self, sock: socket.socket) -> bytes | None:
+        head = sock.recv(4, socket.MSG_WAITALL)
+        if len(head) < 4:
+            return None
+        return head + sock.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
+
+
+def begin(client: SimulatorClient, **options: Any) -> SimulatorClient:
+    client.select_simulator("fake")
+    client.load_task("reach", **options)
+    return client
+
+
+def expected(count: int, *, seed: int = 1) -> list[list[float]]:
+    """Return the positions of an episode in this process; its noise would tell of a step too many."""
+    simulator = FakeSimulator()
+    simulator.load_task("reach", TaskOptions())
+    simulator.reset(seed=seed)
+    return [simulator.step(action).observation["position"].tolist() for action in ACTIONS[:count]]
+
+
+def pid_of(client: SimulatorClient) -> int:
+    return int(client.get_info()["process"]["pid"])
+
+
+@contextmanager
+def ends(pid: int) -> Iterator[None]:
+    handle = os.pidfd_open(pid)
+    yield
+    ended = select.select([handle], [], [], 10)[0]
+    os.close(handle)
+    assert ended, f"process {pid} did not end"
+
+
+# -- the connection drops ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["request", "reply"])
+def test_a_step_is_executed_once_when_the_connection_is_cut(server: SimulatorServer, lost: str) -> None:
+    with Relay(server.address) as relay, SimulatorClient(*relay.address) as client:
+        begin(client).reset(seed=1)
+        pid, positions = pid_of(client), []
+        for step, action in enumerate(ACTIONS[:6]):
+            relay.lose = lost if step in (2, 3) else ""
+            positions.append(client.step(action).observation["position"].tolist())
+        assert relay.lost == 2
+        assert positions == expected(6)
+        assert pid_of(client) == pid
+
+
+def test_a_chunk_is_executed_once_when_its_reply_is_lost(server: SimulatorServer) -> None:
+    with Relay(server.address) as relay, SimulatorClient(*relay.address) as client:
+        begin(client).reset(seed=1)
+        relay.lose = "reply"
+        chunk = client.step_chunk(ACTIONS[:4])
+        assert (relay.lost, chunk.steps) == (1, 4)
+        assert chunk.observation["position"].tolist() == expected(4)[-1]
+
+
+def test_the_last_step_of_an_episode_is_executed_once(server: SimulatorServer) -> None:
+    with Relay(server.address) as relay, SimulatorClient(*relay.address) as client:
+        begin(client, horizon=1).reset(seed=1)
+        relay.lose = "reply"
+        assert client.step(ACTIONS[0]).truncated
+        assert relay.lost == 1
+
+
+def test_a_session_that_ended_meanwhile_is_told() -> None:
+    options = SimulatorServerOptions(drain_s=2)
+    with running_simulator_server(options) as server, Relay(server.address) as relay:
+        client = SimulatorClient(*relay.address)
+        begin(client).reset(seed=1)
+        with SimulatorClient(*server.address) as other:
+            other.resume(client.session_token or "")
+            other.disconnect()
+        relay.lose = "request"
+        with pytest.raises(ConnectionLost, match=r"meanwhile the session ended: no session has this token"):
+            client.step(ACTIONS[0])
+
+
+def test_a_server_that_is_gone_is_told() -> None:
+    with running_simulator_server(SimulatorServerOptions(drain_s=2)) as server:
+        client = SimulatorClient(*server.address, reconnect_s=0.2)
+        begin(client).reset(seed=1)
+    with pytest.raises(ConnectionLost, match=r"; coming back failed for 0\.2 s: nothing listens on "):
+        client.step(ACTIONS[0])
+
+
+# -- another client takes over -------------------------------------------------------------------------------
+
+
+def test_a_client_is_killed_and_another_takes_over_by_token(server: SimulatorServer) -> None:
+    host, port = server.address
+    program = (
+        "from robowire.simulator_client import SimulatorClient\n"
+        f"client = SimulatorClient({host!r}, {port})\n"
+        "client.select_simulator('fake')\n"
+        "client.load_task('reach', observation_format='meta')\n"
+        "client.reset(seed=1)\n"
+        f"for action in {ACTIONS[:3].tolist()}: client.step(action)\n"
+        "print(client.session_token, client.get_info()['process']['pid'], flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        token, pid = first.stdout.readline().split()
+        first.send_signal(signal.SIGKILL)
+    with SimulatorClient(*server.address) as client:
+        resumed = client.resume(token)
+        assert resumed.spec is not None
+        assert (resumed.simulator, resumed.spec.task, resumed.observation.timestep) == ("fake", "reach", 3)
+        assert resumed.observation.state.tolist() == np.float32(expected(3)[-1]).tolist()
+        assert pid_of(client) == int(pid)
+        state = client.step(ACTIONS[3]).observation.state
+        assert state.tolist() == np.float32(expected(4)[-1]).tolist()
+
+
+def test_a_session_is_one_connections_at_a_time(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as first, SimulatorClient(*server.address) as second:
+        begin(first).reset(seed=1)
+        second.resume(first.session_token or "")
+        with pytest.raises(SessionNotFound, match=r"^another connection resumed this session$"):
+            first.step(ACTIONS[0])
+        assert second.step(ACTIONS[0]).observation["position"].tolist() == expected(1)[0]
+
+
+def test_a_token_nobody_gave_out_is_refused(server: SimulatorServer) -> None:
+    message = "no session has this token: it ended, or nothing was asked of it for 300 s"
+    with SimulatorClient(*server.address) as client:
+        with pytest.raises(SessionNotFound, match=f"^{re.escape(message)}$"):
+            client.resume("guessed")
+        assert client.list_simulators() == ["fake"]
+
+
+# -- how long it waits ---------------------------------------------------------------------------------------
+
+
+def test_a_session_that_nobody_comes_back_to_ends() -> None:
+    with running_simulator_server(SimulatorServerOptions(session_timeout_s=1, drain_s=2)) as server:
+        client = begin(SimulatorClient(*server.address))
+        with ends(pid_of(client)):
+            client._connection.close()  # type: ignore[union-attr]
+        with SimulatorClient(*server.address) as other, pytest.raises(SessionNotFound):
+            other.resume(client.session_token or "")
+
+
+def test_a_session_that_says_nothing_ends_with_its_connection() -> None:
+    with running_simulator_server(SimulatorServerOptions(session_timeout_s=0.5, drain_s=2)) as server:
+        client = begin(SimulatorClient(*server.address))
+        with ends(pid_of(client)):
+            pass
+        client._end("test")
+
+
+def test_a_server_that_closes_ends_the_sessions_that_wait() -> None:
+    with running_simulator_server(SimulatorServerOptions(drain_s=2)) as server:
+        client = begin(SimulatorClient(*server.address))
+        pid = pid_of(client)
+        client._connection.close()  # type: ignore[union-attr]
+    assert not psutil.pid_exists(pid)
+
+
+# -- numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ask(server: SimulatorServer) -> Iterator[Any]:
+    connection = Connection.connect(*server.address, timeout_s=5)
+
+    def ask(method: str, **params: Any) -> Any:
+        return loads(connection.exchange(encode_frame({"method": method, **params}), timeout_s=30))
+
+    ask("select_simulator", simulator="fake")
+    ask("load_task", task_name="reach")
+    yield ask
+    connection.close()
+
+
+def test_a_repeated_request_gets_the_remembered_reply(ask: Any) -> None:
+    ask("reset", seed=1, number=1)
+    first = ask("step", action=ACTIONS[0], number=2)
+    ask("render")
+    again = ask("step", action=ACTIONS[1], number=2)
+    assert again["observation"]["position"].tolist() == first["observation"]["position"].tolist()
+    now = ask("step", action=ACTIONS[1], number=3)
+    assert now["observation"]["position"].tolist() == expected(2)[-1]
+
+
+def test_a_repeated_request_gets_the_remembered_error(ask: Any) -> None:
+    refused = ask("step", action=ACTIONS[0], number=1)
+    assert refused["error_type"] == "not_reset"
+    ask("reset", seed=1)
+    assert ask("step", action=ACTIONS[0], number=1) == refused
+
+
+def test_numbers_do_not_go_back(ask: Any) -> None:
+    ask("reset", seed=1, number=7)
+    assert ask("step", action=ACTIONS[0], number=6)["message"] == (
+        "number is 6, but number 7 was executed: each request's number is higher than the one before"
+    )
+    assert ask("step", action=ACTIONS[0], number=7)["message"] == "number 7 was a reset, not a step"
+
+
+def test_a_session_is_resumable_only_for_who_asks(ask: Any) -> None:
+    ask("disconnect")
+    assert "token" not in ask("select_simulator", simulator="fake")
+    ask("disconnect")
+    ask("hello", resumable=True)
+    assert len(ask("select_simulator", simulator="fake")["token"]) == 24
+
+
+def test_a_session_is_renewed(ask: Any) -> None:
+    assert ask("renew") == {"status": "ok", "session_timeout_s": 300.0}
+
+
+# -- forks ---------------------------------------------------------------------------------------------------
+
+
+def test_forks_go_on_from_one_instant_each_in_a_process_of_its_own(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as parent:
+        begin(parent).reset(seed=1)
+        parent.step(ACTIONS[0])
+        tokens = parent.fork(parent.snapshot(), 2)
+        pids, ends = {pid_of(parent)}, []
+        for token in tokens:
+            with SimulatorClient(*server.address) as child:
+                resumed = child.resume(token)
+                assert resumed.observation["position"].tolist() == expected(1)[0]
+                pids.add(pid_of(child))
+                ends.append(child.step_chunk(ACTIONS[1:5]).observation["position"].tolist())
+        assert ends == [expected(5)[-1]] * 2
+        assert len(pids) == 3
+        assert parent.step_chunk(ACTIONS[1:5]).observation["position"].tolist() == expected(5)[-1]
+
+
+def test_more_forks_than_places_are_refused_and_leave_nothing(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as parent:
+        begin(parent).reset(seed=1)
+        snapshot_id = parent.snapshot()
+        with pytest.raises(Overloaded, match=r"^all 3 simulator sessions are taken; try again later$"):
+            parent.fork(snapshot_id, 3)
+        assert len(parent.fork(snapshot_id, 2)) == 2
+
+
+def test_a_fork_of_something_else_is_refused_and_leaves_nothing(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as parent:
+        begin(parent).reset(seed=1)
+        snapshot_id = parent.snapshot()
+        parent.load_task("reach", horizon=9)
+        with pytest.raises(SnapshotMismatch):
+            parent.fork(snapshot_id, 2)
+        parent.load_task("reach")
+        assert len(parent.fork(snapshot_id, 2)) == 2

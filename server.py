@@ -156,10 +156,12 @@ class SimulatorFlags(TaskOptions, SimulatorServerOptions):
         simulators: Further simulators to offer, module:function of your own.
         simulator_python: Interpreters of simulators that need another environment, such as
             libero=/opt/libero/bin/python.
+        libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
     """
 
     simulators: tuple[str, ...] = ()
     simulator_python: tuple[str, ...] = ()
+    libero_assets: str | None = None
 
 
 def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
@@ -187,6 +189,14 @@ def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
         if shutil.which(python) is None:
             raise ConfigurationError(f"simulator_python of {name!r}: there is no program {python!r}")
         pythons[name] = python
+    if flags.libero_assets is not None:
+        assets = Path(flags.libero_assets).expanduser().resolve()
+        if not (assets / "scenes").is_dir():
+            raise ConfigurationError(
+                f"libero_assets is {flags.libero_assets!r}, expected the folder with LIBERO's scenes and "
+                "textures: libero/libero/assets in its repository"
+            )
+        os.environ["ROBOWIRE_LIBERO_ASSETS"] = str(assets)  # simulators' processes inherit it
     return SimulatorServer(offered, flags, task=flags, pythons=pythons)
 
 

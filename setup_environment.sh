@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# Make .venv hold what requirements/default.lock.txt names, and see that headless rendering finds its library.
+# Make an environment hold what a lock file names, and see that headless rendering finds its library:
+#
+#     ./setup_environment.sh [ENVIRONMENT [LOCK]]      .venv and requirements/default.lock.txt, if not told otherwise
 #
 # start_policy_server.sh and run_tests.sh call this at every start; with nothing to do it costs some milliseconds.
+# One environment may hold several locks, if they agree; setup_simulator.sh adds those of simulators.
 # pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, a proxy, pip.conf) are obeyed and never changed.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
-lock=requirements/default.lock.txt
-# A copy of the lock that .venv was installed from.
-stamp=.venv/installed.lock.txt
+venv=${1:-.venv}
+lock=${2:-requirements/default.lock.txt}
+# A copy of the lock that was installed.
+stamp=$venv/installed.$(basename -- "$lock")
 # Whoever installs holds a lock on this file, and words in it: words and no holder mean that one was interrupted.
-busy=.venv.lock
+busy=$venv.lock
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
-environment_is_current() { [[ -x .venv/bin/python && ! -s $busy ]] && cmp -s "$lock" "$stamp"; }
+environment_is_current() { [[ -x $venv/bin/python && ! -s $busy ]] && cmp -s "$lock" "$stamp"; }
 
 # ensurepip is what Debian leaves out of python3 and puts into python3-venv.
 is_usable_python() {
@@ -47,7 +51,7 @@ install_debian_packages() {
 pip_install() {
     local what=$1 output free
     shift
-    if output=$(.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check "$@" 2>&1); then
+    if output=$("$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "$@" 2>&1); then
         return
     fi
     free=$(df -Ph . | awk 'NR == 2 { print $4 }')
@@ -63,7 +67,7 @@ pip_install() {
 install_environment() {
     local python torch begin_anew=false
     # An interrupted installation may have left half a package that pip takes for a whole one.
-    if [[ -s $busy || ! -x .venv/bin/pip ]] || ! is_usable_python .venv/bin/python; then
+    if [[ -s $busy || ! -x $venv/bin/pip ]] || ! is_usable_python "$venv/bin/python"; then
         begin_anew=true
     fi
     echo "installing, or interrupted" > "$busy"
@@ -76,18 +80,19 @@ install_environment() {
                 exit 1
             fi
         fi
-        say "creating .venv with $("$python" --version)"
-        if ! "$python" -m venv --clear .venv > /dev/null; then
-            say "FAILED: $python could not create .venv here; its own words are above"
+        say "creating $venv with $("$python" --version)"
+        if ! "$python" -m venv --clear "$venv" > /dev/null; then
+            say "FAILED: $python could not create $venv; its own words are above"
             exit 1
         fi
     else
-        say "bringing .venv up to date with $lock"
+        say "adding $lock to $venv"
     fi
 
-    torch=$(grep '^torch==' "$lock")
-    say "installing $torch (the largest part: half a minute to some minutes)"
-    pip_install "$torch" "$torch"
+    if torch=$(grep '^torch==' "$lock"); then
+        say "installing $torch (the largest part: half a minute to some minutes)"
+        pip_install "$torch" "$torch"
+    fi
     say "installing the other pinned packages (one to three minutes)"
     pip_install "$lock" --no-deps -r "$lock"
     cp "$lock" "$stamp"

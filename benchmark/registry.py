@@ -7,6 +7,11 @@ from robowire.registry import Entry
 __all__ = ["SIMULATORS"]
 
 SIMULATORS: dict[str, Entry] = {
+    "libero": Entry(
+        "benchmark.libero:make_simulator",
+        environ={"MUJOCO_GL": "osmesa"},
+        summary="LIBERO's 130 tasks: libero_spatial, libero_object, libero_goal, libero_10, libero_90",
+    ),
     "robosuite": Entry(
         "benchmark.robosuite:make_simulator",
         extra="robosuite",

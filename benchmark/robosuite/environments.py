@@ -44,22 +44,25 @@ class Gripper:
 
 
 def tasks() -> list[str]:
-    """Return the names of the registered environments for one arm."""
+    """Return the names of robosuite's registered environments for one arm."""
     return sorted(
         name
         for name, cls in REGISTERED_ENVS.items()
-        if issubclass(cls, ManipulationEnv) and not issubclass(cls, TwoArmEnv)
+        if issubclass(cls, ManipulationEnv) and not issubclass(cls, TwoArmEnv) and _is_robosuites(cls)
     )
 
 
 def robots() -> list[str]:
-    """Return the names of the robots with one arm on a fixed base."""
+    """Return the names of robosuite's robots with one arm on a fixed base."""
     return sorted(
         name
         for name, cls in ROBOT_CLASS_MAPPING.items()
+        if _is_robosuites(REGISTERED_ROBOTS[name])
         # 1.4 has a class of robots for this; in 1.5 the model says how many arms it has.
-        if cls.__name__ == "SingleArm"
-        or (cls.__name__ == "FixedBaseRobot" and len(REGISTERED_ROBOTS[name].arms) == 1)
+        and (
+            cls.__name__ == "SingleArm"
+            or (cls.__name__ == "FixedBaseRobot" and len(REGISTERED_ROBOTS[name].arms) == 1)
+        )
     )
 
 
@@ -129,6 +132,11 @@ def gripper_of(env: Any) -> Gripper | None:
         closed=np.where(opening > 0, low, high),
         opened=np.where(opening > 0, high, low),
     )
+
+
+def _is_robosuites(cls: type) -> bool:
+    """Return whether it comes with robosuite: packages built upon it, LIBERO's, register theirs beside it."""
+    return cls.__module__.partition(".")[0] == "robosuite"
 
 
 def _controller_config(robot: str, controller: str) -> dict[str, Any]:

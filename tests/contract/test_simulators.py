@@ -348,7 +348,7 @@ def test_an_observation_is_of_the_end_of_the_step(robosuite: Simulator) -> None:
 
 
 def test_the_horizon_truncates_and_success_terminates(robosuite: Simulator) -> None:
-    from benchmark.robosuite.expert import lift_action
+    from benchmark.robosuite.expert import LiftExpert
 
     spec = robosuite.load_task("Lift", TaskOptions(camera_names=(), horizon=2))
     assert spec.max_episode_steps == 2
@@ -358,9 +358,9 @@ def test_the_horizon_truncates_and_success_terminates(robosuite: Simulator) -> N
 
     robosuite.load_task("Lift", TaskOptions(camera_names=()))
     for seed in range(3):
-        observation = robosuite.reset(seed=seed)
-        for _ in range(60):
-            action = MetaAction("ee", "delta", lift_action(observation))
+        observation, expert = robosuite.reset(seed=seed), LiftExpert()
+        for _ in range(100):
+            action = MetaAction("ee", "delta", expert.action(observation))
             result = robosuite.step(robosuite.from_meta_action(action))
             observation = result.observation
             if result.terminated:

@@ -1,0 +1,115 @@
+"""How LIBERO's numbers and pictures become MetaObs and MetaAction, and back. No simulator in here.
+
+================  ===========================================  ==========================================
+what              LIBERO                                       MetaObs, MetaAction
+================  ===========================================  ==========================================
+picture           (height, width, 3), bottom row first         (3, height, width), turned by 180 degrees
+gripper command   -1 open, +1 closed                           1 open, 0 closed
+state             an array for each name                       ee_pos(3) ee_axisangle(3) gripper_qpos(2)
+arm command       -1 to 1 of the controller's range            the same numbers
+================  ===========================================  ==========================================
+
+Pictures and state are those that published policies of LIBERO were trained on (OpenVLA, Octo, pi0, LeRobot's
+data sets), so that one of them runs here unchanged. Turned by 180 degrees, the top row is first, and left and
+right are exchanged: the mirror image of what a camera in the room would see. ``render``, which is for people,
+is not mirrored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = [
+    "ARM_COMMANDS",
+    "STATE_LAYOUT",
+    "ArmCommand",
+    "axis_angle",
+    "dummy_action",
+    "gripper_opening",
+    "policy_state",
+    "to_gripper_command",
+    "turned",
+    "upright",
+]
+
+# Between the Panda's fingers, metres.
+_WIDEST = 0.08
+
+STATE_LAYOUT = "ee_pos(3) ee_axisangle(3) gripper_qpos(2)"
+
+
+@dataclass(frozen=True)
+class ArmCommand:
+    """What a controller's input means.
+
+    Attributes:
+        layout: For ``action_layout``.
+        ctrl_space: ``"ee"`` or ``"joint"``.
+        ctrl_type: ``"absolute"`` or ``"delta"``.
+    """
+
+    layout: str
+    ctrl_space: str
+    ctrl_type: str
+
+
+# LIBERO's data and every published policy use the first. Of robosuite's others: those that stand still at 0.
+ARM_COMMANDS = {
+    "OSC_POSE": ArmCommand("dpos(3) daxisangle(3)", "ee", "delta"),
+    "OSC_POSITION": ArmCommand("dpos(3)", "ee", "delta"),
+    "JOINT_POSITION": ArmCommand("djoint_pos(7)", "joint", "delta"),
+}
+
+
+def upright(picture: np.ndarray) -> np.ndarray:
+    """Return LIBERO's picture (height, width, 3) with the top row first, as a person sees it; a view."""
+    return picture[::-1]
+
+
+def turned(picture: np.ndarray) -> np.ndarray:
+    """Return LIBERO's picture (height, width, 3) turned by 180 degrees, as policies take it; a view."""
+    return picture[::-1, ::-1]
+
+
+def to_gripper_command(opening: float) -> float:
+    """Return LIBERO's command, -1 open and +1 closed, for 1 open and 0 closed."""
+    return 1.0 - 2.0 * opening
+
+
+def gripper_opening(position: np.ndarray) -> float:
+    """Return how far the gripper is open, from 0 to 1, for the two positions of its fingers, metres."""
+    return float(np.clip((position[0] - position[1]) / _WIDEST, 0.0, 1.0))
+
+
+def dummy_action(action_dim: int) -> np.ndarray:
+    """Return the action that waits: stand still, gripper open."""
+    action = np.zeros(action_dim)
+    action[-1] = to_gripper_command(1.0)
+    return action
+
+
+def axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Return the rotation vector (3,) of a unit quaternion (x, y, z, w); its length is 0 to 2 pi.
+
+    Not brought to the shorter way round: LIBERO's hand points down, at an angle near pi, and policies know it
+    as robosuite computes it, without a jump there.
+    """
+    w = min(1.0, max(-1.0, float(quaternion[3])))
+    sine = math.sqrt(1.0 - w * w)
+    if math.isclose(sine, 0.0):
+        return np.zeros(3)
+    return np.asarray(quaternion[:3] * (2.0 * math.acos(w)) / sine)
+
+
+def policy_state(observation: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return float32 (8,), laid out as :data:`STATE_LAYOUT`; metres and radians."""
+    parts = (
+        observation["robot0_eef_pos"],
+        axis_angle(observation["robot0_eef_quat"]),
+        observation["robot0_gripper_qpos"],
+    )
+    return np.concatenate(parts).astype(np.float32)

@@ -1,0 +1,409 @@
+"""LIBERO behind the contract of a simulator. What its numbers mean is in ``conventions.py``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmark.libero.assets import require_assets
+from benchmark.libero.conventions import (
+    ARM_COMMANDS,
+    STATE_LAYOUT,
+    dummy_action,
+    gripper_opening,
+    policy_state,
+    to_gripper_command,
+    turned,
+    upright,
+)
+from benchmark.libero.package import environments
+from benchmark.libero.tasks import Task, find_task, package_folder, suite_tasks
+from robowire.contracts import StepResult, TaskOptions
+from robowire.errors import BackendError, InvalidParams, NoTaskLoaded, SpecMismatch
+from robowire.meta import MetaAction, MetaObs
+from robowire.registry import nearest
+from robowire.specs import SimulatorSpec
+
+__all__ = ["RENDERING_VARIABLE", "LiberoSimulator", "make_simulator"]
+
+logger = logging.getLogger(__name__)
+
+ROBOT = "Panda"  # the one that LIBERO's scenes are made for
+DEFAULT_CONTROLLER = "OSC_POSE"
+DEFAULT_CAMERAS = ("agentview", "robot0_eye_in_hand")
+DEFAULT_IMAGE_SIZE = 128  # that of LIBERO's data sets
+DEFAULT_CONTROL_HZ = 20.0
+
+# An episode begins when what was placed a little above the table has come to rest: the paper's number.
+SETTLING_STEPS = 10
+
+# robosuite integrates at 500 Hz.
+_PHYSICS_HZ = 500
+
+# Objects that found no place are drawn anew; LIBERO itself would try for ever.
+_MAX_PLACEMENTS = 20
+
+# What ``render`` gives is for people, who see little in 128 pixels.
+_RENDER_MIN_SIZE = 256
+_BEST_VIEW = "agentview"
+
+RENDERING_VARIABLE = "ROBOWIRE_LIBERO_RENDERING"
+_RENDERING = {
+    "libero": "as LIBERO draws: reflections, multisampling",
+    # Two to three times as many steps a second on a CPU. Policies were trained on pictures with both.
+    "fast": "reflections off, multisampling off",
+}
+
+
+class LiberoSimulator:
+    """One LIBERO environment; implements :class:`robowire.contracts.Simulator`.
+
+    Observations are LIBERO's own: names, timing, and pictures upside down. Whoever evaluates with LIBERO
+    itself gets the same. ``to_meta_obs`` turns the pictures for policies.
+    """
+
+    def __init__(self) -> None:
+        self._env: Any = None
+        self._spec: SimulatorSpec | None = None
+        self._init_states: np.ndarray = np.empty((0, 0))
+        self._as_built: dict[str, np.ndarray] = {}
+        self._steps = 0
+        self._drawing = (
+            False  # nobody looks while a scene is built and settles, and drawing takes most of the time
+        )
+
+    def list_tasks(self, suite: str | None = None) -> list[str]:
+        """Return the full names of a suite's tasks, or of all, sorted; numbers follow LIBERO's order instead.
+
+        Raises:
+            InvalidParams: There is no such suite.
+        """
+        return sorted(task.name for task in suite_tasks(suite))
+
+    def load_task(self, task_name: str, options: TaskOptions) -> SimulatorSpec:
+        """Build the task, closing the one before; returns its spec.
+
+        Args:
+            task_name: Its full name, or ``"libero_goal/7"``.
+            options: ``horizon`` counts from when the scene has settled; by default the suite's.
+
+        Raises:
+            TaskNotFound: LIBERO has no such task.
+            InvalidParams: An option does not suit it; names the option and what is known.
+            BackendError: Files of its scene are missing.
+        """
+        task = find_task(task_name)
+        if options.robot not in (None, ROBOT):
+            raise InvalidParams(f"LIBERO's robot is {ROBOT!r}, not {options.robot!r}")
+        if options.reward_shaping:
+            raise InvalidParams("reward_shaping is True, but LIBERO's reward is 1 at success and 0 before")
+        controller = options.controller or DEFAULT_CONTROLLER
+        if controller not in ARM_COMMANDS:
+            raise InvalidParams(
+                f"LIBERO has no controller {controller!r}.{nearest(controller, ARM_COMMANDS)} "
+                f"Known: {', '.join(sorted(ARM_COMMANDS))}"
+            )
+        control_hz = _control_hz(options.control_hz)
+        height = _positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
+        width = _positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
+        horizon = _positive("horizon", options.horizon, task.step_limit)
+        cameras = DEFAULT_CAMERAS if options.camera_names is None else tuple(options.camera_names)
+        rendering = _rendering()
+        require_assets(task)
+
+        self.close()
+        self._env = _build(task, controller=controller, control_hz=control_hz, fast=rendering == "fast")
+        try:
+            _require_cameras(cameras, self._env.sim.model.camera_names)
+        except InvalidParams:
+            self.close()
+            raise
+        for camera in cameras:
+            self._add_camera(camera, height=height, width=width)
+        self._init_states = task.init_states()
+        self._as_built = _changing_arrays(self._env)
+        command = ARM_COMMANDS[controller]
+        self._spec = SimulatorSpec(
+            camera_names=cameras,
+            image_height=height if cameras else None,
+            image_width=width if cameras else None,
+            state_dim=8,
+            state_layout=STATE_LAYOUT,
+            action_dim=int(self._env.env.action_dim),
+            action_layout=f"{command.layout} gripper(1)",
+            ctrl_space=command.ctrl_space,
+            ctrl_type=command.ctrl_type,
+            control_hz=control_hz,
+            simulator="libero",
+            task=task.name,
+            instruction=task.instruction,
+            max_episode_steps=horizon,
+            rendering=f"{_RENDERING[rendering]}; raw upside down, MetaObs turned by 180 degrees"
+            if cameras
+            else None,
+        )
+        return self._spec
+
+    def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
+        """Begin an episode, let the scene settle, and return the first observation.
+
+        The same seed and initial state give the same episode, bit for bit. Published evaluations use one seed
+        for all 50 initial states: it moves what an initial state does not hold, such as a cabinet.
+
+        Args:
+            seed: From 0 to 2**32 - 1; ``None`` draws one.
+            init_state: 0 to 49; ``None`` draws a placement from the task's own distribution, by the seed.
+
+        Raises:
+            InvalidParams: ``seed`` or ``init_state`` is out of range.
+            BackendError: No placement of the objects was found.
+        """
+        self._loaded()
+        count = len(self._init_states)
+        if init_state is not None and not 0 <= init_state < count:
+            raise InvalidParams(f"init_state is {init_state}, expected 0 to {count - 1}")
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        if not 0 <= seed < 2**32:
+            raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}, which numpy's generator takes")
+        np.random.seed(seed)  # all of LIBERO's randomness
+        self._drawing = False
+        self._place()
+        if init_state is not None:
+            self._env.set_init_state(self._init_states[init_state])
+        waiting = dummy_action(self._env.env.action_dim)
+        for _ in range(SETTLING_STEPS - 1):
+            self._env.step(waiting)
+        self._drawing = True
+        observation = self._env.step(waiting)[0]
+        self._steps = 0
+        return _owned(observation)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Execute LIBERO's own action, float (action_dim,), for one control period.
+
+        Its last entry is the gripper's command, -1 open and +1 closed. Success ends the episode.
+
+        Raises:
+            InvalidParams: The action has another shape or holds something not finite.
+        """
+        spec = self._loaded()
+        action = np.asarray(action)
+        if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
+            raise InvalidParams(
+                f"the action is {action.dtype} {action.shape}, expected numbers of shape ({spec.action_dim},)"
+            )
+        action = action.astype(np.float64)
+        if not np.isfinite(action).all():
+            raise InvalidParams(f"the action is not finite: {action.tolist()}")
+        observation, reward, success, _ = self._env.step(action)
+        self._steps += 1
+        return StepResult(
+            observation=_owned(observation),
+            reward=float(reward),
+            terminated=bool(success),
+            truncated=self._steps >= spec.max_episode_steps,
+            info={"success": bool(success)},
+        )
+
+    def render(self, camera_name: str | None = None) -> np.ndarray:
+        """Return uint8 (height, width, 3), RGB, upright, at least 256 pixels high and wide. A fresh array.
+
+        Args:
+            camera_name: ``None`` means ``"agentview"``, where the whole scene is seen.
+
+        Raises:
+            InvalidParams: The scene has no such camera.
+        """
+        spec = self._loaded()
+        camera = camera_name or _BEST_VIEW
+        _require_cameras([camera], self._env.sim.model.camera_names)
+        height, width = (max(size or 0, _RENDER_MIN_SIZE) for size in (spec.image_height, spec.image_width))
+        return upright(self._picture(camera, height=height, width=width)).copy()
+
+    def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
+        """Return what published policies take: see ``conventions.py``; never an object's pose."""
+        spec = self._loaded()
+        pictures = [turned(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
+        pose = (observation["robot0_eef_pos"], observation["robot0_eef_quat"])
+        opening = gripper_opening(observation["robot0_gripper_qpos"])
+        return MetaObs(
+            state=policy_state(observation),
+            state_ee=np.concatenate([*pose, [opening]]).astype(np.float32),
+            state_joint=observation["robot0_joint_pos"].astype(np.float32),
+            image=np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)) if pictures else None,
+            raw_lang=spec.instruction,
+            timestep=self._steps,
+        )
+
+    def from_meta_action(self, action: MetaAction) -> np.ndarray:
+        """Return LIBERO's own action, float32 (action_dim,).
+
+        Raises:
+            SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
+        """
+        spec = self._loaded()
+        for field in ("ctrl_space", "ctrl_type"):
+            if action[field] != getattr(spec, field):
+                raise SpecMismatch(
+                    f"{field} of the action is {action[field]!r}, expected {getattr(spec, field)!r}"
+                )
+        shape = None if action.action is None else np.shape(action.action)
+        if shape != (spec.action_dim,):
+            raise SpecMismatch(
+                f"the action has shape {shape}, expected ({spec.action_dim},): {spec.action_layout}"
+            )
+        own = np.array(action.action, np.float32)
+        own[-1] = to_gripper_command(own[-1])
+        return own
+
+    def close(self) -> None:
+        """Free the environment and its OpenGL context."""
+        if self._env is not None:
+            self._env.close()
+        self._env = self._spec = None
+
+    def _loaded(self) -> SimulatorSpec:
+        if self._spec is None:
+            raise NoTaskLoaded("load_task must come first")
+        return self._spec
+
+    def _place(self) -> None:
+        """Reset LIBERO's environment. Its own wrapper would try again for ever, whatever went wrong.
+
+        Nor is the model made anew, which takes two seconds: what an episode changes in it is put back, which
+        gives the same bits.
+        """
+        from robosuite.utils.errors import RandomizationError
+
+        env = self._env.env
+        for attempt in range(1, _MAX_PLACEMENTS + 1):
+            for name, array in self._as_built.items():
+                getattr(env.sim.model._model, name)[:] = array
+            gripper = env.robots[0].gripper
+            gripper.current_action = np.zeros_like(gripper.current_action)
+            try:
+                env.reset()
+            except RandomizationError:
+                logger.info("the objects found no place, attempt %d", attempt)
+            else:
+                return
+        raise BackendError(
+            f"LIBERO's objects found no place in {_MAX_PLACEMENTS} attempts; another seed may do"
+        )
+
+    def _add_camera(self, camera: str, *, height: int, width: int) -> None:
+        """Observe a camera as LIBERO does, at the same instants; but draw only what somebody will see."""
+        from robosuite.utils.observables import Observable, sensor
+
+        blank = np.zeros((height, width, 3), np.uint8)
+
+        @sensor(modality="image")
+        def picture(cache: Mapping[str, Any]) -> np.ndarray:
+            return self._picture(camera, height=height, width=width) if self._drawing else blank
+
+        env = self._env.env
+        env.add_observable(Observable(f"{camera}_image", sensor=picture, sampling_rate=env.control_freq))
+
+    def _picture(self, camera: str, *, height: int, width: int) -> np.ndarray:
+        """Return uint8 (height, width, 3), RGB, the bottom row first, drawn by robosuite."""
+        sim = self._env.sim
+        # Another simulator of this process may have made its own context current.
+        sim._render_context_offscreen.gl_ctx.make_current()
+        picture: np.ndarray = sim.render(camera_name=camera, height=height, width=width)
+        return picture
+
+
+def make_simulator() -> LiberoSimulator:
+    """Return a LIBERO simulator without a task.
+
+    Raises:
+        MissingDependency: LIBERO is not installed.
+    """
+    package_folder()
+    return LiberoSimulator()
+
+
+def _build(task: Task, *, controller: str, control_hz: float, fast: bool) -> Any:
+    """Return LIBERO's own environment, not yet reset, without cameras; it ends no episode by itself."""
+    env = environments().OffScreenRenderEnv(
+        bddl_file_name=str(task.bddl_file),
+        robots=[ROBOT],
+        controller=controller,
+        control_freq=control_hz,
+        ignore_done=True,
+        use_camera_obs=False,
+    )
+    if fast:
+        _omit_costly_light(env.sim)
+    env.env.hard_reset = False  # what that would do otherwise, _place does
+    # LIBERO adds what opens a drawer once more at every hard reset, and each draws a random number. So many
+    # there are when a new environment is reset for the first time.
+    env.env.object_property_initializers *= 2
+    return env
+
+
+def _changing_arrays(env: Any) -> dict[str, np.ndarray]:
+    """Return a copy of what episodes change in the model, as its description has it.
+
+    A cabinet is placed by moving its body, and a burning stove shows by the colour of a site.
+    """
+    # mujoco's own, without the import that would bind a GL backend before one is chosen.
+    described = type(env.sim.model._model).from_xml_string(env.env.model.get_xml())
+    return {name: getattr(described, name).copy() for name in ("body_pos", "body_quat", "site_rgba")}
+
+
+def _require_cameras(cameras: Sequence[str], known: Sequence[str]) -> None:
+    for camera in cameras:
+        if camera not in known:
+            raise InvalidParams(
+                f"LIBERO has no camera {camera!r} here.{nearest(camera, known)} "
+                f"Known: {', '.join(sorted(known))}"
+            )
+
+
+def _omit_costly_light(sim: Any) -> None:
+    """Draw matt surfaces, and one sample a pixel."""
+    sim.model._model.mat_reflectance[:] = 0
+    sim.model._model.vis.quality.offsamples = 0
+    drawing = sim._render_context_offscreen
+    drawing.con.free()  # it holds the samples
+    drawing._set_mujoco_context_and_buffers()
+
+
+def _rendering() -> str:
+    chosen = os.environ.get(RENDERING_VARIABLE) or "libero"
+    if chosen not in _RENDERING:
+        raise InvalidParams(
+            f"{RENDERING_VARIABLE} is {chosen!r}, expected {' or '.join(map(repr, _RENDERING))}"
+        )
+    return chosen
+
+
+def _owned(observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in observation.items()}
+
+
+def _positive(name: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if value < 1:
+        raise InvalidParams(f"{name} is {value}, expected at least 1")
+    return value
+
+
+def _control_hz(value: float | None) -> float:
+    """Return the rate; robosuite would round one that is no whole number of its 2 ms steps, silently."""
+    if value is None:
+        return DEFAULT_CONTROL_HZ
+    substeps = _PHYSICS_HZ / value if value > 0 and math.isfinite(value) else 0.0
+    if substeps < 1 or abs(substeps - round(substeps)) > 1e-6:
+        raise InvalidParams(
+            f"control_hz is {value}, expected {_PHYSICS_HZ} divided by a whole number, such as 20"
+        )
+    return float(value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -51,9 +51,9 @@ def save(env: Any) -> dict[str, Any]:
     mujoco.mj_getState(model, data, integration, _INTEGRATION)
     return {
         "integration": integration,
-        "model": {name: array.copy() for name, array in _model_arrays(model)},
+        "model": _packed(_model_arrays(model)),
         "statistic": {name: _copy(getattr(model.stat, name)) for name in _names_of(model.stat)},
-        "data": {name: array.copy() for name, array in _data_arrays(data)},
+        "data": _packed(_data_arrays(data)),
         "objects": {
             where: {name: _copy(value) for name, value in _state_of(thing)} for where, thing in _objects(env)
         },
@@ -70,9 +70,8 @@ def restore(env: Any, state: Mapping[str, Any]) -> None:
         SnapshotMismatch: The state is of another model; nothing was changed.
     """
     model, data = env.sim.model._model, env.sim.data._data
-    _require_same_model(model, state)
-    for name, array in _model_arrays(model):
-        array[...] = state["model"][name]
+    _require_same_model(model, data, state)
+    _fill(_model_arrays(model), state["model"])
     for name in _names_of(model.stat):
         value = state["statistic"][name]
         if isinstance(value, np.ndarray):
@@ -83,8 +82,7 @@ def restore(env: Any, state: Mapping[str, Any]) -> None:
     mujoco.mj_forward(model, data)
     # Once more: forward replaced the warm start.
     mujoco.mj_setState(model, data, state["integration"], _INTEGRATION)
-    for name, array in _data_arrays(data):
-        array[...] = state["data"][name]
+    _fill(_data_arrays(data), state["data"])
     restore_objects(env, state)
 
 
@@ -114,7 +112,7 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("mujoco", "numpy", "robosuite")}
 
 
-def _require_same_model(model: Any, state: Mapping[str, Any]) -> None:
+def _require_same_model(model: Any, data: Any, state: Mapping[str, Any]) -> None:
     if not set(state) >= _PARTS_OF_A_STATE:
         raise SnapshotMismatch(f"the snapshot has no {', '.join(sorted(_PARTS_OF_A_STATE - set(state)))}")
     size = mujoco.mj_stateSize(model, _INTEGRATION)
@@ -122,11 +120,29 @@ def _require_same_model(model: Any, state: Mapping[str, Any]) -> None:
         raise SnapshotMismatch(
             f"the snapshot's physics has {len(state['integration'])} numbers, this model's {size}"
         )
-    saved = state["model"]
-    for name, array in _model_arrays(model):
-        if name not in saved or saved[name].shape != array.shape:
-            found = saved[name].shape if name in saved else "none"
-            raise SnapshotMismatch(f"the model's {name} has shape {array.shape}, the snapshot's {found}")
+    for part, arrays in (("model", _model_arrays(model)), ("data", _data_arrays(data))):
+        if _layout(arrays) != state[part]["layout"]:
+            raise SnapshotMismatch(f"the snapshot's {part} has other arrays, or arrays of other shapes")
+
+
+def _packed(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
+    """Return the arrays as one: hundreds would take milliseconds to write and to read."""
+    named = list(arrays)
+    parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for _, array in named]
+    return {"layout": _layout(named), "bytes": np.concatenate(parts)}
+
+
+def _fill(arrays: Iterable[tuple[str, np.ndarray]], packed: Mapping[str, Any]) -> None:
+    position = 0
+    for _, array in arrays:
+        part = packed["bytes"][position : position + array.nbytes]
+        array[...] = part.view(array.dtype).reshape(array.shape)
+        position += array.nbytes
+
+
+def _layout(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    text = " ".join(f"{name}:{array.dtype.str}{array.shape}" for name, array in arrays)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _names_of(struct: Any) -> list[str]:

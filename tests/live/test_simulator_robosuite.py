@@ -49,3 +49,26 @@ def test_lift_is_loaded_reset_stepped_and_rendered() -> None:
         assert again.state is not None
         assert np.array_equal(again.state, first.state)
         assert np.array_equal(again.image, first.image)
+
+
+def test_forks_of_lift_go_on_bit_for_bit_in_processes_of_their_own() -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 7))
+
+    def walk(client: SimulatorClient) -> list[dict[str, bytes]]:
+        results = [client.step(action).observation for action in actions]
+        return [{name: value.tobytes() for name, value in result.items()} for result in results]
+
+    with running_simulator_server(simulators=SIMULATORS) as server, SimulatorClient(
+        *server.address
+    ) as parent:
+        parent.select_simulator("robosuite")
+        parent.load_task("Lift", camera_names=["agentview"], image_height=SIZE, image_width=SIZE)
+        parent.reset(seed=3)
+        last = parent.step(actions[0]).observation
+        (token,) = parent.fork(parent.snapshot(), 1)
+        with SimulatorClient(*server.address) as child:
+            resumed = child.resume(token).observation
+            assert {name: value.tobytes() for name, value in resumed.items()} == {
+                name: value.tobytes() for name, value in last.items()
+            }
+            assert walk(child) == walk(parent)

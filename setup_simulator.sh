@@ -3,8 +3,8 @@
 #
 #     ./setup_simulator.sh libero [ENVIRONMENT]
 #
-# In .venv `client.py evaluate --simulator libero` finds it at once. An environment of its own is for a .venv that holds
-# robosuite 1.5, with which LIBERO does not run; the simulator server starts LIBERO's processes with it then:
+# In .venv `client.py evaluate --simulator libero` finds it at once. An environment of its own is for a .venv that
+# holds robosuite 1.5, with which LIBERO does not run; the simulator server starts LIBERO's processes with it then:
 #
 #     ./setup_simulator.sh libero .venvs/libero
 #     python server.py simulator --simulator_python libero=.venvs/libero/bin/python
@@ -27,5 +27,5 @@ else
 fi
 ./setup_environment.sh "$venv" "requirements/$family.lock.txt"
 
-# Says what is missing, and where to get it, to whom that is news: tests that need the files say so themselves.
-MUJOCO_GL=${MUJOCO_GL:-osmesa} "$venv/bin/python" -m benchmark.libero.assets || true
+# What is missing yet, and where to get it. No failure: the tests that need the files say so themselves.
+MUJOCO_GL=${MUJOCO_GL:-osmesa} "$venv/bin/python" -m benchmark.libero || true

@@ -1,12 +1,8 @@
-"""LIBERO's meshes, textures and scenes: where they are, and which tasks lack some. Nothing stands in.
-
-``python -m benchmark.libero.assets`` says so for all 130 tasks; its exit code is 0 when none lacks a file.
-"""
+"""LIBERO's meshes, textures and scenes: where they are, and which tasks lack some. Nothing stands in."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,9 +11,16 @@ from xml.etree import ElementTree
 
 from benchmark.libero.package import environments, use_assets
 from benchmark.libero.tasks import Task, all_tasks, package_folder
-from robowire.errors import BackendError, MissingDependency
+from robowire.errors import BackendError
 
-__all__ = ["ASSETS_VARIABLE", "find_assets", "missing_files", "require_assets"]
+__all__ = [
+    "ASSETS_VARIABLE",
+    "WHERE_TO_GET_THEM",
+    "files_in_words",
+    "find_assets",
+    "missing_files",
+    "require_assets",
+]
 
 ASSETS_VARIABLE = "ROBOWIRE_LIBERO_ASSETS"
 
@@ -92,10 +95,17 @@ def require_assets(task: Task) -> None:
         return
     affected = [other.name for other in all_tasks() if missing_files(other, assets)]
     raise BackendError(
-        f"{task.name} lacks {_files(missing, assets)}, of LIBERO's files in {assets}. Files are missing for "
-        f"{len(affected)} of the {len(all_tasks())} tasks; `python -m benchmark.libero.assets` lists them. "
+        f"{task.name} lacks {files_in_words(missing, assets)}, of LIBERO's files in {assets}. Files are "
+        f"missing for {len(affected)} of the {len(all_tasks())} tasks; `python -m benchmark.libero` lists "
+        "them. "
         f"{WHERE_TO_GET_THEM}"
     )
+
+
+def files_in_words(files: Iterable[Path], assets: Path) -> str:
+    """Return the names of some files within ``assets``, the first five of them and how many more."""
+    names = sorted(os.path.relpath(file, assets) for file in files)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @cache
@@ -140,29 +150,3 @@ def _parse(task: Task) -> dict[str, Any]:
 
     problem: dict[str, Any] = robosuite_parse_problem(str(task.bddl_file))
     return problem
-
-
-def _files(files: Iterable[Path], assets: Path) -> str:
-    names = sorted(os.path.relpath(file, assets) for file in files)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def main() -> int:
-    """Print which tasks lack which files."""
-    try:
-        assets = find_assets()
-    except (BackendError, MissingDependency) as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    lacking = {task: missing_files(task, assets) for task in all_tasks()}
-    affected = {task: files for task, files in lacking.items() if files}
-    for task, files in affected.items():
-        print(f"{task.suite}/{task.number} {task.name} lacks {_files(files, assets)}")
-    print(f"{assets}: {len(lacking) - len(affected)} of {len(lacking)} tasks have all their files")
-    if affected:
-        print(WHERE_TO_GET_THEM)
-    return 1 if affected else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -63,7 +63,7 @@ def test_a_task_that_lacks_a_file_says_which_how_many_tasks_do_and_where_to_get_
     assert str(caught.value) == (
         "pick_up_the_ketchup_and_place_it_in_the_basket lacks stable_hope_objects/ketchup/ketchup.xml, of "
         f"LIBERO's files in {incomplete}. Files are missing for 28 of the 130 tasks; "
-        "`python -m benchmark.libero.assets` lists them. They are in the folder libero/libero/assets of "
+        "`python -m benchmark.libero` lists them. They are in the folder libero/libero/assets of "
         "https://github.com/Lifelong-Robot-Learning/LIBERO. Give its path to `server.py simulator "
         "--libero_assets` or as ROBOWIRE_LIBERO_ASSETS, or copy it to ~/.cache/libero/assets"
     )

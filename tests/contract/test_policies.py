@@ -55,7 +55,11 @@ def act(folder: Path) -> Policy:
 
 
 # A case is a name in the table, and behind a space what is special about it.
-CASES: dict[str, Callable[[Path], Policy]] = {"act untrained": act, "random": random}
+CASES: dict[str, Callable[[Path], Policy]] = {
+    "act default": lambda folder: load("policy", "act", POLICIES)(PolicyOptions(device="cpu")),
+    "act untrained": act,
+    "random": random,
+}
 
 
 def test_every_policy_in_the_table_is_tested() -> None:

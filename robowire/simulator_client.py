@@ -426,9 +426,13 @@ class SimulatorClient:
 
     def _require_session(self) -> None:
         if self._over is not None:
+            kept = self._session_token is not None
             raise ConnectionLost(
-                f"the session with {self.host}:{self.port} is over, and its simulator gone, because "
-                f"{self._over}: connect() begins a new one, with select_simulator and load_task"
+                f"the session with {self.host}:{self.port} is over"
+                + (" for this client" if kept else ", and its simulator gone")
+                + f", because {self._over}: "
+                + ("resume(session_token) goes on with it, and " if kept else "")
+                + "connect() begins a new one, with select_simulator and load_task"
             )
         self.connect()
 

@@ -11,6 +11,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ class SnapshotStore:
         """
         if _ID.fullmatch(snapshot_id):  # before it becomes a path
             if self._folder is None:
-                if snapshot_id in self._memory:
-                    return self._memory[snapshot_id]
+                kept = self._memory.get(snapshot_id)  # another thread may delete it
+                if kept is not None:
+                    return kept
             else:
                 try:
                     payload = self._file(self._folder, snapshot_id).read_bytes()
@@ -159,16 +161,18 @@ class SnapshotStore:
             for entry in entries:
                 snapshot_id, suffix = os.path.splitext(entry.name)
                 if suffix == _SUFFIX and _ID.fullmatch(snapshot_id):
-                    sizes[snapshot_id] = entry.stat().st_size
+                    with suppress(FileNotFoundError):  # another server deleted it
+                        sizes[snapshot_id] = entry.stat().st_size
         return sizes
 
     def _write(self, folder: Path, snapshot_id: str, payload: bytes) -> None:
         """Write the whole file or none: another server may read the folder, and this one may be killed."""
+        part = folder / f"{snapshot_id}.{os.getpid()}.part"
         try:
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(payload)
-            os.replace(file.name, self._file(folder, snapshot_id))
+            part.write_bytes(payload)
+            os.replace(part, self._file(folder, snapshot_id))
         except OSError as exc:
+            part.unlink(missing_ok=True)
             raise BackendError(f"the snapshot cannot be written: {exc.strerror or exc}") from exc
 
     def _file(self, folder: Path, snapshot_id: str) -> Path:

@@ -20,7 +20,14 @@ import psutil
 import pytest
 
 from robowire.contracts import TaskOptions
-from robowire.errors import ConnectionLost, Overloaded, SessionNotFound, SnapshotMismatch
+from robowire.errors import (
+    BackendError,
+    ConnectionLost,
+    Overloaded,
+    RequestTimeout,
+    SessionNotFound,
+    SnapshotMismatch,
+)
 from robowire.fake_simulator import FakeSimulator
 from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
 from robowire.simulator_client import SimulatorClient
@@ -185,6 +192,31 @@ def test_a_server_that_is_gone_is_told() -> None:
         begin(client).reset(seed=1)
     with pytest.raises(ConnectionLost, match=r"; coming back failed for 0\.2 s: nothing listens on "):
         client.step(ACTIONS[0])
+
+
+def test_a_session_goes_on_after_a_reply_that_came_too_late() -> None:
+    options = SimulatorServerOptions(drain_s=2, call_timeout_s=2)
+    with running_simulator_server(options) as server, SimulatorClient(*server.address) as patient:
+        patient.select_simulator("fake")
+        patient.load_task("hang_in_step")
+        patient.reset(seed=1)
+        token = patient.session_token or ""
+        client = SimulatorClient(*server.address, timeout_s=1)
+        client.resume(token)
+        with pytest.raises(RequestTimeout):
+            client.step(ACTIONS[0])
+        host, port = server.address
+        message = (
+            f"the session with {host}:{port} is over for this client, because a reply did not come in time: "
+            "resume(session_token) goes on with it, and connect() begins a new one, with select_simulator "
+            "and load_task"
+        )
+        with pytest.raises(ConnectionLost, match=f"^{re.escape(message)}$"):
+            client.step(ACTIONS[0])
+        with SimulatorClient(*server.address) as other:
+            assert other.resume(token).simulator == "fake"
+            with pytest.raises(BackendError, match="did not answer 'step' within 2 s and was killed"):
+                other.step(ACTIONS[0])
 
 
 # -- another client takes over -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import select
@@ -119,6 +120,11 @@ def begin(client: SimulatorClient, **options: Any) -> SimulatorClient:
     return client
 
 
+def asked(connection: Connection, method: str, **params: Any) -> Any:
+    """Return the reply to a request of a client written from the protocol alone."""
+    return loads(connection.exchange(encode_frame({"method": method, **params}), timeout_s=30))
+
+
 def expected(count: int, *, seed: int = 1) -> list[list[float]]:
     """Return the positions of an episode in this process; its noise would tell of a step too many."""
     simulator = FakeSimulator()
@@ -219,6 +225,23 @@ def test_a_session_goes_on_after_a_reply_that_came_too_late() -> None:
                 other.step(ACTIONS[0])
 
 
+def test_a_long_call_is_not_given_up_while_its_client_may_come_back() -> None:
+    # Longer than the three seconds that a call goes on for a client that left for good.
+    options = SimulatorServerOptions(drain_s=2, call_timeout_s=5)
+    with running_simulator_server(options) as server:
+        connection = Connection.connect(*server.address, timeout_s=5)
+        asked(connection, "hello", resumable=True)
+        token = asked(connection, "select_simulator", simulator="fake")["token"]
+        asked(connection, "load_task", task_name="hang_in_step")
+        asked(connection, "reset", seed=1)
+        connection.send(encode_frame({"method": "step", "action": ACTIONS[0]}), timeout_s=5)
+        connection.close()
+        with SimulatorClient(*server.address) as client:
+            client.resume(token)
+            with pytest.raises(BackendError, match="did not answer 'step' within 5 s and was killed"):
+                client.step(ACTIONS[0])
+
+
 # -- another client takes over -------------------------------------------------------------------------------
 
 
@@ -248,6 +271,16 @@ def test_a_client_is_killed_and_another_takes_over_by_token(server: SimulatorSer
         assert pid_of(client) == int(pid)
         state = client.step(ACTIONS[3]).observation.state
         assert state.tolist() == np.float32(expected(4)[-1]).tolist()
+
+
+def test_a_client_that_takes_over_sees_the_last_observation_whatever_was_asked_since(
+    server: SimulatorServer,
+) -> None:
+    with SimulatorClient(*server.address) as first, SimulatorClient(*server.address) as second:
+        seen = begin(first, image_height=256, image_width=256).reset(seed=1)  # through shared memory
+        first.render("side")
+        resumed = second.resume(first.session_token or "").observation
+        assert np.array_equal(resumed["front_image"], seen["front_image"])
 
 
 def test_a_session_is_one_connections_at_a_time(server: SimulatorServer) -> None:
@@ -301,10 +334,7 @@ def test_a_server_that_closes_ends_the_sessions_that_wait() -> None:
 @pytest.fixture
 def ask(server: SimulatorServer) -> Iterator[Any]:
     connection = Connection.connect(*server.address, timeout_s=5)
-
-    def ask(method: str, **params: Any) -> Any:
-        return loads(connection.exchange(encode_frame({"method": method, **params}), timeout_s=30))
-
+    ask = functools.partial(asked, connection)
     ask("select_simulator", simulator="fake")
     ask("load_task", task_name="reach")
     yield ask

@@ -73,9 +73,7 @@ class LiberoSimulator:
         self._init_states: np.ndarray = np.empty((0, 0))
         self._as_built: dict[str, np.ndarray] = {}
         self._steps = 0
-        self._drawing = (
-            False  # nobody looks while a scene is built and settles, and drawing takes most of the time
-        )
+        self._cameras: dict[str, Any] = {}
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the full names of a suite's tasks, or of all, sorted; numbers follow LIBERO's order instead.
@@ -172,17 +170,15 @@ class LiberoSimulator:
         if not 0 <= seed < 2**32:
             raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}, which numpy's generator takes")
         np.random.seed(seed)  # all of LIBERO's randomness
-        self._drawing = False
         self._place()
         if init_state is not None:
             self._env.set_init_state(self._init_states[init_state])
         waiting = dummy_action(self._env.env.action_dim)
-        for _ in range(SETTLING_STEPS - 1):
-            self._env.step(waiting)
-        self._drawing = True
-        observation = self._env.step(waiting)[0]
+        for _ in range(SETTLING_STEPS):
+            observation = _owned(self._env.step(waiting)[0])
         self._steps = 0
-        return _owned(observation)
+        self._add_pictures(observation)
+        return observation
 
     def step(self, action: np.ndarray) -> StepResult:
         """Execute LIBERO's own action, float (action_dim,), for one control period.
@@ -192,24 +188,24 @@ class LiberoSimulator:
         Raises:
             InvalidParams: The action has another shape or holds something not finite.
         """
-        spec = self._loaded()
-        action = np.asarray(action)
-        if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
-            raise InvalidParams(
-                f"the action is {action.dtype} {action.shape}, expected numbers of shape ({spec.action_dim},)"
-            )
-        action = action.astype(np.float64)
-        if not np.isfinite(action).all():
-            raise InvalidParams(f"the action is not finite: {action.tolist()}")
-        observation, reward, success, _ = self._env.step(action)
-        self._steps += 1
-        return StepResult(
-            observation=_owned(observation),
-            reward=float(reward),
-            terminated=bool(success),
-            truncated=self._steps >= spec.max_episode_steps,
-            info={"success": bool(success)},
-        )
+        result = self._advance(action)
+        self._add_pictures(result.observation)
+        return result
+
+    def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
+        """Do as :meth:`step` for each action, up to the end of the episode, but draw after the last only.
+
+        Returns:
+            The reward of every action that was executed, and what the last one gave.
+        """
+        rewards = []
+        for action in actions:
+            result = self._advance(action)
+            rewards.append(result.reward)
+            if result.terminated or result.truncated:
+                break
+        self._add_pictures(result.observation)
+        return rewards, result
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
         """Return uint8 (height, width, 3), RGB, upright, at least 256 pixels high and wide. A fresh array.
@@ -224,7 +220,9 @@ class LiberoSimulator:
         camera = camera_name or _BEST_VIEW
         _require_cameras([camera], self._env.sim.model.camera_names)
         height, width = (max(size or 0, _RENDER_MIN_SIZE) for size in (spec.image_height, spec.image_width))
-        return upright(self._picture(camera, height=height, width=width)).copy()
+        shown = self._camera(camera, height=height, width=width)
+        shown.look()
+        return upright(shown.draw()).copy()
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return what published policies take: see ``conventions.py``; never an object's pose."""
@@ -267,6 +265,7 @@ class LiberoSimulator:
         if self._env is not None:
             self._env.close()
         self._env = self._spec = None
+        self._cameras = {}
 
     def _loaded(self) -> SimulatorSpec:
         if self._spec is None:
@@ -297,26 +296,50 @@ class LiberoSimulator:
             f"LIBERO's objects found no place in {_MAX_PLACEMENTS} attempts; another seed may do"
         )
 
-    def _add_camera(self, camera: str, *, height: int, width: int) -> None:
-        """Observe a camera as LIBERO does, at the same instants; but draw only what somebody will see."""
+    def _advance(self, action: np.ndarray) -> StepResult:
+        """Do as :meth:`step`, but for the pictures, which are black."""
+        spec = self._loaded()
+        action = np.asarray(action)
+        if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
+            raise InvalidParams(
+                f"the action is {action.dtype} {action.shape}, expected numbers of shape ({spec.action_dim},)"
+            )
+        action = action.astype(np.float64)
+        if not np.isfinite(action).all():
+            raise InvalidParams(f"the action is not finite: {action.tolist()}")
+        observation, reward, success, _ = self._env.step(action)
+        self._steps += 1
+        return StepResult(
+            observation=_owned(observation),
+            reward=float(reward),
+            terminated=bool(success),
+            truncated=self._steps >= spec.max_episode_steps,
+            info={"success": bool(success)},
+        )
+
+    def _add_camera(self, name: str, *, height: int, width: int) -> None:
+        """Let a camera be an observable as LIBERO's are, and look at the same instants."""
         from robosuite.utils.observables import Observable, sensor
 
-        blank = np.zeros((height, width, 3), np.uint8)
+        camera = self._cameras[name] = self._camera(name, height=height, width=width)
+        black = np.zeros((height, width, 3), np.uint8)
 
         @sensor(modality="image")
-        def picture(cache: Mapping[str, Any]) -> np.ndarray:
-            return self._picture(camera, height=height, width=width) if self._drawing else blank
+        def look(cache: Mapping[str, Any]) -> np.ndarray:
+            camera.look()
+            return black
 
         env = self._env.env
-        env.add_observable(Observable(f"{camera}_image", sensor=picture, sampling_rate=env.control_freq))
+        env.add_observable(Observable(f"{name}_image", sensor=look, sampling_rate=env.control_freq))
 
-    def _picture(self, camera: str, *, height: int, width: int) -> np.ndarray:
-        """Return uint8 (height, width, 3), RGB, the bottom row first, drawn by robosuite."""
-        sim = self._env.sim
-        # Another simulator of this process may have made its own context current.
-        sim._render_context_offscreen.gl_ctx.make_current()
-        picture: np.ndarray = sim.render(camera_name=camera, height=height, width=width)
-        return picture
+    def _add_pictures(self, observation: dict[str, np.ndarray]) -> None:
+        for name, camera in self._cameras.items():
+            observation[f"{name}_image"] = camera.draw()
+
+    def _camera(self, name: str, *, height: int, width: int) -> Any:
+        from benchmark.libero.cameras import Camera  # imports mujoco, which binds a GL backend then
+
+        return Camera(self._env.sim, name, height=height, width=width)
 
 
 def make_simulator() -> LiberoSimulator:

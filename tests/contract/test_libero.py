@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Simulator, TaskOptions
+from robowire.contracts import Chunked, Simulator, TaskOptions
 from robowire.errors import BackendError, InvalidParams
 from robowire.meta import MetaAction
 from robowire.registry import load
@@ -126,6 +126,23 @@ def test_the_spec_has_the_suites_step_limit_and_the_instruction(drawer: Simulato
     assert (spec.camera_names, spec.image_height, spec.rendering) == ((), None, None)
 
 
+def test_a_chunk_gives_what_its_steps_give_and_ends_with_the_episode(libero: Simulator) -> None:
+    libero.load_task("libero_spatial/0", TaskOptions(image_height=32, image_width=32, horizon=5))
+    assert isinstance(libero, Chunked)
+    actions = np.random.default_rng(1).uniform(-1, 1, (9, 7))
+    libero.reset(seed=0, init_state=0)
+    steps = [libero.step(action) for action in actions[:5]]
+    for count in (3, 9):
+        libero.reset(seed=0, init_state=0)
+        rewards, last = libero.step_chunk(actions[:count])
+        expected = steps[: len(rewards)]
+        assert len(rewards) == min(count, 5)
+        assert rewards == [step.reward for step in expected]
+        assert last.truncated is (count > 5)
+        for name, value in expected[-1].observation.items():
+            assert last.observation[name].tobytes() == value.tobytes(), name
+
+
 def test_an_initial_state_that_is_none_of_the_50_is_refused(drawer: Simulator) -> None:
     with pytest.raises(InvalidParams, match=r"^init_state is 50, expected 0 to 49$"):
         drawer.reset(seed=0, init_state=50)
@@ -215,11 +232,15 @@ def test_a_raw_picture_is_upside_down_and_a_policys_is_turned(libero: Simulator)
     assert np.abs(raw["agentview_image"][::-1].astype(int) - person).mean() < 1  # nothing moves here
 
 
-@pytest.mark.parametrize("task", ["libero_spatial/4", "libero_10/2"], ids=["a drawer left open", "a stove"])
+@pytest.mark.parametrize(
+    ("task", "init_state"),
+    [("libero_spatial/4", None), ("libero_10/2", 5)],
+    ids=["a bowl in a drawer left open", "a stove"],
+)
 def test_an_episode_has_the_bits_that_libero_itself_gives(
-    libero: Simulator, task: str, monkeypatch: pytest.MonkeyPatch
+    libero: Simulator, task: str, init_state: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Although its model is not made anew at a reset, and cameras are drawn only when somebody looks."""
+    """Although its model is not made anew at a reset, and pictures are drawn only when somebody looks."""
     from benchmark.libero.package import environments
     from benchmark.libero.tasks import find_task
 
@@ -228,7 +249,10 @@ def test_an_episode_has_the_bits_that_libero_itself_gives(
     libero.reset(seed=8)  # another episode before
     libero.step(np.ones(7))
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
-    ours = [libero.reset(seed=3, init_state=5), *(libero.step(action).observation for action in actions)]
+    ours = [
+        libero.reset(seed=3, init_state=init_state),
+        *(libero.step(action).observation for action in actions),
+    ]
 
     # As published evaluations do it.
     env = environments().OffScreenRenderEnv(
@@ -236,7 +260,8 @@ def test_an_episode_has_the_bits_that_libero_itself_gives(
     )
     env.seed(3)
     env.reset()
-    env.set_init_state(find_task(task).init_states()[5])
+    if init_state is not None:
+        env.set_init_state(find_task(task).init_states()[init_state])
     for _ in range(10):
         first = env.step([0, 0, 0, 0, 0, 0, -1])[0]
     theirs = [first, *(env.step(action)[0] for action in actions)]

@@ -131,7 +131,8 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
     nheads = nheads or config.get("nheads")
     if nheads is None:
         raise ConfigurationError(
-            f"{folder / CONFIG} lacks nheads, which the weights do not show: add it, or give --nheads"
+            f"{folder / CONFIG} lacks nheads, which the weights do not show: "
+            "add it, or give --policy_options.nheads"
         )
     model = _build(folder, OURS, weights, config, nheads)
     if not normalize:
@@ -162,7 +163,8 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
     if nheads is None:
         nheads = ORIGINAL_NHEADS
         logger.info(
-            "taking nheads %d, the original's; weights do not show it, --nheads says otherwise", nheads
+            "taking nheads %d, the original's: weights do not show it; --policy_options.nheads changes it",
+            nheads,
         )
     model = _build(folder, ORIGINAL, weights, config, nheads)
 

@@ -131,7 +131,12 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
         n_action_steps=checkpoint.n_action_steps,
         dataset_id=dataset_id,
     )
-    return ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
+    policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
+    if spec.image_height is not None and spec.image_width is not None:
+        # The first inference takes several times as long as any other; no robot should be the one to wait.
+        pictures = (len(spec.camera_names or ()), 3, spec.image_height, spec.image_width)
+        policy.infer([MetaObs(state=np.zeros(sizes.state_dim), image=np.zeros(pictures, np.uint8))])
+    return policy
 
 
 def select_device(name: str) -> torch.device:

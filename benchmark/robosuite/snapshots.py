@@ -31,8 +31,9 @@ _CONSTANT = ("mesh_", "tex_", "skin_", "name", "paths", "text_", "bvh_")
 _BOXES = ("bvh_aabb", "bvh_child", "bvh_depth", "bvh_nodeid")
 _DIGESTED = ("mesh_vert", "mesh_face", "tex_data")
 
-# Constraints: as many as there are contacts, made anew by the next step and read by nobody before it.
-_TRANSIENT = ("efc_", "iefc_")
+# Constraints and the islands they make: as many as there are contacts, made anew by the next step and read by
+# nobody before it.
+_TRANSIENT = ("efc_", "iefc_", "iacc", "ifrc_", "iLD", "iM")
 
 _PLAIN = (int, float, bool, str, type(None), np.ndarray, np.generic)
 _PARTS_OF_A_STATE = frozenset(

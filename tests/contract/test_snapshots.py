@@ -23,6 +23,7 @@ from benchmark.registry import SIMULATORS
 from robowire.contracts import Restorable, TaskOptions
 from robowire.errors import SnapshotMismatch
 from robowire.registry import load
+from robowire.serving.simulator_snapshots import first_difference
 from robowire.testing import FAKE_SIMULATORS
 from robowire.wire.encoding import encode
 from robowire.wire.pickling import loads
@@ -169,6 +170,20 @@ def test_a_reset_after_a_restore_is_the_reset_it_was(instant: Instant) -> None:
     before = episode()
     instant.simulator.restore_state(instant.state())
     assert episode() == before
+
+
+# Objects that touch in several groups, one object drawn of several, two that touch each other.
+@pytest.mark.parametrize("task", ["NutAssembly", "PickPlaceBread", "Stack"])
+def test_other_tasks_of_robosuite_go_on_bit_for_bit_after_another_episode(task: str) -> None:
+    simulator = load("simulator", "robosuite", TABLE)()
+    spec = simulator.load_task(task, TaskOptions(camera_names=()))
+    simulator.reset(seed=1)
+    for action in actions(spec.action_dim, seed=1, count=10):
+        simulator.step(action)
+    state = simulator.save_state()
+    found = first_difference(simulator, state, action_dim=spec.action_dim, steps=25)
+    simulator.close()
+    assert found == (25, None)
 
 
 def main(case: str, file: str) -> None:

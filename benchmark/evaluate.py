@@ -65,7 +65,7 @@ def _add_options(parser: Any) -> None:
 def _run(flags: Any) -> int:
     """Return the exit code: 0; 1 where no episode was finished; 2 where policy and simulator do not fit."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{flags.task}"
+    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{flags.task.replace('/', '-')}"
     options = EvaluateOptions(
         output_dir=Path(flags.output_dir or default_dir),
         simulator=flags.simulator,

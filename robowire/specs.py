@@ -105,6 +105,7 @@ class SimulatorSpec(Embodiment):
         instruction: The task in words.
         max_episode_steps: Steps after which an episode is truncated.
         rendering: What changes pictures: backend, reflections, multisampling.
+        init_states: How many numbered initial states ``reset`` takes; ``None`` where the task has none.
     """
 
     simulator: str = ""
@@ -112,6 +113,7 @@ class SimulatorSpec(Embodiment):
     instruction: str = ""
     max_episode_steps: int = 0
     rendering: str | None = None
+    init_states: int | None = None
 
 
 def require_match(policy: PolicySpec, simulator: SimulatorSpec) -> None:

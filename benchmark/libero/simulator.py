@@ -144,6 +144,7 @@ class LiberoSimulator:
             rendering=f"{_RENDERING[rendering]}; raw upside down, MetaObs turned by 180 degrees"
             if cameras
             else None,
+            init_states=len(self._init_states),
         )
         return self._spec
 

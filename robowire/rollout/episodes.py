@@ -57,7 +57,7 @@ class SimulatorSession(Protocol):
         """Build the task; observations are :class:`MetaObs` in the format ``"meta"``."""
         ...
 
-    def reset(self, seed: int | None = None) -> Any:
+    def reset(self, seed: int | None = None, init_state: int | None = None) -> Any:
         """Begin an episode and return its first observation."""
         ...
 
@@ -100,6 +100,7 @@ class Episode:
     Attributes:
         episode: Its number, from 0.
         seed: The simulator's seed of it.
+        init_state: The numbered initial state it began in; ``None`` where the task has none.
         success: ``None`` where the simulator did not finish it.
         steps: Executed actions.
         total_reward: Sum of the rewards; ``"return"`` in the file.
@@ -118,6 +119,7 @@ class Episode:
     infer_ms: tuple[float, ...]
     seconds: float
     video: str | None = None
+    init_state: int | None = None
 
 
 @dataclass
@@ -126,6 +128,7 @@ class Rollout:
 
     Attributes:
         seed: The simulator's.
+        init_state: The numbered initial state to begin in, where the task has them.
         actions: As they were executed.
         rewards: One for each of them.
         infer_ms: One for each inference.
@@ -134,6 +137,7 @@ class Rollout:
     """
 
     seed: int
+    init_state: int | None = None
     actions: list[MetaAction] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     infer_ms: list[float] = field(default_factory=list)
@@ -159,7 +163,7 @@ def run_episode(
     Raises:
         RobowireError: The simulator failed, or ``act`` did.
     """
-    observation: MetaObs = simulator.reset(seed=rollout.seed)
+    observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
     while actions := act(replace(observation, timestep=len(rollout.actions))):
         result = simulator.step_chunk(actions)
         rollout.actions += actions[: result.steps]
@@ -182,7 +186,7 @@ def film(
         FilmFailed: The second run differs from the first, or ``stopped`` became true.
         RobowireError: The simulator failed.
     """
-    simulator.reset(seed=rollout.seed)
+    simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
     sink.add(simulator.render())
     for step, (action, reward) in enumerate(zip(rollout.actions, rollout.rewards)):
         if stopped():

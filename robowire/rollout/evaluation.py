@@ -359,6 +359,9 @@ class _Environment:
             if self._simulator is None:
                 self._reload_task()
                 begun = self._evaluation.clock()  # a load is not the episode's
+            if self.simulator_spec.init_states:
+                # In turn, as published evaluations of LIBERO take them: episode 0 is the same one everywhere.
+                rollout.init_state = number % self.simulator_spec.init_states
             self._run_episode(rollout)
             if rollout.success is None:
                 return None
@@ -379,6 +382,7 @@ class _Environment:
             infer_ms=tuple(rollout.infer_ms),
             seconds=seconds,
             video=self._film(number, rollout) if error is None else None,
+            init_state=rollout.init_state,
         )
 
     def close(self) -> None:

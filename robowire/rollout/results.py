@@ -73,6 +73,7 @@ def episode_row(episode: Episode) -> dict[str, Any]:
     return {
         "episode": episode.episode,
         "seed": episode.seed,
+        "init_state": episode.init_state,
         "success": episode.success,
         "steps": episode.steps,
         "return": episode.total_reward,

@@ -46,8 +46,8 @@ def test_a_policy_is_evaluated_on_a_task_named_by_suite_and_number(
     assert (told["episodes"], told["errors"]) == (1, 0)
     assert told["simulator"]["task"].startswith("pick_up_the_black_bowl_between")
     assert told["simulator"]["process"]["versions"].keys() >= {"mujoco", "robosuite", "numpy"}
-    (episode,) = (tmp_path / "episodes.jsonl").read_text().splitlines()
-    assert json.loads(episode)["steps"] == 4
+    (episode,) = map(json.loads, (tmp_path / "episodes.jsonl").read_text().splitlines())
+    assert (episode["steps"], episode["init_state"]) == (4, 0)
 
 
 def test_the_folder_of_the_assets_reaches_the_simulators_processes(

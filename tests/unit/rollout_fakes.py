@@ -117,6 +117,7 @@ class FakeSimulatorServer:
     calls: list[str] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    init_states: list[int | None] = field(default_factory=list)
 
     def open(self) -> FakeSimulatorSession:
         if self.gone is not None:
@@ -142,8 +143,9 @@ class FakeSimulatorSession:
         self._server.options.append(options)
         return self._server.spec
 
-    def reset(self, seed: int | None = None) -> MetaObs:
+    def reset(self, seed: int | None = None, init_state: int | None = None) -> MetaObs:
         assert seed is not None
+        self._server.init_states.append(init_state)
         self._seed, self._steps = seed, 0
         self._x = np.random.default_rng(seed).uniform(-2, 2)
         if self._server.drifts:

@@ -67,6 +67,14 @@ def test_every_episode_is_counted_once_and_written_down(tmp_path: Path) -> None:
     assert summary == written(tmp_path)
 
 
+def test_numbered_initial_states_are_taken_in_turn(tmp_path: Path) -> None:
+    simulator = FakeSimulatorServer()
+    simulator.spec = replace(simulator.spec, init_states=4)
+    run(tmp_path, simulator=simulator, num_episodes=6)
+    assert simulator.init_states == [0, 1, 2, 3, 0, 1]
+    assert [row["init_state"] for row in rows(tmp_path)] == [0, 1, 2, 3, 0, 1]
+
+
 def test_the_same_seed_gives_the_same_episodes_whatever_the_number_of_environments(tmp_path: Path) -> None:
     def outcomes(num_envs: int) -> list[tuple[Any, ...]]:
         path = tmp_path / str(num_envs)

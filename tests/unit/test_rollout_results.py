@@ -30,6 +30,7 @@ def test_an_episode_is_one_line_on_disk_at_once(tmp_path: Path) -> None:
     assert json.loads(line) == {
         "episode": 7,
         "seed": 3007,
+        "init_state": None,
         "success": True,
         "steps": 41,
         "return": 1.0,

@@ -97,7 +97,8 @@ def test_tasks_are_listed_in_order_without_loading_one(loaded: Loaded) -> None:
 
 def test_the_spec_of_a_loaded_task_says_everything(loaded: Loaded) -> None:
     spec = loaded[1]
-    assert [name for name, value in spec.to_wire().items() if value in (None, "", 0)] == []
+    unsaid = [name for name, value in spec.to_wire().items() if value in (None, "", 0)]
+    assert unsaid in ([], ["init_states"])  # not every family numbers its initial states
     assert (spec.image_height, spec.image_width) == (HEIGHT, WIDTH)
 
 

@@ -16,9 +16,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from robowire import PolicyClient, SimulatorClient
-from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch
+from robowire.action_queue import AGGREGATE_FUNCTIONS, load_aggregate_function
+from robowire.async_controller import WHEN_DRY, AsyncOptions
+from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch, UnknownName
 from robowire.rollout.episodes import Episode
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 __all__ = ["EVALUATE", "report"]
 
@@ -46,6 +49,25 @@ def _add_options(parser: Any) -> None:
         type=int,
         help="actions executed of each chunk; default: what the policy server says, else the whole chunk",
     )
+    add(
+        "--mode",
+        choices=["sync", "async"],
+        default="sync",
+        help="sync: the simulator waits for each chunk; async: it goes on, with what is left of the last one",
+    )
+    # Without defaults of their own: in the mode sync they mean nothing, and are refused.
+    add("--clock", choices=["virtual"], help="async: latencies are numbers of steps and cost no waiting")
+    add("--latency_ms", type=str, help="async: 0 (default), 80, normal:80,20 (mean, std) or recorded:FILE")
+    add("--fps", type=float, help="async: control steps a second; default: the simulator's control_hz")
+    add(
+        "--chunk_size_threshold",
+        type=float,
+        help="async: ask when this share of a chunk is left, or less (0.5)",
+    )
+    add("--actions_per_chunk", type=int, help="async: use so many actions of each chunk; default: all")
+    functions = ", ".join(AGGREGATE_FUNCTIONS)
+    add("--aggregate_fn_name", type=str, help=f"async: {functions}, or module:function (weighted_average)")
+    add("--when_dry", choices=list(WHEN_DRY), help="async: what to execute while the queue is empty (hold)")
     add("--output_dir", type=str, help="folder for the results; default: outputs/<date-time>-<task>")
     add("--overwrite", action="store_true", help="replace results that the folder holds")
     add(
@@ -80,6 +102,7 @@ def _run(flags: Any) -> int:
         controller=flags.controller,
         camera_names=_names(flags.camera_names),
         overwrite=flags.overwrite,
+        asynchronous=_virtual_clock(flags),
     )
 
     def open_policy(retries: int = _POLICY_RETRIES) -> PolicyClient:
@@ -137,7 +160,7 @@ def report(summary: dict[str, Any], folder: Path) -> str:
     seeds = summary["seeds"]
     rows = [
         ("task", f"{summary['options']['task']} on {summary['options']['simulator']}"),
-        ("policy", f"{summary['policy']['policy']}, {summary['options']['n_action_steps']} steps a chunk"),
+        ("policy", f"{summary['policy']['policy']}, {_acting(summary['options'])}"),
         ("episodes", f"{done} of {wanted}, seeds {seeds[0]} to {seeds[-1]}"),
     ]
     if done:
@@ -160,6 +183,37 @@ def report(summary: dict[str, Any], folder: Path) -> str:
             f"not counted; {folder / 'episodes.jsonl'} says why"
         )
     return "".join(f"{line}\n" for line in lines)
+
+
+def _acting(options: dict[str, Any]) -> str:
+    if "mode" in options:
+        return f"async, {options['aggregate_fn_name']}, latency {options['latency_ms']} ms, virtual clock"
+    return f"{options['n_action_steps']} steps a chunk"
+
+
+def _virtual_clock(flags: Any) -> VirtualClock | None:
+    """Return what the flags of the mode async say.
+
+    Raises:
+        ConfigurationError: They are given in the mode sync, or cannot be used.
+    """
+    rules = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "when_dry")
+    given = {
+        name: getattr(flags, name)
+        for name in ("clock", "latency_ms", "fps", *rules)
+        if getattr(flags, name) is not None
+    }
+    if flags.mode == "sync":
+        if given:
+            names = ", ".join(f"--{name}" for name in given)
+            raise ConfigurationError(f"only the mode async knows {names}: add --mode async")
+        return None
+    try:
+        options = AsyncOptions(**{name: given[name] for name in rules if name in given})
+        load_aggregate_function(options.aggregate_fn_name)
+        return VirtualClock(options, Latency.parse(given.get("latency_ms", "0")), given.get("fps"))
+    except (ValueError, UnknownName) as exc:
+        raise ConfigurationError(str(exc)) from exc
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
+from robowire.async_controller import AsyncStatistics
 from robowire.errors import FilmFailed
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
@@ -108,6 +109,7 @@ class Episode:
         infer_ms: Milliseconds from each observation sent to its actions received.
         seconds: From reset to the end, without the film.
         video: File name within the folder of results.
+        statistics: Of an asynchronous episode.
     """
 
     episode: int
@@ -120,6 +122,7 @@ class Episode:
     seconds: float
     video: str | None = None
     init_state: int | None = None
+    statistics: AsyncStatistics | None = None
 
 
 @dataclass
@@ -134,6 +137,7 @@ class Rollout:
         infer_ms: One for each inference.
         success: Known once the episode ended, as is the next.
         last: The observation after the last action.
+        statistics: Of an asynchronous episode.
     """
 
     seed: int
@@ -143,6 +147,7 @@ class Rollout:
     infer_ms: list[float] = field(default_factory=list)
     success: bool | None = None
     last: MetaObs | None = None
+    statistics: AsyncStatistics | None = None
 
 
 def run_episode(

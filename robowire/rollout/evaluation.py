@@ -28,6 +28,7 @@ from robowire.rollout.results import ResultFolder
 from robowire.rollout.seeds import EPISODES_PER_SEED, episode_seed
 from robowire.rollout.statistics import summarise
 from robowire.rollout.video import Mp4Writer
+from robowire.rollout.virtual_clock import VirtualClock, run_virtual_episode
 from robowire.specs import PolicySpec, SimulatorSpec, require_match
 from robowire.version import __version__
 
@@ -65,6 +66,8 @@ class EvaluateOptions:
         controller: For example ``"OSC_POSE"``.
         camera_names: The simulator's cameras, in the policy's order; ``None`` means the policy's names.
         overwrite: Whether results that ``output_dir`` holds may be replaced.
+        asynchronous: Act while the policy is at work, on a virtual clock; ``None`` means that the simulator
+            waits for each chunk.
     """
 
     output_dir: Path
@@ -80,6 +83,7 @@ class EvaluateOptions:
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
     overwrite: bool = False
+    asynchronous: VirtualClock | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_envs", "n_action_steps", "max_episode_steps"):
@@ -94,6 +98,11 @@ class EvaluateOptions:
         if self.record_video not in ("off", "failures", "all") and not self.record_video.isdecimal():
             raise ConfigurationError(
                 f"record_video is {self.record_video!r}, expected off, failures, all, or a number of episodes"
+            )
+        if self.asynchronous is not None and self.n_action_steps is not None:
+            raise ConfigurationError(
+                "n_action_steps is for the mode sync: in the mode async, actions_per_chunk and "
+                "chunk_size_threshold say how much of a chunk is executed"
             )
         episode_seed(self.seed, 0)
 
@@ -196,7 +205,7 @@ class _Report:
             "platform": platform.platform(),
         }
         self._facts = {
-            "options": {**_plain(asdict(options)), "n_action_steps": environment.n_action_steps},
+            "options": _plain(_told(options, environment)),
             "seeds": [episode_seed(options.seed, episode) for episode in range(options.num_episodes)],
             # What the servers say holds their versions. Published scores moved with a simulator's version.
             "client": client,
@@ -308,6 +317,7 @@ class _Environment:
         self.simulator_info: dict[str, Any] = {}
         self.simulator_spec = SimulatorSpec()
         self.n_action_steps = 1
+        self.asynchronous: VirtualClock | None = None
 
     def open_policy(self) -> None:
         """Open the session with the policy server."""
@@ -341,6 +351,8 @@ class _Environment:
             observation_format="meta",
         )
         require_match(wanted, self.simulator_spec)
+        if options.asynchronous is not None:
+            self.asynchronous = options.asynchronous.at(self.simulator_spec.control_hz)
         self.simulator_info = self._simulator.get_info()
         self._failed_loads = 0
 
@@ -383,6 +395,7 @@ class _Environment:
             seconds=seconds,
             video=self._film(number, rollout) if error is None else None,
             init_state=rollout.init_state,
+            statistics=rollout.statistics,
         )
 
     def close(self) -> None:
@@ -408,17 +421,20 @@ class _Environment:
         assert policy is not None
         assert simulator is not None
 
-        def act(observation: MetaObs) -> list[MetaAction]:
+        def infer(observation: MetaObs) -> list[MetaAction]:
             with self._evaluation.one_inference:
                 if self._evaluation.stopping.is_set():
                     return []
                 begun = self._evaluation.clock()
                 actions: list[MetaAction] = self._ask(lambda: policy.send_meta_obs(observation))
                 rollout.infer_ms.append(round((self._evaluation.clock() - begun) * 1000, 3))
-            return actions[: self.n_action_steps]
+            return actions
 
         self._ask(policy.reset)
-        run_episode(act, simulator, rollout)
+        if self.asynchronous is not None:
+            run_virtual_episode(infer, simulator, rollout, self.asynchronous)
+        else:
+            run_episode(lambda observation: infer(observation)[: self.n_action_steps], simulator, rollout)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """Ask the policy server; that it cannot answer is no one episode's fault and ends the evaluation."""
@@ -473,6 +489,22 @@ def _action_steps(asked: int | None, chunk_size: int, info: dict[str, Any]) -> i
             f"n_action_steps is {asked}, but the policy server's chunks have {chunk_size} actions"
         )
     return asked or int(info.get("n_action_steps") or chunk_size)
+
+
+def _told(options: EvaluateOptions, environment: _Environment) -> dict[str, Any]:
+    """Return the options as the summary has them: the flags' names, with what was found out for defaults."""
+    told = asdict(options)
+    del told["asynchronous"]
+    virtual = environment.asynchronous
+    if virtual is None:
+        return {**told, "n_action_steps": environment.n_action_steps}
+    return {
+        **told,
+        "mode": "async",
+        "clock": "virtual",
+        "latency_ms": virtual.latency.text,
+        **asdict(virtual.rules),
+    }
 
 
 def _plain(value: Any) -> Any:

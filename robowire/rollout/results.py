@@ -13,6 +13,15 @@ from robowire.rollout.statistics import percentile
 
 __all__ = ["ResultFolder", "episode_row"]
 
+# Of AsyncStatistics.summary.
+_ASYNC_FIGURES = (
+    "starved_steps",
+    "queue_size_mean",
+    "observation_age_ms_p50",
+    "observation_age_ms_p95",
+    "aggregated_steps",
+)
+
 
 class ResultFolder:
     """One evaluation's files. Nothing is created before :meth:`create`.
@@ -69,8 +78,8 @@ class ResultFolder:
 
 
 def episode_row(episode: Episode) -> dict[str, Any]:
-    """Return an episode as plain data."""
-    return {
+    """Return an episode as plain data. Asynchronous ones say so, and how their queue did."""
+    row = {
         "episode": episode.episode,
         "seed": episode.seed,
         "init_state": episode.init_state,
@@ -84,3 +93,7 @@ def episode_row(episode: Episode) -> dict[str, Any]:
         "seconds": round(episode.seconds, 3),
         "video": episode.video,
     }
+    if episode.statistics is not None:
+        told = episode.statistics.summary()
+        row |= {"mode": "async", **{name: told[name] for name in _ASYNC_FIGURES}}
+    return row

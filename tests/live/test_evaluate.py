@@ -150,6 +150,24 @@ def test_the_number_of_environments_changes_no_episode(port: str, tmp_path: Path
     assert {success for _, success, *_ in outcomes[0]} == {True, False}
 
 
+def test_an_asynchronous_run_repeats_with_another_number_of_environments(port: str, tmp_path: Path) -> None:
+    outcomes = []
+    for num_envs in ("1", "2"):
+        folder = tmp_path / num_envs
+        flags = ("--mode", "async", "--latency_ms", "normal:150,100", "--fps", "20", "--record_video", "off")
+        stdout, _ = run(port, folder, "--num_envs", num_envs, *flags)
+        assert "constant, async, weighted_average, latency normal:150,100 ms, virtual clock" in stdout
+        clocks = ("infer_ms_p50", "infer_ms_max", "seconds")
+        outcomes.append([{name: row[name] for name in row if name not in clocks} for row in rows(folder)])
+    assert outcomes[0] == outcomes[1]
+    assert all(row["starved_steps"] for row in outcomes[0])
+
+
+def test_a_latency_in_the_mode_sync_is_refused(port: str, tmp_path: Path) -> None:
+    _, stderr = run(port, tmp_path, "--latency_ms", "80", code=2)
+    assert stderr == "client.py evaluate: only the mode async knows --latency_ms: add --mode async\n"
+
+
 def test_a_killed_simulator_is_an_error_and_no_failure(port: str, tmp_path: Path) -> None:
     (tmp_path / "killed_simulator.py").write_text(KILLED)
     folder = tmp_path / "results"

@@ -21,6 +21,7 @@ from robowire.errors import (
     SpecMismatch,
 )
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
@@ -226,6 +227,84 @@ def test_unusable_options_are_refused(tmp_path: Path, options: dict[str, Any], m
     with pytest.raises(ConfigurationError) as raised:
         EvaluateOptions(tmp_path, **options)
     assert str(raised.value) == message
+
+
+# asynchronous
+
+
+def virtual(latency: str) -> VirtualClock:
+    return VirtualClock(latency=Latency.parse(latency))
+
+
+def test_asynchronous_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) -> None:
+    found = []
+    for num_envs in (1, 3):
+        run(tmp_path / str(num_envs), num_envs=num_envs, asynchronous=virtual("normal:150,100"))
+        found.append(
+            [
+                {
+                    name: value
+                    for name, value in row.items()
+                    if name not in ("infer_ms_p50", "infer_ms_max", "seconds")
+                }
+                for row in rows(tmp_path / str(num_envs))
+            ]
+        )
+    assert found[0] == found[1]
+    assert len({row["starved_steps"] for row in found[0]}) > 1
+
+
+def test_an_asynchronous_row_tells_of_its_queue(tmp_path: Path) -> None:
+    run(tmp_path, num_episodes=1, asynchronous=virtual("100"))
+    (row,) = rows(tmp_path)
+    # Six steps, the queue 0 4 3 3 2 3 long; five actions, 1 2 1 2 1 steps old, the last three merged.
+    names = ("mode", "starved_steps", "queue_size_mean", "observation_age_ms_p50", "aggregated_steps")
+    assert [row[name] for name in names] == ["async", 1, 15 / 6, 100.0, 3]
+
+
+def test_the_summary_has_the_asynchronous_options_with_the_simulators_rate(tmp_path: Path) -> None:
+    run(tmp_path, num_episodes=1, asynchronous=virtual("normal:80,20"))
+    options = written(tmp_path)["options"]
+    names = ("mode", "clock", "latency_ms", "fps", "aggregate_fn_name", "chunk_size_threshold", "when_dry")
+    assert [options[name] for name in names] == [
+        "async",
+        "virtual",
+        "normal:80,20",
+        10,
+        "weighted_average",
+        0.5,
+        "hold",
+    ]
+
+
+def test_a_long_latency_lowers_the_return(tmp_path: Path) -> None:
+    returns = []
+    for latency in ("0", "800"):
+        summary = run(tmp_path / latency, asynchronous=virtual(latency))
+        returns.append(summary["mean_return"])
+    assert returns[0] > returns[1]
+
+
+def test_an_asynchronous_episode_begins_in_its_initial_state(tmp_path: Path) -> None:
+    simulator = FakeSimulatorServer()
+    simulator.spec = replace(simulator.spec, init_states=2)
+    run(tmp_path, simulator=simulator, num_episodes=3, asynchronous=virtual("100"))
+    assert simulator.init_states == [0, 1, 0]
+
+
+def test_an_asynchronous_episode_can_be_filmed(tmp_path: Path) -> None:
+    run(tmp_path, num_episodes=1, record_video="all", asynchronous=virtual("300"))
+    (row,) = rows(tmp_path)
+    assert row["video"] is not None
+
+
+def test_n_action_steps_means_nothing_to_the_mode_async(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        EvaluateOptions(tmp_path, n_action_steps=2, asynchronous=virtual("0"))
+    assert str(raised.value) == (
+        "n_action_steps is for the mode sync: in the mode async, actions_per_chunk and chunk_size_threshold "
+        "say how much of a chunk is executed"
+    )
 
 
 # simulators that die

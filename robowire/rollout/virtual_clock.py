@@ -1,0 +1,225 @@
+"""Asynchronous episodes on a virtual clock: a latency is a number of control steps, and costs no waiting.
+
+The rules are :mod:`robowire.async_controller`'s. Each inference is really done at once; only its delivery
+is put off, by ``ceil(latency_ms * fps / 1000)`` control steps. No decision looks at a wall clock, and the
+latency of request k of an episode depends on the episode's seed and k alone. So an episode is a pure function
+of its seed and the latency, as far as policy and simulator are.
+
+Where the controller has nothing to execute (before an episode's first action, and with ``when_dry="wait"``),
+virtual time passes and the simulator stands still, which flatters ``"wait"``: a real world goes on. What a
+dry queue costs there is what ``"hold"`` and ``"zero"`` show: their actions are executed, and are steps of the
+episode.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+
+from robowire.async_controller import AsyncController, AsyncOptions, AsyncStatistics
+from robowire.errors import ConfigurationError
+from robowire.meta import MetaAction, MetaObs
+from robowire.rollout.episodes import Rollout, SimulatorSession
+from robowire.wire.encoding import ActionChunk
+
+__all__ = ["Latency", "VirtualClock", "run_virtual_episode"]
+
+# A minute: an episode is over by then, and a wrong unit is found out.
+_MAX_MS = 60_000.0
+
+# Actions sent to the simulator at once, at most: enough that few pictures are drawn for nobody.
+_MAX_WAITING = 32
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How late replies are: always ``mean`` without the rest, else drawn, else as recorded.
+
+    Attributes:
+        text: What :meth:`parse` read.
+        mean: Milliseconds.
+        std: Of a normal distribution, of which what is below 0 counts as 0.
+        recorded: Milliseconds, taken in order from a start that depends on the episode's seed.
+    """
+
+    text: str = "0"
+    mean: float = 0.0
+    std: float = 0.0
+    recorded: tuple[float, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Latency:
+        """Read ``"80"``, ``"normal:80,20"`` or ``"recorded:FILE"``, the file with one number a line.
+
+        Raises:
+            ConfigurationError: It is something else, or the file cannot be used.
+        """
+        kind, separator, rest = text.partition(":")
+        if kind == "recorded" and separator:
+            return cls(text, recorded=_read_recorded(Path(rest)))
+        mean, comma, std = rest.partition(",") if kind == "normal" and separator else (text, "", "0")
+        values = _milliseconds(mean), _milliseconds(std)
+        if values[0] is None or values[1] is None or bool(separator) != bool(comma):
+            raise ConfigurationError(
+                f"latency_ms is {text!r}, expected milliseconds from 0 to {_MAX_MS:g}, "
+                "normal:mean,std of such, or recorded:FILE"
+            )
+        return cls(text, values[0], values[1])
+
+    def milliseconds(self, seed: int, request: int) -> float:
+        """Return the latency of one request of the episode of this seed, counted from 0."""
+        if self.recorded:
+            start = int(np.random.default_rng(seed).integers(len(self.recorded)))
+            return self.recorded[(start + request) % len(self.recorded)]
+        if self.std:
+            return max(float(np.random.default_rng([seed, request]).normal(self.mean, self.std)), 0.0)
+        return self.mean
+
+    def steps(self, seed: int, request: int, *, fps: float) -> int:
+        """Return the same as control steps, begun ones counted whole."""
+        return math.ceil(self.milliseconds(seed, request) * fps / 1000)
+
+
+@dataclass(frozen=True)
+class VirtualClock:
+    """An asynchronous evaluation on a virtual clock.
+
+    Attributes:
+        rules: When an observation is sent, and what its reply changes. Their ``fps`` gives way to the one
+            here.
+        latency: How late replies are.
+        fps: Control steps a second of virtual time; ``None`` means the simulator's ``control_hz``.
+    """
+
+    rules: AsyncOptions = field(default_factory=AsyncOptions)
+    latency: Latency = field(default_factory=Latency)
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None:
+            object.__setattr__(self, "rules", replace(self.rules, fps=self.fps))
+
+    def at(self, control_hz: float | None) -> VirtualClock:
+        """Return the same for a simulator with this rate, which counts where no ``fps`` was chosen.
+
+        Raises:
+            ConfigurationError: Neither is known.
+        """
+        if not (self.fps or control_hz):
+            raise ConfigurationError("the simulator does not say how fast it acts: choose --fps")
+        return replace(self, fps=self.fps or control_hz)
+
+
+def run_virtual_episode(
+    infer: Callable[[MetaObs], Sequence[MetaAction]],
+    simulator: SimulatorSession,
+    rollout: Rollout,
+    clock: VirtualClock,
+) -> None:
+    """Run one episode into ``rollout``, as :func:`robowire.rollout.episodes.run_episode` does.
+
+    Actions wait here until an observation is wanted, and go to the simulator together: nobody looks at the
+    pictures in between.
+
+    Args:
+        infer: Gives the whole chunk for an observation. None at all leaves the episode unfinished, with
+            ``success`` None.
+        simulator: With a task loaded.
+        rollout: A fresh one. It gets the ``statistics`` too.
+        clock: From :meth:`VirtualClock.at`.
+
+    Raises:
+        RobowireError: The simulator failed, or ``infer`` did.
+    """
+    # One for each episode: what a controller remembers of earlier ones would make their order count.
+    controller = AsyncController(clock.rules)
+    rollout.statistics = controller.statistics
+    observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
+    in_flight = None  # request, chunk, the step that it arrives in
+    waiting: list[tuple[MetaAction, _Mark]] = []
+    for step in itertools.count():
+        wanted = controller.wants_observation(step)
+        if waiting and (wanted or len(waiting) == _MAX_WAITING):
+            result = simulator.step_chunk([action for action, _ in waiting])
+            rollout.actions += [action for action, _ in waiting[: result.steps]]
+            rollout.rewards += [float(reward) for reward in result.rewards]
+            if result.terminated or result.truncated:
+                rollout.success, rollout.last = bool(result.info["success"]), result.observation
+                rollout.statistics = waiting[result.steps - 1][1].of(controller.statistics)
+                return
+            observation, waiting = result.observation, []
+        request = controller.next_request(step, observation) if wanted else None
+        if request is not None:
+            actions = infer(replace(observation, timestep=request.step))
+            if not actions:
+                return
+            arrives = step + clock.latency.steps(rollout.seed, request.number, fps=clock.rules.fps)
+            in_flight = request, _chunk(actions), arrives
+        if in_flight is not None and in_flight[2] <= step:
+            controller.deliver(in_flight[0], in_flight[1], step)
+            in_flight = None
+        action = controller.next_action(step)
+        if action is not None:
+            waiting.append((action, _Mark.at(controller.statistics)))
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How far the statistics were when an action was taken: the episode may end before those behind it."""
+
+    steps: int
+    executed: int
+    starved: int
+    aggregated: int
+
+    @classmethod
+    def at(cls, seen: AsyncStatistics) -> _Mark:
+        executed = len(seen.observation_ages)
+        return cls(len(seen.queue_sizes), executed, seen.starved_steps, seen.aggregated_steps)
+
+    def of(self, seen: AsyncStatistics) -> AsyncStatistics:
+        return replace(
+            seen,
+            queue_sizes=seen.queue_sizes[: self.steps],
+            observation_ages=seen.observation_ages[: self.executed],
+            starved_steps=self.starved,
+            aggregated_steps=self.aggregated,
+        )
+
+
+def _chunk(actions: Sequence[MetaAction]) -> ActionChunk:
+    rows = np.stack([np.asarray(action.action) for action in actions])
+    return ActionChunk(rows, actions[0].ctrl_space, actions[0].ctrl_type)
+
+
+def _milliseconds(text: str) -> float | None:
+    """Return a number within the bounds, or ``None``."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= _MAX_MS else None
+
+
+def _read_recorded(path: Path) -> tuple[float, ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise ConfigurationError(f"cannot read the recorded latencies of {path}: {reason}") from exc
+    if not lines:
+        raise ConfigurationError(f"{path} is empty, expected a number of milliseconds in each line")
+    values = []
+    for number, line in enumerate(lines, 1):
+        value = _milliseconds(line)
+        if value is None:
+            raise ConfigurationError(
+                f"{path}, line {number} is {line!r}, expected milliseconds from 0 to {_MAX_MS:g}"
+            )
+        values.append(value)
+    return tuple(values)

@@ -59,7 +59,7 @@ pip_install() {
     say "FAILED at $what; pip's own words are above. The usual reasons:"
     say "  no network, or a proxy or mirror that pip does not know: set HTTPS_PROXY or PIP_INDEX_URL"
     say "  no room: $free are free here, and 3 GB are needed, 10 GB where torch comes with CUDA"
-    say "  (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu chooses the torch without CUDA)"
+    say "  (PIP_EXTRA_INDEX_URL with PyTorch's index of CPU builds chooses the torch without CUDA)"
     say "Mend it and run the same command again: it begins the environment anew."
     exit 1
 }

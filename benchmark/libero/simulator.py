@@ -27,6 +27,7 @@ from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import BackendError, InvalidParams, NoTaskLoaded, SpecMismatch
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
+from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 from robowire.specs import SimulatorSpec
 
 __all__ = ["RENDERING_VARIABLE", "LiberoSimulator", "make_simulator"]
@@ -107,9 +108,9 @@ class LiberoSimulator:
                 f"Known: {', '.join(sorted(ARM_COMMANDS))}"
             )
         control_hz = _control_hz(options.control_hz)
-        height = _positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
-        width = _positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
-        horizon = _positive("horizon", options.horizon, task.step_limit)
+        height = positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
+        width = positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
+        horizon = positive("horizon", options.horizon, task.step_limit)
         cameras = DEFAULT_CAMERAS if options.camera_names is None else tuple(options.camera_names)
         rendering = _rendering()
         require_assets(task)
@@ -166,10 +167,7 @@ class LiberoSimulator:
         count = len(self._init_states)
         if init_state is not None and not 0 <= init_state < count:
             raise InvalidParams(f"init_state is {init_state}, expected 0 to {count - 1}")
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-        if not 0 <= seed < 2**32:
-            raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}, which numpy's generator takes")
+        seed = chosen_seed(seed)
         np.random.seed(seed)  # all of LIBERO's randomness
         self._place()
         if init_state is not None:
@@ -199,12 +197,7 @@ class LiberoSimulator:
         Returns:
             The reward of every action that was executed, and what the last one gave.
         """
-        rewards = []
-        for action in actions:
-            result = self._advance(action)
-            rewards.append(result.reward)
-            if result.terminated or result.truncated:
-                break
+        rewards, result = advance_chunk(self._advance, actions)
         self._add_pictures(result.observation)
         return rewards, result
 
@@ -300,14 +293,7 @@ class LiberoSimulator:
     def _advance(self, action: np.ndarray) -> StepResult:
         """Do as :meth:`step`, but for the pictures, which are black."""
         spec = self._loaded()
-        action = np.asarray(action)
-        if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
-            raise InvalidParams(
-                f"the action is {action.dtype} {action.shape}, expected numbers of shape ({spec.action_dim},)"
-            )
-        action = action.astype(np.float64)
-        if not np.isfinite(action).all():
-            raise InvalidParams(f"the action is not finite: {action.tolist()}")
+        action = checked_action(action, spec.action_dim)
         observation, reward, success, _ = self._env.step(action)
         self._steps += 1
         return StepResult(
@@ -411,14 +397,6 @@ def _rendering() -> str:
 
 def _owned(observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in observation.items()}
-
-
-def _positive(name: str, value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if value < 1:
-        raise InvalidParams(f"{name} is {value}, expected at least 1")
-    return value
 
 
 def _control_hz(value: float | None) -> float:

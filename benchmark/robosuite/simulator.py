@@ -21,6 +21,7 @@ from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
+from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 from robowire.specs import SimulatorSpec
 
 __all__ = ["RobosuiteSimulator"]
@@ -103,9 +104,9 @@ class RobosuiteSimulator:
         robot = _chosen("robot", options.robot, DEFAULT_ROBOT, environments.robots())
         controller = _chosen("controller", options.controller, DEFAULT_CONTROLLER, environments.controllers())
         control_hz = _control_hz(options.control_hz)
-        height = _positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
-        width = _positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
-        horizon = _positive("horizon", options.horizon, _HORIZONS.get(task_name, _DEFAULT_HORIZON))
+        height = positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
+        width = positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
+        horizon = positive("horizon", options.horizon, _HORIZONS.get(task_name, _DEFAULT_HORIZON))
 
         self.close()
         self._env = environments.build(
@@ -169,10 +170,7 @@ class RobosuiteSimulator:
             raise InvalidParams(
                 f"robosuite numbers no initial states, so init_state must be None, not {init_state}"
             )
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-        if not 0 <= seed < 2**32:
-            raise InvalidParams(f"seed is {seed}, expected 0 to {2**32 - 1}, which numpy's generator takes")
+        seed = chosen_seed(seed)
         environments.reset(self._env, seed)
         self._steps = 0
         return self._observation()
@@ -195,26 +193,14 @@ class RobosuiteSimulator:
         Returns:
             The reward of every action that was executed, and what the last one gave.
         """
-        rewards = []
-        for action in actions:
-            result = self._advance(action)
-            rewards.append(result.reward)
-            if result.terminated or result.truncated:
-                break
+        rewards, result = advance_chunk(self._advance, actions)
         self._add_pictures(result.observation)
         return rewards, result
 
     def _advance(self, action: np.ndarray) -> StepResult:
         """Do as :meth:`step`, but for the pictures."""
         spec = self._loaded()
-        action = np.asarray(action)
-        if action.shape != (spec.action_dim,) or action.dtype.kind not in "fiu":
-            raise InvalidParams(
-                f"the action is {action.dtype} {action.shape}, expected numbers of shape ({spec.action_dim},)"
-            )
-        action = action.astype(np.float64)
-        if not np.isfinite(action).all():
-            raise InvalidParams(f"the action is not finite: {action.tolist()}")
+        action = checked_action(action, spec.action_dim)
         _, reward, done, _ = self._env.step(action)
         self._steps += 1
         success = bool(self._env._check_success())
@@ -375,14 +361,6 @@ def _chosen(kind: str, name: str | None, default: str, known: Iterable[str]) -> 
     chosen = default if name is None else name
     _known(kind, chosen, known)
     return chosen
-
-
-def _positive(name: str, value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if value < 1:
-        raise InvalidParams(f"{name} is {value}, expected at least 1")
-    return value
 
 
 def _control_hz(value: float | None) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 # Beside the checkout, where continuous integration keeps what may not enter the repository.
@@ -38,3 +40,13 @@ def libero_assets() -> Iterator[Path]:
         # Tests are about physics and conventions; the faithful pictures cost three times as much.
         environment.setenv("ROBOWIRE_LIBERO_RENDERING", "fast")
         yield assets
+
+
+@pytest.fixture
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, a thread or an open file; for ``pytest.mark.usefixtures``."""
+    threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
+    yield
+    assert psutil.Process().children(recursive=True) == []
+    assert set(threading.enumerate()) == threads
+    assert set(os.listdir("/proc/self/fd")) == files

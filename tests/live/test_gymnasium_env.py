@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -35,18 +34,12 @@ from robowire.meta import MetaAction
 from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "trainers.md").read_text()
 MODES = list(AutoresetMode)
 STILL = np.zeros(3, np.float32)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    threads = set(threading.enumerate())
-    yield
-    assert psutil.Process().children(recursive=True) == []
-    assert set(threading.enumerate()) == threads
 
 
 @pytest.fixture

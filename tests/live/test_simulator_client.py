@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from robowire.contracts import StepResult, TaskOptions
@@ -41,15 +40,9 @@ from robowire.specs import SimulatorSpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 from robowire.wire.encoding import encode_frame
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    threads = set(threading.enumerate())
-    yield
-    assert psutil.Process().children(recursive=True) == []
-    assert set(threading.enumerate()) == threads
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import select
 import signal
 import stat
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +28,9 @@ from robowire.serving.simulator_requests import check_params
 from robowire.testing import FAKE_SIMULATORS
 from robowire.wire.messages import Call
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
 ACTION = {"action": np.zeros(3)}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
-    yield
-    assert psutil.Process().children(recursive=True) == []
-    assert set(threading.enumerate()) == threads
-    assert set(os.listdir("/proc/self/fd")) == files
 
 
 def start(entry: Entry = FAKE_SIMULATORS["fake"], *, python: str = sys.executable) -> SimulatorProcess:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +28,9 @@ from robowire.wire.encoding import encode_frame
 from robowire.wire.pickling import loads
 from server import main
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
-    yield
-    assert psutil.Process().children(recursive=True) == []
-    assert set(threading.enumerate()) == threads
-    assert set(os.listdir("/proc/self/fd")) == files
 
 
 @pytest.fixture

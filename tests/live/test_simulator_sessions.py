@@ -37,17 +37,10 @@ from robowire.transport import Connection
 from robowire.wire.encoding import encode_frame
 from robowire.wire.pickling import loads
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
 ROOT = Path(__file__).resolve().parents[2]
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (8, 3))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
-    yield
-    assert psutil.Process().children(recursive=True) == []
-    assert set(threading.enumerate()) == threads
-    assert set(os.listdir("/proc/self/fd")) == files
 
 
 @pytest.fixture

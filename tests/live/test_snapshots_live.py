@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from robowire.errors import (
@@ -22,16 +19,9 @@ from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOp
 from robowire.simulator_client import SimulatorClient
 from robowire.testing import running_simulator_server
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (50, 3))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
-    yield
-    assert psutil.Process().children(recursive=True) == []
-    assert set(threading.enumerate()) == threads
-    assert set(os.listdir("/proc/self/fd")) == files
 
 
 @pytest.fixture

@@ -55,6 +55,11 @@ CLIENT_SIDE = [
     for prefix, _ in list(FLOORS.items())[:16]
     for path in sorted(ROOT.glob(f"{prefix}**/*.py" if prefix.endswith("/") else prefix))
 ]
+# A simulator's own interpreter runs these.
+WORKER_SIDE = [
+    ROOT / "robowire" / "serving" / f"{name}.py"
+    for name in ("fingerprint", "mujoco_probe", "shared_memory", "simulator_snapshots", "simulator_worker")
+]
 PACKAGE = sorted(ROOT.glob("robowire/**/*.py"))
 FIRST_PARTY = {"robowire", "policies", "benchmark", "server", "client"}
 # Bytes in and values out, or steps in and actions out.
@@ -109,8 +114,10 @@ def test_the_wire_and_the_asynchronous_rules_do_no_io(path: Path) -> None:
     assert {name.split(".")[0] for name in imports(path)} & NO_IO == set()
 
 
-@pytest.mark.parametrize("path", CLIENT_SIDE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_client_side_is_grammar_of_python_3_8(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [*CLIENT_SIDE, *WORKER_SIDE], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_what_clients_and_simulators_run_is_grammar_of_python_3_8(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 8))
 
 

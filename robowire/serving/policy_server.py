@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +15,7 @@ from robowire.errors import RequestError, UnknownMethod
 from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.serving.dispatcher import Dispatcher, DispatchOptions
+from robowire.serving.fingerprint import imported_packages, versions
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
 from robowire.serving.tcp import TcpOptions, TcpServer
@@ -83,7 +81,7 @@ class PolicyServer:
         self.metrics = Metrics()
         self._options = options
         self._device = device
-        self._versions = _versions()
+        self._versions = versions(imported_packages())  # the policy has been loaded
         self._tcp = TcpServer(options, lambda session: _PolicyHandler(session, self), self.metrics)
         self.address = self._tcp.address
         self.dispatcher = Dispatcher(policy, options, self.metrics)
@@ -151,14 +149,6 @@ class PolicyServer:
     def auth_token(self) -> str | None:
         """What clients must show, if anything."""
         return self._options.auth_token
-
-
-def _versions() -> dict[str, str]:
-    """Return what decides, beside the weights, which numbers a policy answers."""
-    versions = {"python": platform.python_version(), "robowire": __version__, "numpy": np.__version__}
-    if "torch" in sys.modules:  # nothing here imports it, but the policy may have
-        versions["torch"] = importlib.metadata.version("torch")
-    return versions
 
 
 # The drain has passed when the policy's thread is told to end, so only a policy that hangs is still at work.

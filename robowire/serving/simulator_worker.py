@@ -29,6 +29,8 @@ from robowire.contracts import Chunked, Simulator, StepResult, TaskOptions
 from robowire.errors import BackendError, RequestError, RobowireError, TransportError, TruncatedFrame
 from robowire.meta import MetaAction
 from robowire.registry import Entry, load
+from robowire.serving.fingerprint import fingerprint, imported_packages, versions
+from robowire.serving.mujoco_probe import probe
 from robowire.serving.shared_memory import SharedMemory
 from robowire.serving.simulator_snapshots import fingerprint_of, first_difference, pack, restorable, unpack
 from robowire.specs import SimulatorSpec
@@ -70,6 +72,8 @@ class SimulatorWorker:
         self._steps = 0
         self._begun = False  # whether there is an episode, running or over
         self._fingerprint: dict[str, str] | None = None  # of the loaded task, once asked for
+        # What the simulator and its task needed. Later imports, of an encoder say, are no part of the result.
+        self._packages = imported_packages()
         self._calls: Mapping[str, Callable[..., dict[str, Any]]] = {
             "list_tasks": self._list_tasks,
             "load_task": self._load_task,
@@ -81,6 +85,7 @@ class SimulatorWorker:
             "restore": self._restore,
             "verify": self._verify,
             "get_info": self._get_info,
+            "probe": self._probe,
         }
 
     def call(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class SimulatorWorker:
         self._meta = observation_format == "meta"
         self._begun, self._fingerprint = False, None
         self._spec = self._simulator.load_task(task_name, TaskOptions(**options))
+        self._packages = imported_packages()
         return self._spec.to_wire()
 
     def _reset(self, seed: int | None, init_state: int | None) -> dict[str, Any]:
@@ -170,11 +176,16 @@ class SimulatorWorker:
             "pid": os.getpid(),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "versions": _versions(),
+            "versions": versions(self._packages),
+            "fingerprint": fingerprint(self._packages),
             # What a GL backend or a library was told before its import changes pictures, and sometimes
             # physics.
             "environ": {name: os.environ.get(name, "") for name in self._entry.environ},
         }
+
+    def _probe(self) -> dict[str, Any]:
+        mujoco = sys.modules.get("mujoco")  # of the simulator's, where it is one of MuJoCo
+        return {} if mujoco is None else probe(mujoco)
 
     def _advance(self, action: np.ndarray) -> StepResult:
         result = self._simulator.step(action)
@@ -206,19 +217,6 @@ class SimulatorWorker:
         if not meta.raw_lang and self._spec is not None:
             meta.raw_lang = self._spec.instruction
         return meta
-
-
-def _versions() -> dict[str, str]:
-    """Return the version of every imported package that is installed under the name it is imported by."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in sorted({name.partition(".")[0] for name in sys.modules}):
-        try:
-            versions[name] = version(name)
-        except (PackageNotFoundError, ValueError):
-            continue
-    return versions
 
 
 def _describe(exc: BaseException) -> str:

@@ -43,7 +43,8 @@ def test_lift_is_loaded_reset_stepped_and_rendered() -> None:
         assert not np.array_equal(result.observation.state, first.state)
 
         assert client.render("frontview").std() > 1
-        assert client.get_info()["process"]["versions"].keys() >= {"mujoco", "robosuite", "numpy"}
+        fingerprint = client.get_info()["process"]["fingerprint"]
+        assert fingerprint.keys() >= {"mujoco", "robosuite", "numpy", "physics", "gl", "gl_renderer"}
 
         again = client.reset(seed=3)
         assert again.state is not None

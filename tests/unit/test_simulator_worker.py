@@ -117,5 +117,5 @@ def test_the_simulators_own_errors_pass_as_they_are() -> None:
 def test_info_says_which_versions_are_at_work() -> None:
     info = make_worker().call("get_info", {})
     assert info["python"] == platform.python_version()
-    assert info["versions"]["numpy"] == np.__version__
+    assert info["versions"]["numpy"] == info["fingerprint"]["numpy"] == np.__version__
     assert info["environ"] == {"PATH": os.environ["PATH"]}

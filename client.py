@@ -70,6 +70,9 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry(
         "benchmark.evaluate:EVALUATE", extra="evaluate", summary="run a policy on a simulator, count, film"
     ),
+    "compare": Entry(
+        "benchmark.compare:COMPARE", extra="evaluate", summary="compare two folders of results by episode"
+    ),
     "debug": Entry("client:DEBUG", summary="send any bytes, whole or in pieces, and take the reply apart"),
 }
 

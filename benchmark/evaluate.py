@@ -71,6 +71,11 @@ def _add_options(parser: Any) -> None:
     add("--output_dir", type=str, help="folder for the results; default: outputs/<date-time>-<task>")
     add("--overwrite", action="store_true", help="replace results that the folder holds")
     add(
+        "--resume",
+        action="store_true",
+        help="keep what the folder holds, run the episodes that are missing or ended with an error",
+    )
+    add(
         "--record_video",
         type=str,
         default=defaults.record_video,
@@ -88,6 +93,8 @@ def _run(flags: Any) -> int:
     """Return the exit code: 0; 1 where no episode was finished; 2 where policy and simulator do not fit."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{flags.task.replace('/', '-')}"
+    if flags.resume and flags.output_dir is None:
+        raise ConfigurationError("resume needs --output_dir, the folder with the episodes that there are")
     options = EvaluateOptions(
         output_dir=Path(flags.output_dir or default_dir),
         simulator=flags.simulator,
@@ -102,6 +109,7 @@ def _run(flags: Any) -> int:
         controller=flags.controller,
         camera_names=_names(flags.camera_names),
         overwrite=flags.overwrite,
+        resume=flags.resume,
         asynchronous=_virtual_clock(flags),
     )
 
@@ -121,6 +129,9 @@ def _run(flags: Any) -> int:
             f"{summary['policy']['policy']} at {flags.host}:{flags.port} runs {options.task} on "
             f"{options.simulator}; results go to {options.output_dir}"
         )
+        if summary["episodes"]:
+            tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes were there")
+            skip(bar, summary["episodes"])
 
     def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
         latest.update(summary)
@@ -152,6 +163,14 @@ def _run(flags: Any) -> int:
             raise
     sys.stdout.write(report(latest, options.output_dir))
     return 0 if latest["episodes"] else 1
+
+
+def skip(bar: Any, episodes: int) -> None:
+    """Move a bar past episodes that were there before: they tell nothing of how fast others will be."""
+    bar.initial += episodes
+    bar.last_print_n += episodes
+    bar.n += episodes
+    bar.refresh()
 
 
 def report(summary: dict[str, Any], folder: Path) -> str:

@@ -87,12 +87,15 @@ class PolicySpec(Embodiment):
         chunk_size: Steps predicted by one inference.
         n_action_steps: Steps of a chunk to execute before asking again; ``None`` leaves it to the client.
         dataset_id: The normalisation statistics in use; ``None`` where there is one set only.
+        checkpoint: Tells these weights from others, such as a digest of their files: results of two policies
+            of one name are not mixed. ``None`` where nobody can say.
     """
 
     policy: str = ""
     chunk_size: int = 1
     n_action_steps: int | None = None
     dataset_id: str | None = None
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Sizes are read from the weights and compared with what ``config.json`` says. No 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -65,12 +66,14 @@ class Checkpoint:
         embodiment: The body it was trained for.
         statistics: By dataset id, in the file's order; the original's single set is under ``None``.
         n_action_steps: How many actions of a chunk to execute before asking again; ``None`` leaves it open.
+        digest: Start of the SHA-256 of what was read and the spec does not tell: weights, statistics, nheads.
     """
 
     model: Act
     embodiment: Embodiment
     statistics: Mapping[str | None, Statistics]
     n_action_steps: int | None = None
+    digest: str | None = None
 
 
 def load_checkpoint(
@@ -142,7 +145,8 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
         for name, entry in normalize.items()
     }
     body = _embodiment(folder, OURS, config, camera_names, model.sizes)
-    return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes))
+    digest = _digest(nheads, folder / OURS, folder / NORMALIZE)
+    return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)
 
 
 def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
@@ -180,7 +184,16 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
         raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
     statistics: dict[str | None, Statistics] = {None: _statistics(str(path), entry, model.sizes)}
     body = _embodiment(folder, ORIGINAL, config, camera_names, model.sizes)
-    return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes))
+    digest = _digest(nheads, folder / ORIGINAL, path)
+    return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)
+
+
+def _digest(nheads: int, *paths: Path) -> str:
+    digest = hashlib.sha256(f"nheads {nheads}\n".encode())
+    for path in paths:
+        # The digest of each, so that bytes cannot move from one file to the other unseen.
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:

@@ -130,6 +130,7 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
         chunk_size=sizes.chunk_size,
         n_action_steps=checkpoint.n_action_steps,
         dataset_id=dataset_id,
+        checkpoint=checkpoint.digest,
     )
     policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
     if spec.image_height is not None and spec.image_width is not None:

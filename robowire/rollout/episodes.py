@@ -109,6 +109,7 @@ class Episode:
         infer_ms: Milliseconds from each observation sent to its actions received.
         seconds: From reset to the end, without the film.
         video: File name within the folder of results.
+        mode: ``"sync"`` or ``"async"``.
         statistics: Of an asynchronous episode.
     """
 
@@ -122,6 +123,7 @@ class Episode:
     seconds: float
     video: str | None = None
     init_state: int | None = None
+    mode: str = "sync"
     statistics: AsyncStatistics | None = None
 
 

@@ -9,13 +9,14 @@ things touch, the last bit decides. The time goes into simulators, so little is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
 import queue
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -24,7 +25,7 @@ import numpy as np
 from robowire.errors import ConfigurationError, ConnectFailed, EvaluationStopped, FilmFailed, RobowireError
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Episode, PolicySession, Rollout, SimulatorSession, film, run_episode
-from robowire.rollout.results import ResultFolder
+from robowire.rollout.results import ResultFolder, episode_of_row
 from robowire.rollout.seeds import EPISODES_PER_SEED, episode_seed
 from robowire.rollout.statistics import summarise
 from robowire.rollout.video import Mp4Writer
@@ -66,6 +67,9 @@ class EvaluateOptions:
         controller: For example ``"OSC_POSE"``.
         camera_names: The simulator's cameras, in the policy's order; ``None`` means the policy's names.
         overwrite: Whether results that ``output_dir`` holds may be replaced.
+        resume: Whether to add to results that ``output_dir`` holds: an episode is run where it is missing, or
+            ended with an error. They must be of the same fingerprint, which ``summary.json`` has: policy,
+            simulator, versions, and all options but those that change no episode.
         asynchronous: Act while the policy is at work, on a virtual clock; ``None`` means that the simulator
             waits for each chunk.
     """
@@ -83,6 +87,7 @@ class EvaluateOptions:
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
     overwrite: bool = False
+    resume: bool = False
     asynchronous: VirtualClock | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +104,8 @@ class EvaluateOptions:
             raise ConfigurationError(
                 f"record_video is {self.record_video!r}, expected off, failures, all, or a number of episodes"
             )
+        if self.overwrite and self.resume:
+            raise ConfigurationError("overwrite and resume are both given: results can be replaced or kept")
         if self.asynchronous is not None and self.n_action_steps is not None:
             raise ConfigurationError(
                 "n_action_steps is for the mode sync: in the mode async, actions_per_chunk and "
@@ -142,8 +149,9 @@ def evaluate(
         clock: Seconds.
 
     Raises:
-        RobowireError: Before the first episode, with nothing written: there are results already, a server
-            does not answer, policy and simulator do not fit (``SpecMismatch`` names the fields).
+        RobowireError: Before the first episode, with nothing written: there are results already, or such of
+            another fingerprint, a server does not answer, policy and simulator do not fit (``SpecMismatch``
+            names the fields).
         EvaluationStopped: A server is gone and no further episode can run.
         KeyboardInterrupt: Ctrl-C.
     """
@@ -151,21 +159,21 @@ def evaluate(
         raise ConfigurationError(
             "no ffmpeg was found to record videos with: pip install imageio-ffmpeg, or use --record_video off"
         )
-    folder = ResultFolder(options.output_dir, overwrite=options.overwrite)
+    folder = ResultFolder(options.output_dir, overwrite=options.overwrite, resume=options.resume)
     evaluation = _Evaluation(options, folder, open_policy, open_simulator, ffmpeg, clock)
     first = _Environment(evaluation)
     try:
         first.open_policy()
         first.load_task()
-        folder.create()
+        report = _Report(options, folder, first, command_line, clock)
+        on_start(report.summary)
     except BaseException:
         first.close()
+        folder.close()
         raise
-    report = _Report(options, folder, first, command_line, clock)
-    on_start(report.summary)
     status = "stopped"
     try:
-        for episode in evaluation.run(first):
+        for episode in evaluation.run(first, report.missing):
             report.add(episode)
             on_episode(episode, report.summary)
         status = "complete"
@@ -179,11 +187,17 @@ def evaluate(
         for episode in evaluation.stop():
             report.add(episode)
         report.write(status)
+        folder.close()
     return report.summary
 
 
 class _Report:
-    """The summary, up to date on disk at all times: whatever ends this process, it tells of every episode."""
+    """The summary, up to date on disk at all times: whatever ends this process, it tells of every episode.
+
+    Attributes:
+        summary: As it is on disk.
+        missing: The numbers of the episodes to run: all, or those that a resumed folder does not have.
+    """
 
     def __init__(
         self,
@@ -195,8 +209,6 @@ class _Report:
     ) -> None:
         self._folder = folder
         self._clock = clock
-        self._begun = clock()
-        self._episodes: list[Episode] = []
         policy, simulator = environment.policy_info, environment.simulator_info
         client = {
             "robowire": __version__,
@@ -204,8 +216,21 @@ class _Report:
             "numpy": np.__version__,
             "platform": platform.platform(),
         }
+        told = _told(options, environment)
+        fingerprint = _fingerprint(told, client, environment)
+        rows, earlier_s = folder.create(fingerprint)
+        self._begun = clock() - earlier_s
+        self._episodes = {row["episode"]: episode_of_row(row) for row in rows}
+        beyond = max(self._episodes, default=-1) + 1
+        if beyond > options.num_episodes:
+            raise ConfigurationError(
+                f"num_episodes is {options.num_episodes}, but {folder.path} holds episode {beyond - 1}: "
+                f"resume with at least {beyond}"
+            )
+        self.missing = [n for n in range(options.num_episodes) if n not in self._episodes]
         self._facts = {
-            "options": _plain(_told(options, environment)),
+            "options": _plain(told),
+            "fingerprint": fingerprint,
             "seeds": [episode_seed(options.seed, episode) for episode in range(options.num_episodes)],
             # What the servers say holds their versions. Published scores moved with a simulator's version.
             "client": client,
@@ -217,13 +242,15 @@ class _Report:
         self.write("running")
 
     def add(self, episode: Episode) -> None:
-        self._episodes.append(episode)
+        self._episodes[episode.episode] = episode
         self._folder.append(episode)
         self.write("running")
 
     def write(self, status: str) -> None:
         wall_s = round(self._clock() - self._begun, 3)
-        self.summary = {"status": status, **summarise(self._episodes), "wall_s": wall_s, **self._facts}
+        # In the order of their numbers: sums round alike, whichever ended first.
+        episodes = [self._episodes[number] for number in sorted(self._episodes)]
+        self.summary = {"status": status, **summarise(episodes), "wall_s": wall_s, **self._facts}
         self._folder.write_summary(self.summary)
 
 
@@ -252,11 +279,13 @@ class _Evaluation:
         self._reports: queue.SimpleQueue[Episode | BaseException | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    def run(self, first: _Environment) -> Iterator[Episode]:
-        """Yield each episode as it ends; the first environment is loaded already."""
-        for number in range(self.options.num_episodes):
+    def run(self, first: _Environment, numbers: Sequence[int]) -> Iterator[Episode]:
+        """Yield each episode of these numbers as it ends; the first environment is loaded already."""
+        if not numbers:
+            first.close()
+        for number in numbers:
             self._todo.put(number)
-        for index in range(min(self.options.num_envs, self.options.num_episodes)):
+        for index in range(min(self.options.num_envs, len(numbers))):
             environment = first if index == 0 else _Environment(self)
             # A daemon: after a second Ctrl-C nothing waits for a simulator that hangs.
             thread = threading.Thread(
@@ -395,6 +424,7 @@ class _Environment:
             seconds=seconds,
             video=self._film(number, rollout) if error is None else None,
             init_state=rollout.init_state,
+            mode="sync" if self._options.asynchronous is None else "async",
             statistics=rollout.statistics,
         )
 
@@ -505,6 +535,47 @@ def _told(options: EvaluateOptions, environment: _Environment) -> dict[str, Any]
         "latency_ms": virtual.latency.text,
         **asdict(virtual.rules),
     }
+
+
+# Whatever else a server says of itself changes no episode.
+_POLICY_FACTS = {field.name for field in fields(PolicySpec)} | {"temporal_agg", "device", "versions"}
+_SIMULATOR_FACTS = {field.name for field in fields(SimulatorSpec)}
+
+# These options say where, how many and how fast, and not what an episode is.
+_NO_EPISODE = {"output_dir", "num_episodes", "num_envs", "record_video", "overwrite", "resume"}
+
+
+def _fingerprint(told: dict[str, Any], client: dict[str, str], environment: _Environment) -> dict[str, Any]:
+    """Return all that decides what an episode of a given number is, by name: JSON values in one level."""
+    options = {name: value for name, value in told.items() if name not in _NO_EPISODE}
+    virtual = environment.asynchronous
+    if virtual is not None and virtual.latency.recorded:
+        # What was recorded counts, not where the file lies.
+        content = np.array(virtual.latency.recorded).tobytes()
+        options["latency_ms"] = f"recorded, SHA-256 {hashlib.sha256(content).hexdigest()[:16]}"
+    simulator = environment.simulator_info
+    # A fingerprint has the versions too; a server of an older release has those only.
+    process = simulator.get("process") or {}
+    process = process.get("fingerprint") or process.get("versions") or {}
+    facts = {
+        **options,
+        "client": {name: text for name, text in client.items() if name != "platform"},
+        "policy": _only(_POLICY_FACTS, environment.policy_info),
+        "simulator": {**_only(_SIMULATOR_FACTS, simulator), "process": process},
+    }
+    return dict(_flat(_plain(facts)))
+
+
+def _only(names: set[str], facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name in names}
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _plain(value: Any) -> Any:

@@ -1,17 +1,22 @@
-"""The folder an evaluation leaves: ``summary.json``, ``episodes.jsonl``, ``videos/``."""
+"""The folder an evaluation leaves: ``summary.json``, ``episodes.jsonl``, ``videos/``.
+
+It holds episodes of one evaluation only. ``summary.json`` is there before the first episode and has a
+``fingerprint``, all that decides what episodes are; a later evaluation may add episodes if its own is equal.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 from robowire.errors import ConfigurationError
 from robowire.rollout.episodes import Episode
 from robowire.rollout.statistics import percentile
 
-__all__ = ["ResultFolder", "episode_row"]
+__all__ = ["ResultFolder", "episode_of_row", "episode_row", "read_rows"]
 
 # Of AsyncStatistics.summary.
 _ASYNC_FIGURES = (
@@ -29,36 +34,93 @@ class ResultFolder:
     Args:
         path: The folder.
         overwrite: Whether results that are there may be replaced.
+        resume: Whether they may be added to. Where there are none, it means nothing.
 
     Raises:
-        ConfigurationError: The folder holds results and ``overwrite`` is false, or the path is no folder.
+        ConfigurationError: The folder holds results and both are false, or the path is no folder.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         self.path = path
         self.summary = path / "summary.json"
         self.episodes = path / "episodes.jsonl"
         self.videos = path / "videos"
+        self._lock: int | None = None
         if path.exists() and not path.is_dir():
             raise ConfigurationError(f"output_dir {path} is a file, expected a folder")
-        if not overwrite and (self.summary.exists() or self.episodes.exists()):
+        self._holds_results = self.summary.exists() or self.episodes.exists()
+        if self._holds_results and not (overwrite or resume):
             raise ConfigurationError(
-                f"{path} holds results already: choose another --output_dir, or --overwrite them"
+                f"{path} holds results already: choose another --output_dir, --resume or --overwrite them"
             )
+        self._resume = resume
 
-    def create(self) -> None:
-        """Make the folder, without what an earlier evaluation left in it.
+    def create(self, fingerprint: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
+        """Make the folder, without what an earlier evaluation left; resumed, with its finished episodes.
+
+        An episode that ended with an error is no result: its row is dropped, as is a last line that a killed
+        process left torn. From here to :meth:`close` no other process can do the same.
+
+        Args:
+            fingerprint: What decides what the episodes are, by name; JSON values.
+
+        Returns:
+            The rows that stay, and the seconds that they took by the clock.
 
         Raises:
-            ConfigurationError: It cannot be written to.
+            ConfigurationError: It cannot be written to, another process is at it, or what is to be resumed is
+                of another fingerprint; names each difference with both values.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            if self._resume and self._holds_results:
+                return self._finished(fingerprint)
             for path in [self.summary, *self.videos.glob("episode_*.mp4")]:
                 path.unlink(missing_ok=True)
             self.episodes.write_text("")
         except OSError as exc:
             raise ConfigurationError(f"cannot write results to {self.path}: {exc.strerror or exc}") from exc
+        return [], 0.0
+
+    def close(self) -> None:
+        """Let other processes write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take(self) -> None:
+        # A lock on the folder itself leaves no file behind, and ends with the process however that ends.
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"another evaluation is writing to {self.path}: wait for its end, or stop it"
+            ) from None
+
+    def _finished(self, fingerprint: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
+        try:
+            summary = json.loads(self.summary.read_bytes())
+            earlier = summary["fingerprint"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            raise ConfigurationError(
+                f"{self.summary} does not tell what the episodes there are of, so they cannot be resumed: "
+                "choose another --output_dir, or --overwrite them"
+            ) from None
+        differences = [
+            f"{name} was {earlier.get(name)!r}, is {fingerprint.get(name)!r}"
+            for name in sorted({*earlier, *fingerprint})
+            if earlier.get(name) != fingerprint.get(name)
+        ]
+        if differences:
+            raise ConfigurationError(
+                f"{self.path} holds episodes of another evaluation: {'; '.join(differences)}. "
+                "Choose another --output_dir, or --overwrite them"
+            )
+        rows = [row for row in read_rows(self.episodes) if row["error"] is None]
+        _replace(self.episodes, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows, float(summary["wall_s"])
 
     def append(self, episode: Episode) -> None:
         """Add one line; it is in the file when this returns, so a crash later loses no episode."""
@@ -67,9 +129,7 @@ class ResultFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace ``summary.json``: a reader sees the whole old file or the whole new one."""
-        partial = self.summary.with_name(".summary.json.partial")
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(partial, self.summary)
+        _replace(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def video(self, episode: int, *, success: bool) -> Path:
         """Return where the film of an episode goes; its folder exists from now on."""
@@ -77,12 +137,41 @@ class ResultFolder:
         return self.videos / f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the whole old one or the whole new one, even after a crash."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an ``episodes.jsonl``, in the order of their numbers; none where there is no file.
+
+    A last line without an end is left out: whoever was writing it was killed.
+
+    Raises:
+        ConfigurationError: A line is no episode.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text().split("\n")
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows[row["episode"]] = row
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ConfigurationError(f"{path}, line {number} is no episode: {line[:80]!r}") from exc
+    return [rows[number] for number in sorted(rows)]
+
+
 def episode_row(episode: Episode) -> dict[str, Any]:
-    """Return an episode as plain data. Asynchronous ones say so, and how their queue did."""
+    """Return an episode as plain data. Asynchronous ones also tell how their queue did."""
     row = {
         "episode": episode.episode,
         "seed": episode.seed,
         "init_state": episode.init_state,
+        "mode": episode.mode,
         "success": episode.success,
         "steps": episode.steps,
         "return": episode.total_reward,
@@ -90,10 +179,28 @@ def episode_row(episode: Episode) -> dict[str, Any]:
         "inferences": len(episode.infer_ms),
         "infer_ms_p50": percentile(episode.infer_ms, 50),
         "infer_ms_max": max(episode.infer_ms, default=None),
+        "infer_ms": list(episode.infer_ms),
         "seconds": round(episode.seconds, 3),
         "video": episode.video,
     }
     if episode.statistics is not None:
         told = episode.statistics.summary()
-        row |= {"mode": "async", **{name: told[name] for name in _ASYNC_FIGURES}}
+        row |= {name: told[name] for name in _ASYNC_FIGURES}
     return row
+
+
+def episode_of_row(row: Mapping[str, Any]) -> Episode:
+    """Return the episode that a row is of, without its ``statistics``."""
+    return Episode(
+        episode=row["episode"],
+        seed=row["seed"],
+        success=row["success"],
+        steps=row["steps"],
+        total_reward=row["return"],
+        error=row["error"],
+        infer_ms=tuple(row["infer_ms"]),
+        seconds=row["seconds"],
+        video=row["video"],
+        init_state=row["init_state"],
+        mode=row["mode"],
+    )

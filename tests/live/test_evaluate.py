@@ -157,7 +157,7 @@ def test_an_asynchronous_run_repeats_with_another_number_of_environments(port: s
         flags = ("--mode", "async", "--latency_ms", "normal:150,100", "--fps", "20", "--record_video", "off")
         stdout, _ = run(port, folder, "--num_envs", num_envs, *flags)
         assert "constant, async, weighted_average, latency normal:150,100 ms, virtual clock" in stdout
-        clocks = ("infer_ms_p50", "infer_ms_max", "seconds")
+        clocks = ("infer_ms", "infer_ms_p50", "infer_ms_max", "seconds")
         outcomes.append([{name: row[name] for name in row if name not in clocks} for row in rows(folder)])
     assert outcomes[0] == outcomes[1]
     assert all(row["starved_steps"] for row in outcomes[0])
@@ -205,6 +205,39 @@ def test_ctrl_c_keeps_what_was_counted_and_leaves_no_process(port: str, tmp_path
     assert "success rate" in stdout
     assert workers
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_killed_evaluation_resumes_to_the_rows_of_one_that_was_not(port: str, tmp_path: Path) -> None:
+    (tmp_path / "slow_simulator.py").write_text(SLOW)
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    options: dict[str, Any] = {
+        "simulator": "slow_simulator:SlowSimulator",
+        "episodes": 8,
+        "modules": tmp_path,
+    }
+    flags = ("--record_video", "off", "--max_episode_steps", "20")
+    run(port, whole, *flags, **options)
+    process = start(port, parts, *flags, **options)
+    while not (parts / "episodes.jsonl").exists() or len(rows(parts)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(workers, timeout=30)
+    done = len(rows(parts))
+    with (parts / "episodes.jsonl").open("a") as lines:
+        lines.write('{"episode": 7, "see')  # as a machine that loses its power leaves it
+    stdout, _ = run(port, parts, "--resume", "--num_envs", "1", *flags, **options)
+    clocks = ("infer_ms", "infer_ms_p50", "infer_ms_max", "seconds")
+    found = [
+        [{name: row[name] for name in row if name not in clocks} for row in rows(folder)]
+        for folder in (parts, whole)
+    ]
+    assert done < 8
+    assert found[0] == found[1]
+    assert summary(parts)["status"] == "complete"
+    assert f"{done} of 8 episodes were there" in stdout
 
 
 def test_a_policy_that_does_not_fit_is_refused_with_the_fields(tmp_path: Path) -> None:
@@ -259,5 +292,5 @@ def test_results_are_not_overwritten_unasked(port: str, tmp_path: Path) -> None:
     _, stderr = run(port, tmp_path, code=2)
     assert stderr.splitlines()[-1] == (
         f"client.py evaluate: {tmp_path} holds results already: "
-        "choose another --output_dir, or --overwrite them"
+        "choose another --output_dir, --resume or --overwrite them"
     )

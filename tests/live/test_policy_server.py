@@ -141,6 +141,7 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
         "ctrl_type": "absolute",
         "control_hz": None,
         "dataset_id": None,
+        "checkpoint": None,
         "device": "cpu",
         "temporal_agg": False,
         "max_payload": 64 * 1024 * 1024,

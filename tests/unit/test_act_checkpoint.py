@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,23 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_dataset_ids_keep_the_files_order(ours: Path) -> None:
     assert list(load_checkpoint(ours).statistics) == ["second", "first"]
+
+
+def test_the_digest_tells_weights_statistics_and_heads_apart_and_nothing_else(ours: Path) -> None:
+    digests = [load_checkpoint(ours).digest, load_checkpoint(ours, nheads=4).digest]
+    edit(ours / "normalize.json", lambda content: content["first"]["qpos_mean"].__setitem__(0, 1.0))
+    digests.append(load_checkpoint(ours).digest)
+    torch.manual_seed(1)
+    save_checkpoint(ours, replace(load_checkpoint(ours), model=Act(SIZES)))
+    digests.append(load_checkpoint(ours).digest)
+    assert len(set(digests)) == 4
+    edit(ours / "config.json", lambda content: content.update(camera_names=["left", "right"]))
+    assert load_checkpoint(ours).digest == digests[-1]
+
+
+def test_a_checkpoint_of_the_original_has_a_digest_too(original: Path) -> None:
+    (digest,) = {load_checkpoint(original, camera_names=(name,)).digest for name in ("top", "front")}
+    assert re.fullmatch("[0-9a-f]{16}", digest or "")
 
 
 def test_saving_leaves_no_partial_file(ours: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies.act.checkpoint import Checkpoint, Statistics, save_checkpoint
+from policies.act.checkpoint import Checkpoint, Statistics, load_checkpoint, save_checkpoint
 from policies.act.model import Act, ActSizes
 from policies.act.policy import ActPolicy, make_policy, select_device, split_batch
 from robowire.contracts import PolicyOptions
@@ -70,6 +70,7 @@ def test_the_spec_is_the_checkpoints(folder: Path) -> None:
         control_hz=20,
         chunk_size=5,
         dataset_id="one",
+        checkpoint=load_checkpoint(folder).digest,
     )
 
 

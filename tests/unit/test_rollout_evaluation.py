@@ -9,7 +9,7 @@ from typing import Any
 
 import imageio_ffmpeg
 import pytest
-from rollout_fakes import FakePolicyServer, FakePolicySession, FakeSimulatorServer
+from rollout_fakes import FakePolicyServer, FakePolicySession, FakeSimulatorServer, FakeSimulatorSession
 
 from robowire.errors import (
     BackendError,
@@ -22,6 +22,9 @@ from robowire.errors import (
 )
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
 from robowire.rollout.virtual_clock import Latency, VirtualClock
+
+# Of a row: what a wall clock tells.
+CLOCKS = ("infer_ms", "infer_ms_p50", "infer_ms_max", "seconds")
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
@@ -121,6 +124,165 @@ def test_the_caller_is_told_of_each_episode_with_the_summary_so_far(tmp_path: Pa
     told: list[tuple[int, int]] = []
     run(tmp_path, on_episode=lambda episode, summary: told.append((episode.episode, summary["episodes"])))
     assert told == [(number, number + 1) for number in range(10)]
+
+
+# resuming
+
+
+def without_clocks(path: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in CLOCKS} for row in rows(path)]
+
+
+def interrupted(path: Path, episodes: int = 3, **options: Any) -> None:
+    """Leave a folder as Ctrl-C does after so many episodes."""
+
+    def ctrl_c(episode: Any, summary: dict[str, Any]) -> None:
+        if summary["episodes"] == episodes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(path, on_episode=ctrl_c, **options)
+
+
+FIGURES = ("episodes", "successes", "success_rate", "wilson_low", "mean_return", "mean_steps", "inferences")
+
+
+@pytest.mark.parametrize("asynchronous", [None, VirtualClock(latency=Latency.parse("normal:150,100"))])
+def test_an_interrupted_evaluation_resumes_to_the_same_rows(tmp_path: Path, asynchronous: Any) -> None:
+    whole = run(tmp_path / "whole", asynchronous=asynchronous)
+    interrupted(tmp_path / "parts", num_envs=2, asynchronous=asynchronous)
+    resumed = run(tmp_path / "parts", num_envs=3, asynchronous=asynchronous, resume=True)
+    assert without_clocks(tmp_path / "parts") == without_clocks(tmp_path / "whole")
+    assert [resumed[name] for name in FIGURES] == [whole[name] for name in FIGURES]
+    assert (resumed["status"], resumed["seeds"]) == ("complete", whole["seeds"])
+
+
+def test_a_finished_episode_is_never_run_again(tmp_path: Path) -> None:
+    interrupted(tmp_path, 4)
+    done = {row["seed"] for row in rows(tmp_path)}
+    simulator = FakeSimulatorServer()
+    run(tmp_path, simulator=simulator, resume=True)
+    assert sorted(simulator.seeds) == sorted(set(range(10)) - done)
+
+
+def test_an_episode_that_ended_with_an_error_is_run_again(tmp_path: Path) -> None:
+    run(tmp_path / "dying", simulator=FakeSimulatorServer(dies={3: 0}))
+    simulator = FakeSimulatorServer()
+    summary = run(tmp_path / "dying", simulator=simulator, resume=True)
+    run(tmp_path / "whole")
+    assert simulator.seeds == [3]
+    assert (summary["episodes"], summary["errors"]) == (10, 0)
+    assert without_clocks(tmp_path / "dying") == without_clocks(tmp_path / "whole")
+
+
+def test_more_episodes_extend_an_evaluation(tmp_path: Path) -> None:
+    run(tmp_path / "grown", num_episodes=4)
+    grown = run(tmp_path / "grown", num_episodes=10, resume=True)
+    whole = run(tmp_path / "whole", num_episodes=10)
+    assert [grown[name] for name in FIGURES] == [whole[name] for name in FIGURES]
+
+
+def test_a_complete_evaluation_resumed_runs_nothing_and_keeps_its_figures(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = written(tmp_path)
+    policy, simulator = FakePolicyServer(), FakeSimulatorServer()
+    after = run(tmp_path, policy, simulator, resume=True)
+    assert simulator.seeds == []
+    assert (policy.calls[-1], simulator.calls[-1]) == ("disconnect", "disconnect")
+    assert {**after, "wall_s": 0, "options": 0} == {**before, "wall_s": 0, "options": 0}
+
+
+def test_what_changes_no_episode_may_change(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    policy = FakePolicyServer()
+    policy.info["max_payload"] = 1
+    summary = run(tmp_path, policy, num_envs=2, record_video="all", num_episodes=11, resume=True)
+    assert summary["episodes"] == 11
+
+
+@pytest.mark.parametrize(
+    ("info", "options", "difference"),
+    [
+        ({"checkpoint": "aa"}, {}, "policy.checkpoint was None, is 'aa'"),
+        ({"versions": {"torch": "2.13"}}, {}, "policy.versions.torch was None, is '2.13'"),
+        ({"temporal_agg": True}, {}, "n_action_steps was 4, is 1; policy.temporal_agg was None, is True"),
+        ({}, {"seed": 1}, "seed was 0, is 1"),
+        ({}, {"n_action_steps": 2}, "n_action_steps was 4, is 2"),
+        ({}, {"max_episode_steps": 9}, "max_episode_steps was None, is 9"),
+    ],
+)
+def test_another_evaluation_is_not_mixed_in(
+    tmp_path: Path, info: dict[str, Any], options: dict[str, Any], difference: str
+) -> None:
+    interrupted(tmp_path)
+    before = rows(tmp_path)
+    policy, simulator = FakePolicyServer(), FakeSimulatorServer()
+    policy.info.update(info)
+    with pytest.raises(ConfigurationError) as raised:
+        run(tmp_path, policy, simulator, resume=True, **options)
+    assert str(raised.value) == (
+        f"{tmp_path} holds episodes of another evaluation: {difference}. "
+        "Choose another --output_dir, or --overwrite them"
+    )
+    assert rows(tmp_path) == before
+    assert (policy.calls[-1], simulator.calls[-1]) == ("disconnect", "disconnect")
+
+
+def test_another_simulator_is_not_mixed_in(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    simulator = FakeSimulatorServer()
+    simulator.spec = replace(simulator.spec, rendering="egl")
+    with pytest.raises(ConfigurationError, match=r": simulator\.rendering was None, is 'egl'\. Choose"):
+        run(tmp_path, simulator=simulator, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [("fingerprint", "mujoco was '3.8.1', is '3.9.0'"), ("versions", "mujoco was '3.8.1', is '3.9.0'")],
+)
+def test_another_version_of_a_simulator_is_not_mixed_in(tmp_path: Path, name: str, difference: str) -> None:
+    interrupted(tmp_path)
+
+    class Updated(FakeSimulatorSession):
+        def get_info(self) -> dict[str, Any]:
+            return {**super().get_info(), "process": {name: {"mujoco": "3.9.0"}, "pid": 7}}
+
+    class UpdatedServer(FakeSimulatorServer):
+        def open(self) -> Any:
+            return Updated(self)
+
+    with pytest.raises(ConfigurationError, match=rf": simulator\.process\.{difference}\. Choose"):
+        run(tmp_path, simulator=UpdatedServer(), resume=True)
+
+
+def test_another_latency_is_not_mixed_in(tmp_path: Path) -> None:
+    interrupted(tmp_path, asynchronous=virtual("100"))
+    with pytest.raises(ConfigurationError, match=r": latency_ms was '100', is '200'\. Choose"):
+        run(tmp_path, asynchronous=virtual("200"), resume=True)
+
+
+def test_recorded_latencies_are_compared_and_not_where_they_lie(tmp_path: Path) -> None:
+    for name, text in (("one", "80\n90\n"), ("same", "80\n90\n"), ("other", "80\n91\n")):
+        (tmp_path / name).write_text(text)
+    interrupted(tmp_path / "results", asynchronous=virtual(f"recorded:{tmp_path}/one"))
+    run(tmp_path / "results", asynchronous=virtual(f"recorded:{tmp_path}/same"), resume=True)
+    with pytest.raises(ConfigurationError, match=r": latency_ms was 'recorded, SHA-256 [0-9a-f]{16}', is"):
+        run(tmp_path / "results", asynchronous=virtual(f"recorded:{tmp_path}/other"), resume=True)
+
+
+def test_fewer_episodes_than_there_are_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ConfigurationError) as raised:
+        run(tmp_path, num_episodes=9, resume=True)
+    assert str(raised.value) == (
+        f"num_episodes is 9, but {tmp_path} holds episode 9: resume with at least 10"
+    )
+
+
+def test_results_are_replaced_or_kept_and_not_both(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        EvaluateOptions(tmp_path, overwrite=True, resume=True)
+    assert str(raised.value) == "overwrite and resume are both given: results can be replaced or kept"
 
 
 # loading and matching
@@ -242,11 +404,7 @@ def test_asynchronous_episodes_do_not_depend_on_the_number_of_environments(tmp_p
         run(tmp_path / str(num_envs), num_envs=num_envs, asynchronous=virtual("normal:150,100"))
         found.append(
             [
-                {
-                    name: value
-                    for name, value in row.items()
-                    if name not in ("infer_ms_p50", "infer_ms_max", "seconds")
-                }
+                {name: value for name, value in row.items() if name not in CLOCKS}
                 for row in rows(tmp_path / str(num_envs))
             ]
         )

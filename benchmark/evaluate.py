@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,15 +23,24 @@ from robowire.rollout.episodes import Episode
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
-__all__ = ["EVALUATE", "report"]
+__all__ = [
+    "EVALUATE",
+    "add_run_options",
+    "policy_opener",
+    "report",
+    "run_options",
+    "simulator_server",
+    "skip",
+    "without_tokens",
+]
 
 # A policy server that is started anew imports torch and reads its weights: these repetitions last 12 s on
 # average, against 2 s of the client's own default.
 _POLICY_RETRIES = 6
 
 
-def _add_options(parser: Any) -> None:
-    """Add the flags of the command to those of the connection with the policy server."""
+def add_run_options(parser: Any) -> None:
+    """Add the flags that say which episodes are run, and where: those of every command that runs some."""
     defaults = EvaluateOptions(Path())
     add = parser.add_argument
     add("--simulator", type=str, default=defaults.simulator, help="name of the simulator, or module:function")
@@ -49,6 +58,33 @@ def _add_options(parser: Any) -> None:
         type=int,
         help="actions executed of each chunk; default: what the policy server says, else the whole chunk",
     )
+    add("--max_episode_steps", type=int, help="steps after which an episode is over; default: the task's own")
+    add("--robot", type=str, help="such as Panda; default: the simulator's")
+    add("--controller", type=str, help="such as OSC_POSE; default: the simulator's")
+    add("--camera_names", type=str, nargs="+", help="the simulator's cameras, in the order of the policy's")
+    add("--simulator_address", type=str, help="host:port of a simulator server; default: one is started here")
+    add("--simulator_token", type=str, help="shown to the simulator server, where it wants one")
+
+
+def run_options(flags: Any) -> dict[str, Any]:
+    """Return what these flags say, as arguments of :class:`EvaluateOptions`."""
+    return {
+        "simulator": flags.simulator,
+        "task": flags.task,
+        "num_episodes": flags.num_episodes,
+        "num_envs": flags.num_envs,
+        "seed": flags.seed,
+        "max_episode_steps": flags.max_episode_steps,
+        "robot": flags.robot,
+        "controller": flags.controller,
+        "camera_names": _names(flags.camera_names),
+    }
+
+
+def _add_options(parser: Any) -> None:
+    """Add the flags of the command to those of the connection with the policy server."""
+    add_run_options(parser)
+    add = parser.add_argument
     add(
         "--mode",
         choices=["sync", "async"],
@@ -78,15 +114,9 @@ def _add_options(parser: Any) -> None:
     add(
         "--record_video",
         type=str,
-        default=defaults.record_video,
+        default=EvaluateOptions(Path()).record_video,
         help="off, failures, all, or how many of the first episodes to film",
     )
-    add("--max_episode_steps", type=int, help="steps after which an episode is over; default: the task's own")
-    add("--robot", type=str, help="such as Panda; default: the simulator's")
-    add("--controller", type=str, help="such as OSC_POSE; default: the simulator's")
-    add("--camera_names", type=str, nargs="+", help="the simulator's cameras, in the order of the policy's")
-    add("--simulator_address", type=str, help="host:port of a simulator server; default: one is started here")
-    add("--simulator_token", type=str, help="shown to the simulator server, where it wants one")
 
 
 def _run(flags: Any) -> int:
@@ -97,30 +127,14 @@ def _run(flags: Any) -> int:
         raise ConfigurationError("resume needs --output_dir, the folder with the episodes that there are")
     options = EvaluateOptions(
         output_dir=Path(flags.output_dir or default_dir),
-        simulator=flags.simulator,
-        task=flags.task,
-        num_episodes=flags.num_episodes,
-        num_envs=flags.num_envs,
-        seed=flags.seed,
         n_action_steps=flags.n_action_steps,
         record_video=flags.record_video,
-        max_episode_steps=flags.max_episode_steps,
-        robot=flags.robot,
-        controller=flags.controller,
-        camera_names=_names(flags.camera_names),
         overwrite=flags.overwrite,
         resume=flags.resume,
         asynchronous=_virtual_clock(flags),
+        **run_options(flags),
     )
-
-    def open_policy(retries: int = _POLICY_RETRIES) -> PolicyClient:
-        return PolicyClient(
-            flags.host, flags.port, timeout_s=flags.timeout_s, retries=retries, token=flags.token
-        )
-
-    with open_policy(retries=0) as policy:  # a wrong address is told at once
-        policy.ping()
-
+    open_policy = policy_opener(flags)
     latest: dict[str, Any] = {}  # what is known when something ends the evaluation early
 
     def on_start(summary: dict[str, Any]) -> None:
@@ -141,14 +155,14 @@ def _run(flags: Any) -> int:
         bar.set_postfix_str(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
 
     bar = tqdm(total=options.num_episodes, unit="episode", desc=options.task, dynamic_ncols=True)
-    with _simulator_server(flags, options) as (host, port), bar, logging_redirect_tqdm():
+    with simulator_server(flags) as (host, port), bar, logging_redirect_tqdm():
         try:
             latest = evaluate(
                 options,
                 open_policy=open_policy,
                 open_simulator=lambda: SimulatorClient(host, port, token=flags.simulator_token),
                 ffmpeg=_find_ffmpeg(),
-                command_line=_without_tokens(sys.argv),
+                command_line=without_tokens(sys.argv),
                 on_start=on_start,
                 on_episode=on_episode,
             )
@@ -163,6 +177,23 @@ def _run(flags: Any) -> int:
             raise
     sys.stdout.write(report(latest, options.output_dir))
     return 0 if latest["episodes"] else 1
+
+
+def policy_opener(flags: Any) -> Callable[[], PolicyClient]:
+    """Return what opens sessions with the policy server, after it answered once.
+
+    Raises:
+        RobowireError: It does not answer: a wrong address is told at once.
+    """
+
+    def open_policy(retries: int = _POLICY_RETRIES) -> PolicyClient:
+        return PolicyClient(
+            flags.host, flags.port, timeout_s=flags.timeout_s, retries=retries, token=flags.token
+        )
+
+    with open_policy(retries=0) as policy:
+        policy.ping()
+    return open_policy
 
 
 def skip(bar: Any, episodes: int) -> None:
@@ -236,7 +267,7 @@ def _virtual_clock(flags: Any) -> VirtualClock | None:
 
 
 @contextmanager
-def _simulator_server(flags: Any, options: EvaluateOptions) -> Iterator[tuple[str, int]]:
+def simulator_server(flags: Any) -> Iterator[tuple[str, int]]:
     """Yield the address of the named simulator server, or of one that runs in this process meanwhile.
 
     The latter is what ``server.py simulator`` would be: ``ROBOWIRE_SIM_*`` count for it too.
@@ -245,9 +276,9 @@ def _simulator_server(flags: Any, options: EvaluateOptions) -> Iterator[tuple[st
         yield _parse_address(flags.simulator_address)
         return
     # The user's own: nobody else can reach this server to name other code.
-    own = (options.simulator,) if ":" in options.simulator else ()
+    own = (flags.simulator,) if ":" in flags.simulator else ()
     # Twice the environments: one whose simulator died asks for another before the first is reaped.
-    sessions = 2 * options.num_envs
+    sessions = 2 * flags.num_envs
     with flags.simulator_server(
         host="127.0.0.1",
         port=0,
@@ -260,7 +291,7 @@ def _simulator_server(flags: Any, options: EvaluateOptions) -> Iterator[tuple[st
         yield server.address
 
 
-def _without_tokens(words: Sequence[str]) -> list[str]:
+def without_tokens(words: Sequence[str]) -> list[str]:
     """Return a command line that can be shown: results are shared, and tokens are secrets."""
     shown: list[str] = []
     for word in words:

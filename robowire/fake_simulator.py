@@ -20,7 +20,7 @@ from robowire.specs import SimulatorSpec
 
 __all__ = ["FakeSimulator", "make_simulator"]
 
-_FAULTS = ("hang", "exit", "segfault", "raise", "babble")
+_FAULTS = ("hang", "exit", "segfault", "raise", "babble", "leak")
 _PLACES = ("load_task", "reset", "step", "close")
 
 _SUITES: Mapping[str, tuple[str, ...]] = {
@@ -32,13 +32,15 @@ _CAMERAS = ("front", "side", "wrist")
 _INIT_STATES = 10
 _STEP = 0.1  # metres that an action of 1 moves the point
 _REACHED = 0.05  # metres from the goal
+_LEAK = 32_000_000  # bytes
 
 
 class FakeSimulator:
     """A point in a square of two by two metres.
 
     Task ``reach`` ends when it is near the goal. A task ``<fault>_in_<call>`` is the same until that call, in
-    which it hangs, exits with code 3, commits a segmentation fault, raises, or returns what is no plain data.
+    which it hangs, exits with code 3, commits a segmentation fault, raises, returns what is no plain data, or
+    keeps 32 MB for ever.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class FakeSimulator:
         self._position = np.zeros(2)
         self._goal = np.zeros(2)
         self._steps = 0
+        self._leaked: list[bytes] = []
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the tasks; the suites are ``sound`` and ``faulty``."""
@@ -178,6 +181,9 @@ class FakeSimulator:
     def _fail(self, place: str) -> None:
         fault, _, where = self._task.partition("_in_")
         if where != place or fault == "babble":
+            return
+        if fault == "leak":
+            self._leaked.append(b"x" * _LEAK)
             return
         sys.stderr.write(f"about to {fault}\n")
         if fault == "exit":

@@ -49,6 +49,11 @@ class Metrics:
         with self._lock:
             self._totals["sessions_refused"] += 1
 
+    def simulator_replaced(self) -> None:
+        """Count a simulator's process that held too much memory and was replaced."""
+        with self._lock:
+            self._totals["simulators_replaced"] += 1
+
     def request(self, *, bytes_received: int = 0, bytes_sent: int = 0) -> None:
         """Count a request that was answered."""
         with self._lock:
@@ -89,7 +94,14 @@ class Metrics:
                 "sessions_open": self._open,
                 **{
                     name: self._totals[name]
-                    for name in ("sessions", "sessions_refused", "requests", "bytes_received", "bytes_sent")
+                    for name in (
+                        "sessions",
+                        "sessions_refused",
+                        "simulators_replaced",
+                        "requests",
+                        "bytes_received",
+                        "bytes_sent",
+                    )
                 },
                 "errors": dict(self._errors),
                 "batches": batches,
@@ -129,6 +141,12 @@ class Metrics:
             "counter",
             "Connections turned away, the server being full.",
             {"": now["sessions_refused"]},
+        )
+        family(
+            "simulators_replaced_total",
+            "counter",
+            "Simulator processes replaced because of the memory they held.",
+            {"": now["simulators_replaced"]},
         )
         family("requests_total", "counter", "Requests answered.", {"": now["requests"]})
         family("received_bytes_total", "counter", "Bytes of requests.", {"": now["bytes_received"]})

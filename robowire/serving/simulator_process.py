@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
 from robowire.registry import Entry
+from robowire.serving.process_memory import memory_of_group
 from robowire.serving.shared_memory import SharedMemory
 from robowire.transport import Connection
 from robowire.wire.encoding import Buffer, encode_frame
@@ -105,9 +106,11 @@ class SimulatorProcess:
         python: str = sys.executable,
         client_has_left: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.name = name
         self._client_has_left = client_has_left
-        self._name = name
         self._label = label
+        self._ready = False
+        self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was asked for
         self._end: str | None = None  # how the process ended, in words
         self._output: deque[str] = deque(maxlen=_LAST_LINES)
         self._memory = SharedMemory.create()
@@ -150,17 +153,47 @@ class SimulatorProcess:
         """How the process ended, in words; ``None`` while it is believed to run."""
         return self._end
 
+    @property
+    def has_task_ahead(self) -> bool:
+        """Whether :meth:`load_ahead` built a task that nobody asked for yet."""
+        return self._ahead is not None
+
     def wait_until_ready(self, *, timeout_s: float) -> None:
         """Wait until the simulator has been imported; comes before :meth:`call`. After an error it is gone.
 
         Raises:
             BackendError: It can't be imported, or not in time; says why.
         """
+        if self._ready:
+            return
         try:
             self._receive("start", timeout_s)
         except BaseException:
             self.close()
             raise
+        self._ready = True
+
+    def load_ahead(self, params: Mapping[str, Any], *, timeout_s: float) -> None:
+        """Build a task now, so that a first ``load_task`` with these parameters is answered at once.
+
+        Raises:
+            RequestError: As :meth:`call`.
+        """
+        answer = self.call("load_task", params, timeout_s=timeout_s)
+        self._ahead = dict(params), Answer(bytes(answer.payload), answer.over)
+
+    def adopt(self, *, label: str, client_has_left: Callable[[], bool]) -> None:
+        """Belong to somebody else from now on; the arguments are those of the class."""
+        logger.info("%s: takes simulator process %d, which was kept warm", label, self.pid)
+        self._label, self._client_has_left = label, client_has_left
+
+    def ended(self) -> bool:
+        """Return whether the process has ended, between two calls."""
+        return self._end is not None or self._connection.ended()
+
+    def memory(self) -> int:
+        """Return the bytes of memory that it and its children hold."""
+        return memory_of_group(self.pid)
 
     def require_alive(self) -> None:
         """Do nothing, if the process is believed to run.
@@ -180,6 +213,10 @@ class SimulatorProcess:
             RequestError: Any other error the simulator answered.
         """
         self.require_alive()
+        if method == "load_task":
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == params:
+                return ahead[1]
         self._output.clear()  # last words are those of the last call
         try:
             self._connection.send(encode_frame({"method": method, **params}), timeout_s=timeout_s)
@@ -258,7 +295,7 @@ class SimulatorProcess:
             while line := stdout.readline(_MAX_LINE):
                 text = line.decode(errors="replace").rstrip()
                 if text:
-                    logger.info("%s: %s: %s", self._label, self._name, text)
+                    logger.info("%s: %s: %s", self._label, self.name, text)
                 if text and not text.startswith(_STACK):
                     self._output.append(text[:_MAX_QUOTE])
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hmac
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,17 +19,18 @@ from robowire.errors import (
     Overloaded,
     RequestError,
     SessionNotFound,
-    ShuttingDown,
     SimulatorAlreadySelected,
 )
 from robowire.registry import Entry, nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
+from robowire.serving.simulator_options import SimulatorServerOptions
+from robowire.serving.simulator_pool import SimulatorPool
 from robowire.serving.simulator_process import SimulatorProcess
 from robowire.serving.simulator_requests import check_params, take_number
 from robowire.serving.simulator_sessions import SimulatorSession
 from robowire.serving.snapshots import SnapshotStore
-from robowire.serving.tcp import TcpOptions, TcpServer
+from robowire.serving.tcp import TcpServer
 from robowire.serving.text import answer_line
 from robowire.version import __version__
 from robowire.wire.encoding import Buffer, encode_frame
@@ -45,45 +44,6 @@ logger = logging.getLogger(__name__)
 
 # After the drain a session's thread only has to notice that its process was killed, and to reap it.
 _REAPING_S = 5.0
-
-
-@dataclass(frozen=True)
-class SimulatorServerOptions(TcpOptions):
-    """Every option of a simulator server but the simulators and how tasks are built.
-
-    Attributes:
-        session_timeout_s: Seconds without a request after which a session and its simulator are ended,
-            whether its client is connected or may come back.
-        max_sessions: Simulators at one time; the next select_simulator is told "overloaded".
-        call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
-        load_timeout_s: The same for select_simulator, load_task, reset and verify.
-        max_snapshot_mb: Room for snapshots, all together, in megabytes.
-        snapshot_dir: Folder to keep snapshots in, where other servers find them too; memory by default.
-    """
-
-    port: int = 5555
-    session_timeout_s: float = 300.0
-    # A robosuite process takes about 0.3 GB, and a core while it renders.
-    max_sessions: int = 8
-    # A chunk of 64 steps of the slowest LIBERO suite, rendered on a CPU, takes 15 s.
-    call_timeout_s: float = 60.0
-    # Compiling a large scene takes seconds, a simulator that starts a game engine takes a minute or two.
-    load_timeout_s: float = 300.0
-    # A snapshot of robosuite takes 0.1 to 0.3 MB.
-    max_snapshot_mb: float = 256.0
-    snapshot_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_sessions < 1:
-            raise ConfigurationError(f"max_sessions is {self.max_sessions}, expected at least 1")
-        if not self.max_snapshot_mb > 0:
-            raise ConfigurationError(f"max_snapshot_mb is {self.max_snapshot_mb}, expected more than 0")
-        for name in ("call_timeout_s", "load_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)}, expected a number of seconds above 0"
-                )
 
 
 class SimulatorServer:
@@ -109,7 +69,7 @@ class SimulatorServer:
         task: TaskOptions | None = None,
         pythons: Mapping[str, str] | None = None,
     ) -> None:
-        self.simulators = dict(simulators)
+        self.simulators: Mapping[str, Entry] = dict(simulators)
         self.options = options
         self.task = _checked(task or TaskOptions())
         self.pythons = dict(pythons or {})
@@ -129,8 +89,9 @@ class SimulatorServer:
         self._running: set[SimulatorSession] = set()
         self._closing = False
         self._watch: threading.Thread | None = None  # ends sessions that nobody came back to
-        # Linux ends a simulator's process with the thread that started it, and sessions outlive connections.
-        self._starter = ThreadPoolExecutor(1, "starter")
+        self.pool = SimulatorPool(
+            self.simulators, self.pythons, warm=options.warm, load_timeout_s=options.load_timeout_s
+        )
 
     @property
     def address(self) -> tuple[str, int]:
@@ -187,26 +148,20 @@ class SimulatorServer:
     def start_process(
         self, name: str, *, label: str, client_has_left: Callable[[], bool]
     ) -> SimulatorProcess:
-        """Return a new process of a simulator, which lives until it is closed or the server ends.
+        """Return a process of a simulator, which lives until it is closed or the server ends.
 
         Raises:
             BackendError: It cannot be started.
             ShuttingDown: The server has ended.
         """
-        try:
-            process = self._starter.submit(
-                SimulatorProcess,
-                name,
-                self.simulators[name],
-                label=label,
-                python=self.pythons.get(name, sys.executable),
-                client_has_left=client_has_left,
-            ).result()
-        except RuntimeError as exc:  # the executor was shut down
-            raise ShuttingDown("the server shuts down and starts no simulators") from exc
+        process = self.pool.take(name, label=label, client_has_left=client_has_left)
         if self._closing:
             process.kill()
         return process
+
+    def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
+        """Take note of how a task of a simulator was loaded: the next one may be loaded alike."""
+        self.pool.task_was_loaded(name, params)
 
     def detach(self, session: SimulatorSession) -> bool:
         """Keep a session until its deadline, for a connection that shows its token; its lock is held.
@@ -245,13 +200,17 @@ class SimulatorServer:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what ``get_info`` says of the server."""
+        """Return what ``get_info`` and ``INFO`` say of the server."""
+        with self._changed:
+            sessions = [session.summary() for session in self._running if session.selected]
         return {
             "server": "simulator",
             "version": __version__,
             "protocol_version": PROTOCOL_VERSION,
             "simulators": sorted(self.simulators),
+            "sessions": sessions,
             "max_sessions": self.options.max_sessions,
+            "warm": self.pool.ready(),
             "session_timeout_s": self.options.session_timeout_s,
             "call_timeout_s": self.options.call_timeout_s,
             "load_timeout_s": self.options.load_timeout_s,
@@ -288,7 +247,7 @@ class SimulatorServer:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._running, timeout=_REAPING_S):
                 logger.warning("%d simulator sessions did not end", len(self._running))
-        self._starter.shutdown()
+        self.pool.close()
         if self._watch is not None:
             self._watch.join()
 

@@ -6,6 +6,7 @@ another connection shows the token or its time is up.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from robowire.contracts import TaskOptions
 from robowire.errors import (
@@ -26,18 +27,20 @@ from robowire.errors import (
     SimulatorAlreadySelected,
     UnknownSimulator,
 )
-from robowire.registry import nearest
+from robowire.registry import Entry, nearest
+from robowire.serving.metrics import Metrics
+from robowire.serving.simulator_options import SimulatorServerOptions
 from robowire.serving.simulator_process import Answer, SimulatorProcess
 from robowire.serving.simulator_requests import check_action, check_actions
+from robowire.serving.snapshots import SnapshotStore
 from robowire.specs import SimulatorSpec
 from robowire.wire.encoding import Buffer, encode
 from robowire.wire.messages import ok
 from robowire.wire.pickling import loads
 
-if TYPE_CHECKING:
-    from robowire.serving.simulator_server import SimulatorServer
+__all__ = ["Host", "SimulatorSession"]
 
-__all__ = ["SimulatorSession"]
+logger = logging.getLogger(__name__)
 
 # Their replies say where the episode is, which a connection that resumes it wants to know.
 _OBSERVING = ("reset", "step", "step_chunk", "restore")
@@ -66,6 +69,46 @@ class _Done:
         return self.payload
 
 
+class Host(Protocol):
+    """What a session takes from its server.
+
+    Attributes:
+        options: Its limits.
+        simulators: What clients may select.
+        task: How tasks are built where a client does not say.
+        snapshots: Where they are kept.
+        metrics: Where things are counted.
+    """
+
+    options: SimulatorServerOptions
+    simulators: Mapping[str, Entry]
+    task: TaskOptions
+    snapshots: SnapshotStore
+    metrics: Metrics
+
+    def enter(self, session: SimulatorSession) -> None:
+        """Give a session a place, or raise ``Overloaded``."""
+        ...
+
+    def leave(self, session: SimulatorSession) -> None:
+        """Take the place back, if it has one."""
+        ...
+
+    def detach(self, session: SimulatorSession) -> bool:
+        """Keep a session for a connection that shows its token, if that may be."""
+        ...
+
+    def start_process(
+        self, name: str, *, label: str, client_has_left: Callable[[], bool]
+    ) -> SimulatorProcess:
+        """Return a process of a simulator."""
+        ...
+
+    def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
+        """Take note of how a task of a simulator was loaded: the next one may be loaded alike."""
+        ...
+
+
 class SimulatorSession:
     """A simulator, its task and its episode; of one connection, or waiting for one that knows its token.
 
@@ -84,9 +127,7 @@ class SimulatorSession:
         deadline: When it ends if nobody asks anything, on the clock of :func:`time.monotonic`.
     """
 
-    def __init__(
-        self, server: SimulatorServer, label: str, has_left: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, server: Host, label: str, has_left: Callable[[], bool] = lambda: False) -> None:
         self.lock = threading.Lock()
         self.owner: object | None = None
         self.resumable = False
@@ -123,6 +164,15 @@ class SimulatorSession:
     def selected(self) -> bool:
         """Whether it has a simulator."""
         return self._name is not None
+
+    def summary(self) -> dict[str, Any]:
+        """Return what it runs and whether a connection has it; any thread may ask."""
+        spec = self._spec
+        return {
+            "simulator": self._name,
+            "task": None if spec is None else spec.task,
+            "connected": self.owner is not None,
+        }
 
     def execute(self, method: str, params: Mapping[str, Any], number: int | None) -> Buffer:
         """Return the pickle of the reply to one request, executed once however often it is repeated.
@@ -224,12 +274,14 @@ class SimulatorSession:
             params[option.name] = getattr(self._server.task, option.name) if asked is None else asked
         self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
         self._task, self._seen = params, None
-        answer = self._call("load_task", params, self._options.load_timeout_s)
-        self._spec = SimulatorSpec.from_wire(answer.read())
+        answer = self._load()
+        assert self._name is not None
+        self._server.task_was_loaded(self._name, params)
         return answer
 
     def _reset(self, seed: int | None, init_state: int | None) -> Answer:
         self._require_task()
+        self._replace_if_grown()
         self._not_reset = "the last reset failed: reset again"
         answer = self._call("reset", {"seed": seed, "init_state": init_state}, self._options.load_timeout_s)
         self._begun, self._not_reset = True, None
@@ -301,10 +353,8 @@ class SimulatorSession:
         assert parent._name is not None
         self.resumable = True
         self._select(parent._name)
-        self._spec = SimulatorSpec.from_wire(
-            self._call("load_task", parent._task, self._options.load_timeout_s).read()
-        )
         self._task = parent._task
+        self._load()
         self._seen = bytes(self._call("restore", {"payload": payload}, self._options.load_timeout_s).payload)
         self._begun, self._not_reset = True, None
 
@@ -329,6 +379,31 @@ class SimulatorSession:
             client_has_left=lambda: self.token is None and self._has_left(),
         )
         self._process.wait_until_ready(timeout_s=self._options.load_timeout_s)
+
+    def _load(self) -> Answer:
+        """Load the task that was asked for, and take its spec."""
+        answer = self._call("load_task", self._task, self._options.load_timeout_s)
+        self._spec = SimulatorSpec.from_wire(answer.read())
+        return answer
+
+    def _replace_if_grown(self) -> None:
+        """Load the task in a new process, if this one holds more memory than it may."""
+        limit_mb = self._options.max_session_mb
+        assert self._process is not None
+        assert self._name is not None
+        if not limit_mb or (held_mb := self._process.memory() / 1e6) <= limit_mb:
+            return
+        old = self._process
+        self._spec = None  # if this fails, there is no task
+        old.close()
+        self._start(self._name)
+        self._load()
+        self._server.metrics.simulator_replaced()
+        logger.warning(
+            "%s: simulator process %d held %.0f MB, more than max_session_mb %g allows; process %d, which "
+            "begins with %.0f MB, took its place",
+            *(self._label, old.pid, held_mb, limit_mb, self._process.pid, self._process.memory() / 1e6),
+        )
 
     def _ensure_alive(self) -> None:
         """Start a new process in the place of one that died."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ from robowire.meta import MetaAction, MetaObs
 from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS, running_simulator_server
 from robowire.transport import Connection
+from robowire.version import __version__
 from robowire.wire.encoding import encode_frame
 from robowire.wire.pickling import loads
 from server import main
@@ -220,10 +222,12 @@ def test_info_grows_with_the_task(server: SimulatorServer) -> None:
         assert (before["simulators"], before["simulator"], before["task"]) == (["fake"], None, None)
         assert (before["session_timeout_s"], before["call_timeout_s"]) == (300.0, 60.0)
         assert "process" not in before
+        assert (before["sessions"], before["warm"]) == ([], {})
         client.begin()
         after = client.ask("get_info")
         assert (after["simulator"], after["task"], after["action_dim"]) == ("fake", "reach", 3)
         assert after["process"]["versions"]["numpy"] == np.__version__
+        assert after["sessions"] == [{"simulator": "fake", "task": "reach", "connected": True}]
 
 
 def test_the_servers_defaults_give_way_to_the_clients(server: SimulatorServer) -> None:
@@ -241,6 +245,22 @@ def test_a_default_that_no_client_could_send_is_refused_at_the_start() -> None:
             SimulatorServerOptions(host="127.0.0.1", port=0),
             task=TaskOptions(image_height=-1),
         )
+
+
+def test_a_line_of_text_tells_which_sessions_run(server: SimulatorServer) -> None:
+    with peer(server) as waiting, peer(server) as client:
+        waiting.ask("hello", resumable=True)
+        waiting.begin()
+        waiting.connection.close()
+        client.ask("select_simulator", simulator="fake")
+        with socket.create_connection(server.address, timeout=5) as sock:
+            sock.sendall(b"INFO\nQUIT\n")
+            answer = json.loads(b"".join(iter(lambda: sock.recv(4096), b"")).partition(b"\n")[0])
+    assert (answer["simulators"], answer["version"]) == (["fake"], __version__)
+    assert sorted(answer["sessions"], key=lambda session: session["connected"]) == [
+        {"simulator": "fake", "task": "reach", "connected": False},
+        {"simulator": "fake", "task": None, "connected": True},
+    ]
 
 
 def test_text_works_too(server: SimulatorServer) -> None:
@@ -454,6 +474,8 @@ def test_a_program_that_is_killed_takes_its_simulators_with_it(task: str) -> Non
             ("--session_timout_s", "3"),
             "unrecognized arguments: --session_timout_s 3. Did you mean '--session_timeout_s'?\n",
         ),
+        (("--warm", "-1"), "warm is -1, expected 0 or more processes\n"),
+        (("--max_session_mb", "-1"), "max_session_mb is -1.0, expected 0 or more\n"),
         (("--session_timeout_s", "0"), "session_timeout_s is 0.0, expected a number of seconds above 0\n"),
     ],
 )

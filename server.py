@@ -2,8 +2,9 @@
 """The server program: read the options, load what is served, listen, serve, drain.
 
 A command is a row of ``COMMANDS``; what it needs is imported when it is chosen. Its flags are the fields of a
-frozen dataclass, documented where they are defined. Exit codes: 0, served and drained; 2, an option, file,
-port or device cannot be used; 130, interrupted before it served, or told twice to stop.
+frozen dataclass, documented where they are defined. Exit codes: 0, served and drained, or all is well; 1, the
+doctor found something wrong; 2, an option, file, port or device cannot be used; 130, interrupted before it
+served, or told twice to stop.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOp
 __all__ = [
     "COMMANDS",
     "Command",
+    "DoctorFlags",
     "PolicyFlags",
     "PolicyServer",
     "SimulatorFlags",
     "SimulatorServer",
+    "examine",
     "main",
     "make_policy_server",
     "make_simulator_server",
@@ -76,18 +79,21 @@ class Command:
         summary: One line for ``--help``.
         options: Import string of a frozen dataclass with a default for every field. Its fields are the flags,
             and their ``Attributes:`` documentation is the help.
-        make: Import string of a function from these options to a :class:`Server`.
+        make: Import string of a function from these options to a :class:`Server`; or to an exit code, of a
+            command that serves nothing and has done its work.
         env_prefix: What comes before a flag's name in the environment: ``ROBOWIRE`` for ``ROBOWIRE_PORT``.
         try_it: A command for the user to type next; ``{host}`` and ``{port}`` are filled in.
         aliases: Further names of flags and of their environment variables.
+        log_level: Least important messages that are shown, unless a flag says otherwise.
     """
 
     summary: str
     options: str
     make: str
     env_prefix: str
-    try_it: str
+    try_it: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    log_level: str = "info"
 
 
 COMMANDS: dict[str, Command] = {
@@ -106,6 +112,13 @@ COMMANDS: dict[str, Command] = {
         env_prefix="ROBOWIRE_SIM",
         try_it="python client.py evaluate --address localhost:5000 --simulator_address {host}:{port} "
         "--simulator robosuite --task Lift",
+    ),
+    "doctor": Command(
+        summary="look whether simulators can be served here, and what their numbers depend on",
+        options="server:DoctorFlags",
+        make="server:examine",
+        env_prefix="ROBOWIRE_SIM",  # the simulator server's, whose environment is examined
+        log_level="error",
     ),
 }
 
@@ -170,6 +183,16 @@ def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
     Raises:
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
+    offered, pythons = _offered(flags)
+    return SimulatorServer(offered, flags, task=flags, pythons=pythons)
+
+
+def _offered(flags: SimulatorFlags) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return the simulators that the flags offer and the interpreters of some; simulators inherit the rest.
+
+    Raises:
+        ConfigurationError: A flag is unusable.
+    """
     from benchmark.registry import SIMULATORS
 
     offered = entries("simulator", SIMULATORS)
@@ -197,7 +220,37 @@ def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
                 "textures: libero/libero/assets in its repository"
             )
         os.environ["ROBOWIRE_LIBERO_ASSETS"] = str(assets)  # simulators' processes inherit it
-    return SimulatorServer(offered, flags, task=flags, pythons=pythons)
+    return offered, pythons
+
+
+@dataclass(frozen=True)
+class DoctorFlags(SimulatorFlags):
+    """The flags of ``server.py doctor``: its own, and the simulator server's, which it would start with them.
+
+    Attributes:
+        frame: File to save the rendered picture in, such as frame.png.
+        json: Print all that was found as JSON.
+        load_timeout_s: Seconds to import a simulator, and again to load its task.
+    """
+
+    frame: str | None = None
+    json: bool = False
+    # Whoever asks a doctor does not wait five minutes for each simulator; LIBERO's first takes 10 s.
+    load_timeout_s: float = 60.0
+
+
+def examine(flags: DoctorFlags) -> int:
+    """Print how things stand and return the exit code: 0 where all is well, else 1.
+
+    Raises:
+        ConfigurationError: A flag is unusable.
+    """
+    from benchmark.doctor import Doctor, run
+
+    offered, pythons = _offered(flags)
+    wanted = (*flags.simulators, *pythons)
+    doctor = Doctor(offered, pythons, wanted=wanted, timeout_s=flags.load_timeout_s)
+    return run(doctor, frame=flags.frame, as_json=flags.json)
 
 
 def simulator_server_of_environment(**changes: Any) -> SimulatorServer:
@@ -236,13 +289,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
         )
-        server: Server = _load(command.make)(options)
+        made: Server | int = _load(command.make)(options)
     except RobowireError as exc:
         print(f"server.py {name}: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    _serve(server, command)
+    if isinstance(made, int):
+        return made
+    _serve(made, command)
     return 0
 
 
@@ -350,7 +405,7 @@ def _parse(name: str, command: Command, arguments: Sequence[str]) -> tuple[Any, 
             os.environ.setdefault(f"{command.env_prefix}_{key}".upper(), given)
     levels = ("debug", "info", "warning", "error")
     parser.add_argument(
-        "--log_level", choices=levels, default="info", help="least important messages to show"
+        "--log_level", choices=levels, default=command.log_level, help="least important messages to show"
     )
     parsed = parser.parse_args(rest, env=True)
     values = {item.name: getattr(parsed, item.name) for item in fields}

@@ -33,7 +33,7 @@ from robowire.wire.framing import MAX_MAX_PAYLOAD
 from robowire.wire.messages import raise_for_status
 from robowire.wire.pickling import loads
 
-__all__ = ["Answer", "SimulatorProcess"]
+__all__ = ["Answer", "SimulatorProcess", "worker_environment"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class SimulatorProcess:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     pass_fds=(theirs.fileno(), self._memory.fd),
-                    env=_environment(),
+                    env=worker_environment(),
                     start_new_session=True,  # Ctrl-C is for the server; children die with it, as one group
                 )
             except OSError as exc:
@@ -309,7 +309,7 @@ def _how_it_ended(returncode: int) -> str:
         return f"was killed by signal {-returncode}"
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Return the environment of a worker: ours, and in a checkout the way to its modules.
 
     A checkout is found whatever the interpreter. An installed wheel lies among packages of our interpreter,

@@ -2,6 +2,9 @@
 
 Noting takes microseconds, drawing most of a step's time, and the picture is the same, bit for bit: nobody
 waits for those of a scene that settles, or of the steps within a chunk.
+
+LIBERO would draw 2 ms into a control period, so what was seen can't be computed from the state at its end: a
+saved state holds the pictures.
 """
 
 from __future__ import annotations
@@ -35,9 +38,11 @@ class Camera:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = sim.model.camera_name2id(name)
+        self._picture: np.ndarray | None = None  # of what was seen last, once drawn
 
     def look(self) -> None:
         """Note what is seen now."""
+        self._picture = None
         drawing = self._sim._render_context_offscreen
         mujoco.mjv_updateScene(
             self._sim.model._model,
@@ -51,6 +56,15 @@ class Camera:
 
     def draw(self) -> np.ndarray:
         """Return what was seen last, uint8 (height, width, 3), RGB, the bottom row first. A fresh array."""
+        if self._picture is None:
+            self._picture = self._drawn()
+        return self._picture.copy()
+
+    def put_back(self, picture: np.ndarray) -> None:
+        """Let this be what was seen last."""
+        self._picture = picture.copy()
+
+    def _drawn(self) -> np.ndarray:
         drawing = self._sim._render_context_offscreen
         drawing.gl_ctx.make_current()  # another simulator of this process may have made its own current
         if self._width > drawing.con.offWidth or self._height > drawing.con.offHeight:

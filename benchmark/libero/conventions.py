@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from benchmark.arms.commands import to_gripper_command
+
 __all__ = [
-    "ARM_COMMANDS",
+    "CONTROLLERS",
     "STATE_LAYOUT",
-    "ArmCommand",
     "axis_angle",
     "dummy_action",
     "gripper_opening",
     "policy_state",
-    "to_gripper_command",
     "turned",
-    "upright",
 ]
 
 # Between the Panda's fingers, metres.
@@ -42,42 +40,13 @@ _WIDEST = 0.08
 STATE_LAYOUT = "ee_pos(3) ee_axisangle(3) gripper_qpos(2)"
 
 
-@dataclass(frozen=True)
-class ArmCommand:
-    """What a controller's input means.
-
-    Attributes:
-        layout: For ``action_layout``.
-        ctrl_space: ``"ee"`` or ``"joint"``.
-        ctrl_type: ``"absolute"`` or ``"delta"``.
-    """
-
-    layout: str
-    ctrl_space: str
-    ctrl_type: str
-
-
 # LIBERO's data and every published policy use the first. Of robosuite's others: those that stand still at 0.
-ARM_COMMANDS = {
-    "OSC_POSE": ArmCommand("dpos(3) daxisangle(3)", "ee", "delta"),
-    "OSC_POSITION": ArmCommand("dpos(3)", "ee", "delta"),
-    "JOINT_POSITION": ArmCommand("djoint_pos(7)", "joint", "delta"),
-}
-
-
-def upright(picture: np.ndarray) -> np.ndarray:
-    """Return LIBERO's picture (height, width, 3) with the top row first, as a person sees it; a view."""
-    return picture[::-1]
+CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_POSITION")
 
 
 def turned(picture: np.ndarray) -> np.ndarray:
     """Return LIBERO's picture (height, width, 3) turned by 180 degrees, as policies take it; a view."""
     return picture[::-1, ::-1]
-
-
-def to_gripper_command(opening: float) -> float:
-    """Return LIBERO's command, -1 open and +1 closed, for 1 open and 0 closed."""
-    return 1.0 - 2.0 * opening
 
 
 def gripper_opening(position: np.ndarray) -> float:

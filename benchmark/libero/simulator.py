@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmark.arms.commands import ARM_COMMANDS, control_rate, own_action, upright
 from benchmark.libero.assets import require_assets
 from benchmark.libero.conventions import (
-    ARM_COMMANDS,
+    CONTROLLERS,
     STATE_LAYOUT,
     dummy_action,
     gripper_opening,
     policy_state,
-    to_gripper_command,
     turned,
-    upright,
 )
 from benchmark.libero.package import environments
 from benchmark.libero.tasks import Task, find_task, package_folder, suite_tasks
 from robowire.contracts import StepResult, TaskOptions
-from robowire.errors import BackendError, InvalidParams, NoTaskLoaded, SpecMismatch
+from robowire.errors import BackendError, InvalidParams, NoTaskLoaded
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
 from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
@@ -35,16 +33,13 @@ __all__ = ["RENDERING_VARIABLE", "LiberoSimulator", "make_simulator"]
 logger = logging.getLogger(__name__)
 
 ROBOT = "Panda"  # the one that LIBERO's scenes are made for
+JOINTS = 7
 DEFAULT_CONTROLLER = "OSC_POSE"
 DEFAULT_CAMERAS = ("agentview", "robot0_eye_in_hand")
 DEFAULT_IMAGE_SIZE = 128  # that of LIBERO's data sets
-DEFAULT_CONTROL_HZ = 20.0
 
 # An episode begins when what was placed a little above the table has come to rest: the paper's number.
 SETTLING_STEPS = 10
-
-# robosuite integrates at 500 Hz.
-_PHYSICS_HZ = 500
 
 # Objects that found no place are drawn anew; LIBERO itself would try for ever.
 _MAX_PLACEMENTS = 20
@@ -75,6 +70,7 @@ class LiberoSimulator:
         self._as_built: dict[str, np.ndarray] = {}
         self._steps = 0
         self._cameras: dict[str, Any] = {}
+        self._controller = ""  # the spec does not show it
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the full names of a suite's tasks, or of all, sorted; numbers follow LIBERO's order instead.
@@ -102,12 +98,12 @@ class LiberoSimulator:
         if options.reward_shaping:
             raise InvalidParams("reward_shaping is True, but LIBERO's reward is 1 at success and 0 before")
         controller = options.controller or DEFAULT_CONTROLLER
-        if controller not in ARM_COMMANDS:
+        if controller not in CONTROLLERS:
             raise InvalidParams(
-                f"LIBERO has no controller {controller!r}.{nearest(controller, ARM_COMMANDS)} "
-                f"Known: {', '.join(sorted(ARM_COMMANDS))}"
+                f"LIBERO has no controller {controller!r}.{nearest(controller, CONTROLLERS)} "
+                f"Known: {', '.join(sorted(CONTROLLERS))}"
             )
-        control_hz = _control_hz(options.control_hz)
+        control_hz = control_rate(options.control_hz)
         height = positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
         width = positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
         horizon = positive("horizon", options.horizon, task.step_limit)
@@ -126,6 +122,7 @@ class LiberoSimulator:
             self._add_camera(camera, height=height, width=width)
         self._init_states = task.init_states()
         self._as_built = _changing_arrays(self._env)
+        self._controller = controller
         command = ARM_COMMANDS[controller]
         self._spec = SimulatorSpec(
             camera_names=cameras,
@@ -134,7 +131,7 @@ class LiberoSimulator:
             state_dim=8,
             state_layout=STATE_LAYOUT,
             action_dim=int(self._env.env.action_dim),
-            action_layout=f"{command.layout} gripper(1)",
+            action_layout=f"{command.layout.format(n=JOINTS)} gripper(1)",
             ctrl_space=command.ctrl_space,
             ctrl_type=command.ctrl_type,
             control_hz=control_hz,
@@ -201,6 +198,33 @@ class LiberoSimulator:
         self._add_pictures(result.observation)
         return rewards, result
 
+    def save_state(self) -> dict[str, Any]:
+        """Return the whole state of the episode, as plain data; see ``benchmark/arms/snapshots.py``."""
+        self._loaded()
+        pictures = {name: camera.draw() for name, camera in self._cameras.items()}
+        return {"steps": self._steps, "pictures": pictures, **_snapshots().save(self._env.env)}
+
+    def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go to an instant of an episode of the same task and return its observation; nothing is drawn.
+
+        Raises:
+            SnapshotMismatch: The state does not fit the task's model.
+        """
+        self._loaded()
+        _snapshots().restore(self._env.env, state)
+        self._steps = int(state["steps"])
+        for name, camera in self._cameras.items():
+            camera.put_back(state["pictures"][name])
+        observation = _owned(self._env.env._get_observations())
+        self._add_pictures(observation)
+        return observation
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what a saved state depends on, beside the spec."""
+        self._loaded()
+        model = _snapshots().model_digest(self._env.env)
+        return {**_snapshots().versions("hf-libero"), "controller": self._controller, "model": model}
+
     def render(self, camera_name: str | None = None) -> np.ndarray:
         """Return uint8 (height, width, 3), RGB, upright, at least 256 pixels high and wide. A fresh array.
 
@@ -239,20 +263,7 @@ class LiberoSimulator:
         Raises:
             SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
         """
-        spec = self._loaded()
-        for field in ("ctrl_space", "ctrl_type"):
-            if action[field] != getattr(spec, field):
-                raise SpecMismatch(
-                    f"{field} of the action is {action[field]!r}, expected {getattr(spec, field)!r}"
-                )
-        shape = None if action.action is None else np.shape(action.action)
-        if shape != (spec.action_dim,):
-            raise SpecMismatch(
-                f"the action has shape {shape}, expected ({spec.action_dim},): {spec.action_layout}"
-            )
-        own = np.array(action.action, np.float32)
-        own[-1] = to_gripper_command(own[-1])
-        return own
+        return own_action(action, self._loaded(), [-1])
 
     def close(self) -> None:
         """Free the environment and its OpenGL context."""
@@ -291,7 +302,7 @@ class LiberoSimulator:
         )
 
     def _advance(self, action: np.ndarray) -> StepResult:
-        """Do as :meth:`step`, but for the pictures, which are black."""
+        """Do as :meth:`step`, but for the pictures, which are empty."""
         spec = self._loaded()
         action = checked_action(action, spec.action_dim)
         observation, reward, success, _ = self._env.step(action)
@@ -309,12 +320,12 @@ class LiberoSimulator:
         from robosuite.utils.observables import Observable, sensor
 
         camera = self._cameras[name] = self._camera(name, height=height, width=width)
-        black = np.zeros((height, width, 3), np.uint8)
+        not_yet = np.zeros(0, np.uint8)  # the picture comes when the observation is complete
 
         @sensor(modality="image")
         def look(cache: Mapping[str, Any]) -> np.ndarray:
             camera.look()
-            return black
+            return not_yet
 
         env = self._env.env
         env.add_observable(Observable(f"{name}_image", sensor=look, sampling_rate=env.control_freq))
@@ -337,6 +348,12 @@ def make_simulator() -> LiberoSimulator:
     """
     package_folder()
     return LiberoSimulator()
+
+
+def _snapshots() -> Any:
+    from benchmark.arms import snapshots  # imports mujoco, which binds a GL backend then
+
+    return snapshots
 
 
 def _build(task: Task, *, controller: str, control_hz: float, fast: bool) -> Any:
@@ -397,15 +414,3 @@ def _rendering() -> str:
 
 def _owned(observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in observation.items()}
-
-
-def _control_hz(value: float | None) -> float:
-    """Return the rate; robosuite would round one that is no whole number of its 2 ms steps, silently."""
-    if value is None:
-        return DEFAULT_CONTROL_HZ
-    substeps = _PHYSICS_HZ / value if value > 0 and math.isfinite(value) else 0.0
-    if substeps < 1 or abs(substeps - round(substeps)) > 1e-6:
-        raise InvalidParams(
-            f"control_hz is {value}, expected {_PHYSICS_HZ} divided by a whole number, such as 20"
-        )
-    return float(value)

@@ -18,7 +18,7 @@ from robosuite.environments.manipulation.two_arm_env import TwoArmEnv
 from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
 from robosuite.robots import ROBOT_CLASS_MAPPING
 
-from benchmark.robosuite.conventions import ARM_COMMANDS
+from benchmark.arms.commands import ARM_COMMANDS
 
 __all__ = ["Gripper", "build", "controllers", "gripper_of", "reset", "robots", "tasks"]
 

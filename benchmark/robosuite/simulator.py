@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmark.robosuite import environments, snapshots
-from benchmark.robosuite.conventions import (
-    ARM_COMMANDS,
-    gripper_opening,
-    to_gripper_command,
-    upright,
-)
+from benchmark.arms import snapshots
+from benchmark.arms.commands import ARM_COMMANDS, control_rate, own_action, upright
+from benchmark.robosuite import environments
+from benchmark.robosuite.conventions import gripper_opening
 from benchmark.robosuite.rendering import RENDERING, Renderer
 from robowire.contracts import StepResult, TaskOptions
-from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from robowire.errors import InvalidParams, NoTaskLoaded, TaskNotFound
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
 from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
@@ -31,15 +27,11 @@ DEFAULT_CONTROLLER = "OSC_POSE"
 # The cube of Lift is 7 pixels wide in "agentview" then, and a convolution costs half of what it does at 128.
 DEFAULT_IMAGE_SIZE = 96
 DEFAULT_CAMERAS = ("agentview", "robot0_eye_in_hand")
-DEFAULT_CONTROL_HZ = 20.0
 
 # 500 is the horizon of robosuite's own benchmark. A policy lifts the cube in 3 s, so one that has not after
 # 10 s has failed.
 _DEFAULT_HORIZON = 500
 _HORIZONS = {"Lift": 200}
-
-# robosuite integrates at 500 Hz.
-_PHYSICS_HZ = 500
 
 # What ``render`` gives is for people, who see little in 96 pixels.
 _RENDER_MIN_SIZE = 256
@@ -103,7 +95,7 @@ class RobosuiteSimulator:
             )
         robot = _chosen("robot", options.robot, DEFAULT_ROBOT, environments.robots())
         controller = _chosen("controller", options.controller, DEFAULT_CONTROLLER, environments.controllers())
-        control_hz = _control_hz(options.control_hz)
+        control_hz = control_rate(options.control_hz)
         height = positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
         width = positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
         horizon = positive("horizon", options.horizon, _HORIZONS.get(task_name, _DEFAULT_HORIZON))
@@ -283,20 +275,9 @@ class RobosuiteSimulator:
         Raises:
             SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
         """
-        spec = self._loaded()
-        for field in ("ctrl_space", "ctrl_type"):
-            found, expected = action[field], getattr(spec, field)
-            if found != expected:
-                raise SpecMismatch(f"{field} of the action is {found!r}, expected {expected!r}")
-        shape = np.shape(action.action) if action.action is not None else None
-        if shape != (spec.action_dim,):
-            raise SpecMismatch(
-                f"the action has shape {shape}, expected ({spec.action_dim},): {spec.action_layout}"
-            )
-        own = np.array(action.action, np.float32)
-        if self._gripper is not None:
-            own[-self._gripper.dof :] = to_gripper_command(own[-self._gripper.dof :])
-        return own
+        fingers = self._gripper.dof if self._gripper else 0
+        dim = self._loaded().action_dim or 0
+        return own_action(action, self._loaded(), range(dim - fingers, dim))
 
     def close(self) -> None:
         """Free the environment and the OpenGL context."""
@@ -361,22 +342,6 @@ def _chosen(kind: str, name: str | None, default: str, known: Iterable[str]) -> 
     chosen = default if name is None else name
     _known(kind, chosen, known)
     return chosen
-
-
-def _control_hz(value: float | None) -> float:
-    """Return the rate; robosuite would silently round one that is no whole number of its 2 ms steps."""
-    if value is None:
-        return DEFAULT_CONTROL_HZ
-    substeps = _PHYSICS_HZ / value if value > 0 and math.isfinite(value) else 0.0
-    if substeps < 1:
-        raise InvalidParams(f"control_hz is {value}, expected more than 0 and at most {_PHYSICS_HZ}")
-    if abs(substeps - round(substeps)) > 1e-6:
-        near = sorted({_PHYSICS_HZ / math.ceil(substeps), _PHYSICS_HZ / math.floor(substeps)})
-        raise InvalidParams(
-            f"control_hz is {value}, expected {_PHYSICS_HZ} divided by a whole number: "
-            f"{' or '.join(f'{rate:g}' for rate in near)} for example"
-        )
-    return float(value)
 
 
 def _words(name: str) -> str:

@@ -105,7 +105,7 @@ def test_the_tasks_of_one_suite_are_listed(libero: Simulator) -> None:
         ),
         (
             TaskOptions(control_hz=30.0),
-            "control_hz is 30.0, expected 500 divided by a whole number, such as 20",
+            "control_hz is 30.0, expected 500 divided by a whole number: 29.4118 or 31.25 for example",
         ),
         (TaskOptions(horizon=0), "horizon is 0, expected at least 1"),
     ],

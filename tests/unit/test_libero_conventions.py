@@ -14,9 +14,7 @@ from benchmark.libero.conventions import (
     dummy_action,
     gripper_opening,
     policy_state,
-    to_gripper_command,
     turned,
-    upright,
 )
 
 
@@ -30,14 +28,6 @@ def marked() -> np.ndarray:
 def test_for_policies_a_picture_is_turned_by_180_degrees() -> None:
     assert turned(marked())[3, 4].tolist() == [255, 7, 0]
     np.testing.assert_array_equal(turned(marked()), np.rot90(marked(), 2))
-
-
-def test_for_people_only_the_rows_are_exchanged() -> None:
-    assert upright(marked())[3, 1].tolist() == [255, 7, 0]
-
-
-def test_an_open_gripper_is_1_for_us_and_minus_1_for_libero() -> None:
-    assert [to_gripper_command(opening) for opening in (1.0, 0.5, 0.0)] == [-1.0, 0.0, 1.0]
 
 
 def test_waiting_is_six_zeros_and_an_open_gripper() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmark.robosuite.conventions import ARM_COMMANDS, gripper_opening, to_gripper_command, upright
+from benchmark.robosuite.conventions import gripper_opening
 from benchmark.robosuite.expert import Disturbance, LiftExpert
 
 PANDA = {"closed": np.array([0.0, 0.0]), "opened": np.array([0.04, -0.04])}
@@ -14,16 +14,6 @@ PANDA = {"closed": np.array([0.0, 0.0]), "opened": np.array([0.04, -0.04])}
 def seen(*, hand: tuple[float, float, float]) -> dict[str, np.ndarray]:
     """Return an observation of Lift with the cube in the middle of the table."""
     return {"robot0_eef_pos": np.array(hand), "cube_pos": np.array([0.0, 0.0, 0.82])}
-
-
-def test_the_first_row_of_robosuites_picture_is_the_last_of_ours_and_columns_stay() -> None:
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[0, 1] = (255, 7, 0)
-    assert upright(picture)[3, 1].tolist() == [255, 7, 0]
-
-
-def test_an_open_gripper_is_1_for_us_and_minus_1_for_robosuite() -> None:
-    assert to_gripper_command(np.array([1.0, 0.5, 0.0])).tolist() == [-1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(("metres", "opening"), [(0.04, 1.0), (0.01, 0.25), (0.0, 0.0)])
@@ -38,17 +28,6 @@ def test_fingers_pressed_beyond_their_range_are_no_more_than_closed() -> None:
 def test_a_gripper_whose_joints_turn_the_other_way_is_open_at_their_low_end() -> None:
     robotiq = {"closed": np.array([0.8, 0.8]), "opened": np.array([0.0, 0.0])}
     assert gripper_opening(np.array([0.2, 0.2]), **robotiq) == pytest.approx(0.75)
-
-
-def test_every_controller_names_its_space_and_type() -> None:
-    assert {name: (command.ctrl_space, command.ctrl_type) for name, command in ARM_COMMANDS.items()} == {
-        "OSC_POSE": ("ee", "delta"),
-        "OSC_POSITION": ("ee", "delta"),
-        "IK_POSE": ("ee", "delta"),
-        "JOINT_POSITION": ("joint", "delta"),
-        "JOINT_VELOCITY": ("joint", "absolute"),
-        "JOINT_TORQUE": ("joint", "absolute"),
-    }
 
 
 def test_the_expert_goes_to_the_cube_with_open_fingers() -> None:

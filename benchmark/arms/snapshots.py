@@ -1,4 +1,4 @@
-"""The whole state of a robosuite environment, as plain data that restores it bit for bit.
+"""The whole state of a robosuite or LIBERO environment, as plain data that restores it bit for bit.
 
 ``sim.get_state()`` is not enough: the first step after it differs already. What a step depends on lies in
 five places, and each is carried here: MuJoCo's integration state, with the solver's warm start; the model,
@@ -40,7 +40,10 @@ _PARTS_OF_A_STATE = frozenset(
     ("integration", "model", "statistic", "data", "objects", "observed", "wiped", "random")
 )
 # Not state: what is restored here otherwise, or is a view of it.
-_NOT_STATE = ("model", "sim", "viewer")
+_ELSEWHERE = ("model", "sim", "viewer", "_obs_cache")
+# Nor where files lie on this machine.
+_PLACES = ("file", "folder", "bddl_file_name", "custom_asset_dir", "_arena_xml")
+_NOT_STATE = frozenset((*_ELSEWHERE, *_PLACES))
 # Modules of robosuite whose objects hold state of a robot or controller.
 _PARTS = ("buffers", "interpolator")
 
@@ -108,9 +111,9 @@ def model_digest(env: Any) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that physics, tasks and random numbers come from."""
-    return {name: metadata.version(name) for name in ("mujoco", "numpy", "robosuite")}
+def versions(*tasks: str) -> dict[str, str]:
+    """Return the versions of what physics and random numbers come from, and of the packages of the tasks."""
+    return {name: metadata.version(name) for name in ("mujoco", "numpy", "robosuite", *tasks)}
 
 
 def _require_same_model(model: Any, data: Any, state: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""What robosuite's robots have in common, whichever package brings the tasks: commands and snapshots."""

@@ -73,6 +73,9 @@ COMMANDS: dict[str, Entry] = {
     "compare": Entry(
         "benchmark.compare:COMPARE", extra="evaluate", summary="compare two folders of results by episode"
     ),
+    "sweep": Entry(
+        "benchmark.sweep:SWEEP", extra="plots", summary="plot success against latency, for each way to act"
+    ),
     "debug": Entry("client:DEBUG", summary="send any bytes, whole or in pieces, and take the reply apart"),
 }
 

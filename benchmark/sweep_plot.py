@@ -1,0 +1,123 @@
+"""The picture of a sweep: success rate, and beside it steps to success, against latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["plot"]
+
+# Okabe and Ito's, which people who confuse red and green tell apart; their yellow is too faint for a line.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_DASHES = ("-", "--", ":", "-.")
+_SYNC = "#333333"
+
+# Points at one latency stand side by side, all of them within this share of the smallest gap between two.
+_SPREAD = 0.3
+
+Row = Mapping[str, Any]
+
+
+def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
+    """Write a PNG.
+
+    A line is a function with a threshold and a number of actions a chunk; bars are 95 % intervals. The mode
+    sync, of which a latency changes no step, is a level of its own.
+
+    Args:
+        rows: Points, as the sweep's tables have them.
+        path: Of the picture.
+        title: Above it.
+    """
+    # A figure of its own, without pyplot: no display is looked for, and nothing is left behind.
+    figure = Figure(figsize=(10, 4.4), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _panel(left, rows, "success_rate", "wilson_low", "wilson_high")
+    left.set_ylim(0, 1.03)
+    left.set_ylabel("success rate")
+    _panel(right, rows, "mean_steps_to_success", "steps_low", "steps_high")
+    right.set_ylabel("mean steps to success")
+    right.margins(y=0.12)
+    figure.suptitle(title, fontsize=11)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str, high: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("latency (ms)")
+    for row in rows:
+        if row["mode"] == "sync" and row[value] is not None:
+            axes.axhline(row[value], color=_SYNC, linewidth=1.2, linestyle=(0, (4, 3)), label="sync")
+            if row[low] is not None:
+                axes.axhspan(row[low], row[high], color=_SYNC, alpha=0.08, linewidth=0)
+    points = [row for row in rows if row["mode"] != "sync" and row[value] is not None]
+    ticks = sorted({row["latency_ms_mean"] for row in points})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    lines: dict[tuple[Any, ...], list[Row]] = {}
+    for row in points:
+        lines.setdefault(_line(row), []).append(row)
+    gap = min((b - a for a, b in pairwise(ticks)), default=1.0)
+    styles = _Styles(lines)
+    for index, (line, members) in enumerate(lines.items()):
+        members.sort(key=lambda row: row["latency_ms_mean"])
+        shift = gap * _SPREAD * ((index + 0.5) / len(lines) - 0.5)
+        ys = [row[value] for row in members]
+        # A mean of one success has no interval, and shows none.
+        below = [0.0 if row[low] is None else row[value] - row[low] for row in members]
+        above = [0.0 if row[high] is None else row[high] - row[value] for row in members]
+        axes.errorbar(
+            [row["latency_ms_mean"] + shift for row in members],
+            ys,
+            yerr=[below, above],
+            label=styles.label(line),
+            markersize=4.5,
+            linewidth=1.5,
+            elinewidth=0.9,
+            capsize=2,
+            **styles.of(line),
+        )
+
+
+def _line(row: Row) -> tuple[Any, ...]:
+    return row["aggregate_fn_name"], row["chunk_size_threshold"], row["actions_per_chunk"]
+
+
+class _Styles:
+    """A colour for each function, dashes for each threshold, a marker for each number of actions."""
+
+    def __init__(self, lines: Mapping[tuple[Any, ...], Any]) -> None:
+        functions, thresholds, actions = (
+            list(dict.fromkeys(line[part] for line in lines)) for part in range(3)
+        )
+        self._several = len(thresholds) > 1, len(actions) > 1
+        self._colours = dict(zip(functions, cycle(_COLOURS), strict=False))
+        self._dashes = dict(zip(thresholds, cycle(_DASHES), strict=False))
+        self._markers = dict(zip(actions if len(actions) > 1 else functions, cycle(_MARKERS), strict=False))
+
+    def of(self, line: tuple[Any, ...]) -> dict[str, Any]:
+        function, threshold, actions = line
+        return {
+            "color": self._colours[function],
+            "linestyle": self._dashes[threshold],
+            "marker": self._markers[actions if self._several[1] else function],
+        }
+
+    def label(self, line: tuple[Any, ...]) -> str:
+        """Return what tells this line from the others."""
+        function, threshold, actions = line
+        label = str(function)
+        if self._several[0]:
+            label += f", threshold {threshold:g}"
+        if self._several[1]:
+            label += f", {'all actions' if actions is None else f'{actions} actions'}"
+        return label

@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from robowire.meta import MetaAction, MetaObs
     from robowire.specs import PolicySpec, SimulatorSpec
 
-__all__ = ["Chunked", "Policy", "PolicyOptions", "Restorable", "Simulator", "StepResult", "TaskOptions"]
+__all__ = [
+    "Chunked",
+    "Named",
+    "Policy",
+    "PolicyOptions",
+    "Restorable",
+    "Simulator",
+    "StepResult",
+    "TaskOptions",
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class TaskOptions:
         horizon: Steps after which an episode is truncated.
         reward_shaping: Dense reward instead of 1 at success.
         control_hz: Actions per second of simulated time.
+        names: What observations are called: ``"raw"``, the simulator's own way, or one of :class:`Named`.
     """
 
     robot: str | None = None
@@ -79,6 +89,7 @@ class TaskOptions:
     horizon: int | None = None
     reward_shaping: bool | None = None
     control_hz: float | None = None
+    names: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,16 @@ class Chunked(Protocol):
             The reward of every action that was executed, and what the last one gave: bit for bit what
             ``step`` would have, pictures included.
         """
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What a :class:`Simulator` offers beside, if its observations can have other names than its own."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What :attr:`TaskOptions.names` takes, ``"raw"`` among them; constant."""
         ...
 
 

@@ -264,6 +264,7 @@ class SimulatorClient:
         horizon: int | None = None,
         reward_shaping: bool | None = None,
         control_hz: float | None = None,
+        names: str | None = None,
         observation_format: str = "raw",
     ) -> SimulatorSpec:
         """Build a task, in a new process where the last one died, and return what it gives and takes.
@@ -278,6 +279,8 @@ class SimulatorClient:
             horizon: Steps after which an episode is truncated.
             reward_shaping: Dense reward instead of 1 at success.
             control_hz: Actions per second of simulated time.
+            names: What raw observations are called: ``"raw"``, or what the simulator offers beside (LIBERO:
+                ``"center"``).
             observation_format: ``"raw"``: a dict of the simulator's own names; ``"meta"``: a MetaObs, as
                 policies read it.
         """
@@ -292,6 +295,7 @@ class SimulatorClient:
             horizon=horizon,
             reward_shaping=reward_shaping,
             control_hz=control_hz,
+            names=names,
             observation_format=observation_format,
         )
         return SimulatorSpec.from_wire(reply)

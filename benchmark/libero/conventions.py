@@ -18,24 +18,40 @@ is not mirrored.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from benchmark.arms.commands import to_gripper_command
 
 __all__ = [
+    "CENTER_NAMES",
     "CONTROLLERS",
     "STATE_LAYOUT",
     "axis_angle",
+    "center_named",
     "dummy_action",
     "gripper_opening",
+    "libero_named",
     "policy_state",
     "turned",
 ]
 
 # Between the Panda's fingers, metres.
 _WIDEST = 0.08
+
+# What an older server of LIBERO (simulator_inference_center) called its observations, and what LIBERO does.
+# It sent these only.
+CENTER_NAMES = {
+    "agentview_image": "agentview_image",
+    "eye_in_hand_image": "robot0_eye_in_hand_image",
+    "joint_positions": "robot0_joint_pos",
+    "joint_velocities": "robot0_joint_vel",
+    "ee_pos": "robot0_eef_pos",
+    "ee_quat": "robot0_eef_quat",
+    "gripper_position": "robot0_gripper_qpos",
+    "gripper_velocity": "robot0_gripper_qvel",
+}
 
 STATE_LAYOUT = "ee_pos(3) ee_axisangle(3) gripper_qpos(2)"
 
@@ -72,6 +88,20 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     if math.isclose(sine, 0.0):
         return np.zeros(3)
     return np.asarray(quaternion[:3] * (2.0 * math.acos(w)) / sine)
+
+
+def center_named(observation: Mapping[str, np.ndarray], cameras: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return what :data:`CENTER_NAMES` names, and the pictures of ``cameras`` that have no name there."""
+    named = {name: observation[own] for name, own in CENTER_NAMES.items() if own in observation}
+    for own in (f"{camera}_image" for camera in cameras):
+        if own not in CENTER_NAMES.values():
+            named[own] = observation[own]
+    return named
+
+
+def libero_named(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the observation under LIBERO's names, whichever it came under."""
+    return {CENTER_NAMES.get(name, name): value for name, value in observation.items()}
 
 
 def policy_state(observation: Mapping[str, np.ndarray]) -> np.ndarray:

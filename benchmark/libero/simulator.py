@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from benchmark.libero.assets import require_assets
 from benchmark.libero.conventions import (
     CONTROLLERS,
     STATE_LAYOUT,
+    center_named,
     dummy_action,
     gripper_opening,
+    libero_named,
     policy_state,
     turned,
 )
@@ -71,6 +74,12 @@ class LiberoSimulator:
         self._steps = 0
         self._cameras: dict[str, Any] = {}
         self._controller = ""  # the spec does not show it
+        self._center = False  # whether observations have the names of CENTER_NAMES
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """LIBERO's own, and those of an older server: ``CENTER_NAMES`` in ``conventions.py``."""
+        return ("raw", "center")
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the full names of a suite's tasks, or of all, sorted; numbers follow LIBERO's order instead.
@@ -123,6 +132,7 @@ class LiberoSimulator:
         self._init_states = task.init_states()
         self._as_built = _changing_arrays(self._env)
         self._controller = controller
+        self._center = options.names == "center"
         command = ARM_COMMANDS[controller]
         self._spec = SimulatorSpec(
             camera_names=cameras,
@@ -173,8 +183,7 @@ class LiberoSimulator:
         for _ in range(SETTLING_STEPS):
             observation = _owned(self._env.step(waiting)[0])
         self._steps = 0
-        self._add_pictures(observation)
-        return observation
+        return self._shown(observation)
 
     def step(self, action: np.ndarray) -> StepResult:
         """Execute LIBERO's own action, float (action_dim,), for one control period.
@@ -185,8 +194,7 @@ class LiberoSimulator:
             InvalidParams: The action has another shape or holds something not finite.
         """
         result = self._advance(action)
-        self._add_pictures(result.observation)
-        return result
+        return replace(result, observation=self._shown(result.observation))
 
     def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
         """Do as :meth:`step` for each action, up to the end of the episode, but draw after the last only.
@@ -195,8 +203,7 @@ class LiberoSimulator:
             The reward of every action that was executed, and what the last one gave.
         """
         rewards, result = advance_chunk(self._advance, actions)
-        self._add_pictures(result.observation)
-        return rewards, result
+        return rewards, replace(result, observation=self._shown(result.observation))
 
     def save_state(self) -> dict[str, Any]:
         """Return the whole state of the episode, as plain data; see ``benchmark/arms/snapshots.py``."""
@@ -215,9 +222,7 @@ class LiberoSimulator:
         self._steps = int(state["steps"])
         for name, camera in self._cameras.items():
             camera.put_back(state["pictures"][name])
-        observation = _owned(self._env.env._get_observations())
-        self._add_pictures(observation)
-        return observation
+        return self._shown(_owned(self._env.env._get_observations()))
 
     def fingerprint(self) -> dict[str, str]:
         """Return what a saved state depends on, beside the spec."""
@@ -245,6 +250,7 @@ class LiberoSimulator:
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return what published policies take: see ``conventions.py``; never an object's pose."""
         spec = self._loaded()
+        observation = libero_named(observation)
         pictures = [turned(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
         pose = (observation["robot0_eef_pos"], observation["robot0_eef_quat"])
         opening = gripper_opening(observation["robot0_gripper_qpos"])
@@ -330,9 +336,11 @@ class LiberoSimulator:
         env = self._env.env
         env.add_observable(Observable(f"{name}_image", sensor=look, sampling_rate=env.control_freq))
 
-    def _add_pictures(self, observation: dict[str, np.ndarray]) -> None:
+    def _shown(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the observation complete with its pictures, under the names that were asked for."""
         for name, camera in self._cameras.items():
             observation[f"{name}_image"] = camera.draw()
+        return center_named(observation, list(self._cameras)) if self._center else observation
 
     def _camera(self, name: str, *, height: int, width: int) -> Any:
         from benchmark.libero.cameras import Camera  # imports mujoco, which binds a GL backend then

@@ -95,6 +95,7 @@ METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
         "horizon": (_count, None),
         "reward_shaping": (_flag, None),
         "control_hz": (_rate, None),
+        "names": (_text, None),
         "observation_format": (_observation_format, "raw"),
     },
     "reset": {"seed": (_whole, None), "init_state": (_whole, None)},

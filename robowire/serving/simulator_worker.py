@@ -25,8 +25,15 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from robowire.contracts import Chunked, Simulator, StepResult, TaskOptions
-from robowire.errors import BackendError, RequestError, RobowireError, TransportError, TruncatedFrame
+from robowire.contracts import Chunked, Named, Simulator, StepResult, TaskOptions
+from robowire.errors import (
+    BackendError,
+    InvalidParams,
+    RequestError,
+    RobowireError,
+    TransportError,
+    TruncatedFrame,
+)
 from robowire.meta import MetaAction
 from robowire.registry import Entry, load
 from robowire.serving.fingerprint import fingerprint, imported_packages, versions
@@ -106,6 +113,11 @@ class SimulatorWorker:
         return {"tasks": list(self._simulator.list_tasks(suite))}
 
     def _load_task(self, task_name: str, observation_format: str, **options: Any) -> dict[str, Any]:
+        names = options.get("names")
+        known = tuple(self._simulator.names) if isinstance(self._simulator, Named) else ("raw",)
+        if names is not None and names not in known:
+            offered = " or ".join(map(repr, known))
+            raise InvalidParams(f"names is {names!r}"[:150] + f", but {self._name} offers {offered}")
         self._meta = observation_format == "meta"
         self._begun, self._fingerprint = False, None
         self._spec = self._simulator.load_task(task_name, TaskOptions(**options))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Chunked, Simulator, TaskOptions
+from robowire.contracts import Chunked, Named, Restorable, Simulator, TaskOptions
 from robowire.errors import BackendError, InvalidParams
 from robowire.meta import MetaAction
 from robowire.registry import load
@@ -141,6 +141,31 @@ def test_a_chunk_gives_what_its_steps_give_and_ends_with_the_episode(libero: Sim
         assert last.truncated is (count > 5)
         for name, value in expected[-1].observation.items():
             assert last.observation[name].tobytes() == value.tobytes(), name
+
+
+def test_under_an_older_servers_names_everything_else_is_the_same(libero: Simulator) -> None:
+    from benchmark.libero.conventions import CENTER_NAMES
+
+    assert isinstance(libero, Named)
+    assert list(libero.names) == ["raw", "center"]
+    small = {"image_height": 32, "image_width": 32}
+    seen = []
+    for names in libero.names:
+        libero.load_task("libero_spatial/0", TaskOptions(names=names, **small))
+        first = libero.reset(seed=0, init_state=0)
+        assert isinstance(libero, Restorable)
+        again = libero.restore_state(libero.save_state())
+        assert isinstance(libero, Chunked)
+        seen.append([first, again, libero.step(np.ones(7)).observation])
+        seen[-1].append(libero.step_chunk(np.ones((2, 7)))[1].observation)
+        seen[-1].append(vars(libero.to_meta_obs(seen[-1][-1])))
+    own, center = seen
+    for theirs, ours in zip(center[:-1], own[:-1], strict=True):
+        assert theirs.keys() == CENTER_NAMES.keys()
+        for name, value in theirs.items():
+            assert value.tobytes() == ours[CENTER_NAMES[name]].tobytes(), name
+    for name, value in own[-1].items():
+        np.testing.assert_array_equal(center[-1][name], value)
 
 
 def test_an_initial_state_that_is_none_of_the_50_is_refused(drawer: Simulator) -> None:

@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.libero.conventions import (
+    CENTER_NAMES,
     axis_angle,
+    center_named,
     dummy_action,
     gripper_opening,
+    libero_named,
     policy_state,
     turned,
 )
@@ -69,6 +72,25 @@ def test_a_hand_that_points_down_does_not_jump_when_it_passes_half_a_turn() -> N
 
 def test_a_quaternion_that_rounding_made_too_long_is_no_rotation() -> None:
     assert axis_angle(np.array([0.0, 0.0, 0.0, 1.0 + 1e-12])).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_older_servers_names_are_those_eight_and_the_pictures_of_other_cameras() -> None:
+    own = {name: np.array([float(i)]) for i, name in enumerate(CENTER_NAMES.values())}
+    others = {"bowl_pos": np.zeros(3), "frontview_image": np.ones(2)}
+    named = center_named({**own, **others}, ["agentview", "frontview"])
+    assert sorted(named) == [
+        "agentview_image",
+        "ee_pos",
+        "ee_quat",
+        "eye_in_hand_image",
+        "frontview_image",
+        "gripper_position",
+        "gripper_velocity",
+        "joint_positions",
+        "joint_velocities",
+    ]
+    assert named["joint_positions"] is own["robot0_joint_pos"]
+    assert libero_named(named) == {**own, "frontview_image": others["frontview_image"]}
 
 
 def test_the_state_is_position_axis_angle_and_both_fingers() -> None:

@@ -57,6 +57,7 @@ def test_a_missing_parameter_is_named(params: dict[str, Any]) -> None:
         ("horizon", True, "horizon is True, expected a whole number, 1 or more"),
         ("reward_shaping", 1, "reward_shaping is 1, expected true or false"),
         ("control_hz", float("nan"), "control_hz is nan, expected a number above 0"),
+        ("names", 3, "names is 3, expected text"),
         ("observation_format", "pixels", "observation_format is 'pixels', expected 'raw' or 'meta'"),
     ],
 )
@@ -88,6 +89,7 @@ def test_what_is_left_out_gets_its_default() -> None:
         "horizon": None,
         "reward_shaping": None,
         "control_hz": None,
+        "names": None,
         "observation_format": "raw",
     }
 

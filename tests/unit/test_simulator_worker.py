@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robowire.contracts import StepResult
-from robowire.errors import BackendError, SpecMismatch, TaskNotFound
+from robowire.contracts import StepResult, TaskOptions
+from robowire.errors import BackendError, InvalidParams, SpecMismatch, TaskNotFound
 from robowire.fake_simulator import FakeSimulator
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import Entry
 from robowire.serving.simulator_requests import check_params
 from robowire.serving.simulator_worker import SimulatorWorker
+from robowire.specs import SimulatorSpec
 from robowire.wire.messages import Call
 
 
@@ -34,6 +35,28 @@ def reset(worker: SimulatorWorker, seed: int = 0) -> Any:
 
 def test_raw_observations_keep_the_simulators_names() -> None:
     assert sorted(reset(make_worker())) == ["front_image", "goal", "position"]
+
+
+def test_names_that_the_simulator_does_not_offer_are_refused() -> None:
+    make_worker(names="raw")
+    with pytest.raises(InvalidParams, match=r"^names is 'center', but fake offers 'raw'$"):
+        make_worker(names="center")
+
+
+def test_names_that_the_simulator_offers_are_handed_to_it() -> None:
+    class Renamed(FakeSimulator):
+        names = ("raw", "center")
+        asked: TaskOptions
+
+        def load_task(self, task_name: str, options: TaskOptions) -> SimulatorSpec:
+            self.asked = options
+            return super().load_task(task_name, options)
+
+    simulator = Renamed()
+    make_worker(simulator=simulator, names="center")
+    assert simulator.asked.names == "center"
+    with pytest.raises(InvalidParams, match=r"^names is 'cetner', but fake offers 'raw' or 'center'$"):
+        make_worker(simulator=simulator, names="cetner")
 
 
 def test_meta_observations_are_what_policies_read() -> None:

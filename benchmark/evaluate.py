@@ -15,13 +15,14 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from robowire import PolicyClient, SimulatorClient
+from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.action_queue import AGGREGATE_FUNCTIONS, load_aggregate_function
 from robowire.async_controller import WHEN_DRY, AsyncOptions
 from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch, UnknownName
 from robowire.rollout.episodes import Episode
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
-from robowire.rollout.virtual_clock import Latency, VirtualClock
+from robowire.rollout.real_clock import RealClock
+from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
 
 __all__ = [
     "EVALUATE",
@@ -34,9 +35,14 @@ __all__ = [
     "without_tokens",
 ]
 
-# A policy server that is started anew imports torch and reads its weights: these repetitions last 12 s on
-# average, against 2 s of the client's own default.
-_POLICY_RETRIES = 6
+_CLOCKS: dict[str, type[AsyncClock]] = {clock.name: clock for clock in (RealClock, VirtualClock)}
+
+# A policy server that is started anew imports torch and reads its weights, which takes seconds; one that a
+# person has to notice and start takes longer.
+_POLICY_WAIT_S = 60.0
+
+# More late steps than these, and a latency costs fewer steps than it says.
+_LATE_SHARE = 0.05
 
 
 def add_run_options(parser: Any) -> None:
@@ -62,6 +68,12 @@ def add_run_options(parser: Any) -> None:
     add("--robot", type=str, help="such as Panda; default: the simulator's")
     add("--controller", type=str, help="such as OSC_POSE; default: the simulator's")
     add("--camera_names", type=str, nargs="+", help="the simulator's cameras, in the order of the policy's")
+    add(
+        "--policy_wait_s",
+        type=float,
+        default=_POLICY_WAIT_S,
+        help="seconds that the policy server may be away once the evaluation has begun, each time",
+    )
     add("--simulator_address", type=str, help="host:port of a simulator server; default: one is started here")
     add("--simulator_token", type=str, help="shown to the simulator server, where it wants one")
 
@@ -92,8 +104,18 @@ def _add_options(parser: Any) -> None:
         help="sync: the simulator waits for each chunk; async: it goes on, with what is left of the last one",
     )
     # Without defaults of their own: in the mode sync they mean nothing, and are refused.
-    add("--clock", choices=["virtual"], help="async: latencies are numbers of steps and cost no waiting")
-    add("--latency_ms", type=str, help="async: 0 (default), 80, normal:80,20 (mean, std) or recorded:FILE")
+    add(
+        "--clock",
+        choices=list(_CLOCKS),
+        help="async: real time at --fps (real, the default), or latencies as numbers of steps, which cost no "
+        "waiting and repeat (virtual)",
+    )
+    add(
+        "--latency_ms",
+        type=str,
+        help="async: 0 (default), 80, normal:80,20 (mean, std) or recorded:FILE; the whole latency on the "
+        "virtual clock, added to the real one in real time",
+    )
     add("--fps", type=float, help="async: control steps a second; default: the simulator's control_hz")
     add(
         "--chunk_size_threshold",
@@ -131,10 +153,22 @@ def _run(flags: Any) -> int:
         record_video=flags.record_video,
         overwrite=flags.overwrite,
         resume=flags.resume,
-        asynchronous=_virtual_clock(flags),
+        asynchronous=_clock(flags),
         **run_options(flags),
     )
     open_policy = policy_opener(flags)
+
+    def open_async_policy(rules: AsyncOptions, added_s: Callable[[int], float]) -> AsyncPolicyClient:
+        return AsyncPolicyClient(
+            flags.host,
+            flags.port,
+            rules,
+            timeout_s=flags.timeout_s,
+            patience_s=max(flags.policy_wait_s, 1e-3),  # 0 would mean never to look
+            token=flags.token,
+            added_latency_s=added_s,
+        )
+
     latest: dict[str, Any] = {}  # what is known when something ends the evaluation early
 
     def on_start(summary: dict[str, Any]) -> None:
@@ -153,6 +187,17 @@ def _run(flags: Any) -> int:
         done, successes, errors = (summary[key] for key in ("episodes", "successes", "errors"))
         rate = f"{successes}/{done} = {successes / done:.0%}" if done else "none"
         bar.set_postfix_str(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
+        if (episode.late_steps or 0) > _LATE_SHARE * episode.steps and not late:
+            late.append(episode.episode)
+            tqdm.write(
+                f"WARNING: {episode.late_steps} of {episode.steps} steps of episode {episode.episode} were "
+                f"late: this machine does not hold {summary['options']['fps']:g} steps a second with "
+                f"{options.num_envs} environments, so latencies cost fewer steps than they should. Use fewer "
+                "--num_envs, a lower --fps, or --clock virtual",
+                file=sys.stderr,
+            )
+
+    late: list[int] = []
 
     bar = tqdm(total=options.num_episodes, unit="episode", desc=options.task, dynamic_ncols=True)
     with simulator_server(flags) as (host, port), bar, logging_redirect_tqdm():
@@ -161,6 +206,8 @@ def _run(flags: Any) -> int:
                 options,
                 open_policy=open_policy,
                 open_simulator=lambda: SimulatorClient(host, port, token=flags.simulator_token),
+                open_async_policy=open_async_policy,
+                policy_wait_s=flags.policy_wait_s,
                 ffmpeg=_find_ffmpeg(),
                 command_line=without_tokens(sys.argv),
                 on_start=on_start,
@@ -186,12 +233,11 @@ def policy_opener(flags: Any) -> Callable[[], PolicyClient]:
         RobowireError: It does not answer: a wrong address is told at once.
     """
 
-    def open_policy(retries: int = _POLICY_RETRIES) -> PolicyClient:
-        return PolicyClient(
-            flags.host, flags.port, timeout_s=flags.timeout_s, retries=retries, token=flags.token
-        )
+    def open_policy() -> PolicyClient:
+        # Without repetitions of its own: the evaluation waits for the server, and must know of its loss.
+        return PolicyClient(flags.host, flags.port, timeout_s=flags.timeout_s, retries=0, token=flags.token)
 
-    with open_policy(retries=0) as policy:
+    with open_policy() as policy:
         policy.ping()
     return open_policy
 
@@ -225,6 +271,9 @@ def report(summary: dict[str, Any], folder: Path) -> str:
         rows.append(
             ("inference", f"p50 {summary['infer_ms_p50']:.1f} ms, p99 {summary['infer_ms_p99']:.1f} ms")
         )
+    if summary["late_steps"]:
+        total = round(summary["mean_steps"] * done)
+        rows.append(("late steps", f"{summary['late_steps']} of {total}: they took longer than their period"))
     rows += [("wall time", f"{summary['wall_s']:.0f} s"), ("results", str(folder))]
     lines = [f"{name:<13}{value}" for name, value in rows]
     if errors:
@@ -236,12 +285,14 @@ def report(summary: dict[str, Any], folder: Path) -> str:
 
 
 def _acting(options: dict[str, Any]) -> str:
-    if "mode" in options:
-        return f"async, {options['aggregate_fn_name']}, latency {options['latency_ms']} ms, virtual clock"
-    return f"{options['n_action_steps']} steps a chunk"
+    if "mode" not in options:
+        return f"{options['n_action_steps']} steps a chunk"
+    virtual = options["clock"] == "virtual"
+    when = ", virtual clock" if virtual else f" added, real time at {options['fps']:g} Hz"
+    return f"async, {options['aggregate_fn_name']}, latency {options['latency_ms']} ms{when}"
 
 
-def _virtual_clock(flags: Any) -> VirtualClock | None:
+def _clock(flags: Any) -> AsyncClock | None:
     """Return what the flags of the mode async say.
 
     Raises:
@@ -261,7 +312,8 @@ def _virtual_clock(flags: Any) -> VirtualClock | None:
     try:
         options = AsyncOptions(**{name: given[name] for name in rules if name in given})
         load_aggregate_function(options.aggregate_fn_name)
-        return VirtualClock(options, Latency.parse(given.get("latency_ms", "0")), given.get("fps"))
+        clock = _CLOCKS[given.get("clock", "real")]
+        return clock(options, Latency.parse(given.get("latency_ms", "0")), given.get("fps"))
     except (ValueError, UnknownName) as exc:
         raise ConfigurationError(str(exc)) from exc
 

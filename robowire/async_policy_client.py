@@ -64,10 +64,12 @@ class AsyncPolicyClient:
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. Longer than
             the slowest inference, the first one of a server among them.
-        patience_s: Seconds that ``step`` may wait for an action where there is nothing to execute. Longer
-            than a server needs to start again.
+        patience_s: Seconds that ``step`` and ``await_actions`` may wait where there is nothing to execute.
+            Longer than a server needs to start again.
         token: Shown to the server, where it wants one.
-        clock: Seconds, monotonic; for ``patience_s``.
+        added_latency_s: For experiments: how long a reply is held back, by the number of its request since
+            this client was made. ``None`` holds none back.
+        clock: Seconds, monotonic.
 
     Raises:
         UnknownName: There is no such aggregate function.
@@ -83,6 +85,7 @@ class AsyncPolicyClient:
         timeout_s: float = 10.0,
         patience_s: float = 60.0,
         token: str | None = None,
+        added_latency_s: Callable[[int], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not patience_s > 0:
@@ -91,6 +94,7 @@ class AsyncPolicyClient:
             host, port, connect_timeout_s=connect_timeout_s, timeout_s=timeout_s, retries=0, token=token
         )
         self._patience_s = patience_s
+        self._added_latency_s = added_latency_s
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -101,6 +105,7 @@ class AsyncPolicyClient:
         self._outbox: tuple[Request, MetaObs] | None = None
         self._failure: Exception | None = None
         self._trouble: Exception | None = None  # the latest failure, until a reply comes
+        self._reply_s: list[float] = []
 
     def start(self) -> None:
         """Connect, and begin an episode.
@@ -141,15 +146,51 @@ class AsyncPolicyClient:
             action = self._controller.next_action(self._step)
             until = self._clock() + self._patience_s
             while action is None:
-                left_s = until - self._clock()
-                if left_s <= 0:
-                    raise RequestTimeout(f"no action came within {self._patience_s:g} s: {self._reason()}")
-                self._changed.wait(left_s)
-                self._require_running()
+                self._wait(until)
                 action = self._controller.next_action(self._step)
                 if action is None:
                     self._ask(observation)  # the one sent before may have been given up
             return action
+
+    def poll(self, observation: MetaObs) -> MetaAction | None:
+        """Return the action of this control step as :meth:`step` does, but never wait.
+
+        For a caller whose clock goes on: ``None`` where there is nothing to execute, and the step is over.
+
+        Args:
+            observation: As for :meth:`step`.
+
+        Raises:
+            LocalProtocolError: The client is not started, or was stopped.
+            RobowireError: What the server said that would be the same again; what went wrong here.
+        """
+        with self._changed:
+            self._require_running()
+            self._step += 1
+            self._ask(observation)
+            return self._controller.next_action(self._step)
+
+    def await_actions(self, observation: MetaObs) -> None:
+        """Wait, where nothing is in the queue, until something is.
+
+        For a caller whose world can stand still while the server is away: one step passes, however long this
+        takes, and nothing is executed in it.
+
+        Args:
+            observation: As for :meth:`step`.
+
+        Raises:
+            LocalProtocolError: The client is not started, or was stopped.
+            RequestTimeout: It waited for ``patience_s``; the message says what the last trouble was.
+            RobowireError: As for :meth:`poll`.
+        """
+        with self._changed:
+            self._require_running()
+            self._step += 1
+            until = self._clock() + self._patience_s
+            while not self._controller.queue_size:
+                self._ask(observation)  # the one sent before may have been given up
+                self._wait(until)
 
     def reset(self) -> None:
         """Begin an episode, here and in the server's session. What is in flight will be ignored."""
@@ -189,6 +230,18 @@ class AsyncPolicyClient:
         with self._changed:
             return copy.deepcopy(self._controller.statistics)
 
+    @property
+    def stranded(self) -> bool:
+        """Whether nothing is in the queue because the server is away, and not because it is slow."""
+        with self._changed:
+            return self._trouble is not None and not self._controller.queue_size
+
+    @property
+    def reply_s(self) -> list[float]:
+        """Seconds from each observation to its reply, where there was one; without what was added."""
+        with self._changed:
+            return list(self._reply_s)
+
     def _ask(self, observation: MetaObs) -> None:
         request = self._controller.next_request(self._step, observation)
         if request is not None:
@@ -196,6 +249,14 @@ class AsyncPolicyClient:
             arrays = {name: item.copy() for name, item in vars(observation).items() if _is_array(item)}
             self._outbox = (request, replace(observation, **{**arrays, "timestep": request.step}))
             self._changed.notify_all()
+
+    def _wait(self, until: float) -> None:
+        """Wait for a change, but not longer than ``until``."""
+        left_s = until - self._clock()
+        if left_s <= 0:
+            raise RequestTimeout(f"no action came within {self._patience_s:g} s: {self._reason()}")
+        self._changed.wait(left_s)
+        self._require_running()
 
     def _require_running(self) -> None:
         if self._failure is not None:
@@ -225,6 +286,7 @@ class AsyncPolicyClient:
                 if self._outbox is None or self._stopping.is_set():
                     return
                 (request, observation), self._outbox = self._outbox, None
+            begun = self._clock()
             try:
                 chunk = self._exchange(request, observation)
             except (TransportError, Overloaded, ShuttingDown) as exc:
@@ -243,7 +305,11 @@ class AsyncPolicyClient:
             if failures:
                 _log.info("the server answers again, at step %d", request.step)
             failures, self._trouble = 0, None
+            took_s = self._clock() - begun
+            if self._added_latency_s is not None:
+                self._stopping.wait(self._added_latency_s(request.number))
             with self._changed:
+                self._reply_s.append(took_s)
                 delivery = self._controller.deliver(request, chunk, self._step)
                 self._changed.notify_all()
             if delivery is not None:

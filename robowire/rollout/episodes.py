@@ -111,6 +111,7 @@ class Episode:
         video: File name within the folder of results.
         mode: ``"sync"`` or ``"async"``.
         statistics: Of an asynchronous episode.
+        late_steps: Of one in real time: steps that took longer than their period.
     """
 
     episode: int
@@ -125,6 +126,7 @@ class Episode:
     init_state: int | None = None
     mode: str = "sync"
     statistics: AsyncStatistics | None = None
+    late_steps: int | None = None
 
 
 @dataclass
@@ -140,6 +142,7 @@ class Rollout:
         success: Known once the episode ended, as is the next.
         last: The observation after the last action.
         statistics: Of an asynchronous episode.
+        late_steps: Of one in real time: steps that took longer than their period.
     """
 
     seed: int
@@ -150,6 +153,13 @@ class Rollout:
     success: bool | None = None
     last: MetaObs | None = None
     statistics: AsyncStatistics | None = None
+    late_steps: int | None = None
+
+    def begin_again(self) -> None:
+        """Forget all but what says which episode it is."""
+        for executed in (self.actions, self.rewards, self.infer_ms):
+            executed.clear()
+        self.success = self.last = self.statistics = self.late_steps = None
 
 
 def run_episode(

@@ -18,18 +18,21 @@ import threading
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 import numpy as np
 
+from robowire.async_controller import AsyncOptions
 from robowire.errors import ConfigurationError, ConnectFailed, EvaluationStopped, FilmFailed, RobowireError
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Episode, PolicySession, Rollout, SimulatorSession, film, run_episode
+from robowire.rollout.outages import Outages
+from robowire.rollout.real_clock import AsyncPolicySession, RealClock, run_real_episode
 from robowire.rollout.results import ResultFolder, episode_of_row
 from robowire.rollout.seeds import EPISODES_PER_SEED, episode_seed
 from robowire.rollout.statistics import summarise
 from robowire.rollout.video import Mp4Writer
-from robowire.rollout.virtual_clock import VirtualClock, run_virtual_episode
+from robowire.rollout.virtual_clock import AsyncClock, VirtualClock, run_virtual_episode
 from robowire.specs import PolicySpec, SimulatorSpec, require_match
 from robowire.version import __version__
 
@@ -37,11 +40,19 @@ __all__ = ["EvaluateOptions", "evaluate"]
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+# What robowire.AsyncPolicyClient is made from: the rules, and the seconds added to each reply.
+OpenAsyncPolicy = Callable[[AsyncOptions, Callable[[int], float]], AsyncPolicySession]
+
 # Films of a simulator that does not say how fast it acts play at this rate, robosuite's default.
 _DEFAULT_FPS = 20.0
 
 # An environment sees a stop between two chunks, which take a second or two on slow renderers.
 _STOP_S = 10.0
+
+# A server that is lost at each attempt at one episode is lost because of it, or is not worth waiting for.
+_RUNS_OF_ONE_EPISODE = 3
 
 # A simulator that cannot be started again costs an episode each time. One bad start happens (memory is short
 # for a moment); after three in a row the rest of the episodes would go the same way.
@@ -70,8 +81,8 @@ class EvaluateOptions:
         resume: Whether to add to results that ``output_dir`` holds: an episode is run where it is missing, or
             ended with an error. They must be of the same fingerprint, which ``summary.json`` has: policy,
             simulator, versions, and all options but those that change no episode.
-        asynchronous: Act while the policy is at work, on a virtual clock; ``None`` means that the simulator
-            waits for each chunk.
+        asynchronous: Act while the policy is at work, on a virtual clock or in real time; ``None`` means that
+            the simulator waits for each chunk.
     """
 
     output_dir: Path
@@ -88,7 +99,7 @@ class EvaluateOptions:
     camera_names: tuple[str, ...] | None = None
     overwrite: bool = False
     resume: bool = False
-    asynchronous: VirtualClock | None = None
+    asynchronous: AsyncClock | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_envs", "n_action_steps", "max_episode_steps"):
@@ -127,6 +138,8 @@ def evaluate(
     *,
     open_policy: Callable[[], PolicySession],
     open_simulator: Callable[[], SimulatorSession],
+    open_async_policy: OpenAsyncPolicy | None = None,
+    policy_wait_s: float = 0.0,
     ffmpeg: str | None = None,
     command_line: Sequence[str] = (),
     on_start: Callable[[dict[str, Any]], None] = lambda summary: None,
@@ -142,6 +155,12 @@ def evaluate(
         options: What is evaluated.
         open_policy: Opens a session with the policy server; called once for each environment.
         open_simulator: Opens a session with the simulator server; called again after a simulator failed.
+        open_async_policy: Opens a session of :class:`robowire.AsyncPolicyClient`'s kind for one episode, not
+            started; needed for a :class:`RealClock`. Its argument says what to add to each reply, seconds by
+            the number of the request.
+        policy_wait_s: Seconds that the policy server may be away, each time, once the evaluation has begun. A
+            question that got no answer is asked again, so that nothing changes for a policy that is a pure
+            function; where the lost session kept something (temporal ensembling), its episode begins again.
         ffmpeg: The program that makes mp4 files; needed unless ``record_video`` is off.
         command_line: Written into the summary.
         on_start: Called with the first summary, once policy and simulator were found to fit.
@@ -159,8 +178,12 @@ def evaluate(
         raise ConfigurationError(
             "no ffmpeg was found to record videos with: pip install imageio-ffmpeg, or use --record_video off"
         )
+    if policy_wait_s < 0:
+        raise ConfigurationError(f"policy_wait_s is {policy_wait_s:g}, expected 0 or more seconds")
     folder = ResultFolder(options.output_dir, overwrite=options.overwrite, resume=options.resume)
-    evaluation = _Evaluation(options, folder, open_policy, open_simulator, ffmpeg, clock)
+    evaluation = _Evaluation(
+        options, folder, open_policy, open_simulator, open_async_policy, policy_wait_s, ffmpeg, clock
+    )
     first = _Environment(evaluation)
     try:
         first.open_policy()
@@ -189,6 +212,10 @@ def evaluate(
         report.write(status)
         folder.close()
     return report.summary
+
+
+class _SessionLost(Exception):
+    """The policy's session ended in the middle of an episode, with what it kept."""
 
 
 class _Report:
@@ -263,6 +290,8 @@ class _Evaluation:
         folder: ResultFolder,
         open_policy: Callable[[], PolicySession],
         open_simulator: Callable[[], SimulatorSession],
+        open_async_policy: OpenAsyncPolicy | None,
+        policy_wait_s: float,
         ffmpeg: str | None,
         clock: Callable[[], float],
     ) -> None:
@@ -270,9 +299,12 @@ class _Evaluation:
         self.folder = folder
         self.open_policy = open_policy
         self.open_simulator = open_simulator
+        self.open_async_policy = open_async_policy
+        self.policy_wait_s = policy_wait_s
         self.ffmpeg = ffmpeg
         self.clock = clock
         self.stopping = threading.Event()
+        self.sleep: Callable[[float], object] = self.stopping.wait  # ends with the evaluation
         self.one_inference = threading.Lock()  # the module says why
         self._todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         # From the environments: an episode, what ended an environment, or None where no episode was left.
@@ -339,6 +371,7 @@ class _Environment:
         self._evaluation = evaluation
         self._options = evaluation.options
         self._policy: PolicySession | None = None
+        self._outages = Outages(evaluation.policy_wait_s, evaluation.stopping, clock=evaluation.clock)
         self._policy_spec = PolicySpec()
         self._simulator: SimulatorSession | None = None
         self._failed_loads = _FAILED_LOADS - 1  # the very first load has to work
@@ -346,7 +379,7 @@ class _Environment:
         self.simulator_info: dict[str, Any] = {}
         self.simulator_spec = SimulatorSpec()
         self.n_action_steps = 1
-        self.asynchronous: VirtualClock | None = None
+        self.asynchronous: AsyncClock | None = None
 
     def open_policy(self) -> None:
         """Open the session with the policy server."""
@@ -426,6 +459,7 @@ class _Environment:
             init_state=rollout.init_state,
             mode="sync" if self._options.asynchronous is None else "async",
             statistics=rollout.statistics,
+            late_steps=rollout.late_steps,
         )
 
     def close(self) -> None:
@@ -447,32 +481,113 @@ class _Environment:
             raise
 
     def _run_episode(self, rollout: Rollout) -> None:
+        """Run it, again from its start where the policy's session was lost with what it kept.
+
+        Raises:
+            EvaluationStopped: The policy server failed, or was lost too often.
+            RobowireError: The simulator failed.
+        """
+        for _ in range(_RUNS_OF_ONE_EPISODE):
+            try:
+                if isinstance(self.asynchronous, RealClock):
+                    self._run_in_real_time(rollout, self.asynchronous)
+                else:
+                    self._run_on_demand(rollout)
+            except _SessionLost:
+                _log.warning(
+                    "the episode of seed %d begins again: its policy session is lost, with what it kept of "
+                    "earlier observations",
+                    rollout.seed,
+                )
+                rollout.begin_again()
+            else:
+                return
+        self._evaluation.stopping.set()
+        raise EvaluationStopped(
+            f"the policy server was lost {_RUNS_OF_ONE_EPISODE} times in the episode of seed {rollout.seed}"
+        )
+
+    def _run_on_demand(self, rollout: Rollout) -> None:
+        """Run an episode in which the simulator waits while the policy is at work."""
         policy, simulator = self._policy, self._simulator
         assert policy is not None
         assert simulator is not None
+
+        def timed(observation: MetaObs) -> tuple[list[MetaAction], float]:
+            begun = self._evaluation.clock()  # of the attempt that was answered: waiting is no inference
+            return policy.send_meta_obs(observation), round((self._evaluation.clock() - begun) * 1000, 3)
 
         def infer(observation: MetaObs) -> list[MetaAction]:
             with self._evaluation.one_inference:
                 if self._evaluation.stopping.is_set():
                     return []
-                begun = self._evaluation.clock()
-                actions: list[MetaAction] = self._ask(lambda: policy.send_meta_obs(observation))
-                rollout.infer_ms.append(round((self._evaluation.clock() - begun) * 1000, 3))
+                outages = self._outages.survived
+                actions, took_ms = self._ask(lambda: timed(observation))
+            if (
+                self._outages.survived != outages
+                and rollout.infer_ms
+                and self.policy_info.get("temporal_agg")
+            ):
+                raise _SessionLost
+            rollout.infer_ms.append(took_ms)
             return actions
 
         self._ask(policy.reset)
-        if self.asynchronous is not None:
+        if isinstance(self.asynchronous, VirtualClock):
             run_virtual_episode(infer, simulator, rollout, self.asynchronous)
         else:
             run_episode(lambda observation: infer(observation)[: self.n_action_steps], simulator, rollout)
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        """Ask the policy server; that it cannot answer is no one episode's fault and ends the evaluation."""
+    def _run_in_real_time(self, rollout: Rollout, clock: RealClock) -> None:
+        """Run an episode in which the simulator goes on while the policy is at work."""
+        evaluation, simulator = self._evaluation, self._simulator
+        assert evaluation.open_async_policy is not None, "a RealClock needs open_async_policy"
+        assert simulator is not None
+        # One for each episode: what a client remembers of earlier ones would make their order count.
+        client = evaluation.open_async_policy(
+            clock.rules, lambda request: clock.latency.milliseconds(rollout.seed, request) / 1000
+        )
         try:
-            return question()
+            self._ask(client.start)
+            run_real_episode(
+                client,
+                simulator,
+                rollout,
+                clock,
+                ask=self._ask,
+                returned=self._require_same_policy,
+                stopped=evaluation.stopping.is_set,
+                now=evaluation.clock,
+                sleep=evaluation.sleep,
+            )
+        finally:
+            client.stop()
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Ask the policy server; that it cannot answer is no one episode's fault and ends the evaluation."""
+        outages = self._outages.survived
+        try:
+            answer = self._outages.ask(question)
+            if self._outages.survived != outages:
+                self._require_same_policy()
         except RobowireError as exc:
-            self._evaluation.stopping.set()  # at once: the others would find it out with retries of their own
+            self._evaluation.stopping.set()  # at once: the others would find it out with waits of their own
             raise EvaluationStopped(f"the policy server failed: {exc}") from exc
+        return answer
+
+    def _require_same_policy(self) -> None:
+        """Refuse a server that came back with something else: the folder is of one policy."""
+        if self._policy is None:
+            return
+        before = _plain(_only(_POLICY_FACTS, self.policy_info))
+        now = _plain(_only(_POLICY_FACTS, self._outages.ask(self._policy.get_info)))
+        changed = [
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ConfigurationError(f"it came back with another policy: {'; '.join(changed)}")
 
     def _film(self, number: int, rollout: Rollout) -> str | None:
         """Return the name of an episode's film, or ``None``: the count stands whatever becomes of it."""
@@ -525,15 +640,15 @@ def _told(options: EvaluateOptions, environment: _Environment) -> dict[str, Any]
     """Return the options as the summary has them: the flags' names, with what was found out for defaults."""
     told = asdict(options)
     del told["asynchronous"]
-    virtual = environment.asynchronous
-    if virtual is None:
+    asynchronous = environment.asynchronous
+    if asynchronous is None:
         return {**told, "n_action_steps": environment.n_action_steps}
     return {
         **told,
         "mode": "async",
-        "clock": "virtual",
-        "latency_ms": virtual.latency.text,
-        **asdict(virtual.rules),
+        "clock": asynchronous.name,
+        "latency_ms": asynchronous.latency.text,
+        **asdict(asynchronous.rules),
     }
 
 
@@ -548,10 +663,10 @@ _NO_EPISODE = {"output_dir", "num_episodes", "num_envs", "record_video", "overwr
 def _fingerprint(told: dict[str, Any], client: dict[str, str], environment: _Environment) -> dict[str, Any]:
     """Return all that decides what an episode of a given number is, by name: JSON values in one level."""
     options = {name: value for name, value in told.items() if name not in _NO_EPISODE}
-    virtual = environment.asynchronous
-    if virtual is not None and virtual.latency.recorded:
+    asynchronous = environment.asynchronous
+    if asynchronous is not None and asynchronous.latency.recorded:
         # What was recorded counts, not where the file lies.
-        content = np.array(virtual.latency.recorded).tobytes()
+        content = np.array(asynchronous.latency.recorded).tobytes()
         options["latency_ms"] = f"recorded, SHA-256 {hashlib.sha256(content).hexdigest()[:16]}"
     simulator = environment.simulator_info
     # A fingerprint has the versions too; a server of an older release has those only.

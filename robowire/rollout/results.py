@@ -186,6 +186,8 @@ def episode_row(episode: Episode) -> dict[str, Any]:
     if episode.statistics is not None:
         told = episode.statistics.summary()
         row |= {name: told[name] for name in _ASYNC_FIGURES}
+    if episode.late_steps is not None:
+        row["late_steps"] = episode.late_steps
     return row
 
 
@@ -203,4 +205,5 @@ def episode_of_row(row: Mapping[str, Any]) -> Episode:
         video=row["video"],
         init_state=row["init_state"],
         mode=row["mode"],
+        late_steps=row.get("late_steps"),
     )

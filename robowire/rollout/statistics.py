@@ -40,12 +40,13 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
 
     An episode that the simulator did not finish is counted under ``errors`` and nowhere else, for it says
     nothing about the policy. ``episodes`` counts the finished ones; means and rates are over them, ``None``
-    where there is none.
+    where there is none. ``late_steps`` are those of episodes in real time.
     """
     finished = [episode for episode in episodes if episode.error is None]
     successes = sum(bool(episode.success) for episode in finished)
     low, high = wilson_interval(successes, len(finished))
     infer_ms = [ms for episode in episodes for ms in episode.infer_ms]
+    late = [episode.late_steps for episode in finished if episode.late_steps is not None]
     return {
         "episodes": len(finished),
         "successes": successes,
@@ -58,6 +59,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         "inferences": len(infer_ms),
         "infer_ms_p50": percentile(infer_ms, 50),
         "infer_ms_p99": percentile(infer_ms, 99),
+        "late_steps": sum(late) if late else None,
     }
 
 

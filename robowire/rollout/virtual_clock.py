@@ -17,7 +17,7 @@ import itertools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, ClassVar, Sequence, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, SimulatorSession
 from robowire.wire.encoding import ActionChunk
 
-__all__ = ["Latency", "VirtualClock", "run_virtual_episode"]
+__all__ = ["AsyncClock", "Latency", "VirtualClock", "run_virtual_episode"]
+
+Clock = TypeVar("Clock", bound="AsyncClock")
 
 # A minute: an episode is over by then, and a wrong unit is found out.
 _MAX_MS = 60_000.0
@@ -86,16 +88,17 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class VirtualClock:
-    """An asynchronous evaluation on a virtual clock.
+class AsyncClock:
+    """An asynchronous evaluation, whichever clock it runs on.
 
     Attributes:
         rules: When an observation is sent, and what its reply changes. Their ``fps`` gives way to the one
             here.
         latency: How late replies are.
-        fps: Control steps a second of virtual time; ``None`` means the simulator's ``control_hz``.
+        fps: Control steps a second; ``None`` means the simulator's ``control_hz``.
     """
 
+    name: ClassVar[str]
     rules: AsyncOptions = field(default_factory=AsyncOptions)
     latency: Latency = field(default_factory=Latency)
     fps: float | None = None
@@ -104,7 +107,7 @@ class VirtualClock:
         if self.fps is not None:
             object.__setattr__(self, "rules", replace(self.rules, fps=self.fps))
 
-    def at(self, control_hz: float | None) -> VirtualClock:
+    def at(self: Clock, control_hz: float | None) -> Clock:
         """Return the same for a simulator with this rate, which counts where no ``fps`` was chosen.
 
         Raises:
@@ -113,6 +116,13 @@ class VirtualClock:
         if not (self.fps or control_hz):
             raise ConfigurationError("the simulator does not say how fast it acts: choose --fps")
         return replace(self, fps=self.fps or control_hz)
+
+
+@dataclass(frozen=True)
+class VirtualClock(AsyncClock):
+    """Virtual time: a latency is the whole of how late a reply is, inference and network included."""
+
+    name = "virtual"
 
 
 def run_virtual_episode(

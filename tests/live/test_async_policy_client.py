@@ -251,6 +251,65 @@ def test_a_robot_holds_while_its_server_is_away_and_goes_on_when_it_is_back(
     assert any(record.message.startswith("the server answers again") for record in caplog.records)
 
 
+def test_a_caller_whose_clock_goes_on_is_never_kept_waiting() -> None:
+    policy = SlowPolicy(EchoPolicy(chunk_size=8))
+    with running_server(policy) as server, client_of(server.address) as client:
+        assert [client.poll(observation(step, 0, 0)) for step in range(3)] == [None] * 3
+        policy.release.set()
+        until(lambda: len(client.statistics.delays) == 1)
+        action = client.poll(observation(3, 0, 0))
+        statistics = client.statistics
+    assert action is not None
+    assert action.action is not None
+    assert action.action[0] == 0  # of the chunk that the first observation was answered with
+    assert (statistics.delays, statistics.queue_sizes) == ([2], [0, 0, 0, 8])
+    assert statistics.observation_ages == [3]
+
+
+def test_a_caller_whose_world_can_stand_still_waits_for_the_servers_return() -> None:
+    with running_server(EchoPolicy(chunk_size=4)) as server:
+        host, port = server.address
+        client = AsyncPolicyClient(host, port, HOLDING, timeout_s=5.0, patience_s=PATIENCE_S)
+        client.start()
+        first(client, 0, 0, 0)
+        assert not client.stranded
+    while not client.stranded:
+        client.poll(observation(1, 0, 0))
+        time.sleep(0.005)
+    with PolicyServer(EchoPolicy(chunk_size=4), PolicyServerOptions(host=host, port=port, drain_s=2.0)):
+        client.await_actions(observation(500, 0, 0))
+        assert not client.stranded
+        action = client.poll(observation(501, 0, 0))
+        client.stop()
+    assert action is not None
+    assert action.action is not None
+    assert action.action[0] == 500
+
+
+def test_waiting_for_the_servers_return_ends_with_patience() -> None:
+    with running_server(EchoPolicy()) as server:
+        client = AsyncPolicyClient(*server.address, patience_s=0.3)
+        client.start()
+    with pytest.raises(RequestTimeout, match=r"^no action came within 0\.3 s: "):
+        client.await_actions(observation(0, 0, 0))
+    client.stop()
+
+
+def test_an_added_latency_holds_each_reply_back_and_is_no_part_of_its_time() -> None:
+    added = {0: 0.3, 1: 0.0}
+    with running_server(EchoPolicy(chunk_size=2)) as server:
+        options = AsyncOptions(chunk_size_threshold=0.0, when_dry="wait")
+        with client_of(server.address, options, added_latency_s=lambda request: added[request]) as client:
+            begun = time.monotonic()
+            first(client, 0, 0, 0)
+            held_back_s = time.monotonic() - begun
+            first(client, 0, 0, 0)
+            until(lambda: len(client.reply_s) == 2)
+            took_s = client.reply_s
+    assert held_back_s >= 0.3
+    assert took_s[0] <= held_back_s - 0.3 + 0.01
+
+
 def test_a_reply_that_does_not_come_is_given_up() -> None:
     policy = SlowPolicy(EchoPolicy(chunk_size=8))
     with running_server(policy) as server, client_of(server.address, timeout_s=0.1) as client:

@@ -154,13 +154,39 @@ def test_an_asynchronous_run_repeats_with_another_number_of_environments(port: s
     outcomes = []
     for num_envs in ("1", "2"):
         folder = tmp_path / num_envs
-        flags = ("--mode", "async", "--latency_ms", "normal:150,100", "--fps", "20", "--record_video", "off")
+        flags = ("--mode", "async", "--clock", "virtual", "--latency_ms", "normal:150,100", "--fps", "20")
+        flags = (*flags, "--record_video", "off")
         stdout, _ = run(port, folder, "--num_envs", num_envs, *flags)
         assert "constant, async, weighted_average, latency normal:150,100 ms, virtual clock" in stdout
         clocks = ("infer_ms", "infer_ms_p50", "infer_ms_max", "seconds")
         outcomes.append([{name: row[name] for name in row if name not in clocks} for row in rows(folder)])
     assert outcomes[0] == outcomes[1]
     assert all(row["starved_steps"] for row in outcomes[0])
+
+
+def test_the_mode_async_runs_in_real_time_where_no_clock_is_chosen(port: str, tmp_path: Path) -> None:
+    flags = ("--mode", "async", "--latency_ms", "60", "--fps", "50", "--max_episode_steps", "25")
+    stdout, _ = run(port, tmp_path, *flags, "--num_envs", "2", "--record_video", "1", episodes=4)
+    result, episodes = summary(tmp_path), rows(tmp_path)
+    assert "constant, async, weighted_average, latency 60 ms added, real time at 50 Hz" in stdout
+    assert [result["options"][name] for name in ("mode", "clock", "fps")] == ["async", "real", 50]
+    # 60 ms are three periods and what the server takes a fourth; the first chunk is waited for.
+    assert all(row["starved_steps"] >= 3 for row in episodes)
+    assert all(row["seconds"] >= (row["steps"] + 2) / 50 for row in episodes)
+    assert result["late_steps"] == sum(row["late_steps"] for row in episodes)
+    assert episodes[0]["video"] is not None
+
+
+def test_a_machine_that_does_not_hold_the_pace_is_warned_of(port: str, tmp_path: Path) -> None:
+    (tmp_path / "slow_simulator.py").write_text(SLOW)
+    folder = tmp_path / "results"
+    flags = ("--mode", "async", "--fps", "100", "--max_episode_steps", "10", "--record_video", "off")
+    stdout, stderr = run(
+        port, folder, *flags, simulator="slow_simulator:SlowSimulator", modules=tmp_path, episodes=2
+    )
+    assert [row["late_steps"] for row in rows(folder)] == [9, 9]  # the last step is followed by none
+    assert re.search(r"^late steps +18 of 20: they took longer than their period$", stdout, re.M)
+    assert stderr.count("WARNING: 9 of 10 steps of episode ") == 1
 
 
 def test_a_latency_in_the_mode_sync_is_refused(port: str, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def run(
     simulator: FakeSimulatorServer | None = None,
     *,
     on_episode: Any = lambda episode, summary: None,
+    policy_wait_s: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
     chosen = {"num_episodes": 10, "num_envs": 1, "record_video": "off", "task": "Push", "simulator": "line"}
@@ -42,6 +43,7 @@ def run(
         EvaluateOptions(path, **{**chosen, **options}),
         open_policy=(policy or FakePolicyServer()).open,
         open_simulator=(simulator or FakeSimulatorServer()).open,
+        policy_wait_s=policy_wait_s,
         ffmpeg=FFMPEG,
         command_line=["client.py", "evaluate"],
         on_episode=on_episode,
@@ -549,6 +551,84 @@ def test_a_policy_server_that_is_gone_ends_the_evaluation_and_keeps_the_results(
     assert summary["status"] == "stopped: the policy server failed: lost"
     assert summary["errors"] == 0
     assert summary["episodes"] == len(rows(tmp_path)) > 0
+
+
+class CutAt(FakePolicySession):
+    """Loses its connection before each of these inferences, counted over all sessions, once."""
+
+    def __init__(self, server: FakePolicyServer, *cuts: int) -> None:
+        super().__init__(server)
+        self.cuts = list(cuts)
+
+    def send_meta_obs(self, obs: Any) -> Any:
+        if len(self._server.timesteps) in self.cuts:
+            self.cuts.remove(len(self._server.timesteps))
+            raise ConnectionLost("cut")
+        return super().send_meta_obs(obs)
+
+
+def cut_at(*cuts: int, **info: Any) -> FakePolicyServer:
+    policy = FakePolicyServer(session=lambda server: CutAt(server, *cuts))
+    policy.info.update(info)
+    return policy
+
+
+def outcomes(path: Path) -> list[dict[str, Any]]:
+    clocks = ("infer_ms", "infer_ms_p50", "infer_ms_max", "seconds")
+    return [{name: row[name] for name in row if name not in clocks} for row in rows(path)]
+
+
+@pytest.mark.parametrize("clock", [None, VirtualClock(latency=Latency.parse("100"))])
+@pytest.mark.parametrize("temporal_agg", [False, True])
+def test_a_policy_server_that_comes_back_changes_no_episode(
+    tmp_path: Path, clock: VirtualClock | None, temporal_agg: bool
+) -> None:
+    found = []
+    for name, policy in (("whole", FakePolicyServer()), ("cut", cut_at(2, 9))):
+        policy.info["temporal_agg"] = temporal_agg
+        run(tmp_path / name, policy, num_episodes=4, asynchronous=clock, policy_wait_s=60)
+        found.append(outcomes(tmp_path / name))
+    assert found[0] == found[1]
+
+
+def test_an_episode_goes_on_where_the_lost_session_kept_nothing(tmp_path: Path) -> None:
+    policy = cut_at(2)
+    run(tmp_path, policy, num_episodes=1, seed=5, policy_wait_s=60)
+    assert policy.timesteps == [0, 4, 8]
+    assert policy.calls.count("reset") == 1
+
+
+def test_an_episode_begins_again_where_the_lost_session_kept_something(tmp_path: Path) -> None:
+    policy = cut_at(2, temporal_agg=True)
+    run(tmp_path, policy, num_episodes=1, seed=5, policy_wait_s=60)
+    # The third observation reached the new session, which knew nothing of the first two.
+    assert policy.timesteps == [0, 1, 2, *range(12)]
+    assert policy.calls.count("reset") == 2
+
+
+def test_a_policy_server_that_is_lost_again_and_again_ends_the_evaluation(tmp_path: Path) -> None:
+    policy = cut_at(*range(1, 40, 2), temporal_agg=True)
+    with pytest.raises(EvaluationStopped) as raised:
+        run(tmp_path, policy, policy_wait_s=60)
+    assert str(raised.value) == "the policy server was lost 3 times in the episode of seed 0"
+
+
+def test_a_policy_server_that_comes_back_with_another_policy_ends_the_evaluation(tmp_path: Path) -> None:
+    class Replaced(CutAt):
+        def send_meta_obs(self, obs: Any) -> Any:
+            try:
+                return super().send_meta_obs(obs)
+            except ConnectionLost:
+                self._server.info = {**self._server.info, "checkpoint": "bb"}
+                raise
+
+    policy = FakePolicyServer(session=lambda server: Replaced(server, 2))
+    policy.info["checkpoint"] = "aa"
+    with pytest.raises(EvaluationStopped) as raised:
+        run(tmp_path, policy, policy_wait_s=60)
+    assert str(raised.value) == (
+        "the policy server failed: it came back with another policy: checkpoint was 'aa', is 'bb'"
+    )
 
 
 def test_only_one_environment_finds_out_that_the_policy_server_is_gone(tmp_path: Path) -> None:

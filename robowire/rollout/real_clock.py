@@ -1,0 +1,132 @@
+"""Asynchronous episodes in real time: the simulator steps when the wall clock says so, as a robot would.
+
+A step is due every ``1 / fps`` seconds, whether a reply has come or not. What is executed, and when the
+policy is asked, is :class:`robowire.AsyncPolicyClient`'s to say, the same that drives robots. A latency is
+added to what inference and network take by themselves.
+
+So an episode depends on the machine and on what else it does. A step that takes longer than its period is
+late: it is counted, and the ones after it are due that much later, so that no burst of steps follows. While
+steps are late the world is slower than it says, and a latency costs fewer of its steps.
+
+Where there is nothing to execute (before an episode's first action, and with ``when_dry="wait"``), time
+passes and the simulator stands still, as on the virtual clock. While the server is away and the queue is
+empty the world stands still as well: an outage is no latency, and the policy is not to blame.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Protocol
+
+from robowire.async_controller import AsyncStatistics
+from robowire.meta import MetaAction, MetaObs
+from robowire.rollout.episodes import Rollout, SimulatorSession
+from robowire.rollout.virtual_clock import AsyncClock
+
+__all__ = ["AsyncPolicySession", "RealClock", "run_real_episode"]
+
+_log = logging.getLogger(__name__)
+
+
+class AsyncPolicySession(Protocol):
+    """What the loop needs of a :class:`robowire.AsyncPolicyClient`, whose methods these are."""
+
+    def start(self) -> None:
+        """Connect, and begin an episode."""
+        ...
+
+    def poll(self, observation: MetaObs) -> MetaAction | None:
+        """Return the action of this control step, or ``None``; never wait."""
+        ...
+
+    def await_actions(self, observation: MetaObs) -> None:
+        """Wait until there is something to execute."""
+        ...
+
+    def stop(self) -> None:
+        """End the session."""
+        ...
+
+    @property
+    def stranded(self) -> bool:
+        """Whether nothing is left to execute because the server is away."""
+        ...
+
+    @property
+    def reply_s(self) -> list[float]:
+        """Seconds from each observation to its reply, without what was added."""
+        ...
+
+    @property
+    def statistics(self) -> AsyncStatistics:
+        """Of the running episode."""
+        ...
+
+
+@dataclass(frozen=True)
+class RealClock(AsyncClock):
+    """Wall-clock time: the latency is added to what inference and network take."""
+
+    name = "real"
+
+
+def run_real_episode(
+    client: AsyncPolicySession,
+    simulator: SimulatorSession,
+    rollout: Rollout,
+    clock: RealClock,
+    *,
+    ask: Callable[[Callable[[], Any]], Any],
+    returned: Callable[[], None],
+    stopped: Callable[[], bool],
+    now: Callable[[], float],
+    sleep: Callable[[float], object],
+) -> None:
+    """Run one episode into ``rollout``, as :func:`robowire.rollout.episodes.run_episode` does.
+
+    Args:
+        client: Started, for this episode alone.
+        simulator: With a task loaded.
+        rollout: A fresh one. It gets the ``statistics``, ``infer_ms`` and ``late_steps`` too.
+        clock: From :meth:`AsyncClock.at`.
+        ask: Every question to ``client`` goes through it; what it raises ends the episode.
+        returned: Called through ``ask`` when the policy server was away and is back.
+        stopped: Whether to leave the episode unfinished, with ``success`` None.
+        now: Seconds, monotonic.
+        sleep: Waits so many seconds.
+
+    Raises:
+        RobowireError: The simulator failed, or ``ask`` did.
+    """
+    rollout.late_steps = 0
+    try:
+        observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
+        due = now()
+        while not stopped():
+            if client.stranded:
+                _log.warning("the policy server is away: the episode of seed %d stands still", rollout.seed)
+                ask(partial(client.await_actions, observation))
+                ask(returned)
+                _log.warning("the policy server is back: the episode of seed %d goes on", rollout.seed)
+                due = now()
+            action: MetaAction | None = ask(partial(client.poll, observation))
+            if action is not None:
+                result = simulator.step(action)
+                rollout.actions.append(action)
+                rollout.rewards.append(float(result.reward))
+                observation = result.observation
+                if result.terminated or result.truncated:
+                    rollout.success, rollout.last = bool(result.info["success"]), observation
+                    return
+            due += 1 / clock.rules.fps
+            left_s = due - now()
+            if left_s >= 0:
+                sleep(left_s)
+            else:
+                rollout.late_steps += 1
+                due -= left_s
+    finally:
+        rollout.statistics = client.statistics
+        rollout.infer_ms = [round(seconds * 1000, 3) for seconds in client.reply_s]

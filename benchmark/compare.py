@@ -16,29 +16,15 @@ from typing import Any
 
 from benchmark.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
 from robowire.errors import ConfigurationError
+from robowire.rollout.results import read_rows
 from robowire.rollout.statistics import wilson_interval
 
 __all__ = ["COMPARE", "Results", "compare", "read_results", "report"]
 
 _ALPHA, _POWER = 0.05, 0.8
 
-# What is not the policy's doing, of the options and of what the simulator said: where these differ, so may
-# the episodes.
-_OPTIONS = ("robot", "controller", "camera_names", "max_episode_steps")
-_SPEC = (
-    "camera_names",
-    "image_height",
-    "image_width",
-    "state_layout",
-    "action_layout",
-    "ctrl_space",
-    "ctrl_type",
-    "control_hz",
-    "max_episode_steps",
-    "rendering",
-    "init_states",
-)
-# What people compare: shown, and no reason to warn.
+# What people compare, of the names in a fingerprint: shown, and no reason to warn. Whatever else differs
+# makes the episodes other ones.
 _SUBJECT = (
     "n_action_steps",
     "mode",
@@ -49,6 +35,8 @@ _SUBJECT = (
     "actions_per_chunk",
     "aggregate_fn_name",
     "when_dry",
+    "similar_atol",
+    "reply_timeout_steps",
 )
 # An episode: simulator, task, seed, initial state.
 Key = tuple[str, str, int, "int | None"]
@@ -90,40 +78,21 @@ def read_results(path: Path) -> Results:
 
 
 def _read_run(folder: Path, results: Results) -> None:
-    summary = _json(folder / "summary.json", _text(folder / "summary.json"))
-    path = folder / "episodes.jsonl"
+    path = folder / "summary.json"
     try:
+        summary = json.loads(path.read_text())
         task = (summary["options"]["simulator"], summary["options"]["task"])
         results.summaries[task] = summary
-        for number, line in enumerate(_text(path).splitlines(), 1):
-            row = _json(path, line, number)
+        for row in read_rows(folder / "episodes.jsonl"):
             if row["error"] is not None:
                 results.errors += 1
                 continue
             key = (*task, row["seed"], row["init_state"])
-            if key in results.rows:
-                raise ConfigurationError(f"{path} has two finished episodes of seed {row['seed']}")
             results.rows[key] = {"success": bool(row["success"]), "steps": int(row["steps"])}
-    except (KeyError, TypeError) as exc:
-        raise ConfigurationError(f"{folder} is not what client.py evaluate writes: no {exc}") from exc
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
-
-
-def _json(path: Path, text: str, line: int | None = None) -> dict[str, Any]:
-    place = str(path) if line is None else f"{path}, line {line}"
-    try:
-        value = json.loads(text)
-    except ValueError as exc:
-        raise ConfigurationError(f"{place} is no JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{place} is a {type(value).__name__}, expected an object")
-    return value
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ConfigurationError(f"{folder} is not what client.py evaluate writes: {exc}") from exc
 
 
 def compare(first: Results, second: Results) -> dict[str, Any]:
@@ -205,50 +174,40 @@ def _seeds(results: Results) -> str:
     return f"seeds {seeds[0]} to {seeds[-1]}" if seeds else "none"
 
 
+def _differing(first: Results, second: Results, task: tuple[str, str]) -> dict[str, list[Any]]:
+    """Return both values of what differs in the fingerprints of a task's runs, by name."""
+    a, b = (results.summaries[task].get("fingerprint") or {} for results in (first, second))
+    pairs = {name: [a.get(name), b.get(name)] for name in sorted(a.keys() | b.keys())}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _is_subject(name: str) -> bool:
+    return name in _SUBJECT or name.startswith("policy.")
+
+
 def _settings(first: Results, second: Results, tasks: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:
-    """Return what the comparison is about: how policies act, and which they are, where that differs."""
+    """Return what the comparison is about: which the policies are, and how they act, where that differs."""
     found: dict[str, list[Any]] = {}
     for task in tasks:
-        a, b = first.summaries[task], second.summaries[task]
-        found |= _differing(a.get("options"), b.get("options"), _SUBJECT)
-        found |= _differing(_policy(a), _policy(b))
+        found |= {name: pair for name, pair in _differing(first, second, task).items() if _is_subject(name)}
     return found
-
-
-def _policy(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a policy server says of its policy, without what it says of the moment."""
-    info = summary.get("policy")
-    return {f"policy.{name}": value for name, value in info.items()} if isinstance(info, dict) else {}
 
 
 def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: bool) -> list[str]:
     """Return what makes the episodes of one task other ones, a sentence each."""
-    a, b = first.summaries[task], second.summaries[task]
-    found = _differing(a.get("options"), b.get("options"), _OPTIONS)
-    simulators = [summary.get("simulator") or {} for summary in (a, b)]
-    found |= {f"simulator.{name}": pair for name, pair in _differing(*simulators, _SPEC).items()}
-    versions = [(info.get("process") or {}).get("versions") or {} for info in simulators]
-    found |= {f"version of {name}": pair for name, pair in _differing(*versions).items()}
-    found |= {
-        f"client's {name}": pair
-        for name, pair in _differing(a.get("client"), b.get("client"), ("robowire",)).items()
-    }
     place = "" if alone else f"{task[1]}: "
-    texts = [f"{place}{name} differs: {old!r} in A, {new!r} in B" for name, (old, new) in found.items()]
-    for name, summary in (("A", a), ("B", b)):
+    texts = [
+        f"{place}{name} differs: {old!r} in A, {new!r} in B"
+        for name, (old, new) in _differing(first, second, task).items()
+        if not _is_subject(name)
+    ]
+    for name, results in (("A", first), ("B", second)):
+        summary = results.summaries[task]
         if summary.get("status") != "complete":
             texts.append(f"{place}{name} is not complete: its status is {summary.get('status')!r}")
+        if not summary.get("fingerprint"):
+            texts.append(f"{place}{name} has no fingerprint, so nobody can tell what its episodes depend on")
     return texts
-
-
-def _differing(
-    first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, names: Iterable[str] | None = None
-) -> dict[str, list[Any]]:
-    """Return both values of what differs, of these names or of all."""
-    first, second = first or {}, second or {}
-    chosen = sorted(first.keys() | second.keys()) if names is None else names
-    values = {name: [first.get(name), second.get(name)] for name in chosen}
-    return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
 
 
 def report(result: Mapping[str, Any]) -> str:

@@ -263,6 +263,7 @@ class _Sweep:
             options,
             open_policy=self._open_policy,
             open_simulator=pool.open,
+            policy_wait_s=flags.policy_wait_s,
             command_line=without_tokens(sys.argv),
             on_start=lambda summary: skip(bar, summary["episodes"]),
             on_episode=lambda episode, summary: bar.update(),

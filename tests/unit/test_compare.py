@@ -19,19 +19,16 @@ def write(
     *,
     task: str = "Lift",
     first_seed: int = 0,
-    options: dict[str, Any] | None = None,
-    versions: dict[str, str] | None = None,
-    policy: dict[str, Any] | None = None,
+    fingerprint: dict[str, Any] | None = None,
     status: str = "complete",
 ) -> Path:
     """Write a run: an ``s``, ``f`` or ``e`` (error) for each episode."""
     folder.mkdir(parents=True)
+    told = {"policy.policy": "act", "robot": None, "simulator.process.mujoco": "3.8.1", **(fingerprint or {})}
     summary = {
         "status": status,
-        "options": {"simulator": "robosuite", "task": task, "robot": None, **(options or {})},
-        "simulator": {"control_hz": 20.0, "process": {"versions": versions or {"mujoco": "3.8.1"}}},
-        "policy": policy or {"policy": "act"},
-        "client": {"robowire": "0.1.0"},
+        "options": {"simulator": "robosuite", "task": task},
+        "fingerprint": told,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     rows = [
@@ -114,18 +111,29 @@ def test_steps_are_compared_where_both_succeeded(tmp_path: Path) -> None:
 
 
 def test_what_is_compared_is_shown_and_no_warning(tmp_path: Path) -> None:
-    result = compared(tmp_path, "ss", "sf", options={"latency_ms": "200"}, policy={"policy": "pi0"})
+    result = compared(tmp_path, "ss", "sf", fingerprint={"latency_ms": "200", "policy.policy": "pi0"})
     assert result["settings"] == {"latency_ms": [None, "200"], "policy.policy": ["act", "pi0"]}
     assert result["warnings"] == []
+    assert "latency_ms     None in A, 200 in B\n" in report(result)
 
 
 def test_what_changes_the_episodes_is_warned_of_by_name(tmp_path: Path) -> None:
-    result = compared(tmp_path, "s", "s", options={"robot": "IIWA"}, versions={"mujoco": "3.3.0"})
+    result = compared(tmp_path, "s", "s", fingerprint={"robot": "IIWA", "simulator.process.mujoco": "3.3.0"})
     assert result["warnings"] == [
         "robot differs: None in A, 'IIWA' in B",
-        "version of mujoco differs: '3.8.1' in A, '3.3.0' in B",
+        "simulator.process.mujoco differs: '3.8.1' in A, '3.3.0' in B",
     ]
-    assert report(result).startswith("WARNING: robot differs: None in A, 'IIWA' in B\nWARNING: version of")
+    assert report(result).startswith("WARNING: robot differs: None in A, 'IIWA' in B\nWARNING: simulator.")
+
+
+def test_a_run_that_does_not_say_what_it_depends_on_is_warned_of(tmp_path: Path) -> None:
+    write(tmp_path / "a", "s")
+    path = tmp_path / "a" / "summary.json"
+    path.write_text(path.read_text().replace('"fingerprint"', '"other"'))
+    a = read_results(tmp_path / "a")
+    assert compare(a, a)["warnings"] == [
+        f"{name} has no fingerprint, so nobody can tell what its episodes depend on" for name in "AB"
+    ]
 
 
 def test_a_run_that_was_interrupted_is_warned_of(tmp_path: Path) -> None:
@@ -168,27 +176,28 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_an_episode_twice_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", "s") / "episodes.jsonl"
-    path.write_text(path.read_text() * 2)
-    with pytest.raises(ConfigurationError) as raised:
-        read_results(tmp_path / "a")
-    assert str(raised.value) == f"{path} has two finished episodes of seed 0"
+def test_an_episode_that_was_run_again_counts_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", "es") / "episodes.jsonl"
+    first = path.read_text().splitlines()[0]
+    again = first.replace('null, "steps"', 'true, "steps"').replace('"BackendError: it died"', "null")
+    path.write_text(path.read_text() + again + "\n")
+    results = read_results(tmp_path / "a")
+    assert (len(results.rows), results.errors) == (2, 0)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a", "s") / "episodes.jsonl"
-    path.write_text(path.read_text() + '{"seed": ')
-    with pytest.raises(ConfigurationError, match=r"episodes\.jsonl, line 2 is no JSON: Expecting value"):
+    path.write_text(path.read_text() + '{"seed": \n')
+    with pytest.raises(ConfigurationError, match=r"episodes\.jsonl, line 2 is no episode: '\{\"seed\": '$"):
         read_results(tmp_path / "a")
 
 
-def test_a_row_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", "s") / "episodes.jsonl"
-    path.write_text("{}\n")
+def test_a_summary_of_something_else_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a", "s")
+    (tmp_path / "a" / "summary.json").write_text("{}")
     with pytest.raises(ConfigurationError) as raised:
         read_results(tmp_path / "a")
-    assert str(raised.value) == f"{tmp_path / 'a'} is not what client.py evaluate writes: no 'error'"
+    assert str(raised.value) == f"{tmp_path / 'a'} is not what client.py evaluate writes: 'options'"
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ class SimulatorServerOptions(TcpOptions):
         max_snapshot_mb: Room for snapshots, all together, in megabytes.
         snapshot_dir: Folder to keep snapshots in, where other servers find them too; memory by default.
         warm: Processes to keep ready beside the sessions, with the simulators selected last imported and
-            their last task built; 0 keeps none.
+            their last task built and reset once; 0 keeps none.
         max_session_mb: Memory of one session's simulator, in megabytes; one that holds more is replaced by a
             new process at the next reset; 0 means no limit.
     """

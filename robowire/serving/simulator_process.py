@@ -176,11 +176,16 @@ class SimulatorProcess:
     def load_ahead(self, params: Mapping[str, Any], *, timeout_s: float) -> None:
         """Build a task now, so that a first ``load_task`` with these parameters is answered at once.
 
+        It is reset too, since a first reset takes far longer than others: robosuite's makes its GL context.
+
         Raises:
             RequestError: As :meth:`call`.
         """
         answer = self.call("load_task", params, timeout_s=timeout_s)
-        self._ahead = dict(params), Answer(bytes(answer.payload), answer.over)
+        built = dict(params), Answer(bytes(answer.payload), answer.over)
+        # No seed: who draws on from what a seed began would draw the same in every process.
+        self.call("reset", {"seed": None, "init_state": None}, timeout_s=timeout_s)
+        self._ahead = built
 
     def adopt(self, *, label: str, client_has_left: Callable[[], bool]) -> None:
         """Belong to somebody else from now on; the arguments are those of the class."""

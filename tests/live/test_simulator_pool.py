@@ -110,7 +110,7 @@ def test_another_task_than_the_one_that_was_built_is_built_then(pool: SimulatorP
     process.close()
 
 
-@pytest.mark.parametrize("name", ["exit_in_load_task", "raise_in_load_task"])
+@pytest.mark.parametrize("name", ["exit_in_load_task", "raise_in_load_task", "raise_in_reset"])
 def test_a_task_that_fails_is_not_tried_again(
     pool: SimulatorPool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ from robowire.errors import (
     SessionNotFound,
     TransportError,
 )
+from robowire.images import decode_images, require_pillow
 from robowire.specs import SimulatorSpec
 from robowire.transport import Connection
 from robowire.version import __version__
@@ -113,6 +114,8 @@ class SimulatorClient:
         token: Shown to the server, where it wants one.
         reconnect_s: Seconds to try to come back to the session when the connection drops. 0 asks for a
             session that ends with its connection.
+        decode_images: Whether to decode pictures that come as JPEG or PNG, for which Pillow is needed.
+            Otherwise they stay as the wire has them: ``{"encoding", "shape", "data"}``.
         open_connection: Makes the connection; tests pass their own.
 
     Every method that asks the server raises:
@@ -133,6 +136,7 @@ class SimulatorClient:
         timeout_s: float = 330.0,
         token: str | None = None,
         reconnect_s: float = 30.0,
+        decode_images: bool = True,
         open_connection: Callable[..., Connection] = Connection.connect,
     ) -> None:
         for name, value in (("connect_timeout_s", connect_timeout_s), ("timeout_s", timeout_s)):
@@ -146,6 +150,7 @@ class SimulatorClient:
         self._connect_timeout_s = connect_timeout_s
         self._timeout_s = timeout_s
         self._token = token
+        self._decode_images = decode_images
         self._open_connection = open_connection
         self._connection: Connection | None = None
         self._over: str | None = None  # why the session ended; None before the first and while it lasts
@@ -180,7 +185,7 @@ class SimulatorClient:
         return ResumedSession(
             reply["simulator"],
             None if spec is None else SimulatorSpec.from_wire(spec),
-            None if last is None else last["observation"],
+            None if last is None else self._observation(last),
         )
 
     def _greet(self) -> Connection:
@@ -266,6 +271,9 @@ class SimulatorClient:
         control_hz: float | None = None,
         names: str | None = None,
         observation_format: str = "raw",
+        observation_keys: Sequence[str] | None = None,
+        image_encoding: str = "raw",
+        jpeg_quality: int = 95,
     ) -> SimulatorSpec:
         """Build a task, in a new process where the last one died, and return what it gives and takes.
 
@@ -283,7 +291,23 @@ class SimulatorClient:
                 ``"center"``).
             observation_format: ``"raw"``: a dict of the simulator's own names; ``"meta"``: a MetaObs, as
                 policies read it.
+            observation_keys: Of a raw observation, the names that are to be sent; ``None`` means all. A
+                camera that is not in ``camera_names`` is not even drawn.
+            image_encoding: How pictures of a raw observation cross the wire: ``"raw"``, ``"jpeg"`` or
+                ``"png"``. They arrive as arrays all the same.
+            jpeg_quality: 1 to 100.
+
+        Raises:
+            MissingDependency: Pictures are to be decoded here, and Pillow is not installed.
         """
+        if image_encoding != "raw" and self._decode_images:
+            require_pillow(f"image_encoding {image_encoding!r} (without decode_images=False)")
+        # An older server refuses parameters that it does not know, so they go where they are asked for only.
+        newer: dict[str, Any] = {}
+        if observation_keys is not None:
+            newer["observation_keys"] = list(observation_keys)
+        if image_encoding != "raw":
+            newer.update(image_encoding=image_encoding, jpeg_quality=jpeg_quality)
         reply = self._call(
             "load_task",
             task_name=task_name,
@@ -297,6 +321,7 @@ class SimulatorClient:
             control_hz=control_hz,
             names=names,
             observation_format=observation_format,
+            **newer,
         )
         return SimulatorSpec.from_wire(reply)
 
@@ -310,13 +335,13 @@ class SimulatorClient:
             seed: Of every random choice of the episode; ``None`` draws one.
             init_state: A numbered initial state, where the simulator has them.
         """
-        return self._field(self._call("reset", seed=seed, init_state=init_state), "observation")
+        return self._observation(self._call("reset", seed=seed, init_state=init_state))
 
     def step(self, action: np.ndarray | Sequence[float] | MetaAction) -> StepResult:
         """Execute one action: the simulator's own, (action_dim,), or a MetaAction."""
         reply = self._call("step", action=action)
-        names = ("observation", "reward", "terminated", "truncated", "info")
-        return StepResult(**{name: self._field(reply, name) for name in names})
+        names = ("reward", "terminated", "truncated", "info")
+        return StepResult(self._observation(reply), **{name: self._field(reply, name) for name in names})
 
     def step_chunk(self, actions: np.ndarray | Sequence[Any]) -> ChunkResult:
         """Execute actions one after the other, until the episode ends.
@@ -326,8 +351,8 @@ class SimulatorClient:
                 fit.
         """
         reply = self._call("step_chunk", actions=actions)
-        names = ("observation", "rewards", "terminated", "truncated", "info", "steps")
-        return ChunkResult(**{name: self._field(reply, name) for name in names})
+        names = ("rewards", "terminated", "truncated", "info", "steps")
+        return ChunkResult(self._observation(reply), **{name: self._field(reply, name) for name in names})
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
         """Return uint8 (height, width, 3), RGB, upright; ``None`` means the best view for people."""
@@ -351,7 +376,7 @@ class SimulatorClient:
             SnapshotNotFound: The server has none of this id.
             SnapshotMismatch: It is of another simulator, task, option, version or model; names it.
         """
-        return self._field(self._call("restore", snapshot_id=snapshot_id), "observation")
+        return self._observation(self._call("restore", snapshot_id=snapshot_id))
 
     def verify(self, snapshot_id: str, steps: int = 50) -> str | None:
         """Step twice from that instant and return what differed first, in words, or ``None``.
@@ -374,7 +399,12 @@ class SimulatorClient:
         return list(self._field(self._call("list_snapshots"), "snapshots"))
 
     def delete_snapshot(self, snapshot_id: str) -> None:
-        """Make the server forget a snapshot."""
+        """Make the server forget a snapshot, unless other sessions made the same one and still run.
+
+        Raises:
+            SnapshotNotFound: The server has none of this id.
+            InvalidParams: Another session made it, and still runs; this one did not.
+        """
         self._call("delete_snapshot", snapshot_id=snapshot_id)
 
     # -- questions
@@ -383,6 +413,11 @@ class SimulatorClient:
     def get_info(self) -> dict[str, Any]:
         """Return what the server says of itself; with a task loaded, its spec and the versions behind it."""
         return {key: value for key, value in self._call("get_info").items() if key != "status"}
+
+    def renew(self) -> float:
+        """Keep the session for a while without asking anything of it; return for how many seconds."""
+        seconds: float = self._field(self._call("renew"), "session_timeout_s")
+        return seconds
 
     def ping(self) -> float:
         """Return the seconds of one round trip to the server, the connection made before."""
@@ -464,6 +499,10 @@ class SimulatorClient:
             self._connection.close()
             self._connection = None
         self._over = reason
+
+    def _observation(self, reply: dict[str, Any]) -> Any:
+        observation = self._field(reply, "observation")
+        return decode_images(observation) if self._decode_images else observation
 
     def _field(self, reply: dict[str, Any], name: str) -> Any:
         if name not in reply:

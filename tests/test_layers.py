@@ -17,6 +17,7 @@ CLIENT = (
     "robowire.policy_client",
     "robowire.simulator_client",
     "robowire.chunking",
+    "robowire.images",
     "robowire.action_queue",
     "robowire.async_controller",
     "robowire.async_policy_client",
@@ -35,6 +36,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "robowire/wire/": WIRE,
     "robowire/transport.py": WIRE,
     "robowire/chunking.py": WIRE,
+    "robowire/images.py": ("robowire.errors",),
     "robowire/action_queue.py": WIRE,
     "robowire/async_controller.py": ("robowire.action_queue", *WIRE),
     "robowire/policy_client.py": CLIENT,
@@ -48,11 +50,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "robowire/gateways/__init__.py": (),
     "robowire/gateways/gymnasium_env.py": CLIENT,
 }
-# What a gateway may need beside numpy: an extra of pyproject.toml.
-EXTRAS = {"robowire/gateways/gymnasium_env.py": {"gymnasium"}}
+# What a file may need beside numpy, when it is asked for something: an extra of pyproject.toml.
+EXTRAS = {"robowire/gateways/gymnasium_env.py": {"gymnasium"}, "robowire/images.py": {"PIL"}}
 CLIENT_SIDE = [
     path
-    for prefix, _ in list(FLOORS.items())[:16]
+    for prefix, _ in list(FLOORS.items())[:17]
     for path in sorted(ROOT.glob(f"{prefix}**/*.py" if prefix.endswith("/") else prefix))
 ]
 # A simulator's own interpreter runs these.

@@ -14,8 +14,8 @@ from robowire.wire.messages import Call
 
 __all__ = ["METHODS", "NUMBERED", "check_action", "check_actions", "check_params", "take_number"]
 
-# A camera list longer than this is no camera list.
-_MAX_CAMERAS = 64
+# A list of cameras, or of keys of an observation, that is longer than this is none.
+_MAX_NAMES = 64
 # A picture of 4096 by 4096 is 48 MiB: the largest that fits what clients accept by default.
 _MAX_PIXELS = 4096
 
@@ -29,10 +29,10 @@ def _text(value: Any) -> str:
 def _texts(value: Any) -> tuple[str, ...]:
     if (
         not isinstance(value, (list, tuple))
-        or len(value) > _MAX_CAMERAS
+        or len(value) > _MAX_NAMES
         or not all(isinstance(v, str) for v in value)
     ):
-        raise TypeError(f"a list of at most {_MAX_CAMERAS} names")
+        raise TypeError(f"a list of at most {_MAX_NAMES} names")
     return tuple(str(name) for name in value)
 
 
@@ -73,6 +73,18 @@ def _observation_format(value: Any) -> str:
     return str(value)
 
 
+def _image_encoding(value: Any) -> str:
+    if not (isinstance(value, str) and value in ("raw", "jpeg", "png")):
+        raise TypeError("'raw', 'jpeg' or 'png'")
+    return str(value)
+
+
+def _quality(value: Any) -> int:
+    if _count(value) > 100:
+        raise TypeError("1 to 100")
+    return int(value)
+
+
 def _any(value: Any) -> Any:
     return value
 
@@ -97,6 +109,9 @@ METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
         "control_hz": (_rate, None),
         "names": (_text, None),
         "observation_format": (_observation_format, "raw"),
+        "observation_keys": (_texts, None),
+        "image_encoding": (_image_encoding, "raw"),
+        "jpeg_quality": (_quality, 95),
     },
     "reset": {"seed": (_whole, None), "init_state": (_whole, None)},
     "step": {"action": (_any, _REQUIRED)},

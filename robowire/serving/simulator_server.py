@@ -343,7 +343,7 @@ class _Connection:
         )
 
     def _delete_snapshot(self, snapshot_id: str) -> dict[str, Any]:
-        self._server.snapshots.delete(snapshot_id)
+        self._server.snapshots.delete(snapshot_id, asker=self._simulation)
         return ok()
 
     def _resume(self, token: str) -> dict[str, Any]:

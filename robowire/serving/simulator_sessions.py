@@ -232,6 +232,7 @@ class SimulatorSession:
         if self._process is not None:
             self._process.close()
         self._name = self._process = self._spec = self.token = self._done = self._seen = None
+        self._server.snapshots.release(self)
         self._server.leave(self)
 
     def kill(self) -> None:
@@ -266,12 +267,12 @@ class SimulatorSession:
         self._ensure_alive()
         return self._call("list_tasks", {"suite": suite}, self._options.load_timeout_s)
 
-    def _load_task(self, task_name: str, observation_format: str, **requested: Any) -> Answer:
+    def _load_task(self, **requested: Any) -> Answer:
         self._ensure_alive()
-        params = {"task_name": task_name, "observation_format": observation_format}
+        params = dict(requested)
         for option in fields(TaskOptions):
-            asked = requested[option.name]
-            params[option.name] = getattr(self._server.task, option.name) if asked is None else asked
+            if params[option.name] is None:
+                params[option.name] = getattr(self._server.task, option.name)
         self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
         self._task, self._seen = params, None
         answer = self._load()
@@ -305,7 +306,7 @@ class SimulatorSession:
         self._require_episode()
         answer = self._call("snapshot", {}, self._options.call_timeout_s)
         payload = answer.read()["payload"]
-        return ok(snapshot_id=self._server.snapshots.put(payload), bytes=len(payload))
+        return ok(snapshot_id=self._server.snapshots.put(payload, maker=self), bytes=len(payload))
 
     def _restore(self, snapshot_id: str) -> Answer:
         self._require_task()

@@ -29,13 +29,15 @@ from robowire.contracts import Chunked, Named, Simulator, StepResult, TaskOption
 from robowire.errors import (
     BackendError,
     InvalidParams,
+    MissingDependency,
     RequestError,
     RobowireError,
     TransportError,
     TruncatedFrame,
 )
+from robowire.images import encode_images, require_pillow
 from robowire.meta import MetaAction
-from robowire.registry import Entry, load
+from robowire.registry import Entry, load, nearest
 from robowire.serving.fingerprint import fingerprint, imported_packages, versions
 from robowire.serving.mujoco_probe import probe
 from robowire.serving.shared_memory import SharedMemory
@@ -76,6 +78,8 @@ class SimulatorWorker:
         self._simulator = simulator
         self._spec: SimulatorSpec | None = None
         self._meta = False  # whether observations leave as MetaObs
+        self._keys: tuple[str, ...] | None = None  # those of an observation that leave; None: all
+        self._image_encoding, self._jpeg_quality = "raw", 0
         self._steps = 0
         self._begun = False  # whether there is an episode, running or over
         self._fingerprint: dict[str, str] | None = None  # of the loaded task, once asked for
@@ -112,17 +116,51 @@ class SimulatorWorker:
     def _list_tasks(self, suite: str | None) -> dict[str, Any]:
         return {"tasks": list(self._simulator.list_tasks(suite))}
 
-    def _load_task(self, task_name: str, observation_format: str, **options: Any) -> dict[str, Any]:
+    def _load_task(
+        self,
+        task_name: str,
+        observation_format: str,
+        observation_keys: tuple[str, ...] | None,
+        image_encoding: str,
+        jpeg_quality: int,
+        **options: Any,
+    ) -> dict[str, Any]:
         names = options.get("names")
         known = tuple(self._simulator.names) if isinstance(self._simulator, Named) else ("raw",)
         if names is not None and names not in known:
             offered = " or ".join(map(repr, known))
             raise InvalidParams(f"names is {names!r}"[:150] + f", but {self._name} offers {offered}")
         self._meta = observation_format == "meta"
+        self._keys = observation_keys
+        self._image_encoding, self._jpeg_quality = image_encoding, jpeg_quality
+        self._require_raw()
         self._begun, self._fingerprint = False, None
         self._spec = self._simulator.load_task(task_name, TaskOptions(**options))
         self._packages = imported_packages()
+        if image_encoding != "raw":
+            self._require_encoder()
+        if observation_keys is not None:
+            # No other way tells what there is. A seed, so that nothing is drawn.
+            _check_keys(observation_keys, self._simulator.reset(seed=0))
         return self._spec.to_wire()
+
+    def _require_raw(self) -> None:
+        """Refuse for a MetaObs what only raw observations have."""
+        for name, asked in (
+            ("observation_keys", self._keys is not None),
+            ("image_encoding", self._image_encoding != "raw"),
+        ):
+            if asked and self._meta:
+                raise InvalidParams(
+                    f"{name} is for observation_format 'raw': a MetaObs has its own fields and one array of "
+                    "pictures, which camera_names, image_height and image_width make smaller"
+                )
+
+    def _require_encoder(self) -> None:
+        try:
+            require_pillow(f"image_encoding {self._image_encoding!r} in the process of {self._name}")
+        except MissingDependency as exc:
+            raise BackendError(str(exc)) from exc
 
     def _reset(self, seed: int | None, init_state: int | None) -> dict[str, Any]:
         observation = self._simulator.reset(seed=seed, init_state=init_state)
@@ -222,13 +260,26 @@ class SimulatorWorker:
 
     def _outgoing(self, observation: Mapping[str, np.ndarray]) -> Any:
         if not self._meta:
-            return dict(observation)
+            keys = observation if self._keys is None else self._keys
+            chosen = {key: observation[key] for key in keys}
+            if self._image_encoding == "raw":
+                return chosen
+            return encode_images(chosen, self._image_encoding, quality=self._jpeg_quality)
         meta = self._simulator.to_meta_obs(observation)
         # What a single observation does not tell and a policy may want.
         meta.timestep = self._steps
         if not meta.raw_lang and self._spec is not None:
             meta.raw_lang = self._spec.instruction
         return meta
+
+
+def _check_keys(keys: Sequence[str], observation: Mapping[str, Any]) -> None:
+    for key in keys:
+        if key not in observation:
+            raise InvalidParams(
+                f"observation_keys names {key!r}, which this task does not observe."[:200]
+                + f"{nearest(key[:100], observation)} Known: {', '.join(sorted(observation))}"
+            )
 
 
 def _describe(exc: BaseException) -> str:

@@ -1,6 +1,8 @@
 """Where the server keeps snapshots: by the digest of their bytes, in memory or in a folder, up to a limit.
 
-What is in them is not looked at, but for what a list of them says.
+It is one store for all sessions. Who made a snapshot is remembered for as long as that session runs, so that
+nobody else deletes what it may still need: equal states are one snapshot, whoever was in them. What is in a
+snapshot is not looked at, but for what a list of them says.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from robowire.errors import (
     BackendError,
     ConfigurationError,
+    InvalidParams,
     Overloaded,
     RemoteProtocolError,
     SnapshotNotFound,
@@ -47,6 +50,7 @@ class SnapshotStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._memory: dict[str, bytes] = {}
+        self._makers: dict[str, set[object]] = {}  # of each snapshot the makers that still run
         self._described: dict[str, dict[str, Any]] = {}
         if folder is not None:
             try:
@@ -58,8 +62,12 @@ class SnapshotStore:
                     f"snapshot_dir {str(folder)!r} cannot be used: {exc.strerror or exc}"
                 ) from exc
 
-    def put(self, payload: bytes) -> str:
+    def put(self, payload: bytes, *, maker: object) -> str:
         """Keep a snapshot and return its id: equal ones have one id and take room once.
+
+        Args:
+            payload: Its bytes.
+            maker: Who made it, until :meth:`release`.
 
         Raises:
             Overloaded: There is no room for it.
@@ -68,18 +76,18 @@ class SnapshotStore:
         snapshot_id = hashlib.sha256(payload).hexdigest()
         with self._lock:
             sizes = self._sizes()
-            if snapshot_id in sizes:
-                return snapshot_id
             taken = sum(sizes.values())
-            if taken + len(payload) > self._max_bytes:
+            if snapshot_id not in sizes and taken + len(payload) > self._max_bytes:
                 raise Overloaded(
                     f"a snapshot of {len(payload)} bytes does not fit: {len(sizes)} take {taken} of "
                     f"{self._max_bytes} bytes; delete_snapshot makes room, as does max_snapshot_mb"
                 )
-            if self._folder is None:
-                self._memory[snapshot_id] = payload
-            else:
-                self._write(self._folder, snapshot_id, payload)
+            if snapshot_id not in sizes:
+                if self._folder is None:
+                    self._memory[snapshot_id] = payload
+                else:
+                    self._write(self._folder, snapshot_id, payload)
+            self._makers.setdefault(snapshot_id, set()).add(maker)
         return snapshot_id
 
     def get(self, snapshot_id: str) -> bytes:
@@ -109,20 +117,39 @@ class SnapshotStore:
                 return payload
         raise self._not_found(snapshot_id)
 
-    def delete(self, snapshot_id: str) -> None:
-        """Forget a snapshot, for every session.
+    def delete(self, snapshot_id: str, *, asker: object) -> None:
+        """Forget a snapshot, unless others who made the same one still run.
 
         Raises:
             SnapshotNotFound: There is none of this id.
+            InvalidParams: Others made it, who still run, and the asker did not.
         """
         with self._lock:
             if snapshot_id not in self._sizes():
                 raise self._not_found(snapshot_id)
+            makers = self._makers.get(snapshot_id, set())
+            if makers and asker not in makers:
+                raise InvalidParams(
+                    f"snapshot {snapshot_id} was made by a session that still runs: it can be deleted by "
+                    "that one, or when it has ended"
+                )
+            makers.discard(asker)
+            if makers:
+                return
+            self._makers.pop(snapshot_id, None)
             if self._folder is None:
                 del self._memory[snapshot_id]
             else:
                 self._file(self._folder, snapshot_id).unlink(missing_ok=True)
             self._described.pop(snapshot_id, None)
+
+    def release(self, maker: object) -> None:
+        """Forget who made its snapshots, which stay: from now on anybody may delete them."""
+        with self._lock:
+            for snapshot_id in [name for name, makers in self._makers.items() if maker in makers]:
+                self._makers[snapshot_id].discard(maker)
+                if not self._makers[snapshot_id]:
+                    del self._makers[snapshot_id]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return, for each snapshot, its id and bytes, and of which simulator, task and step it is."""

@@ -91,6 +91,19 @@ def test_the_spaces_are_those_of_the_loaded_task(server: SimulatorServer) -> Non
         assert env.metadata["render_fps"] == 20
 
 
+def test_encoded_pictures_are_arrays_of_the_same_space(server: SimulatorServer) -> None:
+    options = {"camera_names": ["side"], "image_encoding": "png", "observation_keys": ["side_image", "goal"]}
+    with closing(RemoteEnv(**of(server, **options))) as env, closing(
+        RemoteEnv(**of(server, camera_names=["side"]))
+    ) as plain:
+        assert {name: space.shape for name, space in env.observation_space.items()} == {
+            "side_image": (8, 8, 3),
+            "goal": (2,),
+        }
+        observation, other = env.reset(seed=7)[0], plain.reset(seed=7)[0]
+        assert np.array_equal(observation["side_image"], other["side_image"])
+
+
 def test_policies_observations_and_actions_cross(server: SimulatorServer) -> None:
     with closing(RemoteEnv(**of(server, observation_format="meta"))) as env:
         assert sorted(env.reset()[0]) == ["image", "state"]

@@ -102,6 +102,70 @@ def test_its_results_have_types(client: SimulatorClient) -> None:
     assert 0 < client.ping() < 1
 
 
+def test_it_observes_only_what_it_asked_for(client: SimulatorClient) -> None:
+    client.load_task("reach", observation_keys=("position",))
+    assert list(client.reset(seed=1)) == ["position"]
+    assert list(client.step([0, 0, 0]).observation) == ["position"]
+    with pytest.raises(InvalidParams, match=r"^observation_keys names 'postion', "):
+        client.load_task("reach", observation_keys=["postion"])
+
+
+def test_pictures_that_were_encoded_on_the_way_are_arrays_here(client: SimulatorClient) -> None:
+    client.load_task("reach", camera_names=["front", "side"])
+    raw = client.reset(seed=1)
+    client.load_task("reach", camera_names=["front", "side"], image_encoding="png")
+    for observation in (client.reset(seed=1), client.restore(client.snapshot())):
+        assert np.array_equal(observation["side_image"], raw["side_image"])
+    for observation in (client.step([0, 0, 0]).observation, client.step_chunk([[0, 0, 0]]).observation):
+        assert observation["front_image"].shape == (64, 64, 3)
+
+
+def test_encoded_pictures_are_decoded_for_who_takes_a_session_over(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as first, SimulatorClient(*server.address) as second:
+        first.select_simulator("fake")
+        first.load_task("reach", image_encoding="png")
+        seen = first.reset(seed=1)
+        resumed = second.resume(first.session_token or "").observation
+        assert np.array_equal(resumed["front_image"], seen["front_image"])
+
+
+def test_encoded_pictures_stay_so_for_who_does_not_decode_them(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address, decode_images=False) as client:
+        client.select_simulator("fake")
+        client.load_task("reach", image_encoding="jpeg", jpeg_quality=50)
+        picture = client.reset(seed=1)["front_image"]
+        assert (picture["encoding"], picture["shape"]) == ("jpeg", (64, 64, 3))
+        assert picture["data"].startswith(b"\xff\xd8")
+
+
+def test_a_client_without_pillow_is_told_before_anything_is_loaded(server: SimulatorServer) -> None:
+    host, port = server.address
+    program = f"""
+import sys
+sys.modules["PIL"] = None
+from robowire.errors import MissingDependency
+from robowire.simulator_client import SimulatorClient
+with SimulatorClient({host!r}, {port}) as client:
+    client.select_simulator("fake")
+    try:
+        client.load_task("reach", image_encoding="jpeg")
+    except MissingDependency as exc:
+        print(exc)
+    print(client.get_info()["task"])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines() == [
+        "image_encoding 'jpeg' (without decode_images=False) needs Pillow: pip install 'robowire[images]'",
+        "None",
+    ]
+
+
+def test_a_session_is_renewed(client: SimulatorClient) -> None:
+    assert client.renew() == 300.0
+
+
 def test_an_episode_is_the_one_the_simulator_runs_here(client: SimulatorClient) -> None:
     here = FakeSimulator()
     here.load_task("reach", TaskOptions())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from robowire.errors import (
+    InvalidParams,
     NotReset,
     Overloaded,
     SnapshotMismatch,
@@ -130,6 +131,26 @@ def test_they_are_listed_and_deleted(client: SimulatorClient) -> None:
     with pytest.raises(SnapshotNotFound):
         client.restore(snapshot_id)
     assert client.step(ACTIONS[0]).terminated is False
+
+
+def test_another_session_deletes_one_when_its_maker_has_ended(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as other:
+        with SimulatorClient(*server.address) as client:
+            begin(client).reset(seed=1)
+            snapshot_id = client.snapshot()
+            with pytest.raises(InvalidParams, match=r"was made by a session that still runs: "):
+                other.delete_snapshot(snapshot_id)
+        other.delete_snapshot(snapshot_id)
+        assert other.list_snapshots() == []
+
+
+def test_a_session_that_is_resumed_deletes_what_it_made(server: SimulatorServer) -> None:
+    with SimulatorClient(*server.address) as client, SimulatorClient(*server.address) as other:
+        begin(client).reset(seed=1)
+        snapshot_id = client.snapshot()
+        other.resume(client.session_token or "")
+        other.delete_snapshot(snapshot_id)
+        assert other.list_snapshots() == []
 
 
 def test_the_room_for_them_ends() -> None:

@@ -59,6 +59,10 @@ def test_a_missing_parameter_is_named(params: dict[str, Any]) -> None:
         ("control_hz", float("nan"), "control_hz is nan, expected a number above 0"),
         ("names", 3, "names is 3, expected text"),
         ("observation_format", "pixels", "observation_format is 'pixels', expected 'raw' or 'meta'"),
+        ("observation_keys", [1], "observation_keys is [1], expected a list of at most 64 names"),
+        ("image_encoding", "gif", "image_encoding is 'gif', expected 'raw', 'jpeg' or 'png'"),
+        ("jpeg_quality", 101, "jpeg_quality is 101, expected 1 to 100"),
+        ("jpeg_quality", 0, "jpeg_quality is 0, expected a whole number, 1 or more"),
     ],
 )
 def test_a_parameter_of_the_wrong_type_or_value_is_refused(name: str, value: Any, expected: str) -> None:
@@ -91,6 +95,9 @@ def test_what_is_left_out_gets_its_default() -> None:
         "control_hz": None,
         "names": None,
         "observation_format": "raw",
+        "observation_keys": None,
+        "image_encoding": "raw",
+        "jpeg_quality": 95,
     }
 
 

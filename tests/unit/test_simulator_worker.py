@@ -12,6 +12,7 @@ import pytest
 from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import BackendError, InvalidParams, SpecMismatch, TaskNotFound
 from robowire.fake_simulator import FakeSimulator
+from robowire.images import decode_images
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import Entry
 from robowire.serving.simulator_requests import check_params
@@ -57,6 +58,54 @@ def test_names_that_the_simulator_offers_are_handed_to_it() -> None:
     assert simulator.asked.names == "center"
     with pytest.raises(InvalidParams, match=r"^names is 'cetner', but fake offers 'raw' or 'center'$"):
         make_worker(simulator=simulator, names="cetner")
+
+
+def test_only_the_keys_that_were_asked_for_leave_in_their_order() -> None:
+    assert list(reset(make_worker(observation_keys=["goal", "position"]))) == ["goal", "position"]
+
+
+def test_a_key_that_is_not_observed_is_refused_when_the_task_is_loaded() -> None:
+    message = (
+        "observation_keys names 'positon', which this task does not observe. Did you mean 'position'? "
+        "Known: front_image, goal, position"
+    )
+    with pytest.raises(InvalidParams, match=f"^{re.escape(message)}$"):
+        make_worker(observation_keys=["goal", "positon"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"observation_keys": ["goal"]}, {"image_encoding": "png"}], ids=["keys", "encoding"]
+)
+def test_what_raw_observations_have_a_meta_obs_has_not(options: dict[str, Any]) -> None:
+    message = (
+        f"{next(iter(options))} is for observation_format 'raw': a MetaObs has its own fields and one array "
+        "of pictures, which camera_names, image_height and image_width make smaller"
+    )
+    with pytest.raises(InvalidParams, match=f"^{re.escape(message)}$"):
+        make_worker(observation_format="meta", **options)
+
+
+def test_pictures_leave_as_they_were_asked_for() -> None:
+    raw, encoded = reset(make_worker()), reset(make_worker(image_encoding="png"))
+    assert (encoded["front_image"]["encoding"], encoded["front_image"]["shape"]) == ("png", (64, 64, 3))
+    assert np.array_equal(decode_images(encoded)["front_image"], raw["front_image"])
+
+
+def test_the_quality_of_jpeg_is_the_one_asked_for() -> None:
+    sizes = [
+        len(reset(make_worker(image_encoding="jpeg", jpeg_quality=quality))["front_image"]["data"])
+        for quality in (20, 95)
+    ]
+    assert sizes[0] < sizes[1]
+
+
+def test_a_snapshot_does_not_tell_how_observations_leave() -> None:
+    saved = []
+    for options in ({}, {"image_encoding": "png", "observation_keys": ["front_image"]}):
+        worker = make_worker(**options)
+        reset(worker)
+        saved.append(worker.call("snapshot", {})["payload"])
+    assert saved[0] == saved[1]
 
 
 def test_meta_observations_are_what_policies_read() -> None:

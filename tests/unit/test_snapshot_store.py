@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from robowire.contracts import TaskOptions
-from robowire.errors import ConfigurationError, Overloaded, SnapshotMismatch, SnapshotNotFound, UnknownMethod
+from robowire.errors import (
+    ConfigurationError,
+    InvalidParams,
+    Overloaded,
+    SnapshotMismatch,
+    SnapshotNotFound,
+    UnknownMethod,
+)
 from robowire.fake_simulator import FakeSimulator
 from robowire.serving.simulator_snapshots import (
     fingerprint_of,
@@ -38,27 +45,27 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> SnapshotStore:
 
 
 def test_the_id_is_the_digest_of_the_bytes(store: SnapshotStore) -> None:
-    assert store.put(b"one") == DIGEST
+    assert store.put(b"one", maker="me") == DIGEST
     assert store.get(DIGEST) == b"one"
 
 
 def test_equal_snapshots_take_room_once(store: SnapshotStore) -> None:
     for _ in range(4):
-        store.put(b"12345678")
+        store.put(b"12345678", maker="me")
     assert [entry["bytes"] for entry in store.describe()] == [8]
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_forgotten(store: SnapshotStore) -> None:
-    first = store.put(b"12345678")
+    first = store.put(b"12345678", maker="me")
     with says(
         Overloaded,
         "a snapshot of 3 bytes does not fit: 1 take 8 of 10 bytes; delete_snapshot makes room, as does "
         "max_snapshot_mb",
     ):
-        store.put(b"one")
+        store.put(b"one", maker="me")
     assert store.get(first) == b"12345678"
-    store.delete(first)
-    assert store.put(b"one") == DIGEST
+    store.delete(first, asker="me")
+    assert store.put(b"one", maker="me") == DIGEST
 
 
 @pytest.mark.parametrize("snapshot_id", [DIGEST, "", "../secret", "x" * 64])
@@ -67,14 +74,48 @@ def test_an_unknown_id_is_told(store: SnapshotStore, snapshot_id: str) -> None:
     with says(SnapshotNotFound, message):
         store.get(snapshot_id)
     with says(SnapshotNotFound, message):
-        store.delete(snapshot_id)
+        store.delete(snapshot_id, asker="me")
+
+
+# -- whose it is ---------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_one_who_still_runs_is_not_deleted_by_another(store: SnapshotStore) -> None:
+    store.put(b"one", maker="me")
+    with says(
+        InvalidParams,
+        f"snapshot {DIGEST} was made by a session that still runs: it can be deleted by that one, or when "
+        "it has ended",
+    ):
+        store.delete(DIGEST, asker="you")
+    assert store.get(DIGEST) == b"one"
+
+
+def test_what_two_made_is_kept_until_both_delete_it(store: SnapshotStore) -> None:
+    for maker in ("me", "you"):
+        store.put(b"one", maker=maker)
+    store.delete(DIGEST, asker="me")
+    assert store.get(DIGEST) == b"one"
+    store.delete(DIGEST, asker="you")
+    assert store.describe() == []
+
+
+def test_what_nobody_made_who_still_runs_is_anybodys(store: SnapshotStore) -> None:
+    store.put(b"one", maker="me")
+    store.release("me")
+    assert store.get(DIGEST) == b"one"
+    store.delete(DIGEST, asker="you")
+    assert store.describe() == []
+
+
+# -- what there is -------------------------------------------------------------------------------------------
 
 
 def test_a_list_says_what_each_one_is_of(store: SnapshotStore) -> None:
     store = SnapshotStore(max_bytes=10_000, folder=store._folder)
     snapshot = {"fingerprint": {"simulator": "fake", "task": "reach"}, "steps": 7}
     payload = b"".join(bytes(buffer) for buffer in encode(snapshot))
-    snapshot_id = store.put(payload)
+    snapshot_id = store.put(payload, maker="me")
     assert store.describe() == [
         {
             "snapshot_id": snapshot_id,
@@ -87,14 +128,14 @@ def test_a_list_says_what_each_one_is_of(store: SnapshotStore) -> None:
 
 
 def test_a_folder_outlives_its_store(tmp_path: Path) -> None:
-    snapshot_id = SnapshotStore(max_bytes=10, folder=tmp_path).put(b"one")
+    snapshot_id = SnapshotStore(max_bytes=10, folder=tmp_path).put(b"one", maker="me")
     assert SnapshotStore(max_bytes=10, folder=tmp_path).get(snapshot_id) == b"one"
     assert sorted(os.listdir(tmp_path)) == [f"{snapshot_id}.snapshot"]
 
 
 def test_a_damaged_file_is_not_restored(tmp_path: Path) -> None:
     store = SnapshotStore(max_bytes=10, folder=tmp_path)
-    snapshot_id = store.put(b"one")
+    snapshot_id = store.put(b"one", maker="me")
     (tmp_path / f"{snapshot_id}.snapshot").write_bytes(b"two")
     with says(SnapshotNotFound, f"snapshot {snapshot_id} was damaged on disk: delete it, and take another"):
         store.get(snapshot_id)

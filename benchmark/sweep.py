@@ -124,6 +124,7 @@ def figures(point: Point, summary: Mapping[str, Any], rows: Sequence[Mapping[str
         "steps_low": low,
         "steps_high": high,
         "mean_return": summary["mean_return"],
+        "mean_inferences": float(np.mean([row["inferences"] for row in rows])) if rows else None,
         "mean_starved_steps": float(np.mean(starved)) if starved else None,
         "wall_s": summary["wall_s"],
     }

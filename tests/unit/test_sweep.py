@@ -25,7 +25,7 @@ SUMMARY = {
     "wall_s": 9.0,
 }
 ROWS = [
-    {"success": success, "steps": steps, "starved_steps": 2}
+    {"success": success, "steps": steps, "inferences": steps // 5, "starved_steps": 2}
     for success, steps in ((True, 10), (True, 20), (True, 30), (False, 200))
 ]
 
@@ -142,7 +142,7 @@ def test_a_line_tells_how_its_episodes_acted(tmp_path: Path) -> None:
     names = ("mode", "latency_ms_mean", "aggregate_fn_name", "chunk_size_threshold", "actions_per_chunk")
     assert [sync[name] for name in names] == ["sync", None, None, None, None]
     assert [recorded[name] for name in names] == ["async", 100.0, "latest_only", 0.5, None]
-    assert recorded["mean_starved_steps"] == 2
+    assert (recorded["mean_starved_steps"], recorded["mean_inferences"]) == (2, 13)
 
 
 def test_the_table_is_for_people(tmp_path: Path) -> None:

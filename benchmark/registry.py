@@ -7,6 +7,13 @@ from robowire.registry import Entry
 __all__ = ["SIMULATORS"]
 
 SIMULATORS: dict[str, Entry] = {
+    "gymnasium": Entry(
+        "benchmark.gymnasium_family:make_simulator",
+        extra="gymnasium",
+        # SDL draws what MuJoCo does not. Its "dummy" driver gives black frames where OpenGL is asked for.
+        environ={"MUJOCO_GL": "osmesa", "SDL_VIDEODRIVER": "offscreen"},
+        summary="every registered Gymnasium environment: classic_control, mujoco, fetch, metaworld ...",
+    ),
     "libero": Entry(
         "benchmark.libero:make_simulator",
         environ={"MUJOCO_GL": "osmesa"},

@@ -71,8 +71,14 @@ PURE = [
     ROOT / "robowire" / "async_controller.py",
 ]
 NO_IO = {"socket", "threading", "time", "asyncio", "logging", "select", "selectors"}
-# Below rooms that may not know each other: what both families of robosuite's arms share.
-BENEATH = {"benchmark.libero": ("benchmark.arms",), "benchmark.robosuite": ("benchmark.arms",)}
+# Below rooms that may not know each other: what both families of robosuite's arms share, and what those do
+# whose tasks are Gymnasium's environments.
+BENEATH = {
+    "benchmark.gymnasium_family": ("benchmark.environments",),
+    "benchmark.highway": ("benchmark.environments",),
+    "benchmark.libero": ("benchmark.arms",),
+    "benchmark.robosuite": ("benchmark.arms",),
+}
 ROOMS = [room for house in ("policies", "benchmark") for room in sorted((ROOT / house).glob("*/__init__.py"))]
 
 

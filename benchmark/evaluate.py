@@ -15,10 +15,12 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from benchmark.registry import SIMULATORS
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.action_queue import AGGREGATE_FUNCTIONS, load_aggregate_function
 from robowire.async_controller import WHEN_DRY, AsyncOptions
 from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch, UnknownName
+from robowire.registry import entries, family_and_task
 from robowire.rollout.episodes import Episode
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
 from robowire.rollout.real_clock import RealClock
@@ -49,8 +51,13 @@ def add_run_options(parser: Any) -> None:
     """Add the flags that say which episodes are run, and where: those of every command that runs some."""
     defaults = EvaluateOptions(Path())
     add = parser.add_argument
-    add("--simulator", type=str, default=defaults.simulator, help="name of the simulator, or module:function")
-    add("--task", type=str, default=defaults.task, help="one of its tasks")
+    add(
+        "--simulator",
+        type=str,
+        default=defaults.simulator,
+        help="name of the simulator, with a task (gymnasium:FetchReach-v4) or without, or module:function",
+    )
+    add("--task", type=str, help=f"one of its tasks; default: the one named with it, else {defaults.task}")
     add("--num_episodes", type=int, default=defaults.num_episodes, help="episodes to run, at most 1000")
     add("--num_envs", type=int, default=defaults.num_envs, help="simulators at one time, a process each")
     add(
@@ -76,6 +83,12 @@ def add_run_options(parser: Any) -> None:
     )
     add("--simulator_address", type=str, help="host:port of a simulator server; default: one is started here")
     add("--simulator_token", type=str, help="shown to the simulator server, where it wants one")
+
+
+def name_task(flags: Any) -> None:
+    """Set the simulator and the task that the flags name, ``--simulator gymnasium:FetchReach-v4`` both."""
+    flags.simulator, named = family_and_task(flags.simulator, entries("simulator", SIMULATORS))
+    flags.task = flags.task or named or EvaluateOptions.task
 
 
 def run_options(flags: Any) -> dict[str, Any]:
@@ -144,6 +157,7 @@ def _add_options(parser: Any) -> None:
 def _run(flags: Any) -> int:
     """Return the exit code: 0; 1 where no episode was finished; 2 where policy and simulator do not fit."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    name_task(flags)
     default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{flags.task.replace('/', '-')}"
     if flags.resume and flags.output_dir is None:
         raise ConfigurationError("resume needs --output_dir, the folder with the episodes that there are")

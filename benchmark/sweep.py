@@ -25,6 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from benchmark.evaluate import (
     add_run_options,
+    name_task,
     policy_opener,
     run_options,
     simulator_server,
@@ -199,6 +200,7 @@ def _run(flags: Any) -> int:
         fps=flags.fps,
         when_dry=flags.when_dry,
     )
+    name_task(flags)
     default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-sweep-{flags.task.replace('/', '-')}"
     sweep = _Sweep(flags, points, Path(flags.output_dir or default_dir))
     try:

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Mapping
 
 from robowire.errors import MissingDependency, UnknownName
 
-__all__ = ["Entry", "entries", "load", "nearest"]
+__all__ = ["Entry", "entries", "family_and_task", "load", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or nothing where none is close."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def family_and_task(name: str, known: Iterable[str]) -> tuple[str, str | None]:
+    """Return the two halves of ``"gymnasium:FetchReach-v4"`` where the first is a known name.
+
+    Any other name comes back as it is, with ``None``: an import string, ``"my.module:make_simulator"``, too.
+    """
+    family, _, task = name.partition(":")
+    return (family, task) if task and family in set(known) else (name, None)
 
 
 def entries(kind: str, table: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -250,7 +250,12 @@ class SimulatorClient:
         return list(self._call("list_simulators")["simulators"])
 
     def select_simulator(self, name: str) -> None:
-        """Start a simulator for this session, in a process of its own on the server's machine."""
+        """Start a simulator for this session, in a process of its own on the server's machine.
+
+        Args:
+            name: One of :meth:`list_simulators`; with one of its tasks, ``"gymnasium:FetchReach-v4"``, that
+                task is the one that :meth:`load_task` loads where none is named.
+        """
         self._session_token = self._call("select_simulator", simulator=name).get("token")
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
@@ -259,7 +264,7 @@ class SimulatorClient:
 
     def load_task(
         self,
-        task_name: str,
+        task_name: str | None = None,
         *,
         robot: str | None = None,
         controller: str | None = None,
@@ -278,7 +283,7 @@ class SimulatorClient:
         """Build a task, in a new process where the last one died, and return what it gives and takes.
 
         Args:
-            task_name: One of :meth:`list_tasks`.
+            task_name: One of :meth:`list_tasks`; ``None`` means the one that was selected with the simulator.
             robot: For example ``"Panda"``. This and every other option: ``None`` means the server's default.
             controller: For example ``"OSC_POSE"``.
             camera_names: Cameras in the order of ``MetaObs.image``; an empty list for none.

@@ -67,8 +67,8 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     Args:
         address: ``host:port`` of a simulator server.
-        simulator: A name that it offers.
-        task: A task of that simulator.
+        simulator: A name that it offers; with a task or without: ``"gymnasium:FetchReach-v4"``.
+        task: A task of that simulator; ``None`` means the one that ``simulator`` names.
         render_mode: ``"rgb_array"`` or ``None``.
         render_camera: The camera of :meth:`render`; ``None`` means the simulator's best view for people.
         action_low: Bounds of the action space, which the wire does not carry: one number, or ``action_dim``.
@@ -93,7 +93,7 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         *,
         address: str,
         simulator: str,
-        task: str,
+        task: str | None = None,
         render_mode: str | None = None,
         render_camera: str | None = None,
         action_low: float | Sequence[float] = -1.0,
@@ -161,7 +161,7 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         try:
             observation = self._ask(begin) if self._loaded else None
         except _SESSION_ENDED as exc:  # it may have died since the last step: a reset can be repeated
-            logger.warning("%s is loaded anew: %s", self._task, exc)
+            logger.warning("%s is loaded anew: %s", self.task_spec.task, exc)
             observation = None
         if observation is None:
             self._reload()
@@ -232,8 +232,8 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         if spec != self.task_spec:
             self._loaded = False
             raise ConfigurationError(
-                f"the server loads {self._task!r} otherwise than before: it was {self.task_spec}, and is "
-                f"{spec}. Make a new environment"
+                f"the server loads {self.task_spec.task!r} otherwise than before: it was {self.task_spec}, "
+                f"and is {spec}. Make a new environment"
             )
 
     def _ask(self, request: Callable[[], T]) -> T:
@@ -304,7 +304,7 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         *,
         address: str,
         simulator: str,
-        task: str,
+        task: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         **env_options: Any,

@@ -98,7 +98,7 @@ METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
     "select_simulator": {"simulator": (_text, _REQUIRED)},
     "list_tasks": {"suite": (_text, None)},
     "load_task": {
-        "task_name": (_text, _REQUIRED),
+        "task_name": (_text, None),  # a simulator may have been selected with one
         "robot": (_text, None),
         "controller": (_text, None),
         "camera_names": (_texts, None),

@@ -27,7 +27,7 @@ from robowire.errors import (
     SimulatorAlreadySelected,
     UnknownSimulator,
 )
-from robowire.registry import Entry, nearest
+from robowire.registry import Entry, family_and_task, nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.simulator_options import SimulatorServerOptions
 from robowire.serving.simulator_process import Answer, SimulatorProcess
@@ -139,6 +139,7 @@ class SimulatorSession:
         self._options = server.options
         self._name: str | None = None  # the selected simulator
         self._process: SimulatorProcess | None = None  # its process, which may have died
+        self._selected_task: str | None = None  # the one that was selected with the simulator
         self._task: dict[str, Any] = {}  # how the task was loaded, for forks
         self._spec: SimulatorSpec | None = None  # of the loaded task
         self._begun = False  # whether the task was reset since it was loaded
@@ -250,6 +251,7 @@ class SimulatorSession:
                 f"this session runs {self._name!r} already: open another connection, or disconnect first"
             )
         known = self._server.simulators
+        simulator, task_name = family_and_task(simulator, known)
         if simulator not in known:
             raise UnknownSimulator(
                 f"no simulator is called {simulator!r}."[:200]
@@ -261,6 +263,7 @@ class SimulatorSession:
         except BaseException:
             self.close()
             raise
+        self._selected_task = task_name
         return ok(simulator=simulator) if self.token is None else ok(simulator=simulator, token=self.token)
 
     def _list_tasks(self, suite: str | None) -> Answer:
@@ -270,6 +273,9 @@ class SimulatorSession:
     def _load_task(self, **requested: Any) -> Answer:
         self._ensure_alive()
         params = dict(requested)
+        params["task_name"] = params["task_name"] or self._selected_task
+        if params["task_name"] is None:
+            raise InvalidParams("load_task needs 'task_name': no task was selected with the simulator")
         for option in fields(TaskOptions):
             if params[option.name] is None:
                 params[option.name] = getattr(self._server.task, option.name)

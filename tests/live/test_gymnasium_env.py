@@ -91,6 +91,13 @@ def test_the_spaces_are_those_of_the_loaded_task(server: SimulatorServer) -> Non
         assert env.metadata["render_fps"] == 20
 
 
+def test_a_task_may_be_named_with_its_simulator(server: SimulatorServer) -> None:
+    host, port = server.address
+    env = RemoteEnv(address=f"{host}:{port}", simulator="fake:reach")
+    assert env.task_spec.task == "reach"
+    env.close()
+
+
 def test_encoded_pictures_are_arrays_of_the_same_space(server: SimulatorServer) -> None:
     options = {"camera_names": ["side"], "image_encoding": "png", "observation_keys": ["side_image", "goal"]}
     with closing(RemoteEnv(**of(server, **options))) as env, closing(

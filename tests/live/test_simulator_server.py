@@ -121,6 +121,19 @@ def test_an_episode_from_the_first_call_to_the_last(server: SimulatorServer) -> 
         assert client.ask("disconnect") == {"status": "ok"}
 
 
+def test_a_task_selected_with_the_simulator_need_not_be_named_again(server: SimulatorServer) -> None:
+    with peer(server) as client:
+        assert client.ask("select_simulator", simulator="fake:reach")["simulator"] == "fake"
+        assert client.ask("load_task")["task"] == "reach"
+        assert client.ask("load_task", task_name="raise_in_step")["task"] == "raise_in_step"
+        client.ask("disconnect")
+        client.ask("select_simulator", simulator="fake")
+        assert client.error("load_task") == (
+            "invalid_params",
+            "load_task needs 'task_name': no task was selected with the simulator",
+        )
+
+
 def test_calls_in_the_wrong_order_are_refused(server: SimulatorServer) -> None:
     with peer(server) as client:
         for method, params in (("reset", {}), ("list_tasks", {}), ("load_task", {"task_name": "reach"})):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robowire.errors import MissingDependency, UnknownName
-from robowire.registry import Entry, entries, load, nearest
+from robowire.registry import Entry, entries, family_and_task, load, nearest
 
 TABLE = {
     "act": Entry("needs_torch:make", extra="act"),
@@ -21,6 +21,21 @@ TABLE = {
 def test_load_imports_only_what_is_named() -> None:
     assert load("policy", "json", TABLE)([1]) == "[1]"
     assert "needs_torch" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("json:FetchReach-v4", ("json", "FetchReach-v4")),
+        ("json:Meta-World/reach-v3", ("json", "Meta-World/reach-v3")),
+        ("json:a:b", ("json", "a:b")),
+        ("json", ("json", None)),
+        ("json:", ("json:", None)),
+        ("my.module:make_simulator", ("my.module:make_simulator", None)),
+    ],
+)
+def test_a_task_may_follow_a_known_name_and_nothing_else(name: str, expected: tuple[str, str | None]) -> None:
+    assert family_and_task(name, TABLE) == expected
 
 
 def test_an_import_string_of_your_own_is_a_name() -> None:

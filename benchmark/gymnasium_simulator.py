@@ -60,6 +60,7 @@ class Scene:
         begin: Begins an episode by its seed and the number of an initial state; returns the observation.
         success: Whether the task succeeded, and by what rule, in words.
         draw: Returns the picture, uint8 (height, width, 3), upright, and changes nothing by it.
+        close: Ends the environment.
         rendering: What pictures are, for the spec.
         actions: What the numbers of an action mean to the environment.
         init_states: How many numbered initial states ``begin`` takes; ``None`` where there are none.
@@ -74,6 +75,7 @@ class Scene:
     begin: Callable[[int, int | None], Any]
     success: Callable[[Ending], tuple[bool, str]]
     draw: Callable[[], np.ndarray]
+    close: Callable[[], None]
     rendering: str
     actions: ActionNumbers
     init_states: int | None = None
@@ -162,7 +164,7 @@ class GymnasiumSimulator:
                 if camera == RENDER:
                     _require_drawing(scene.env)
         except BaseException:
-            scene.env.close()
+            scene.close()
             raise
         self._scene, self._names = scene, names
         self._spec = SimulatorSpec(
@@ -290,7 +292,7 @@ class GymnasiumSimulator:
         """Free the environment and what it draws with."""
         scene, self._scene, self._spec, self._names = self._scene, None, None, None
         if scene is not None:
-            scene.env.close()
+            scene.close()
 
     def _loaded(self) -> tuple[SimulatorSpec, Scene]:
         if self._spec is None or self._scene is None:

@@ -10,9 +10,20 @@ SIMULATORS: dict[str, Entry] = {
     "gymnasium": Entry(
         "benchmark.gymnasium_family:make_simulator",
         extra="gymnasium",
-        # SDL draws what MuJoCo does not. Its "dummy" driver gives black frames where OpenGL is asked for.
-        environ={"MUJOCO_GL": "osmesa", "SDL_VIDEODRIVER": "offscreen"},
+        # SDL draws what MuJoCo does not.
+        environ={
+            "MUJOCO_GL": "osmesa",
+            "SDL_VIDEODRIVER": "offscreen",
+            "PYGAME_HIDE_SUPPORT_PROMPT": "1",
+        },
         summary="every registered Gymnasium environment: classic_control, mujoco, fetch, metaworld ...",
+    ),
+    "highway": Entry(
+        "benchmark.highway:make_simulator",
+        extra="driving",
+        # "dummy", which servers without a screen are often told, gives black frames.
+        environ={"SDL_VIDEODRIVER": "offscreen", "PYGAME_HIDE_SUPPORT_PROMPT": "1"},
+        summary="highway-env's roads, driven by steer, throttle, brake: highway, merge, roundabout ...",
     ),
     "libero": Entry(
         "benchmark.libero:make_simulator",

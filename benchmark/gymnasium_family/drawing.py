@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-__all__ = ["drawer"]
+__all__ = ["Drawing"]
 
 
-def drawer(env: gymnasium.Env[Any, Any]) -> Callable[[], np.ndarray]:
-    """Return what draws an environment, uint8 (height, width, 3), without changing the episode."""
+class Drawing:
+    """Draws an environment without changing its episode, and ends it with what it draws with."""
 
-    def draw() -> np.ndarray:
-        return np.asarray(env.render())
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        self._env = env
+        self._own: Any = env.unwrapped
+        self._kept: Any = None  # of an environment of MuJoCo: room for its state
+        if type(getattr(self._own, "data", None)).__name__ == "MjData":
+            import mujoco
 
-    own: Any = env.unwrapped
-    if not (hasattr(own, "model") and hasattr(own, "data") and type(own.data).__name__ == "MjData"):
-        return draw
-    import mujoco
+            self._kept = mujoco.MjData(self._own.model)
 
-    # gymnasium-robotics moves the mark of a goal and computes forward before it draws. The next step would
-    # start from other numbers: its mocap bodies read positions that MuJoCo leaves one substep behind.
-    kept = mujoco.MjData(own.model)
+    def draw(self) -> np.ndarray:
+        """Return uint8 (height, width, 3)."""
+        if self._kept is None:
+            return np.asarray(self._env.render())
+        import mujoco
 
-    def draw_and_restore() -> np.ndarray:
-        mujoco.mj_copyData(kept, own.model, own.data)
+        # gymnasium-robotics moves the mark of a goal and computes forward before it draws. The next step
+        # would start from other numbers: its mocap bodies read positions that MuJoCo leaves a substep behind.
+        own = self._own
+        mujoco.mj_copyData(self._kept, own.model, own.data)
         marks = own.model.site_pos.copy()
+        viewer = self._viewer()
+        if viewer is not None:
+            viewer.make_context_current()  # another simulator of this process may have drawn since
         try:
-            return draw()
+            return np.asarray(self._env.render())
         finally:
             own.model.site_pos[:] = marks
-            mujoco.mj_copyData(own.data, own.model, kept)
+            mujoco.mj_copyData(own.data, own.model, self._kept)
 
-    return draw_and_restore
+    def close(self) -> None:
+        """End the environment."""
+        viewer = self._viewer()
+        if viewer is not None:
+            # Whenever Python comes to it, it would be freed in the context of whoever draws then.
+            viewer.make_context_current()
+            viewer.con.free()
+        self._env.close()
+
+    def _viewer(self) -> Any:
+        return getattr(getattr(self._own, "mujoco_renderer", None), "viewer", None)

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from benchmark.gymnasium_family import meta_world
-from benchmark.gymnasium_family.drawing import drawer
+from benchmark.gymnasium_family.drawing import Drawing
 from benchmark.gymnasium_simulator import Ending, Scene
 from benchmark.gymnasium_spaces import ActionNumbers
 from robowire.contracts import TaskOptions
@@ -99,6 +99,7 @@ class Environments:
             env = gymnasium.make(task_name, max_episode_steps=-1, disable_env_checker=True, **keywords)
         except gymnasium.error.Error as exc:
             raise BackendError(f"Gymnasium cannot make {task_name}: {exc}") from exc
+        drawing = Drawing(env)
         try:
             rate = rate_of(env)
             require_rate(task_name, options.control_hz, rate)
@@ -109,7 +110,8 @@ class Environments:
                 control_hz=rate,
                 begin=lambda seed, _: env.reset(seed=seed)[0],
                 success=lambda ending: success_rule(ending, spec.reward_threshold),
-                draw=drawer(env),
+                draw=drawing.draw,
+                close=drawing.close,
                 rendering="as the environment draws itself, then resized",
                 actions=ActionNumbers(env.action_space),
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.gymnasium_family.drawing import drawer
+from benchmark.gymnasium_family.drawing import Drawing
 from benchmark.gymnasium_simulator import Ending, Scene
 from benchmark.gymnasium_spaces import ActionNumbers
 from robowire.contracts import TaskOptions
@@ -84,7 +84,7 @@ def build(task_name: str, options: TaskOptions) -> Scene:
         begin(0, 0)  # the observation space is another one once a goal is set
         rate = rate_of(env)
         require_rate(task_name, options.control_hz, rate)
-        look = drawer(env)
+        drawing = Drawing(env)
         return Scene(
             env=env,
             instruction=name.rpartition("-v")[0].replace("-", " "),
@@ -92,7 +92,8 @@ def build(task_name: str, options: TaskOptions) -> Scene:
             control_hz=rate,
             begin=begin,
             success=success,
-            draw=lambda: look()[::-1, ::-1],
+            draw=lambda: drawing.draw()[::-1, ::-1],
+            close=drawing.close,
             rendering=f"camera {_CAMERA}, turned by 180 degrees, then resized",
             actions=ActionNumbers(env.action_space),
             init_states=len(goals),

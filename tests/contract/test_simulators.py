@@ -86,7 +86,8 @@ def assert_same_bits(one: list[Observation], other: list[Observation]) -> None:
 
 
 def test_every_simulator_in_the_table_is_tested() -> None:
-    assert {name for name, _, _ in CASES.values()} == SIMULATORS.keys()
+    elsewhere = {"gymnasium", "highway"}  # they have no arm: tests/contract/test_environments.py
+    assert {name for name, _, _ in CASES.values()} | elsewhere == SIMULATORS.keys()
 
 
 def test_tasks_are_listed_in_order_without_loading_one(loaded: Loaded) -> None:

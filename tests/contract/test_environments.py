@@ -1,0 +1,416 @@
+"""The families without an arm of their own keep the contract of ``robowire.contracts.Simulator`` too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark.registry import SIMULATORS
+from robowire.contracts import Chunked, Simulator, TaskOptions
+from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from robowire.meta import MetaAction
+from robowire.registry import load
+from robowire.specs import SimulatorSpec
+from robowire.wire.encoding import encode
+
+ROOT = Path(__file__).resolve().parents[2]
+HEIGHT, WIDTH = 48, 64
+SIZE = {"image_height": HEIGHT, "image_width": WIDTH}
+
+# One of each kind: a robot that MuJoCo moves, one whose goals are numbered, a choice of two, and a car.
+CASES = {
+    "fetch": ("gymnasium", "FetchPickAndPlace-v4"),
+    "metaworld": ("gymnasium", "Meta-World/reach-v3"),
+    "classic_control": ("gymnasium", "CartPole-v1"),
+    "highway": ("highway", "merge-v1"),
+}
+
+Loaded = tuple[Simulator, SimulatorSpec]
+Observation = Mapping[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backends() -> Iterator[None]:
+    """Set what the registry would; other tests may have imported MuJoCo already, with the same."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("gymnasium", "highway"):
+            for variable, value in SIMULATORS[name].environ.items():
+                environment.setenv(variable, value)
+        yield
+
+
+@pytest.fixture(scope="module", params=CASES)
+def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    """A simulator with a task and a picture of it."""
+    family, task = CASES[request.param]
+    simulator = make(family)
+    yield simulator, simulator.load_task(task, TaskOptions(camera_names=("render",), **SIZE))
+    simulator.close()
+
+
+@pytest.fixture(scope="module")
+def gymnasium() -> Iterator[Simulator]:
+    """A simulator for tests that load their own task."""
+    simulator = make("gymnasium")
+    yield simulator
+    simulator.close()
+
+
+@pytest.fixture(scope="module")
+def highway() -> Iterator[Simulator]:
+    """The same for roads."""
+    simulator = make("highway")
+    yield simulator
+    simulator.close()
+
+
+def make(family: str) -> Simulator:
+    return load("simulator", family, SIMULATORS)()
+
+
+def actions(spec: SimulatorSpec, count: int) -> np.ndarray:
+    rng = np.random.default_rng(7)
+    if (spec.action_layout or "").startswith("choice"):
+        return rng.integers(0, 2, (count, spec.action_dim or 0)).astype(float)
+    return rng.uniform(-1, 1, (count, spec.action_dim or 0))
+
+
+def episode(loaded: Loaded, seed: int, steps: int = 3, *, film: bool = False) -> list[Observation]:
+    simulator, spec = loaded
+    seen = [simulator.reset(seed=seed)]
+    if film:  # once: Meta-World draws one picture a second on a busy CPU
+        simulator.render()
+    for action in actions(spec, steps):
+        result = simulator.step(action)
+        seen.append({**result.observation, "reward": np.array(result.reward)})
+    return seen
+
+
+def digests(observations: list[Observation]) -> list[dict[str, bytes]]:
+    return [{name: value.tobytes() for name, value in seen.items()} for seen in observations]
+
+
+def test_tasks_are_listed_in_order(loaded: Loaded) -> None:
+    tasks = loaded[0].list_tasks()
+    assert tasks == sorted(set(tasks))
+    assert loaded[1].task in tasks
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_ran_before_and_filmed_or_not(loaded: Loaded) -> None:
+    first = digests(episode(loaded, seed=11))
+    episode(loaded, seed=12, steps=1, film=True)
+    np.random.random(5)
+    assert digests(episode(loaded, seed=11)) == first
+    assert digests(episode(loaded, seed=11, film=True)) == first
+
+
+def test_another_simulator_of_the_same_process_gives_the_same_bits(loaded: Loaded) -> None:
+    spec = loaded[1]
+    other = make(spec.simulator)
+    twin = (other, other.load_task(spec.task, TaskOptions(camera_names=("render",), **SIZE)))
+    assert digests(episode(twin, seed=11, steps=1)) == digests(episode(loaded, seed=11, steps=1))
+    other.close()
+
+
+def test_another_seed_gives_another_episode(loaded: Loaded) -> None:
+    one, other = (loaded[0].to_meta_obs(loaded[0].reset(seed=seed)).state for seed in (1, 2))
+    assert not np.array_equal(one, other)
+
+
+def test_a_step_gives_what_the_wire_carries_and_says_how_success_is_judged(loaded: Loaded) -> None:
+    simulator, spec = loaded
+    simulator.reset(seed=0)
+    result = simulator.step(np.zeros(spec.action_dim or 0))
+    assert {type(value) for value in result.observation.values()} == {np.ndarray}
+    assert (type(result.reward), type(result.terminated), type(result.truncated)) == (float, bool, bool)
+    assert (type(result.info["success"]), type(result.info["success_rule"])) == (bool, str)
+    encode({"observation": result.observation, "info": result.info})
+
+
+def test_an_observation_does_not_change_when_the_simulation_goes_on(loaded: Loaded) -> None:
+    simulator, spec = loaded
+    first = simulator.reset(seed=0)
+    before = digests([first])
+    simulator.step(np.ones(spec.action_dim or 0))
+    assert digests([first]) == before
+
+
+def test_a_policy_sees_what_the_spec_says(loaded: Loaded) -> None:
+    simulator, spec = loaded
+    seen = simulator.to_meta_obs(simulator.reset(seed=0))
+    assert seen.state is not None
+    assert (seen.state.shape, seen.state.dtype) == ((spec.state_dim,), np.float32)
+    assert seen.image is not None
+    assert (seen.image.shape, seen.image.dtype) == ((1, 3, HEIGHT, WIDTH), np.uint8)
+    assert seen.image.flags.c_contiguous
+    assert (seen.raw_lang, seen.timestep) == (spec.instruction, 0)
+
+
+def test_a_rendered_picture_is_rgb_in_bytes_and_not_black(loaded: Loaded) -> None:
+    loaded[0].reset(seed=0)
+    picture = loaded[0].render()
+    assert (picture.ndim, picture.shape[2], picture.dtype) == (3, 3, np.uint8)
+    assert picture.std() > 1
+
+
+def test_a_chunk_gives_what_its_steps_give(loaded: Loaded) -> None:
+    simulator, spec = loaded
+    assert isinstance(simulator, Chunked)
+    expected = digests(episode(loaded, seed=3))
+    simulator.reset(seed=3)
+    rewards, last = simulator.step_chunk(list(actions(spec, 3)))
+    seen = digests([{**last.observation, "reward": np.array(rewards[-1])}])
+    assert seen == [expected[len(rewards)]]  # a car that left the road did not go on
+
+
+def test_a_meta_action_is_the_same_numbers_and_another_length_is_refused(loaded: Loaded) -> None:
+    simulator, spec = loaded
+    numbers = np.arange(spec.action_dim or 0, dtype=np.float32)
+    assert simulator.from_meta_action(MetaAction("ee", "delta", numbers)).tolist() == numbers.tolist()
+    with pytest.raises(SpecMismatch) as caught:
+        simulator.from_meta_action(MetaAction("ee", "delta", np.zeros(9, np.float32)))
+    assert str(caught.value) == (
+        f"the action has shape (9,), expected ({spec.action_dim},): {spec.action_layout}"
+    )
+
+
+def test_an_action_that_is_not_finite_is_refused(loaded: Loaded) -> None:
+    simulator, spec = loaded
+    simulator.reset(seed=0)
+    with pytest.raises(InvalidParams, match=r"^the action is not finite: \["):
+        simulator.step(np.full(spec.action_dim or 0, np.nan))
+
+
+@pytest.mark.parametrize("case", ["classic_control", "highway"])
+def test_the_horizon_truncates(case: str) -> None:
+    family, task = CASES[case]
+    simulator = make(family)
+    spec = simulator.load_task(task, TaskOptions(horizon=2))
+    assert spec.max_episode_steps == 2
+    simulator.reset(seed=0)
+    still = np.zeros(spec.action_dim or 0)
+    assert [simulator.step(still).truncated for _ in range(2)] == [False, True]
+    simulator.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            TaskOptions(robot="Panda"),
+            "robot is 'Panda', but a task of {family} has only its own: leave it out",
+        ),
+        (
+            TaskOptions(controller="OSC_POSE"),
+            "controller is 'OSC_POSE', but a task of {family} has only its own: leave it out",
+        ),
+        (
+            TaskOptions(camera_names=("rendr",)),
+            "{task} has no camera 'rendr'. Did you mean 'render'? Known: render",
+        ),
+        (TaskOptions(horizon=0), "horizon is 0, expected at least 1"),
+    ],
+    ids=["robot", "controller", "camera", "horizon"],
+)
+def test_an_option_that_does_not_suit_a_task_is_refused(
+    loaded: Loaded, options: TaskOptions, message: str
+) -> None:
+    spec = loaded[1]
+    with pytest.raises(InvalidParams) as caught:
+        make(spec.simulator).load_task(spec.task, options)
+    assert str(caught.value) == message.format(family=spec.simulator, task=spec.task)
+
+
+def test_what_is_not_there_is_not_found(loaded: Loaded) -> None:
+    other = make(loaded[1].simulator)
+    with pytest.raises(TaskNotFound, match=r"^\w+ has no task 'Lfit'\."):
+        other.load_task("Lfit", TaskOptions())
+    with pytest.raises(NoTaskLoaded, match=r"^load_task must come first$"):
+        other.reset(seed=0)
+    with pytest.raises(InvalidParams, match=r"^\w+ has no suite 'spatial'\. Known: "):
+        other.list_tasks("spatial")
+
+
+# -- what Gymnasium alone has --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suite", "task"),
+    [
+        ("classic_control", "CartPole-v1"),
+        ("fetch", "FetchReach-v4"),
+        ("metaworld", "Meta-World/reach-v3"),
+        ("mujoco", "HalfCheetah-v5"),
+        ("toy_text", "FrozenLake-v1"),
+    ],
+)
+def test_a_suite_has_its_tasks(gymnasium: Simulator, suite: str, task: str) -> None:
+    assert task in gymnasium.list_tasks(suite)
+    assert len(gymnasium.list_tasks(suite)) < len(gymnasium.list_tasks())
+
+
+def test_only_what_can_be_built_here_is_listed(gymnasium: Simulator) -> None:
+    tasks = gymnasium.list_tasks()
+    # Of mujoco_py, for many environments at once, and for environments of other libraries.
+    for unbuildable in ("FetchReach-v1", "Ant-v2", "Meta-World/MT10", "GymV26Environment-v0"):
+        assert unbuildable not in tasks
+
+
+def test_a_module_cannot_be_named_by_a_task(gymnasium: Simulator) -> None:
+    with pytest.raises(TaskNotFound):
+        gymnasium.load_task("http.server:CartPole-v1", TaskOptions())
+
+
+def test_fetch_is_seen_told_and_judged_by_its_own_words(gymnasium: Simulator) -> None:
+    spec = gymnasium.load_task("FetchPickAndPlace-v4", TaskOptions())
+    assert spec.state_layout == "achieved_goal(3) desired_goal(3) observation(25)"
+    assert (spec.state_dim, spec.action_dim, spec.control_hz, spec.max_episode_steps) == (31, 4, 25.0, 50)
+    assert (spec.action_layout, spec.instruction) == (
+        "box(4) in -1..1, beyond is cut off",
+        "fetch pick and place",
+    )
+    assert (spec.camera_names, spec.ctrl_space, spec.ctrl_type) == ((), None, None)
+    gymnasium.reset(seed=0)
+    assert gymnasium.step(np.zeros(4)).info["success_rule"] == "info['is_success']"
+
+
+def test_a_dense_reward_is_given_where_there_is_one(gymnasium: Simulator) -> None:
+    gymnasium.load_task("FetchReach-v4", TaskOptions(reward_shaping=True))
+    gymnasium.reset(seed=0)
+    assert -1 < gymnasium.step(np.zeros(4)).reward < 0
+    with pytest.raises(InvalidParams) as caught:
+        gymnasium.load_task("CartPole-v1", TaskOptions(reward_shaping=False))
+    assert str(caught.value) == ("reward_shaping is False, but CartPole-v1 has one reward only: leave it out")
+
+
+def test_another_rate_than_the_environments_is_refused(gymnasium: Simulator) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        gymnasium.load_task("FetchReach-v4", TaskOptions(control_hz=20.0))
+    assert str(caught.value) == "control_hz is 20, but FetchReach-v4 runs at 25: leave it out"
+    assert gymnasium.load_task("FetchReach-v4", TaskOptions(control_hz=25.0)).control_hz == 25.0
+
+
+def test_a_choice_is_a_whole_number_of_those_there_are(gymnasium: Simulator) -> None:
+    spec = gymnasium.load_task("CartPole-v1", TaskOptions())
+    assert (spec.action_dim, spec.action_layout) == (1, "choice(1) in 0..1")
+    gymnasium.reset(seed=0)
+    for number in (0.5, 2.0, -1.0):
+        with pytest.raises(InvalidParams) as caught:
+            gymnasium.step(np.array([number]))
+        assert str(caught.value) == f"action is [{number}], expected whole numbers in 0..1"
+
+
+def test_a_solved_task_is_one_whose_return_reaches_the_registered_threshold(gymnasium: Simulator) -> None:
+    gymnasium.load_task("FrozenLake-v1", TaskOptions())
+    outcomes = set()
+    for seed in range(40):
+        gymnasium.reset(seed=seed)
+        while True:  # down and right, on ice
+            result = gymnasium.step(np.array([1.0 + seed % 2]))
+            if result.terminated or result.truncated:
+                break
+        outcomes.add((result.reward, result.info["success"]))
+    assert outcomes == {(0.0, False), (1.0, True)}
+
+
+def test_a_goal_of_meta_world_has_a_number(gymnasium: Simulator) -> None:
+    spec = gymnasium.load_task("Meta-World/reach-v3", TaskOptions())
+    assert (spec.init_states, spec.instruction, spec.max_episode_steps) == (50, "reach", 500)
+    goals = [gymnasium.reset(seed=seed, init_state=7)["observation"][-3:].tolist() for seed in (0, 1)]
+    assert goals[0] == goals[1] != [0.0, 0.0, 0.0]
+    assert gymnasium.reset(seed=0, init_state=8)["observation"][-3:].tolist() != goals[0]
+    with pytest.raises(InvalidParams, match=r"^init_state is 50, expected 0 to 49$"):
+        gymnasium.reset(init_state=50)
+
+
+def test_success_ends_an_episode_of_meta_world(gymnasium: Simulator) -> None:
+    gymnasium.load_task("Meta-World/reach-v3", TaskOptions())
+    observation = gymnasium.reset(seed=0, init_state=0)["observation"]
+    for _ in range(200):
+        towards = np.clip(10 * (observation[-3:] - observation[:3]), -1, 1)
+        result = gymnasium.step(np.array([*towards, 0.0]))
+        observation = result.observation["observation"]
+        if result.terminated:
+            break
+    assert (result.terminated, result.info["success"]) == (True, True)
+
+
+def test_the_same_goals_are_drawn_in_every_process(gymnasium: Simulator) -> None:
+    gymnasium.load_task("Meta-World/reach-v3", TaskOptions())
+    here = gymnasium.reset(seed=5)["observation"].tolist()
+    program = """
+from benchmark.registry import SIMULATORS
+from robowire.contracts import TaskOptions
+from robowire.registry import load
+simulator = load("simulator", "gymnasium", SIMULATORS)()
+simulator.load_task("Meta-World/reach-v3", TaskOptions())
+print(simulator.reset(seed=5)["observation"].tolist())
+simulator.close()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"{here}\n"
+
+
+# -- what roads alone have -----------------------------------------------------------------------------------
+
+
+def drive(highway: Simulator, action: list[float], steps: int, seed: int = 0) -> list[float]:
+    """Return where the car is and how fast: x, y, vx, vy."""
+    highway.reset(seed=seed)
+    for _ in range(steps):
+        result = highway.step(np.array(action))
+    # The first row is the car that is driven: present, x, y, vx, vy, in parts of their ranges.
+    return [*map(float, result.observation["observation"][0, 1:5]), result.info["speed"]]
+
+
+def test_the_wheels_turn_right_for_plus_and_left_for_minus(highway: Simulator) -> None:
+    highway.load_task("highway-v0", TaskOptions())
+    left, right = (drive(highway, [steer, 0.0, 0.0], 2)[3] for steer in (-0.1, 0.1))
+    assert left < 0 < right  # y grows to the right
+
+
+def test_throttle_goes_forward_and_the_brake_stops_and_never_goes_back(highway: Simulator) -> None:
+    spec = highway.load_task("merge-v1", TaskOptions())
+    assert spec.action_layout == "steer(1) throttle(1) brake(1) in -1..1 0..1 0..1, beyond is cut off"
+    assert drive(highway, [0, 1, 0], 2)[4] > drive(highway, [0, 0, 0], 2)[4]
+    assert drive(highway, [0, 0.5, 0.5], 2)[4] == pytest.approx(drive(highway, [0, 0, 0], 2)[4])
+    assert abs(drive(highway, [0, 0, 1], 40)[4]) < 0.5
+
+
+def test_a_car_that_leaves_the_road_has_failed_and_one_that_stays_has_not(highway: Simulator) -> None:
+    highway.load_task("highway-v0", TaskOptions(horizon=25))
+    outcomes = []
+    for steer in (1.0, 0.0):
+        highway.reset(seed=1)
+        for _ in range(25):
+            result = highway.step(np.array([steer, 0.0, 0.3 if steer == 0 else 0.0]))
+            if result.terminated or result.truncated:
+                break
+        outcomes.append((result.terminated, result.info["on_road"], result.info["success"]))
+    assert outcomes == [(True, False, False), (False, True, True)]
+
+
+def test_a_rate_must_divide_the_physics(highway: Simulator) -> None:
+    spec = highway.load_task("roundabout-v1", TaskOptions(control_hz=3.0))
+    assert (spec.control_hz, spec.max_episode_steps) == (3.0, 33)
+    with pytest.raises(InvalidParams) as caught:
+        highway.load_task("roundabout-v1", TaskOptions(control_hz=4.0))
+    assert str(caught.value) == ("control_hz is 4, expected 1, 3, 5 or 15, which divide the physics' 15 Hz")
+
+
+@pytest.mark.parametrize(
+    "task", ["exit-v1", "highway-v0", "intersection-v2", "parking-v0", "racetrack-v1", "roundabout-v1"]
+)
+def test_every_kind_of_road_can_be_driven(highway: Simulator, task: str) -> None:
+    spec = highway.load_task(task, TaskOptions())
+    highway.reset(seed=0)
+    result = highway.step(np.array([0.0, 0.2, 0.0]))
+    assert highway.to_meta_obs(result.observation).state is not None
+    assert spec.instruction

@@ -1,0 +1,125 @@
+"""Spaces as named arrays and rows of numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from benchmark.gymnasium_spaces import ActionNumbers, ObservationNames
+from robowire.errors import InvalidParams
+
+NESTED = spaces.Dict(
+    {
+        "goal": spaces.Dict({"door": spaces.Box(0, 1, (2,)), "light": spaces.Discrete(3, start=1)}),
+        "pair": spaces.Tuple((spaces.MultiBinary(2), spaces.MultiDiscrete([3, 4]))),
+        "pixels": spaces.Box(0, 255, (4, 6, 3), np.uint8),
+        "speed": spaces.Box(-1, 1, ()),
+    }
+)
+
+
+def test_nested_parts_are_named_by_where_they_are() -> None:
+    names = ObservationNames(NESTED)
+    assert names.numbers == {"goal.door": 2, "goal.light": 1, "pair.0": 2, "pair.1": 2, "speed": 1}
+    assert names.pictures == ("pixels",)
+
+
+def test_each_part_becomes_an_array_of_its_own() -> None:
+    observation = NESTED.sample()
+    arrays = ObservationNames(NESTED).arrays(observation)
+    assert arrays.keys() == {"goal.door", "goal.light", "pair.0", "pair.1", "pixels", "speed"}
+    assert arrays["goal.light"].tolist() == [observation["goal"]["light"]]
+    assert (arrays["goal.light"].dtype, arrays["speed"].shape) == (np.int64, (1,))
+    assert arrays["pair.1"].tolist() == observation["pair"][1].tolist()
+    arrays["goal.door"][:] = 9
+    assert (observation["goal"]["door"] <= 1).all()
+
+
+def test_the_state_is_all_numbers_in_order_and_no_picture() -> None:
+    names = ObservationNames(NESTED)
+    arrays = names.arrays(NESTED.sample())
+    state = names.state(arrays)
+    assert state is not None
+    assert (state.shape, state.dtype) == ((8,), np.float32)
+    assert state[:3].tolist() == [*arrays["goal.door"].tolist(), float(arrays["goal.light"][0])]
+    assert ObservationNames(NESTED["pixels"]).state({}) is None
+
+
+def test_what_has_no_name_is_the_observation() -> None:
+    arrays = ObservationNames(spaces.Discrete(5)).arrays(3)
+    assert arrays.keys() == {"observation"}
+    assert (arrays["observation"].tolist(), arrays["observation"].dtype) == ([3], np.int64)
+
+
+def test_a_space_that_is_no_array_is_refused() -> None:
+    with pytest.raises(InvalidParams) as caught:
+        ObservationNames(spaces.Dict({"said": spaces.Text(5)}))
+    assert str(caught.value) == (
+        "'said' is a Text space, expected Box, Discrete, MultiDiscrete, MultiBinary, or Dict and Tuple of them"
+    )
+
+
+def test_a_box_is_cut_off_at_its_bounds_and_keeps_shape_and_type() -> None:
+    numbers = ActionNumbers(spaces.Box(np.array([[-1, 0]], np.float32), np.array([[1, 2]], np.float32)))
+    assert (numbers.dim, numbers.layout) == (2, "box(2) in -1..1 0..2, beyond is cut off")
+    action = numbers.action(np.array([-5.0, 1.5]))
+    assert (action.tolist(), action.shape, action.dtype) == ([[-1.0, 1.5]], (1, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("space", "layout", "good", "bad", "message"),
+    [
+        (
+            spaces.Discrete(3, start=-1),
+            "choice(1) in -1..1",
+            [-1.0],
+            [2.0],
+            "action is [2.0], expected whole numbers in -1..1",
+        ),
+        (
+            spaces.MultiDiscrete([2, 3]),
+            "choice(2) in 0..1 0..2",
+            [1.0, 2.0],
+            [2.0, 2.0],
+            "action is [2.0, 2.0], expected whole numbers in 0..1 0..2",
+        ),
+        (
+            spaces.MultiBinary(2),
+            "choice(2) in 0..1",
+            [1.0, 0.0],
+            [0.5, 0.0],
+            "action is [0.5, 0.0], expected whole numbers in 0..1 0..1",
+        ),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary"],
+)
+def test_a_choice_is_checked_and_becomes_what_the_space_contains(
+    space: spaces.Space[object], layout: str, good: list[float], bad: list[float], message: str
+) -> None:
+    numbers = ActionNumbers(space)
+    assert (numbers.dim, numbers.layout) == (len(good), layout)
+    assert space.contains(numbers.action(np.array(good)))
+    with pytest.raises(InvalidParams) as caught:
+        numbers.action(np.array(bad))
+    assert str(caught.value) == message
+
+
+def test_a_nested_action_is_put_together_again() -> None:
+    space = spaces.Dict(
+        {
+            "arm": spaces.Box(-1, 1, (2,)),
+            "hand": spaces.Dict({"open": spaces.MultiBinary(1), "tool": spaces.Discrete(4)}),
+            "both": spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1, (1,)))),
+        }
+    )
+    numbers = ActionNumbers(space)
+    assert numbers.layout == (
+        "arm: box(2) in -1..1, beyond is cut off, both.0: choice(1) in 0..1, "
+        "both.1: box(1) in 0..1, beyond is cut off, hand.open: choice(1) in 0..1, hand.tool: choice(1) in 0..3"
+    )
+    action = numbers.action(np.array([0.5, -0.5, 1, 0.25, 1, 3]))
+    assert space.contains(action)
+    assert (action["hand"]["tool"], action["both"][0], action["both"][1].tolist()) == (3, 1, [0.25])
+    with pytest.raises(InvalidParams, match=r"^hand\.tool is \[4\.0\], expected whole numbers in 0\.\.3$"):
+        numbers.action(np.array([0.5, -0.5, 1, 0.25, 1, 4]))

@@ -56,7 +56,8 @@ def test_a_space_that_is_no_array_is_refused() -> None:
     with pytest.raises(InvalidParams) as caught:
         ObservationNames(spaces.Dict({"said": spaces.Text(5)}))
     assert str(caught.value) == (
-        "'said' is a Text space, expected Box, Discrete, MultiDiscrete, MultiBinary, or Dict and Tuple of them"
+        "'said' is a Text space, expected Box, Discrete, MultiDiscrete, MultiBinary, "
+        "or Dict and Tuple of them"
     )
 
 
@@ -116,7 +117,8 @@ def test_a_nested_action_is_put_together_again() -> None:
     numbers = ActionNumbers(space)
     assert numbers.layout == (
         "arm: box(2) in -1..1, beyond is cut off, both.0: choice(1) in 0..1, "
-        "both.1: box(1) in 0..1, beyond is cut off, hand.open: choice(1) in 0..1, hand.tool: choice(1) in 0..3"
+        "both.1: box(1) in 0..1, beyond is cut off, "
+        "hand.open: choice(1) in 0..1, hand.tool: choice(1) in 0..3"
     )
     action = numbers.action(np.array([0.5, -0.5, 1, 0.25, 1, 3]))
     assert space.contains(action)

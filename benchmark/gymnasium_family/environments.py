@@ -14,10 +14,10 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from benchmark.environments.simulator import Ending, Scene
+from benchmark.environments.spaces import ActionNumbers
 from benchmark.gymnasium_family import meta_world
 from benchmark.gymnasium_family.drawing import Drawing
-from benchmark.gymnasium_simulator import Ending, Scene
-from benchmark.gymnasium_spaces import ActionNumbers
 from robowire.contracts import TaskOptions
 from robowire.errors import BackendError, InvalidParams
 from robowire.registry import nearest

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.environments.simulator import Ending, Scene
+from benchmark.environments.spaces import ActionNumbers
 from benchmark.gymnasium_family.drawing import Drawing
-from benchmark.gymnasium_simulator import Ending, Scene
-from benchmark.gymnasium_spaces import ActionNumbers
 from robowire.contracts import TaskOptions
 from robowire.errors import InvalidParams
 

@@ -23,8 +23,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 
-from benchmark.gymnasium_simulator import Ending, Scene
-from benchmark.gymnasium_spaces import ActionNumbers
+from benchmark.environments.simulator import Ending, Scene
+from benchmark.environments.spaces import ActionNumbers
 from robowire.contracts import TaskOptions
 from robowire.errors import InvalidParams
 from robowire.registry import nearest

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from benchmark.gymnasium_spaces import ActionNumbers, ObservationNames
+from benchmark.environments.spaces import ActionNumbers, ObservationNames
 from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
 from robowire.meta import MetaAction, MetaObs

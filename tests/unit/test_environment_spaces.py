@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from benchmark.gymnasium_spaces import ActionNumbers, ObservationNames
+from benchmark.environments.spaces import ActionNumbers, ObservationNames
 from robowire.errors import InvalidParams
 
 NESTED = spaces.Dict(

@@ -1,0 +1,1 @@
+"""Gymnasium environments behind the contract of a simulator, for the families whose tasks they are."""

@@ -30,8 +30,13 @@ from robowire.version import __version__
 
 __all__ = ["Doctor"]
 
-# The task of the README, and LIBERO's first.
-_TASKS: Mapping[str, str] = {"libero": "libero_spatial/0", "robosuite": "Lift"}
+# The task of the README, LIBERO's first, and those of the page that load fastest.
+_TASKS: Mapping[str, str] = {
+    "gymnasium": "FetchReach-v4",
+    "highway": "merge-v1",
+    "libero": "libero_spatial/0",
+    "robosuite": "Lift",
+}
 
 # Told of a family that is not there, by our registry and by families themselves. Nobody needs all of them.
 _ABSENT = ("not installed", "MissingDependency", "there is no module")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from robowire.errors import MissingDependency
 
 if TYPE_CHECKING:
     from benchmark.environments.simulator import GymnasiumSimulator
@@ -11,7 +14,15 @@ __all__ = ["make_simulator"]
 
 
 def make_simulator() -> GymnasiumSimulator:
-    """Return a simulator without a task; this is where highway-env is imported."""
+    """Return a simulator without a task; this is where highway-env is imported.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
+    if find_spec("highway_env") is None:
+        raise MissingDependency(
+            "simulator 'highway' needs highway-env, which is not installed: ./setup_simulator.sh driving"
+        )
     from benchmark.environments.simulator import GymnasiumSimulator
     from benchmark.highway.roads import Roads
 

@@ -16,17 +16,17 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from robowire.contracts import TaskOptions
 from robowire.errors import RequestError
 from robowire.registry import Entry
 from robowire.serving.fingerprint import short_hash
 from robowire.serving.simulator_process import SimulatorProcess, worker_environment
+from robowire.serving.simulator_requests import check_params
 from robowire.version import __version__
+from robowire.wire.messages import Call
 
 __all__ = ["Doctor"]
 
@@ -157,8 +157,7 @@ class Doctor:
                 family["import_s"] = round(time.perf_counter() - begun, 2)
                 if task is not None:
                     begun = time.perf_counter()
-                    params: dict[str, Any] = {option.name: None for option in fields(TaskOptions)}
-                    params.update(task_name=task, observation_format="raw")
+                    params = check_params(Call("load_task", {"task_name": task}))
                     process.call("load_task", params, timeout_s=self._timeout_s)
                     family["load_s"] = round(time.perf_counter() - begun, 2)
                 info = process.call("get_info", {}, timeout_s=self._timeout_s).read()

@@ -70,6 +70,9 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry(
         "benchmark.evaluate:EVALUATE", extra="evaluate", summary="run a policy on a simulator, count, film"
     ),
+    "lerobot-eval": Entry(
+        "benchmark.lerobot_eval:LEROBOT_EVAL", extra="evaluate", summary="evaluate under LeRobot's flags"
+    ),
     "compare": Entry(
         "benchmark.compare:COMPARE", extra="evaluate", summary="compare two folders of results by episode"
     ),
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_command(arguments: Sequence[str] | None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
-        rows = "".join(f"  {name:<9} {entry.summary}\n" for name, entry in COMMANDS.items())
+        rows = "".join(f"  {name:<12} {entry.summary}\n" for name, entry in COMMANDS.items())
         print(f"usage: client.py COMMAND [flags]\n\n{rows}\nclient.py COMMAND --help shows its flags.")
         return 0
     if name == "--version":

@@ -158,7 +158,13 @@ def make_policy_server(flags: PolicyFlags) -> PolicyServer:
         extra=flags.policy_options,
     )
     policy = load("policy", flags.policy, POLICIES)(options)
-    return PolicyServer(policy, flags, device=str(getattr(policy, "device", flags.device)))
+    folder = flags.model_name_or_path
+    return PolicyServer(
+        policy,
+        flags,
+        device=str(getattr(policy, "device", flags.device)),
+        model_name=None if folder is None else Path(folder).resolve().name,
+    )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
 __all__ = [
     "EVALUATE",
     "add_run_options",
+    "find_ffmpeg",
     "policy_opener",
     "report",
     "run_options",
@@ -222,7 +223,7 @@ def _run(flags: Any) -> int:
                 open_simulator=lambda: SimulatorClient(host, port, token=flags.simulator_token),
                 open_async_policy=open_async_policy,
                 policy_wait_s=flags.policy_wait_s,
-                ffmpeg=_find_ffmpeg(),
+                ffmpeg=find_ffmpeg(),
                 command_line=without_tokens(sys.argv),
                 on_start=on_start,
                 on_episode=on_episode,
@@ -381,7 +382,8 @@ def _parse_address(address: str) -> tuple[str, int]:
     return found[1] or found[2], int(found[3])
 
 
-def _find_ffmpeg() -> str | None:
+def find_ffmpeg() -> str | None:
+    """Return the program that makes films, or ``None``."""
     try:
         import imageio_ffmpeg  # an extra: it is missed only where something is to be filmed
     except ModuleNotFoundError:

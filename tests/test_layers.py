@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "robowire/testing.py": ("robowire.serving", "robowire.fake_simulator", *CLIENT),
     "robowire/gateways/__init__.py": (),
     "robowire/gateways/gymnasium_env.py": CLIENT,
+    "robowire/gateways/lerobot.py": ("robowire.rollout", *CLIENT, *GROUND),
 }
 # What a file may need beside numpy, when it is asked for something: an extra of pyproject.toml.
 EXTRAS = {"robowire/gateways/gymnasium_env.py": {"gymnasium"}, "robowire/images.py": {"PIL"}}

@@ -85,7 +85,7 @@ def known_flags(program: tuple[str, ...]) -> frozenset[str]:
         [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, f"{' '.join(program)} --help failed:\n{done.stderr}"
-    return frozenset(re.findall(r"--[a-z][\w-]*", done.stdout))
+    return frozenset(re.findall(r"--[a-z][\w-]*(?:\.[\w-]+)*", done.stdout))
 
 
 def test_the_readme_shows_the_two_commands_a_python_client_and_the_evaluation() -> None:

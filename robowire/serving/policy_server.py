@@ -67,6 +67,8 @@ class PolicyServer:
         policy: Nobody else may use it meanwhile.
         options: Where to listen, limits, batching.
         device: What the policy runs on, for ``get_info``.
+        model_name: Of its checkpoint, for ``get_info``: a name, and not where it lies; ``None`` where it has
+            none.
 
     Raises:
         ConfigurationError: The address cannot be listened on.
@@ -77,10 +79,18 @@ class PolicyServer:
         address: Host and port it listens on.
     """
 
-    def __init__(self, policy: Policy, options: PolicyServerOptions, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        options: PolicyServerOptions,
+        *,
+        device: str = "cpu",
+        model_name: str | None = None,
+    ) -> None:
         self.metrics = Metrics()
         self._options = options
         self._device = device
+        self._model_name = model_name
         self._versions = versions(imported_packages())  # the policy has been loaded
         self._tcp = TcpServer(options, lambda session: _PolicyHandler(session, self), self.metrics)
         self.address = self._tcp.address
@@ -138,6 +148,7 @@ class PolicyServer:
             "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.dispatcher.chunk_size),
             "temporal_agg": self._options.temporal_agg,
             "device": self._device,
+            "model_name": self._model_name,
             "max_payload": self._options.max_payload,
             "conventions": _CONVENTIONS,
             "versions": self._versions,

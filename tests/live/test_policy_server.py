@@ -143,6 +143,7 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
         "dataset_id": None,
         "checkpoint": None,
         "device": "cpu",
+        "model_name": None,
         "temporal_agg": False,
         "max_payload": 64 * 1024 * 1024,
         "version": __version__,

@@ -49,6 +49,7 @@ __all__ = [
     "examine",
     "main",
     "make_policy_server",
+    "make_simulator_doors",
     "make_simulator_server",
     "simulator_server_of_environment",
 ]
@@ -108,7 +109,7 @@ COMMANDS: dict[str, Command] = {
     "simulator": Command(
         summary="run simulators for clients, each in a process of its own",
         options="server:SimulatorFlags",
-        make="server:make_simulator_server",
+        make="server:make_simulator_doors",
         env_prefix="ROBOWIRE_SIM",
         try_it="python client.py evaluate --address localhost:5000 --simulator_address {host}:{port} "
         "--simulator robosuite --task Lift",
@@ -176,11 +177,20 @@ class SimulatorFlags(TaskOptions, SimulatorServerOptions):
         simulator_python: Interpreters of simulators that need another environment, such as
             libero=/opt/libero/bin/python.
         libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
+        http_port: Port of the HTTP front, with a page to try it; none by default.
+        http_host: Its address, where it is another than --host.
     """
 
     simulators: tuple[str, ...] = ()
     simulator_python: tuple[str, ...] = ()
     libero_assets: str | None = None
+    http_port: int | None = None
+    http_host: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.http_port is not None and not 0 <= self.http_port <= 65535:
+            raise ConfigurationError(f"http_port is {self.http_port}, expected 0 to 65535")
 
 
 def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
@@ -257,6 +267,24 @@ def examine(flags: DoctorFlags) -> int:
     wanted = (*flags.simulators, *pythons)
     doctor = Doctor(offered, pythons, wanted=wanted, timeout_s=flags.load_timeout_s)
     return run(doctor, frame=flags.frame, as_json=flags.json)
+
+
+# An extra, so it is imported when it is asked for.
+_FRONTS = {"http": Entry("robowire.gateways.http.front:HttpFront", extra="http")}
+
+
+def make_simulator_doors(flags: SimulatorFlags) -> Server:
+    """Return the server that the flags ask for, with the HTTP front where they name its port.
+
+    Raises:
+        RobowireError: As :func:`make_simulator_server`; or what the front needs is not installed.
+    """
+    if flags.http_port is None:
+        return make_simulator_server(flags)
+    make_front = load("front", "http", _FRONTS)
+    host = flags.host if flags.http_host is None else flags.http_host
+    front: Server = make_front(make_simulator_server(flags), host=host, port=flags.http_port)
+    return front
 
 
 def simulator_server_of_environment(**changes: Any) -> SimulatorServer:

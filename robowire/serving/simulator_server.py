@@ -6,7 +6,8 @@ import hmac
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from robowire.errors import (
     Overloaded,
     RequestError,
     SessionNotFound,
+    ShuttingDown,
     SimulatorAlreadySelected,
 )
 from robowire.registry import Entry, nearest
@@ -88,6 +90,8 @@ class SimulatorServer:
         self._changed = threading.Condition()  # guards what follows
         self._running: set[SimulatorSession] = set()
         self._closing = False
+        self._guests = 0  # requests in hand that came without a connection
+        self._drain_ends: float | None = None  # set by stop, which may take no lock
         self._watch: threading.Thread | None = None  # ends sessions that nobody came back to
         self.pool = SimulatorPool(
             self.simulators, self.pythons, warm=options.warm, load_timeout_s=options.load_timeout_s
@@ -105,10 +109,17 @@ class SimulatorServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
         try:
             self._tcp.__exit__(kind, error, traceback)
         finally:
             self._kill_all()
+
+    @property
+    def running(self) -> int:
+        """How many sessions have a simulator."""
+        with self._changed:
+            return len(self._running)
 
     def describe(self) -> str:
         """Return one line for a person."""
@@ -124,7 +135,60 @@ class SimulatorServer:
 
     def stop(self) -> None:
         """Tell :meth:`serve_forever` to end. May be called in a signal handler."""
+        if self._drain_ends is None:
+            self._drain_ends = time.monotonic() + self.options.drain_s
         self._tcp.stop()
+
+    @contextmanager
+    def guest(self, token: str | None = None, *, label: str = "guest") -> Iterator[SimulatorSession]:
+        """Lend a session to one request of a front door that has no connections; its lock is held meanwhile.
+
+        Args:
+            token: Whose session. ``None`` makes a new one, which the request gives a simulator: then it waits
+                for others that show its token. It ends if the request fails.
+            label: Who a new one belongs to, for the log.
+
+        Raises:
+            SessionNotFound: No session has this token.
+            ShuttingDown: The server takes no new requests.
+        """
+        with self._changed:
+            if self._drain_ends is not None:
+                raise ShuttingDown("the server shuts down and takes no new requests")
+            self._guests += 1
+        try:
+            if token is None:
+                yield from self._begin_session(label)
+            else:
+                yield from self._lend_session(token)
+        finally:
+            with self._changed:
+                self._guests -= 1
+                self._changed.notify_all()
+
+    def _begin_session(self, label: str) -> Iterator[SimulatorSession]:
+        session = SimulatorSession(self, label)
+        session.owner, session.resumable = self, True  # not forgotten while it is made
+        with session.lock:
+            try:
+                yield session
+            except BaseException:
+                session.close()
+                raise
+            session.touch()
+            if not self.detach(session):
+                session.close()
+
+    def _lend_session(self, token: str) -> Iterator[SimulatorSession]:
+        session = self.find(token)
+        with session.lock:  # after the request that another one has in hand
+            if session.token != token:
+                raise SessionNotFound("the session of this token has just ended")
+            session.touch()
+            try:
+                yield session
+            finally:
+                session.touch()
 
     def enter(self, session: SimulatorSession) -> None:
         """Give a session one of the places for simulators.
@@ -199,6 +263,13 @@ class SimulatorServer:
             f"{self.options.session_timeout_s:g} s"
         )
 
+    def list_simulators(self) -> dict[str, Any]:
+        """Return the reply to ``list_simulators``."""
+        return ok(
+            simulators=sorted(self.simulators),
+            summaries={name: entry.summary for name, entry in self.simulators.items()},
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return what ``get_info`` and ``INFO`` say of the server."""
         with self._changed:
@@ -235,7 +306,11 @@ class SimulatorServer:
 
     def _kill_all(self) -> None:
         """End the simulators of requests that did not finish within the drain, and of sessions that wait."""
+        self.stop()  # where something else than a word of ours ended the serving
+        assert self._drain_ends is not None
         with self._changed:
+            left = self._drain_ends - time.monotonic()
+            self._changed.wait_for(lambda: not self._guests, timeout=max(left, 0))
             self._closing = True  # before the round below: a process that is just being started sees it
             for session in self._running:
                 session.kill()
@@ -275,7 +350,7 @@ class _Connection:
         self._simulation = SimulatorSession(server, str(session), session.has_left)
         self._simulation.owner = self
         self._methods: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "list_simulators": self._list_simulators,
+            "list_simulators": server.list_simulators,
             "list_snapshots": lambda: ok(snapshots=server.snapshots.describe()),
             "delete_snapshot": self._delete_snapshot,
             "resume": self._resume,
@@ -335,12 +410,6 @@ class _Connection:
     def _require_ours(self) -> None:
         if self._simulation.owner is not self:
             raise SessionNotFound("another connection resumed this session")
-
-    def _list_simulators(self) -> dict[str, Any]:
-        return ok(
-            simulators=sorted(self._server.simulators),
-            summaries={name: entry.summary for name, entry in self._server.simulators.items()},
-        )
 
     def _delete_snapshot(self, snapshot_id: str) -> dict[str, Any]:
         self._server.snapshots.delete(snapshot_id, asker=self._simulation)

@@ -1,0 +1,1 @@
+"""An HTTP front of the simulator server: for curl, browsers, and languages without a client."""

@@ -1,0 +1,193 @@
+"""What a body says, and replies as JSON, MessagePack or PNG: bytes and values, no server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+
+from robowire.errors import InvalidParams
+from robowire.images import encode_image, is_encoded
+from robowire.meta import MetaAction, MetaObs
+
+__all__ = ["MSGPACK", "read_body", "to_file", "to_json", "to_msgpack"]
+
+MSGPACK = "application/msgpack"
+
+_ARRAY = {"dtype", "shape", "data"}
+_ACTION = {field.name for field in fields(MetaAction)}
+
+
+def read_body(body: bytes, content_type: str) -> dict[str, Any]:
+    """Return the parameters that a request's body names.
+
+    Args:
+        body: May be empty, which names none.
+        content_type: ``application/msgpack`` is read as MessagePack, anything else as JSON: curl's ``-d``
+            says that it sends a form.
+
+    Raises:
+        InvalidParams: It cannot be read, or is no object.
+    """
+    if not body:
+        return {}
+    try:
+        value = _read_msgpack(body) if "msgpack" in content_type.lower() else json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        kind = "MessagePack" if "msgpack" in content_type.lower() else "JSON"
+        raise InvalidParams(f"the body is not {kind}: {exc or type(exc).__name__}"[:200]) from None
+    if not isinstance(value, dict):
+        raise InvalidParams(f"the body is a {type(value).__name__}, expected an object of parameters")
+    return {name: _own_action(parameter) for name, parameter in value.items()}
+
+
+def to_json(value: Any, *, pictures: bool = False) -> bytes:
+    """Return a reply as JSON.
+
+    Arrays are nested lists, bytes are Base64; what is not finite is null, which JSON has no number for.
+    Pictures are ``{"dtype", "shape"}``, and encoded ones ``{"encoding", "shape"}``; where they are asked for,
+    all are encoded and have their ``"data"``.
+    """
+
+    def array(value: np.ndarray) -> Any:
+        shown = _as_picture(value)
+        if shown is None:
+            return value.tolist()
+        if pictures:
+            return _plain(_png(shown), array, encoded)
+        return {"dtype": value.dtype.str, "shape": list(value.shape)}
+
+    def encoded(value: Mapping[str, Any]) -> Any:
+        told = {"encoding": value["encoding"], "shape": list(value["shape"])}
+        return {**told, "data": value["data"]} if pictures else told
+
+    plain = _sayable(_plain(value, array, encoded))
+    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+
+
+def to_msgpack(value: Any, *, pictures: bool = False) -> bytes:
+    """Return a reply as MessagePack.
+
+    Arrays are ``{"dtype", "shape", "data"}``, as numpy names types and in C order; pictures are
+    ``{"encoding", "shape", "data"}`` where that is asked for.
+    """
+
+    def array(value: np.ndarray) -> Any:
+        shown = _as_picture(value) if pictures else None
+        if shown is not None:
+            return _plain(_png(shown), array, encoded)
+        data = np.ascontiguousarray(value).data.cast("B") if value.size else b""
+        return {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+
+    def encoded(value: Mapping[str, Any]) -> Any:
+        return {**value, "shape": list(value["shape"])}
+
+    packed: bytes = msgpack.packb(_plain(value, array, encoded))
+    return packed
+
+
+def to_file(value: Any) -> tuple[bytes, str]:
+    """Return a picture of a reply as a file and its media type: several cameras are put side by side.
+
+    Raises:
+        InvalidParams: It is no picture.
+    """
+    if not is_encoded(value):
+        shown = _as_picture(value) if isinstance(value, np.ndarray) else None
+        if shown is None:
+            found = f"a {type(value).__name__}"
+            if isinstance(value, np.ndarray):
+                found = f"a {value.dtype} array of shape {value.shape}"
+            raise InvalidParams(f"this is {found}, no picture: ask with 'Accept: application/json'")
+        value = _png(shown)
+    return bytes(value["data"]), f"image/{value['encoding']}"
+
+
+def _as_picture(array: np.ndarray) -> np.ndarray | None:
+    """Return uint8 (height, width, 3), where the array is a picture or the pictures of a MetaObs."""
+    if array.dtype != np.uint8 or not array.size:
+        return None
+    if array.ndim == 3 and array.shape[2] == 3:
+        return array
+    if array.ndim == 4 and array.shape[1] == 3:  # (cameras, 3, height, width)
+        return np.concatenate(array.transpose(0, 2, 3, 1), axis=1)
+    return None
+
+
+def _png(picture: np.ndarray) -> dict[str, Any]:
+    return encode_image(picture, "png", quality=100)  # the quality is JPEG's
+
+
+def _plain(
+    value: Any, array: Callable[[np.ndarray], Any], encoded: Callable[[Mapping[str, Any]], Any]
+) -> Any:
+    """Return the value with nothing in it that JSON and MessagePack do not know, but for bytes."""
+    if isinstance(value, np.ndarray):
+        return array(value)
+    if is_encoded(value):
+        return encoded(value)
+    if isinstance(value, (MetaObs, MetaAction)):  # what it does not hold is left out
+        value = {name: entry for name, entry in vars(value).items() if entry is not None}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry, array, encoded) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, array, encoded) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _sayable(value: Any) -> Any:
+    """Return what JSON can say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
+    if isinstance(value, list):
+        return [_sayable(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _sayable(entry) for name, entry in value.items()}
+    return value
+
+
+def _read_msgpack(body: bytes) -> Any:
+    return msgpack.unpackb(body, object_hook=_own_array)
+
+
+def _own_array(value: dict[Any, Any]) -> Any:
+    """Return the array that a dict describes, or the dict."""
+    if value.keys() != _ARRAY:
+        return value
+    dtype, shape, data = value["dtype"], value["shape"], value["data"]
+    try:
+        kind = np.dtype(dtype) if isinstance(dtype, str) else None
+    except TypeError:
+        kind = None
+    if kind is None or kind.kind not in "biuf":
+        raise ValueError(f"dtype is {dtype!r}, expected numbers such as '<f8'"[:100])
+    if (
+        not isinstance(data, bytes)
+        or not isinstance(shape, list)
+        or not all(isinstance(size, int) and size >= 0 for size in shape)
+    ):
+        raise ValueError("an array is {'dtype': text, 'shape': list of sizes, 'data': bytes}")
+    if len(data) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{len(data)} bytes are no {kind} array of shape {tuple(shape)}"[:150])
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+def _own_action(value: Any) -> Any:
+    """Return the MetaActions that a parameter describes: an object with ``ctrl_space`` and ``action``."""
+    if isinstance(value, list):
+        return [_own_action(entry) if isinstance(entry, dict) else entry for entry in value]
+    if not (isinstance(value, dict) and {"ctrl_space", "action"} <= value.keys() <= _ACTION):
+        return value
+    try:
+        action = np.asarray(value["action"], dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidParams("the action of a MetaAction is no list of numbers") from None
+    return MetaAction(**{**value, "action": action})

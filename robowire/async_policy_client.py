@@ -26,6 +26,7 @@ from robowire.async_controller import AsyncController, AsyncOptions, AsyncStatis
 from robowire.errors import LocalProtocolError, Overloaded, RequestTimeout, ShuttingDown, TransportError
 from robowire.meta import MetaAction, MetaObs
 from robowire.policy_client import PolicyClient
+from robowire.transport import require_seconds
 from robowire.wire.encoding import ActionChunk
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ class AsyncPolicyClient:
         added_latency_s: Callable[[int], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not patience_s > 0:
-            raise ValueError(f"patience_s is {patience_s!r}, expected a positive number of seconds")
+        require_seconds(patience_s=patience_s)
         self._client = PolicyClient(
             host, port, connect_timeout_s=connect_timeout_s, timeout_s=timeout_s, retries=0, token=token
         )

@@ -45,7 +45,7 @@ from robowire.errors import (
 )
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import PolicySpec
-from robowire.transport import Connection
+from robowire.transport import Connection, require_seconds
 from robowire.version import __version__
 from robowire.wire.encoding import ActionChunk, Buffer, encode_frame
 from robowire.wire.messages import PROTOCOL_VERSION, raise_for_status
@@ -116,9 +116,7 @@ class PolicyClient:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        for name, value in (("connect_timeout_s", connect_timeout_s), ("timeout_s", timeout_s)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value!r}, expected a positive number of seconds")
+        require_seconds(connect_timeout_s=connect_timeout_s, timeout_s=timeout_s)
         if retries < 0:
             raise ValueError(f"retries is {retries}, expected 0 or more")
         self.host = host

@@ -25,7 +25,7 @@ from robowire.errors import (
 )
 from robowire.images import decode_images, require_pillow
 from robowire.specs import SimulatorSpec
-from robowire.transport import Connection
+from robowire.transport import Connection, require_seconds
 from robowire.version import __version__
 from robowire.wire.encoding import encode_frame
 from robowire.wire.messages import PROTOCOL_VERSION, raise_for_status
@@ -139,9 +139,7 @@ class SimulatorClient:
         decode_images: bool = True,
         open_connection: Callable[..., Connection] = Connection.connect,
     ) -> None:
-        for name, value in (("connect_timeout_s", connect_timeout_s), ("timeout_s", timeout_s)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value!r}, expected a positive number of seconds")
+        require_seconds(connect_timeout_s=connect_timeout_s, timeout_s=timeout_s)
         if reconnect_s < 0:
             raise ValueError(f"reconnect_s is {reconnect_s!r}, expected 0 or more seconds")
         self.host = host

@@ -22,10 +22,21 @@ from robowire.errors import (
 from robowire.wire.encoding import Buffer
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, FrameDecoder, TextLine
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "require_seconds"]
 
 # The kernel takes at most this many buffers in one call (IOV_MAX is 1024 on Linux and macOS).
 _MAX_BUFFERS = 1024
+
+
+def require_seconds(**seconds: float) -> None:
+    """Do nothing, if every time is a positive number.
+
+    Raises:
+        ValueError: One is not; names it.
+    """
+    for name, value in seconds.items():
+        if not value > 0:  # nor is it no number at all
+            raise ValueError(f"{name} is {value!r}, expected a positive number of seconds")
 
 
 class Connection:

@@ -356,6 +356,7 @@ def test_a_second_thread_is_refused() -> None:
     ("options", "message"),
     [
         ({"timeout_s": 0}, "timeout_s is 0, expected a positive number of seconds"),
+        ({"timeout_s": float("nan")}, "timeout_s is nan, expected a positive number of seconds"),
         ({"connect_timeout_s": -1}, "connect_timeout_s is -1, expected a positive number of seconds"),
         ({"retries": -1}, "retries is -1, expected 0 or more"),
         ({"n_action_steps": 0}, "n_action_steps is 0, expected at least 1"),

@@ -7,6 +7,10 @@ from robowire.registry import Entry
 __all__ = ["SIMULATORS"]
 
 SIMULATORS: dict[str, Entry] = {
+    "carla": Entry(
+        "benchmark.carla:make_simulator",
+        summary="a car on a route in a running CARLA server, which ROBOWIRE_CARLA=host:port names",
+    ),
     "gymnasium": Entry(
         "benchmark.gymnasium_family:make_simulator",
         extra="gymnasium",

@@ -157,6 +157,10 @@ class FakeSimulator:
             wanted, given = getattr(self._loaded, name), getattr(action, name)
             if given != wanted:
                 raise SpecMismatch(f"{name} is {given!r}, expected {wanted!r}")
+        if action.action is None or np.shape(action.action) != (self._loaded.action_dim,):
+            raise SpecMismatch(
+                f"the action is {action.action!r}, expected ({self._loaded.action_dim},) numbers"
+            )
         return np.asarray(action.action, dtype=np.float64)
 
     def close(self) -> None:

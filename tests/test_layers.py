@@ -42,6 +42,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "robowire/policy_client.py": CLIENT,
     "robowire/async_policy_client.py": CLIENT,
     "robowire/simulator_client.py": CLIENT,
+    # A simulator's own interpreter runs it, as it runs the file it takes from above.
+    "robowire/simulator_contract.py": ("robowire.serving.simulator_snapshots", *CLIENT),
     "robowire/__init__.py": CLIENT,
     "robowire/serving/": ("robowire.serving", *CLIENT),
     "robowire/rollout/": ("robowire.rollout", *CLIENT, "robowire.PolicyClient", "robowire.SimulatorClient"),
@@ -62,7 +64,7 @@ EXTRAS = {
 }
 CLIENT_SIDE = [
     path
-    for prefix, _ in list(FLOORS.items())[:17]
+    for prefix, _ in list(FLOORS.items())[:18]
     for path in sorted(ROOT.glob(f"{prefix}**/*.py" if prefix.endswith("/") else prefix))
 ]
 # A simulator's own interpreter runs these.

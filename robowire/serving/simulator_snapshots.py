@@ -18,7 +18,7 @@ from robowire.specs import SimulatorSpec
 from robowire.wire.encoding import encode
 from robowire.wire.pickling import loads
 
-__all__ = ["fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
+__all__ = ["digests", "fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
 
 # Names in one message: enough to see the reason, and a line long.
 _MAX_NAMED = 4
@@ -103,21 +103,27 @@ def first_difference(
 
 def _walk(simulator: Any, state: Mapping[str, Any], actions: np.ndarray) -> Iterator[dict[str, bytes]]:
     """Yield digests of all there is to see, by name: of the instant, then of each step."""
-    yield _digests({"observation": simulator.restore_state(state), "state": simulator.save_state()}, "")
+    yield digests({"observation": simulator.restore_state(state), "state": simulator.save_state()})
     for action in actions:
         result = simulator.step(action)
         seen = {"observation": result.observation, "reward": float(result.reward), "info": dict(result.info)}
         ending = {"terminated": bool(result.terminated), "truncated": bool(result.truncated)}
-        yield _digests({**seen, **ending, "state": simulator.save_state()}, "")
+        yield digests({**seen, **ending, "state": simulator.save_state()})
         if result.terminated or result.truncated:
             return
 
 
-def _digests(value: Any, name: str) -> dict[str, bytes]:
+def digests(value: Any, name: str = "") -> dict[str, bytes]:
+    """Return a digest of everything in a value by its name, ``observation.position``, to say what differs.
+
+    Args:
+        value: Plain data, of dicts perhaps.
+        name: Of the value itself; what is in it is called after it.
+    """
     if isinstance(value, dict):
         found: dict[str, bytes] = {}
         for key, item in value.items():
-            found.update(_digests(item, f"{name}.{key}" if name else str(key)))
+            found.update(digests(item, f"{name}.{key}" if name else str(key)))
         return found
     digest = hashlib.sha256()
     for buffer in encode(value):

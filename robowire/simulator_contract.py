@@ -223,19 +223,6 @@ class SimulatorContract:
             if result.terminated or result.truncated:
                 return
 
-    def test_the_horizon_truncates_an_episode(self) -> None:
-        simulator, spec = self._loaded(horizon=3)
-        _require(spec.max_episode_steps == 3, "max_episode_steps", spec.max_episode_steps, 3)
-        simulator.reset(seed=0)
-        truncated = []
-        for action in self.actions(spec, 3):
-            result = simulator.step(action)
-            truncated.append(bool(result.truncated))
-            if result.terminated:
-                return  # before there was anything to truncate
-        expected = [False, False, True]
-        _require(truncated == expected, "truncated with a horizon of 3", truncated, expected)
-
     # -- actions of policies
     # --------------------------------------------------------------------------------------
 
@@ -280,15 +267,6 @@ class SimulatorContract:
         found = [float(reward) for reward in chunk_rewards]
         _require(found == rewards, "the rewards of a chunk", found, rewards)
         _require_same(trace, [_outcome(last)], "the last step of a chunk")
-
-    def test_a_chunk_ends_with_its_episode(self) -> None:
-        simulator, spec = self._loaded(horizon=3)
-        if not isinstance(simulator, Chunked):
-            return
-        simulator.reset(seed=0)
-        rewards, last = simulator.step_chunk(list(self.actions(spec, 5)))
-        right = len(rewards) <= 3 and (last.terminated or last.truncated)
-        _require(right, "steps of a chunk with a horizon of 3", len(rewards), "3, the last one truncated")
 
     # -- snapshots
     # ------------------------------------------------------------------------------------------------
@@ -371,6 +349,31 @@ class SimulatorContract:
         before = self._episode(seed=4)
         simulator.restore_state(saved.state())
         _require_same(before, self._episode(seed=4), "the episode of a seed after a restore")
+
+    # -- at the end of an episode; last, for they load the task in another way
+    # -----------------------------------
+
+    def test_the_horizon_truncates_an_episode(self) -> None:
+        simulator, spec = self._loaded(horizon=3)
+        _require(spec.max_episode_steps == 3, "max_episode_steps", spec.max_episode_steps, 3)
+        simulator.reset(seed=0)
+        truncated = []
+        for action in self.actions(spec, 3):
+            result = simulator.step(action)
+            truncated.append(bool(result.truncated))
+            if result.terminated:
+                return  # before there was anything to truncate
+        expected = [False, False, True]
+        _require(truncated == expected, "truncated with a horizon of 3", truncated, expected)
+
+    def test_a_chunk_ends_with_its_episode(self) -> None:
+        simulator, spec = self._loaded(horizon=3)
+        if not isinstance(simulator, Chunked):
+            return
+        simulator.reset(seed=0)
+        rewards, last = simulator.step_chunk(list(self.actions(spec, 5)))
+        right = len(rewards) <= 3 and (last.terminated or last.truncated)
+        _require(right, "steps of a chunk with a horizon of 3", len(rewards), "3, the last one truncated")
 
     # -- what the tests share
     # -------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Every simulator in the table keeps the contract of ``robowire.contracts.Simulator``."""
+"""What robosuite and LIBERO keep beside the contract of ``robowire.contracts.Simulator``.
+
+That one is kept in tests/contract/test_shipped_simulators.py.
+"""
 
 from __future__ import annotations
 
@@ -91,25 +94,11 @@ def test_every_simulator_in_the_table_is_tested() -> None:
     assert {name for name, _, _ in CASES.values()} | elsewhere == SIMULATORS.keys()
 
 
-def test_tasks_are_listed_in_order_without_loading_one(loaded: Loaded) -> None:
-    tasks = loaded[0].list_tasks()
-    assert tasks == sorted(set(tasks))
-    assert loaded[1].task in tasks
-
-
 def test_the_spec_of_a_loaded_task_says_everything(loaded: Loaded) -> None:
     spec = loaded[1]
     unsaid = [name for name, value in spec.to_wire().items() if value in (None, "", 0)]
     assert unsaid in ([], ["init_states"])  # not every family numbers its initial states
     assert (spec.image_height, spec.image_width) == (HEIGHT, WIDTH)
-
-
-def test_the_same_seed_gives_the_same_bits_whatever_ran_before(loaded: Loaded) -> None:
-    first = episode(loaded, seed=11)
-    episode(loaded, seed=12, steps=2)
-    loaded[0].render()
-    np.random.random(5)  # some simulators draw from numpy's global generator
-    assert_same_bits(first, episode(loaded, seed=11))
 
 
 def test_another_simulator_of_the_same_process_gives_the_same_bits(loaded: Loaded) -> None:
@@ -120,43 +109,6 @@ def test_another_simulator_of_the_same_process_gives_the_same_bits(loaded: Loade
     second = episode((other, other.load_task(spec.task, options)), seed=11, steps=2)
     other.close()
     assert_same_bits(first, second)
-
-
-def test_another_seed_gives_another_episode(loaded: Loaded) -> None:
-    one, other = (loaded[0].to_meta_obs(loaded[0].reset(seed=seed)) for seed in (1, 2))
-    assert not np.array_equal(one.image, other.image)
-
-
-def test_no_seed_draws_one(loaded: Loaded) -> None:
-    one, other = (loaded[0].to_meta_obs(loaded[0].reset()) for _ in range(2))
-    assert not np.array_equal(one.image, other.image)
-
-
-def test_filming_changes_nothing(loaded: Loaded) -> None:
-    simulator, spec = loaded
-    unfilmed = episode(loaded, seed=5)
-    filmed = [simulator.reset(seed=5)]
-    for action in actions(spec, 4):
-        simulator.render()
-        filmed.append(simulator.step(action).observation)
-    assert_same_bits(unfilmed, filmed)
-
-
-def test_a_step_gives_arrays_numbers_and_whether_it_succeeded(loaded: Loaded) -> None:
-    simulator, spec = loaded
-    simulator.reset(seed=0)
-    result = simulator.step(np.zeros(spec.action_dim or 0))
-    assert {type(value) for value in result.observation.values()} == {np.ndarray}
-    assert (type(result.reward), type(result.terminated), type(result.truncated)) == (float, bool, bool)
-    assert (result.terminated, result.truncated, result.info["success"]) == (False, False, False)
-
-
-def test_an_observation_does_not_change_when_the_simulation_goes_on(loaded: Loaded) -> None:
-    simulator, spec = loaded
-    first = simulator.reset(seed=0)
-    before = {name: value.copy() for name, value in first.items()}
-    simulator.step(np.ones(spec.action_dim or 0))
-    assert_same_bits([before], [first])
 
 
 def test_a_policy_sees_what_the_spec_says(loaded: Loaded) -> None:

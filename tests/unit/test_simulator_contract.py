@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from robowire.simulator_contract import SimulatorContract
 from robowire.simulator_input import advance_chunk
 from robowire.specs import SimulatorSpec
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = TaskOptions(image_height=8, image_width=8)
 Observation = dict[str, Any]
 
@@ -398,6 +401,24 @@ def test_each_test_finds_what_it_is_there_for(test: str, broken: type[FakeSimula
     with pytest.raises(AssertionError, match=re.escape(message)):
         getattr(case(), f"test_{test}")()
     case.teardown_class()
+
+
+def test_the_five_lines_of_the_page_are_enough(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "simulators.md").read_text()
+    (lines,) = re.findall(r"^```python\n(from my\.module .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert lines.count("\n") == 5
+    lines = lines.replace("my.module", "robowire.fake_simulator").replace("lift the cube", "reach")
+    (tmp_path / "test_mine.py").write_text(lines)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tests = len([name for name in dir(SimulatorContract) if name.startswith("test_")])
+    assert run.stdout.splitlines()[-1].startswith(f"{tests} passed"), run.stdout
 
 
 def test_each_test_of_the_contract_has_found_something() -> None:

@@ -1,0 +1,38 @@
+"""The simulators that are shipped keep the contract that users hold theirs to."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmark.registry import SIMULATORS
+from robowire.contracts import Simulator, TaskOptions
+from robowire.registry import load
+from robowire.simulator_contract import SimulatorContract
+
+# robosuite logs that it has no private macros with a method that Python no longer likes.
+pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
+
+SMALL = TaskOptions(camera_names=("agentview", "robot0_eye_in_hand"), image_height=48, image_width=64)
+
+
+def make_robosuite() -> Simulator:
+    return load("simulator", "robosuite", SIMULATORS)()
+
+
+def make_libero() -> Simulator:
+    return load("simulator", "libero", SIMULATORS)()
+
+
+class TestRobosuite(SimulatorContract):
+    make_simulator = make_robosuite
+    task_name = "Lift"
+    options = SMALL
+    num_steps = 10  # tests/contract/test_snapshots.py takes more of them
+
+
+@pytest.mark.usefixtures("libero_assets")
+class TestLibero(SimulatorContract):
+    make_simulator = make_libero
+    task_name = "libero_spatial/0"
+    options = SMALL
+    num_steps = 5

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """The server program: read the options, load what is served, listen, serve, drain.
 
-A command is a row of ``COMMANDS``; what it needs is imported when it is chosen. Its flags are the fields of a
-frozen dataclass, documented where they are defined. Exit codes: 0, served and drained, or all is well; 1, the
+A command is a row of ``COMMANDS``, two words where it is about another command's running server; what it
+needs is imported when it is chosen. Its flags are the fields of a frozen dataclass, documented where they are
+defined. Exit codes: 0, served and drained, or all is well; 1, the
 doctor found something wrong; 2, an option, file, port or device cannot be used; 130, interrupted before it
 served, or told twice to stop.
 """
@@ -34,6 +35,10 @@ from policies.registry import POLICIES
 from robowire import __version__
 from robowire.contracts import PolicyOptions, TaskOptions
 from robowire.errors import ConfigurationError, RobowireError
+from robowire.fleet.asking import ask_fleet
+from robowire.fleet.fleet_server import FleetServer
+from robowire.fleet.options import FleetOptions
+from robowire.fleet.table import table
 from robowire.registry import Entry, entries, load, nearest
 from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
@@ -42,16 +47,24 @@ __all__ = [
     "COMMANDS",
     "Command",
     "DoctorFlags",
+    "FleetFlags",
+    "FleetScaleFlags",
+    "FleetServer",
+    "FleetStatusFlags",
     "PolicyFlags",
     "PolicyServer",
     "SimulatorFlags",
     "SimulatorServer",
     "examine",
     "main",
+    "make_fleet",
     "make_policy_server",
     "make_simulator_doors",
     "make_simulator_server",
+    "scale_fleet",
+    "show_fleet",
     "simulator_server_of_environment",
+    "stop_fleet",
 ]
 
 
@@ -84,6 +97,7 @@ class Command:
             command that serves nothing and has done its work.
         env_prefix: What comes before a flag's name in the environment: ``ROBOWIRE`` for ``ROBOWIRE_PORT``.
         try_it: A command for the user to type next; ``{host}`` and ``{port}`` are filled in.
+        argument: A field that is given as a word without a flag.
         aliases: Further names of flags and of their environment variables.
         log_level: Least important messages that are shown, unless a flag says otherwise.
     """
@@ -93,6 +107,7 @@ class Command:
     make: str
     env_prefix: str
     try_it: str = ""
+    argument: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     log_level: str = "info"
 
@@ -120,6 +135,32 @@ COMMANDS: dict[str, Command] = {
         make="server:examine",
         env_prefix="ROBOWIRE_SIM",  # the simulator server's, whose environment is examined
         log_level="error",
+    ),
+    "fleet": Command(
+        summary="run many simulator servers behind one address, and replace those that fail",
+        options="server:FleetFlags",
+        make="server:make_fleet",
+        env_prefix="ROBOWIRE_SIM",
+        try_it="python server.py fleet status --address {host}:{port}",
+    ),
+    "fleet status": Command(
+        summary="show the servers of a running fleet",
+        options="server:FleetStatusFlags",
+        make="server:show_fleet",
+        env_prefix="ROBOWIRE_FLEET",
+    ),
+    "fleet scale": Command(
+        summary="change how many servers a running fleet has",
+        options="server:FleetScaleFlags",
+        make="server:scale_fleet",
+        env_prefix="ROBOWIRE_FLEET",
+        argument="num_services",
+    ),
+    "fleet stop": Command(
+        summary="let a running fleet finish and end",
+        options="server:FleetStatusFlags",
+        make="server:stop_fleet",
+        env_prefix="ROBOWIRE_FLEET",
     ),
 }
 
@@ -300,11 +341,127 @@ def simulator_server_of_environment(**changes: Any) -> SimulatorServer:
     return make_simulator_server(dataclasses.replace(flags, **changes))
 
 
+@dataclass(frozen=True)
+class FleetFlags(SimulatorFlags, FleetOptions):
+    """The flags of ``server.py fleet``. Each server gets those that ``server.py simulator`` has too.
+
+    Attributes:
+        simulator: What the fleet is for: a simulator that its servers are known to offer, or module:function
+            of your own, which they then offer besides.
+    """
+
+    simulator: str | None = None
+
+    def __post_init__(self) -> None:
+        SimulatorFlags.__post_init__(self)
+        FleetOptions.__post_init__(self)
+
+
+def make_fleet(flags: FleetFlags) -> FleetServer:
+    """Return the fleet of servers that the flags describe; none of them runs yet.
+
+    Raises:
+        RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
+    """
+    if flags.simulator is not None and ":" in flags.simulator:
+        flags = dataclasses.replace(flags, simulators=(*flags.simulators, flags.simulator))
+    offered, _ = _offered(flags)  # here, and not in each server's last words
+    if flags.simulator is not None and flags.simulator not in offered:
+        raise ConfigurationError(
+            f"no simulator is called {flags.simulator!r}.{nearest(flags.simulator, offered)} "
+            f"Known: {', '.join(sorted(offered))}"
+        )
+    if flags.http_port:
+        raise ConfigurationError(
+            f"http_port is {flags.http_port}, and only one of the fleet's servers could have it: leave it "
+            "out, and start a server of its own for HTTP"
+        )
+    # What the environment says of servers is in the flags already, the port of the fleet for one.
+    for variable in [name for name in os.environ if name.startswith("ROBOWIRE_SIM_")]:
+        del os.environ[variable]
+    # Who comes and goes is the fleet's to say, once; with --log_level debug each server says it too.
+    level = "info" if logging.getLogger().isEnabledFor(logging.DEBUG) else "warning"
+    program = [sys.executable, str(Path(__file__).resolve()), "simulator", "--log_level", level]
+    return FleetServer(
+        flags,
+        flags,
+        [*program, *_words(flags, SimulatorFlags, but=("port", "auth_token"))],
+        on_change=lambda rows: print(f"\n{table(rows)}", flush=True),
+    )
+
+
+def _words(options: Any, options_class: type, *, but: Sequence[str]) -> list[str]:
+    """Return the command line that gives a command of these options the same values."""
+    words: list[str] = []
+    for item in dataclasses.fields(options_class):
+        value = getattr(options, item.name)
+        if item.name in but or value is None or value == ():
+            continue
+        if isinstance(value, tuple):
+            words += [f"--{item.name}", *value]
+        else:
+            words += [f"--{item.name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return words
+
+
+@dataclass(frozen=True)
+class FleetStatusFlags:
+    """Which fleet.
+
+    Attributes:
+        address: Host and port of the fleet.
+        auth_token: What the fleet wants to be shown, if anything.
+    """
+
+    address: str = "localhost:5555"
+    auth_token: str | None = None
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """Return the fleet's reply to one request."""
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigurationError(
+                f"address is {self.address!r}, expected host:port, such as localhost:5555"
+            )
+        return ask_fleet(host.strip("[]"), int(port), method, token=self.auth_token, **params)
+
+
+@dataclass(frozen=True)
+class FleetScaleFlags(FleetStatusFlags):
+    """Which fleet, and how large it is to be.
+
+    Attributes:
+        num_services: Servers it is to have; those that are too many finish their sessions first.
+    """
+
+    num_services: int = 0
+
+
+def show_fleet(flags: FleetStatusFlags) -> int:
+    """Print the fleet's table."""
+    print(table(flags.ask("list_services")["services"]))
+    return 0
+
+
+def scale_fleet(flags: FleetScaleFlags) -> int:
+    """Tell a fleet how many servers it is to have."""
+    flags.ask("scale", num_services=flags.num_services)
+    print(f"the fleet at {flags.address} goes to {flags.num_services} servers: see fleet status")
+    return 0
+
+
+def stop_fleet(flags: FleetStatusFlags) -> int:
+    """Tell a fleet to end."""
+    flags.ask("stop")
+    print(f"the fleet at {flags.address} finishes the requests in hand and ends")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
-        rows = "".join(f"  {name:<10} {command.summary}\n" for name, command in COMMANDS.items())
+        rows = "".join(f"  {name:<12} {command.summary}\n" for name, command in COMMANDS.items())
         print(f"usage: server.py COMMAND [flags]\n\n{rows}\nserver.py COMMAND --help shows its flags.")
         return 0
     if name == "--version":
@@ -317,6 +474,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     command = COMMANDS[name]
     try:
         options, log_level = _parse(name, command, rest)
@@ -432,7 +591,10 @@ def _parse(name: str, command: Command, arguments: Sequence[str]) -> tuple[Any, 
         flags = [f"--{item.name}"] + [
             f"--{alias}" for key, alias in command.aliases.items() if key == item.name
         ]
-        _add_flag(parser, flags, hints[item.name], _default(item), documentation[item.name])
+        if item.name == command.argument:
+            parser.add_argument(item.name, type=hints[item.name], help=documentation[item.name])
+        else:
+            _add_flag(parser, flags, hints[item.name], _default(item), documentation[item.name])
     for key, alias in command.aliases.items():
         given = os.environ.get(f"{command.env_prefix}_{alias}".upper())
         if given is not None:

@@ -1,5 +1,7 @@
 """Drive a simulator on a simulator server: one session, which outlives a connection that drops.
 
+The address may be a fleet's: it names a simulator server with room, and the session is there.
+
 A request whose reply was lost is sent again over a new connection, under the same number: the server
 executes it once and repeats its reply. Where there is no such session, on an older server or without a
 simulator, nothing is repeated: a step that got no reply may have been executed.
@@ -21,6 +23,7 @@ from robowire.errors import (
     RequestError,
     RequestTimeout,
     SessionNotFound,
+    SimulatorAlreadySelected,
     TransportError,
 )
 from robowire.images import decode_images, require_pillow
@@ -106,7 +109,7 @@ class SimulatorClient:
     thread-safe: open a client for each thread.
 
     Args:
-        host: Name or address of the server.
+        host: Name or address of the server, or of a fleet.
         port: Its simulator port.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. The server
@@ -153,6 +156,7 @@ class SimulatorClient:
         self._connection: Connection | None = None
         self._over: str | None = None  # why the session ended; None before the first and while it lasts
         self._session_token: str | None = None  # what a connection shows to go on with the session
+        self._service: str | None = None  # which of a fleet's servers has the session
         self._number = 0  # of the last request that the server may have executed
 
     # -- the session
@@ -161,13 +165,13 @@ class SimulatorClient:
     @property
     def session_token(self) -> str | None:
         """What another client shows to :meth:`resume` this session; ``None`` where there is no simulator."""
-        return self._session_token
+        return None if self._session_token is None else self._with_service(self._session_token)
 
     def connect(self) -> None:
         """Begin a session, unless there is one already."""
         if self._connection is not None:
             return
-        self._session_token, self._number = None, 0
+        self._session_token, self._service, self._number = None, None, 0
         self._connection, self._over = self._greet(), None
 
     def resume(self, session_token: str) -> ResumedSession:
@@ -177,8 +181,11 @@ class SimulatorClient:
             SessionNotFound: It ended, or never was.
             SimulatorAlreadySelected: This client's own session has a simulator.
         """
+        token, _, service = session_token.partition("@")
+        if service and (self._connection is None or service != self._service):
+            self._move(service)
         self.connect()
-        reply = self._resume(session_token)
+        reply = self._resume(token)
         spec, last = reply["spec"], reply["last"]
         return ResumedSession(
             reply["simulator"],
@@ -187,30 +194,56 @@ class SimulatorClient:
         )
 
     def _greet(self) -> Connection:
-        """Return a new connection that has said hello."""
-        connection = self._open_connection(self.host, self.port, timeout_s=self._connect_timeout_s)
-        try:
-            hello: dict[str, Any] = {
-                "method": "hello",
-                "protocol_version": PROTOCOL_VERSION,
-                "client": f"robowire {__version__}",
-                "resumable": self._reconnect_s > 0,
-            }
-            if self._token is not None:
-                hello["token"] = self._token
-            reply = raise_for_status(
-                loads(connection.exchange(encode_frame(hello), timeout_s=self._connect_timeout_s))
+        """Return a new connection with a simulator server, of the session's service where it has one."""
+        connection, reply = self._say_hello(self.host, self.port, redirect=True, service=self._service)
+        if reply.get("server") == "fleet":
+            connection.close()
+            address, self._service = str(self._field(reply, "redirect")), self._field(reply, "service")
+            host, _, port = address.rpartition(":")
+            if not port.isdecimal():
+                raise RemoteProtocolError(f"the fleet sends to {address[:100]!r}, expected host:port")
+            connection, reply = self._say_hello(host.strip("[]"), int(port))
+        if reply.get("server") != "simulator":
+            connection.close()
+            raise ConfigurationError(
+                f"{self.host}:{self.port} is a {reply.get('server')} server, not a simulator server: "
+                "use its simulator port, or PolicyClient"
             )
-            if reply.get("server") != "simulator":
-                raise ConfigurationError(
-                    f"{self.host}:{self.port} is a {reply.get('server')} server, not a simulator server: "
-                    "use its simulator port, or PolicyClient"
-                )
+        logger.info("connected to %s, session %s", connection.peer, reply.get("session"))
+        return connection
+
+    def _say_hello(self, host: str, port: int, **said: Any) -> tuple[Connection, dict[str, Any]]:
+        """Return a new connection and what its server replied to a hello."""
+        connection = self._open_connection(host, port, timeout_s=self._connect_timeout_s)
+        hello = {
+            "method": "hello",
+            "protocol_version": PROTOCOL_VERSION,
+            "client": f"robowire {__version__}",
+            "resumable": self._reconnect_s > 0,
+            "token": self._token,
+            **said,
+        }
+        try:
+            payload = connection.exchange(encode_frame(hello), timeout_s=self._connect_timeout_s)
+            return connection, raise_for_status(loads(payload))
         except BaseException:
             connection.close()
             raise
-        logger.info("connected to %s:%d, session %s", self.host, self.port, reply.get("session"))
-        return connection
+
+    def _move(self, service: str) -> None:
+        """Connect to that service of the fleet, in the place of another one where nothing was begun."""
+        if self._connection is not None:
+            if self._session_token is not None:
+                raise SimulatorAlreadySelected(
+                    "this session runs a simulator already: resume with another client, or disconnect first"
+                )
+            self.disconnect()
+        self._session_token, self._service, self._number = None, service, 0
+        self._connection, self._over = self._greet(), None
+
+    def _with_service(self, token: str) -> str:
+        """Return what leads another client to the server that has the session, too."""
+        return token if self._service is None else f"{token}@{self._service}"
 
     def _resume(self, session_token: str) -> dict[str, Any]:
         reply = self._exchange("resume", {"token": session_token}, timeout_s=self._timeout_s)
@@ -395,7 +428,8 @@ class SimulatorClient:
 
         Clients go on with them by :meth:`resume`, within the server's ``session_timeout_s``.
         """
-        return list(self._field(self._call("fork", snapshot_id=snapshot_id, n=n), "tokens"))
+        tokens = self._field(self._call("fork", snapshot_id=snapshot_id, n=n), "tokens")
+        return [self._with_service(token) for token in tokens]
 
     def list_snapshots(self) -> list[dict[str, Any]]:
         """Return ``snapshot_id``, ``bytes``, ``simulator``, ``task``, ``steps`` of all the server keeps."""
@@ -421,6 +455,10 @@ class SimulatorClient:
         """Keep the session for a while without asking anything of it; return for how many seconds."""
         seconds: float = self._field(self._call("renew"), "session_timeout_s")
         return seconds
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the server counts: sessions, requests, errors, and how long they took."""
+        return {key: value for key, value in self._call("stats").items() if key != "status"}
 
     def ping(self) -> float:
         """Return the seconds of one round trip to the server, the connection made before."""

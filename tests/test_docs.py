@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from robowire.errors import RequestError
-from robowire.serving.simulator_requests import METHODS
+from robowire.serving.simulator_requests import FLEET_METHODS, METHODS
 from robowire.testing import EchoPolicy, running_server
 from robowire.wire.framing import frame_header
 
@@ -54,7 +54,9 @@ def test_every_error_type_is_explained(error_type: str) -> None:
     assert f"`{error_type}`" in PAGE
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_and_parameter_of_the_simulator_port_is_listed(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "params"), [*METHODS.items(), *FLEET_METHODS.items()], ids=[*METHODS, *FLEET_METHODS]
+)
+def test_every_method_and_parameter_of_the_simulator_port_is_listed(method: str, params: list[str]) -> None:
     rows = [row for row in PAGE.splitlines() if row.startswith("| ") and f"`{method}`" in row]
-    assert any(all(name in row for name in METHODS[method]) for row in rows)
+    assert any(all(name in row for name in params) for row in rows)

@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "robowire/rollout/": ("robowire.rollout", *CLIENT, "robowire.PolicyClient", "robowire.SimulatorClient"),
     "robowire/fake_simulator.py": CLIENT,
     "robowire/testing.py": ("robowire.serving", "robowire.fake_simulator", *CLIENT),
+    "robowire/fleet/": ("robowire.fleet", "robowire.serving", *CLIENT),
     "robowire/gateways/__init__.py": (),
     "robowire/gateways/gymnasium_env.py": CLIENT,
     "robowire/gateways/lerobot.py": ("robowire.rollout", *CLIENT, *GROUND),
@@ -58,6 +59,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 # brings.
 EXTRAS = {
     "robowire/images.py": {"PIL"},
+    "robowire/fleet/cluster.py": {"ray"},
     "robowire/gateways/gymnasium_env.py": {"gymnasium"},
     "robowire/gateways/http/": {"fastapi", "uvicorn", "msgpack", "PIL"}
     | {"anyio", "h11", "pydantic", "starlette"},
@@ -79,6 +81,8 @@ PURE = [
     *sorted(ROOT.glob("robowire/wire/*.py")),
     ROOT / "robowire" / "action_queue.py",
     ROOT / "robowire" / "async_controller.py",
+    ROOT / "robowire" / "fleet" / "lifecycle.py",
+    ROOT / "robowire" / "fleet" / "placement.py",
 ]
 NO_IO = {"socket", "threading", "time", "asyncio", "logging", "select", "selectors"}
 # Below rooms that may not know each other: what both families of robosuite's arms share, and what those do
@@ -132,7 +136,7 @@ def test_nothing_in_the_wheel_needs_more_than_numpy(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PURE, ids=lambda path: path.name)
-def test_the_wire_and_the_asynchronous_rules_do_no_io(path: Path) -> None:
+def test_the_wire_and_the_rules_do_no_io(path: Path) -> None:
     assert {name.split(".")[0] for name in imports(path)} & NO_IO == set()
 
 

@@ -21,6 +21,7 @@ from policies.registry import POLICIES
 from robowire.contracts import PolicyOptions
 from robowire.registry import load
 from robowire.testing import running_server
+from server import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -76,6 +77,9 @@ def program_and_arguments(words: list[str]) -> tuple[tuple[str, ...], list[str]]
     if words[start:] and program[0] in ("server.py", "client.py"):  # their flags belong to a subcommand
         start += 1
         program = words[1:start]
+        if " ".join((*program[1:], *words[start : start + 1])) in COMMANDS:  # "fleet scale"
+            start += 1
+            program = words[1:start]
     return tuple(program), words[start:]
 
 

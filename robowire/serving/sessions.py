@@ -26,6 +26,7 @@ class Session:
     Attributes:
         id: Counts from 1, never used twice by one server.
         peer: ``host:port``.
+        host: Address of this machine under which the peer came.
         authenticated: Whether it may ask for anything but ``hello``.
         said_hello: Whether it understands typed errors.
         reply: How it wants a chunk: ``"list"`` of MetaAction, or ``"chunk"``, one array.
@@ -38,6 +39,7 @@ class Session:
 
     id: int
     peer: str
+    host: str = ""
     authenticated: bool = True
     said_hello: bool = False
     reply: str = "list"

@@ -33,7 +33,7 @@ from robowire.wire.framing import MAX_MAX_PAYLOAD
 from robowire.wire.messages import raise_for_status
 from robowire.wire.pickling import loads
 
-__all__ = ["Answer", "SimulatorProcess", "worker_environment"]
+__all__ = ["Answer", "SimulatorProcess", "how_it_ended", "worker_environment"]
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class SimulatorProcess:
                 self._end = f"did not answer {method!r} within {timeout_s:g} s and was killed"
         else:
             self._reap()
-            self._end = f"{_how_it_ended(self._popen.returncode)} during {method!r}"
+            self._end = f"{how_it_ended(self._popen.returncode)} during {method!r}"
         logger.warning("%s: simulator process %d %s", self._label, self.pid, self._end)
         return self._obituary()
 
@@ -305,7 +305,8 @@ class SimulatorProcess:
                     self._output.append(text[:_MAX_QUOTE])
 
 
-def _how_it_ended(returncode: int) -> str:
+def how_it_ended(returncode: int) -> str:
+    """Return in words what ``Popen.returncode`` says."""
     if returncode >= 0:
         return f"exited with code {returncode}"
     try:

@@ -1,4 +1,4 @@
-"""What each method of the simulator port takes: names, types and values are checked, nothing is executed."""
+"""What each method of the simulator port, and of a fleet's, takes, checked by name, type and value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from robowire.meta import MetaAction
 from robowire.registry import nearest
 from robowire.wire.messages import Call
 
-__all__ = ["METHODS", "NUMBERED", "check_action", "check_actions", "check_params", "take_number"]
+__all__ = [
+    "FLEET_METHODS",
+    "METHODS",
+    "NUMBERED",
+    "check_action",
+    "check_actions",
+    "check_params",
+    "take_number",
+]
 
 # A list of cameras, or of keys of an observation, that is longer than this is none.
 _MAX_NAMES = 64
@@ -132,6 +140,18 @@ METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
 }
 
 
+# The same for the port of a fleet, which sends clients to simulator servers.
+FLEET_METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
+    "acquire": {"service": (_text, None)},
+    "list_services": {},
+    "scale": {"num_services": (_whole, _REQUIRED)},
+    "stop": {},
+    "get_info": {},
+    "ping": {},
+    "stats": {},
+}
+
+
 # Requests that change a session, which a client may number so that each is executed once.
 NUMBERED = ("reset", "step", "step_chunk", "restore", "fork")
 
@@ -152,18 +172,24 @@ def take_number(call: Call) -> tuple[Call, int | None]:
     return Call(call.method, {name: v for name, v in call.params.items() if name != "number"}), checked
 
 
-def check_params(call: Call) -> dict[str, Any]:
+def check_params(
+    call: Call, methods: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = METHODS
+) -> dict[str, Any]:
     """Return every parameter of the call's method, read and checked, and its default where it is left out.
+
+    Args:
+        call: The request.
+        methods: Of the port.
 
     Raises:
         UnknownMethod: The port has no such method.
         InvalidParams: A parameter is unknown, missing, or not what it should be; says which.
     """
-    known = METHODS.get(call.method)
+    known = methods.get(call.method)
     if known is None:
         raise UnknownMethod(
             f"no method is called {call.method!r}."[:200]
-            + f"{nearest(call.method[:100], METHODS)} Known: {', '.join(['hello', *METHODS])}"
+            + f"{nearest(call.method[:100], methods)} Known: {', '.join(['hello', *methods])}"
         )
     for name in call.params:
         if name not in known:

@@ -270,6 +270,11 @@ class SimulatorServer:
             summaries={name: entry.summary for name, entry in self.simulators.items()},
         )
 
+    def room(self) -> dict[str, Any]:
+        """Return what ``stats`` says of simulators: how many are in use, and of how many."""
+        with self._changed:
+            return {"simulator_sessions": len(self._running), "max_sessions": self.options.max_sessions}
+
     def facts(self) -> dict[str, Any]:
         """Return what ``get_info`` and ``INFO`` say of the server."""
         with self._changed:
@@ -357,7 +362,7 @@ class _Connection:
             "get_info": self._get_info,
             "renew": lambda: ok(session_timeout_s=server.options.session_timeout_s),
             "ping": lambda: ok(),
-            "stats": lambda: ok(**server.metrics.snapshot()),
+            "stats": lambda: ok(**server.metrics.snapshot(), **server.room()),
         }
 
     def payload(self, payload: bytearray) -> Sequence[Buffer]:

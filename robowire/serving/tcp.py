@@ -257,6 +257,7 @@ class TcpServer:
         session = Session(
             self._next_id,
             connection.peer,
+            host=sock.getsockname()[0],
             authenticated=self._options.auth_token is None,
             has_left=connection.ended,
         )

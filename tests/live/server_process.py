@@ -32,7 +32,7 @@ def run_server(*flags: str, environ: Mapping[str, str] | None = None) -> subproc
 
 
 class ServerProcess:
-    """``server.py policy --policy random`` on a free port; killed at the end if it still runs.
+    """``server.py`` on a free port, ``policy --policy random`` if not told; killed if it still runs.
 
     Attributes:
         banner: The lines it printed up to the last that it prints when it listens.
@@ -40,11 +40,16 @@ class ServerProcess:
     """
 
     def __init__(
-        self, log: Path, *flags: str, environ: Mapping[str, str] | None = None, max_files: int | None = None
+        self,
+        log: Path,
+        *flags: str,
+        command: tuple[str, ...] = ("policy", "--policy", "random"),
+        environ: Mapping[str, str] | None = None,
+        max_files: int | None = None,
     ) -> None:
         self._log = log
         limit = "" if max_files is None else f"ulimit -n {max_files};"
-        program = [sys.executable, "server.py", "policy", "--policy", "random", "--port", "0", *flags]
+        program = [sys.executable, "server.py", *command, "--port", "0", *flags]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
                 ["bash", "-c", f'{limit} exec "$@"', "bash", *program],

@@ -25,11 +25,11 @@ OLDEST_SUPPORTED = (3, 8)
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 import robowire
-SERVER_ROOMS = {"serving", "rollout"}
-NEED_EXTRAS = {"gateways", "dashboard"}
+SERVER_ROOMS = {"serving", "rollout", "fleet"}
+NEED_EXTRAS = {"gateways", "dashboard", "cluster"}
 for module in pkgutil.walk_packages(robowire.__path__, "robowire."):
-    room = module.name.split(".")[1]
-    if room not in NEED_EXTRAS and (room not in SERVER_ROOMS or sys.version_info >= (3, 10)):
+    names = set(module.name.split("."))
+    if not NEED_EXTRAS & names and (not SERVER_ROOMS & names or sys.version_info >= (3, 10)):
         importlib.import_module(module.name)
 installed = {name.split(".")[0] for name, module in sys.modules.items()
              if "site-packages" in (getattr(module, "__file__", None) or "")}

@@ -1,0 +1,1 @@
+"""Many simulator servers as one: started, watched, replaced, and behind one address."""

@@ -1,0 +1,95 @@
+"""What the fleet asks of whatever runs its services: processes of this machine, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from robowire.errors import RobowireError
+from robowire.registry import Entry
+
+__all__ = ["ENGINES", "CannotStart", "Engine", "Service", "ServiceSpec"]
+
+ENGINES: Mapping[str, Entry] = {
+    "local": Entry("robowire.fleet.processes:LocalEngine", summary="processes of this machine"),
+    "ray": Entry("robowire.fleet.cluster:ClusterEngine", extra="ray", summary="actors of a Ray cluster"),
+}
+
+
+class CannotStart(RobowireError):
+    """A service could not be started, perhaps this time only; it is tried again."""
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """A service to start.
+
+    Attributes:
+        name: For the log.
+        command: A program that serves simulators, and its flags, but for ``--port``. It prints
+            ``listening on HOST:PORT`` once it listens, finishes what it has when it gets SIGTERM, and ends.
+        environ: What it finds in its environment beside ours.
+        share: How many services there are to be: it gets its part of what there is.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    share: int = 1
+
+
+class Service(Protocol):
+    """One process that serves simulators. Any thread may ask it."""
+
+    pid: int
+    """Its process, on the machine it runs on."""
+
+    node: str | None
+    """The machine it runs on, as clients reach it; ``None`` for the fleet's own."""
+
+    gpu: str
+    """The GPU it was given; empty for none."""
+
+    cores: str
+    """The cores it was given; empty for all."""
+
+    def address(self) -> tuple[str, int] | None:
+        """Return where the fleet reaches it; ``None`` until it listens."""
+        ...
+
+    def ended(self) -> str | None:
+        """Return how it ended, in words; ``None`` while it runs."""
+        ...
+
+    def memory_mb(self) -> float:
+        """Return the memory of it and its simulators, in megabytes."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to finish what it has and end."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, and its simulators with it."""
+        ...
+
+    def close(self) -> None:
+        """Free what is left here of one that ended."""
+        ...
+
+
+class Engine(Protocol):
+    """Starts services. One thread asks it, which lives until all of them have ended."""
+
+    def start(self, spec: ServiceSpec) -> Service:
+        """Return a service that was just started.
+
+        Raises:
+            CannotStart: Not now; says why.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. All its services have ended."""
+        ...

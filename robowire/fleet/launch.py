@@ -1,0 +1,36 @@
+"""Become a service: ``python launch.py PARENT CORES COMMAND...`` replaces itself by the command.
+
+A program of its own, because what it does must be done in the new process and before its first import:
+pinning counts for the threads that come later, and a service of which nobody knows must not come to be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command in this process, which Linux is asked to kill with its parent.
+
+    Args:
+        argv: The parent's process id; core numbers with commas between, or nothing; the command.
+    """
+    parent, cores, *command = argv
+    if sys.platform == "linux":
+        # It is with the parent's *thread* that we end: that of the fleet's supervisor. Survives the exec.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            sys.exit(f"process {parent} ended before its service began")
+        if cores:
+            os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

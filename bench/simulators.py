@@ -111,6 +111,7 @@ def measure_steps(name: str, rounds: int) -> list[dict[str, Any]]:
             with ExitStack() as stack:
                 here = stack.enter_context(_here(name, **task))
                 there = [stack.enter_context(_there(name, address, **task)) for _ in range(SESSIONS)]
+                sys.stderr.write(f"{TASKS[name]}, {observed}\n")  # a person waits for minutes
                 seconds = _take_turns(here, there, threads, rounds, steps)
             base, one, parallel = seconds.T
             rows.append(
@@ -152,6 +153,7 @@ def _take_turns(
 
 def measure_instants(name: str, repeats: int) -> list[dict[str, Any]]:
     """Return the seconds of snapshot, restore and fork, without rendering, and of getting to a first step."""
+    sys.stderr.write(f"{TASKS[name]}, snapshots, forks, resets and starts\n")
     clock = _Clock()
     with simulator_server_of_environment(host="127.0.0.1", port=0) as server:
         with SimulatorClient(*server.address) as client:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,8 @@ _DRAWING_REMEDIES = {
     "egl": "install the GPU driver's EGL (libEGL.so.1), choose a device with MUJOCO_EGL_DEVICE_ID, or set "
     "MUJOCO_GL=osmesa to draw on the CPU",
 }
+# In what MuJoCo and PyOpenGL raise at their import where a library or a device is missing.
+_OPENGL = re.compile(r"glGetError|OSMesa|EGL|OpenGL|GLFW|MUJOCO_GL|PYOPENGL")
 _OTHER_DRAWING_REMEDY = "set MUJOCO_GL=osmesa, which draws on the CPU, or MUJOCO_GL=egl, which wants a GPU"
 
 
@@ -95,11 +98,10 @@ class Doctor:
         if report["simulators"].get("libero", {}).get("status") in ("ok", "failed"):
             report["libero_assets"] = self._libero_assets()
         for name, family in report["simulators"].items():
-            # One reason is enough: without assets LIBERO's first task fails as well.
-            if name != "libero" or report.get("libero_assets", {}).get("complete", True):
-                self._judge(name, family)
-        if not any(family["status"] == "ok" for family in found):
-            self._problem("no simulator works here", "./start_policy_server.sh --help sets up robosuite")
+            complete = name != "libero" or report.get("libero_assets", {}).get("complete", True)
+            self._judge(name, family, assets=None if complete else report["libero_assets"]["said"])
+        if all(family["status"] == "absent" for family in found):
+            self._problem("no simulator is installed", "./setup_environment.sh makes .venv, with robosuite")
         report["problems"] = self._problems
         return report
 
@@ -186,21 +188,31 @@ class Doctor:
             family["frame"] = {"error": probe["problem"]}
         return family
 
-    def _judge(self, name: str, family: Mapping[str, Any]) -> None:
-        if family["status"] == "absent" and name in self._wanted:
-            self._problem(f"{name}: {family['error']}", f"install it where {family['python']} finds it")
+    def _judge(self, name: str, family: Mapping[str, Any], *, assets: str | None) -> None:
+        """Note what is wrong with a family, for one reason; ``assets`` says what is wrong with its files."""
+        chosen = os.environ.get("MUJOCO_GL") or self._simulators[name].environ.get("MUJOCO_GL", "")
+        drawing = _DRAWING_REMEDIES.get(chosen, _OTHER_DRAWING_REMEDY)
+        frame, error = family.get("frame", {}), family.get("error", "")
+        if family["status"] == "absent":
+            if name in self._wanted:
+                self._problem(f"{name}: {error}", f"install it where {family['python']} finds it")
+        elif _OPENGL.search(error):
+            self._problem(f"{name}: {error}", drawing)
+        elif assets is not None:
+            self._problem(
+                f"{name}: some tasks cannot be loaded; `python -m benchmark.libero` says which",
+                _last_line(assets),  # which says where the files are to be had
+            )
         elif family["status"] == "failed":
             self._problem(
-                f"{name}: {family['error']}",
+                f"{name}: {error}",
                 f"`server.py simulator --log_level debug` shows all that {family['python']} says; its "
-                "environment is made anew by ./setup_simulator.sh or ./start_policy_server.sh",
+                "environment is made anew by ./setup_environment.sh or ./setup_simulator.sh",
             )
-        frame, backend = family.get("frame", {}), family.get("fingerprint", {}).get("gl")
-        remedy = _DRAWING_REMEDIES.get(backend, _OTHER_DRAWING_REMEDY)
-        if "error" in frame:
-            self._problem(f"{name} cannot draw with {backend}: {frame['error']}", remedy)
+        elif "error" in frame:
+            self._problem(f"{name} cannot draw with {chosen}: {frame['error']}", drawing)
         elif frame.get("black"):
-            self._problem(f"{name} draws only black with {backend}", remedy)
+            self._problem(f"{name} draws only black with {chosen}", drawing)
 
     def _libero_assets(self) -> dict[str, Any]:
         python = self._pythons.get("libero", sys.executable)
@@ -218,11 +230,6 @@ class Doctor:
             said, complete = f"no answer within {self._timeout_s:g} s", False
         else:
             said, complete = (done.stdout or done.stderr).strip(), done.returncode == 0
-        if not complete:
-            self._problem(
-                "libero: some tasks cannot be loaded; `python -m benchmark.libero` says which",
-                _last_line(said),  # which says where the files are to be had
-            )
         return {"complete": complete, "said": said}
 
 

@@ -110,9 +110,27 @@ def test_a_family_that_nobody_asked_for_may_be_missing() -> None:
     assert lines[-1] == "all is well"
 
 
-def test_that_no_family_works_is_a_problem() -> None:
+def test_that_no_family_is_installed_is_a_problem() -> None:
     report = Doctor({"missing": Entry("nowhere:make")}, {}, tasks={}).examine()
-    assert [problem["problem"] for problem in report["problems"]] == ["no simulator works here"]
+    assert [problem["problem"] for problem in report["problems"]] == ["no simulator is installed"]
+
+
+def test_a_missing_opengl_library_is_told_with_the_package_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What `import mujoco` raises where there is no OSMesa.
+    error = "'NoneType' object has no attribute 'glGetError'"
+    (tmp_path / "blind.py").write_text(f'raise AttributeError("{error}")\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    blind = Entry("blind:make", environ={"MUJOCO_GL": "osmesa"})
+    report = Doctor({"blind": blind, "works": FAKE}, {}, tasks={}).examine()
+    assert report["problems"] == [
+        {
+            "problem": f"blind: simulator 'blind' cannot start: AttributeError: {error}",
+            "remedy": "apt-get install libosmesa6, or set MUJOCO_GL=egl where there is a GPU",
+        }
+    ]
 
 
 def test_a_machine_without_egl_is_told_so() -> None:

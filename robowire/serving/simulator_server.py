@@ -115,12 +115,6 @@ class SimulatorServer:
         finally:
             self._kill_all()
 
-    @property
-    def running(self) -> int:
-        """How many sessions have a simulator."""
-        with self._changed:
-            return len(self._running)
-
     def describe(self) -> str:
         """Return one line for a person."""
         names = ", ".join(sorted(self.simulators)) or "no simulator"

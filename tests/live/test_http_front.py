@@ -148,7 +148,7 @@ def session(shared: Session) -> Session:
 def test_health_needs_no_session(browser: Browser) -> None:
     health = browser.get("/health")
     assert health.status == 200
-    assert health.value.keys() == {"status", "version", "running", "max_sessions"}
+    assert health.value.keys() == {"status", "version", "simulator_sessions", "max_sessions"}
 
 
 def test_reset_begins_a_session_and_gives_its_name_the_spec_and_the_observation(browser: Browser) -> None:
@@ -352,10 +352,10 @@ def test_info_tells_of_the_server_and_of_a_session(browser: Browser, session: Se
 def test_tasks_are_those_of_a_session_or_of_a_simulator_that_is_named(
     browser: Browser, session: Session
 ) -> None:
-    running = browser.get("/health").value["running"]
+    running = browser.get("/health").value["simulator_sessions"]
     assert session.get("/tasks?suite=sound").value["tasks"] == ["reach"]
     assert browser.get("/tasks?simulator=fake&suite=sound").value["tasks"] == ["reach"]
-    assert browser.get("/health").value["running"] == running
+    assert browser.get("/health").value["simulator_sessions"] == running
 
 
 def test_simulators_stats_and_renew_answer(browser: Browser, session: Session) -> None:
@@ -553,10 +553,10 @@ def test_a_call_without_a_session_is_told_what_it_lacks(
 
 
 def test_a_session_that_cannot_begin_leaves_nothing(browser: Browser) -> None:
-    running = browser.get("/health").value["running"]
+    running = browser.get("/health").value["simulator_sessions"]
     status, error_type, _ = browser.post("/reset", {"simulator": "fake", "task": "none"}).error
     assert (status, error_type) == (404, "task_not_found")
-    assert browser.get("/health").value["running"] == running
+    assert browser.get("/health").value["simulator_sessions"] == running
 
 
 def test_an_episode_that_is_over_wants_a_reset(browser: Browser) -> None:
@@ -652,7 +652,7 @@ def test_limits_are_those_of_the_server() -> None:
         while time.monotonic() < until:
             assert session.post("/renew").status == 200
             time.sleep(0.1)
-        wait_for(lambda: browser.get("/health").value["running"] == 0)
+        wait_for(lambda: browser.get("/health").value["simulator_sessions"] == 0)
         assert session.get("/observation").error[:2] == (404, "session_not_found")
         # A simulator that hangs is ended.
         session = browser.begin(task="hang_in_step")
@@ -716,19 +716,31 @@ def test_a_body_or_a_head_that_does_not_come_costs_its_connection() -> None:
 
 
 def test_told_to_stop_it_finishes_the_calls_in_hand() -> None:
+    replies: list[Reply] = []
+    held, release = threading.Event(), threading.Event()
     with running_front(drain_s=10.0) as browser:
-        session = browser.begin()
-        replies: list[Reply] = []
-        with browser.front.simulators.guest(session.name):  # as a call that takes long
-            waiting = threading.Thread(
-                target=lambda: replies.append(session.post("/step", {"action": [1, 0, 0]}))
-            )
-            waiting.start()
-            wait_for(lambda: browser.front.simulators._guests == 2)
-            browser.front.stop()
-            with pytest.raises(ShuttingDown), browser.front.simulators.guest(session.name):
-                pass
-        waiting.join()
+        session, simulators = browser.begin(), browser.front.simulators
+
+        def hold() -> None:
+            with simulators.guest(session.name):  # as a call that takes long
+                held.set()
+                release.wait()
+
+        threads = [
+            threading.Thread(target=hold),
+            threading.Thread(target=lambda: replies.append(session.post("/step", {"action": [1, 0, 0]}))),
+        ]
+        threads[0].start()
+        held.wait()
+        threads[1].start()
+        wait_for(lambda: simulators._guests == 2)
+        browser.front.stop()
+        with pytest.raises(ShuttingDown), simulators.guest(session.name):
+            pass
+        threads.append(threading.Timer(0.5, release.set))  # the server ends in the meantime, but for this
+        threads[2].start()
+    for thread in threads:
+        thread.join()
     assert [reply.status for reply in replies] == [200]
 
 

@@ -339,7 +339,7 @@ def info(asked: Ask) -> Response:
 @_router.get("/stats", tags=["server"], **_says(models.StatsReply))
 def stats(asked: Ask) -> Response:
     """Count requests, errors and durations, of TCP and HTTP together."""
-    return asked.answer(ok(**asked.server.metrics.snapshot()))
+    return asked.answer(ok(**asked.server.metrics.snapshot(), **asked.server.room()))
 
 
 # What a probe asks waits for no thread.
@@ -349,8 +349,7 @@ def stats(asked: Ask) -> Response:
 async def health(request: Request) -> Response:
     """Say that the server answers; needs no token."""
     server: SimulatorServer = request.app.state.server
-    facts = ok(version=__version__, running=server.running, max_sessions=server.options.max_sessions)
-    return Response(to_json(facts), media_type="application/json")
+    return Response(to_json(ok(version=__version__, **server.room())), media_type="application/json")
 
 
 @_router.get("/metrics", tags=["server"], response_class=Response)

@@ -135,7 +135,7 @@ class Health(_Reply):
     """The server answers."""
 
     version: str
-    running: int = Field(description="Sessions that have a simulator now.")
+    simulator_sessions: int = Field(description="Sessions that have a simulator now.")
     max_sessions: int
 
 

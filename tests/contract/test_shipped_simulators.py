@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
 from robowire.contracts import Simulator, TaskOptions
 from robowire.registry import load
 from robowire.simulator_contract import SimulatorContract
+from robowire.specs import SimulatorSpec
 
 # robosuite logs that it has no private macros with a method that Python no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
@@ -21,6 +23,34 @@ def make_robosuite() -> Simulator:
 
 def make_libero() -> Simulator:
     return load("simulator", "libero", SIMULATORS)()
+
+
+def make_gymnasium() -> Simulator:
+    return load("simulator", "gymnasium", SIMULATORS)()
+
+
+def make_highway() -> Simulator:
+    return load("simulator", "highway", SIMULATORS)()
+
+
+class TestGymnasium(SimulatorContract):
+    make_simulator = make_gymnasium
+    task_name = "FetchReach-v4"
+    options = TaskOptions(camera_names=("render",), image_height=48, image_width=64)
+
+
+class TestAChoice(SimulatorContract):
+    make_simulator = make_gymnasium
+    task_name = "CartPole-v1"
+
+    def actions(self, spec: SimulatorSpec, count: int) -> np.ndarray:
+        return np.random.default_rng(7).integers(0, 2, (count, 1)).astype(float)
+
+
+class TestHighway(SimulatorContract):
+    make_simulator = make_highway
+    task_name = "merge-v1"
+    options = TaskOptions(camera_names=("render",), image_height=48, image_width=64)
 
 
 class TestRobosuite(SimulatorContract):

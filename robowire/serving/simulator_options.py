@@ -26,7 +26,7 @@ class SimulatorServerOptions(TcpOptions):
         warm: Processes to keep ready beside the sessions, with the simulators selected last imported and
             their last task built and reset once; 0 keeps none.
         max_session_mb: Memory of one session's simulator, in megabytes; one that holds more is replaced by a
-            new process at the next reset; 0 means no limit.
+            new process at the next reset or restore; 0 means no limit.
     """
 
     port: int = 5555

@@ -317,6 +317,7 @@ class SimulatorSession:
     def _restore(self, snapshot_id: str) -> Answer:
         self._require_task()
         payload = self._server.snapshots.get(snapshot_id)
+        self._replace_if_grown()
         try:
             answer = self._call("restore", {"payload": payload}, self._options.call_timeout_s)
         except BackendError:  # any other error came before the first change
@@ -402,6 +403,7 @@ class SimulatorSession:
             return
         old = self._process
         self._spec = None  # if this fails, there is no task
+        self._begun, self._not_reset = False, "the simulator was replaced: reset or restore"
         old.close()
         self._start(self._name)
         self._load()

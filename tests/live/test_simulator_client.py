@@ -162,6 +162,27 @@ with SimulatorClient({host!r}, {port}) as client:
     ]
 
 
+def test_a_simulator_without_pillow_says_so_when_the_task_is_loaded(tmp_path: Path) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'PIL'\", name='PIL')\n"
+    (tmp_path / "PIL.py").write_text(missing)
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nexport PYTHONPATH="{tmp_path}:$PYTHONPATH"\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    options = SimulatorServerOptions(drain_s=2)
+    with running_simulator_server(options, pythons={"fake": str(python)}) as server, SimulatorClient(
+        *server.address
+    ) as client:
+        client.select_simulator("fake")
+        with says(
+            BackendError,
+            "image_encoding 'png' in the process of fake needs Pillow: pip install 'robowire[images]'",
+        ):
+            client.load_task("reach", image_encoding="png")
+        client.load_task("reach")
+
+
 def test_a_session_is_renewed(client: SimulatorClient) -> None:
     assert client.renew() == 300.0
 

@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from robowire.errors import BackendError, ShuttingDown
+from robowire.errors import BackendError, NotReset, ShuttingDown, SnapshotMismatch
 from robowire.registry import Entry
 from robowire.serving.simulator_pool import SimulatorPool
 from robowire.serving.simulator_process import SimulatorProcess
@@ -95,6 +96,16 @@ def test_a_task_is_built_as_the_last_one_was(pool: SimulatorPool) -> None:
     process.close()
 
 
+def test_a_task_that_was_built_is_not_built_again(pool: SimulatorPool) -> None:
+    pool.task_was_loaded("red", task())
+    once(pool)
+    process = take(pool)
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for_end(process.pid)
+    assert process.call("load_task", task(), timeout_s=30).read()["task"] == "reach"  # nobody was asked
+    process.close()
+
+
 def test_a_task_that_is_loaded_later_is_built_in_processes_that_have_none(pool: SimulatorPool) -> None:
     once(pool)
     pool.task_was_loaded("red", task())
@@ -159,11 +170,13 @@ def test_a_simulator_that_cannot_start_is_not_tried_until_it_is_selected_again(
 
 
 def test_a_pool_that_closes_ends_what_it_is_about_to_warm() -> None:
-    pool = SimulatorPool({"red": FAKE}, {}, warm=2, load_timeout_s=30)
+    pool = SimulatorPool({"red": FAKE}, {}, warm=2, load_timeout_s=60)
     pool.task_was_loaded("red", task("hang_in_load_task"))
     process = take(pool)
     process.close()
+    begun = time.monotonic()
     pool.close()
+    assert time.monotonic() - begun < 20
     assert pool.ready() == {}
     with pytest.raises(ShuttingDown, match=r"^the server shuts down and starts no simulators$"):
         take(pool)
@@ -256,6 +269,35 @@ def test_a_simulator_that_holds_too_much_is_replaced_at_the_next_reset(
         r"which begins with \d\d MB, took its place",
         caplog.text,
     )
+
+
+def test_a_session_that_restores_only_is_replaced_too() -> None:
+    options = SimulatorServerOptions(drain_s=2, max_session_mb=150)
+    with running_simulator_server(options) as server, SimulatorClient(*server.address) as client:
+        leak(client, 0)
+        snapshot_id = client.snapshot()
+        expected = [client.step(ACTION).observation["position"].tolist() for _ in range(5)]
+        pid = client.get_info()["process"]["pid"]
+        client.restore(snapshot_id)
+        assert [client.step(ACTION).observation["position"].tolist() for _ in range(5)] == expected
+        assert client.get_info()["process"]["pid"] != pid
+
+
+def test_a_restore_that_is_refused_by_a_replacement_leaves_no_episode_to_step_in() -> None:
+    options = SimulatorServerOptions(drain_s=2, max_session_mb=150)
+    with running_simulator_server(options) as server, SimulatorClient(*server.address) as client:
+        leak(client, 0)
+        foreign = client.snapshot()
+        client.load_task("leak_in_step", horizon=78)
+        client.reset(seed=3)
+        for _ in range(5):
+            client.step(ACTION)
+        with pytest.raises(SnapshotMismatch):
+            client.restore(foreign)
+        with pytest.raises(NotReset, match=r"^the simulator was replaced: reset or restore$"):
+            client.step(ACTION)
+        client.reset(seed=3)
+        client.step(ACTION)
 
 
 def test_a_simulator_below_the_limit_stays() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from robowire.errors import InvalidParams, Overloaded, SessionNotFound
@@ -83,6 +84,9 @@ class Supervisor:
         drain_s: Seconds that a service which is told to end has to finish its requests.
         token: What services and their clients share; none by default.
         on_change: Called with the fleet's rows when a service has another state, once a second at most.
+
+    Attributes:
+        command: Of each service.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class Supervisor:
     ) -> None:
         self._engine = engine
         self._options = options
-        self._command = tuple(command)
+        self.command = tuple(command)
         self._drain_s = drain_s
         self._token = token
         self._on_change = on_change
@@ -169,7 +173,7 @@ class Supervisor:
                 alive = place.service is not None and place.service.ended() is None
                 if place.name == name and alive and place.lifecycle.state is not State.STARTING:
                     return self._address(place, host)
-        raise SessionNotFound(f"service {name} has ended, and its sessions with it")
+        raise SessionNotFound(f"service {name[:50]} has ended, and its sessions with it")
 
     def describe(self) -> list[dict[str, Any]]:
         """Return a row for each service."""
@@ -194,23 +198,27 @@ class Supervisor:
     # -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
+        done = False
+        while not done:
             with self._changed:
                 self._match_number()
             for place in self._places:
-                try:
-                    self._tend(place)
-                except Exception:  # all services end with this thread
-                    logger.exception("service %s cannot be tended", place.name)
+                self._survive(partial(self._tend, place))
             with self._changed:
                 self._places = [p for p in self._places if p.lifecycle.state is not State.STOPPED]
                 self._changed.notify_all()
                 done = self._stopping and not self._places
-            self._tell(now=done)
-            if done:
-                return
-            self._wake.wait(_TICK_S)
-            self._wake.clear()
+            self._survive(partial(self._tell, now=done))
+            if not done:
+                self._wake.wait(_TICK_S)
+                self._wake.clear()
+
+    def _survive(self, act: Callable[[], None]) -> None:
+        """Do it, and go on if it fails: all services end with this thread."""
+        try:
+            act()
+        except Exception:
+            logger.exception("the fleet met a bug of this program")
 
     def _match_number(self) -> None:
         """Add places, or retire some, until there are as many as are wanted."""
@@ -250,7 +258,7 @@ class Supervisor:
 
     def _start(self, place: _Place) -> None:
         place.launches += 1
-        spec = ServiceSpec(f"service {place.name}", self._command, self._environ(), share=self._wanted)
+        spec = ServiceSpec(f"service {place.name}", self.command, self._environ(), share=self._wanted)
         now = time.monotonic()
         try:
             service: Service | None = self._engine.start(spec)

@@ -152,13 +152,13 @@ class Supervisor:
             Overloaded: None is ready, and none was within some seconds.
         """
         with self._changed:
-            if not self._changed.wait_for(self._serving, timeout=_READY_S):
+            serving = self._changed.wait_for(self._serving, timeout=_READY_S)
+            now = time.monotonic()
+            chosen = least_loaded([place.load for place in serving], now)
+            if chosen is None:
                 states = Counter(place.lifecycle.state.value for place in self._places)
                 found = ", ".join(f"{count} {state}" for state, count in states.items()) or "there are none"
                 raise Overloaded(f"no service of this fleet is ready ({found}); try again later")
-            serving, now = self._serving(), time.monotonic()
-            chosen = least_loaded([place.load for place in serving], now)
-            assert chosen is not None
             serving[chosen].load.send(now)
             return serving[chosen].name, self._address(serving[chosen], host)
 
@@ -170,8 +170,13 @@ class Supervisor:
         """
         with self._changed:
             for place in self._places:
-                alive = place.service is not None and place.service.ended() is None
-                if place.name == name and alive and place.lifecycle.state is not State.STARTING:
+                service = place.service
+                if (
+                    place.name == name
+                    and service is not None
+                    and service.ended() is None
+                    and service.address()
+                ):
                     return self._address(place, host)
         raise SessionNotFound(f"service {name[:50]} has ended, and its sessions with it")
 

@@ -30,16 +30,15 @@ class Drawing:
 
         # gymnasium-robotics moves the mark of a goal and computes forward before it draws. The next step
         # would start from other numbers: its mocap bodies read positions that MuJoCo leaves a substep behind.
+        # Where the mark is stays in the model: nothing but the next picture asks.
         own = self._own
         mujoco.mj_copyData(self._kept, own.model, own.data)
-        marks = own.model.site_pos.copy()
         viewer = self._viewer()
         if viewer is not None:
             viewer.make_context_current()  # another simulator of this process may have drawn since
         try:
             return np.asarray(self._env.render())
         finally:
-            own.model.site_pos[:] = marks
             mujoco.mj_copyData(own.data, own.model, self._kept)
 
     def close(self) -> None:

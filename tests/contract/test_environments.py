@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium import register, registry
 
 from benchmark.registry import SIMULATORS
 from robowire.contracts import Chunked, Simulator, TaskOptions
@@ -279,6 +280,22 @@ def test_fetch_is_seen_told_and_judged_by_its_own_words(gymnasium: Simulator) ->
     assert gymnasium.step(np.zeros(4)).info["success_rule"] == "info['is_success']"
 
 
+@pytest.mark.parametrize("task", ["FetchPickAndPlace-v4", "HandReach-v3"])
+def test_what_is_computed_to_draw_a_goal_is_taken_back(gymnasium: Simulator, task: str) -> None:
+    spec = gymnasium.load_task(task, TaskOptions())
+    numbers, last_pictures = [], []
+    for filmed in (set(), {7}, set(range(8))):
+        numbers.append([gymnasium.reset(seed=4)["observation"].tobytes()])
+        for step, action in enumerate(actions(spec, 8)):
+            if step in filmed:
+                picture = gymnasium.render().tobytes()
+            numbers[-1].append(gymnasium.step(action).observation["observation"].tobytes())
+        if filmed:
+            last_pictures.append(picture)
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert last_pictures[0] == last_pictures[1]
+
+
 def test_a_dense_reward_is_given_where_there_is_one(gymnasium: Simulator) -> None:
     gymnasium.load_task("FetchReach-v4", TaskOptions(reward_shaping=True))
     gymnasium.reset(seed=0)
@@ -356,6 +373,37 @@ simulator.close()
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout == f"{here}\n"
+
+
+def test_an_environment_of_your_own_is_a_task_once_it_is_registered(gymnasium: Simulator) -> None:
+    register("acme/Pixels-v0", "pixel_environment:Pixels")
+    try:
+        assert gymnasium.list_tasks("pixel_environment") == ["acme/Pixels-v0"]
+        spec = gymnasium.load_task("acme/Pixels-v0", TaskOptions(image_height=8, image_width=8))
+        assert (spec.camera_names, spec.state_layout, spec.action_layout) == (
+            ("screen",),
+            "count(1)",
+            "choice(2) in 0..2 0..1",
+        )
+        assert (spec.control_hz, spec.max_episode_steps, spec.instruction) == (None, 1000, "pixels")
+        gymnasium.reset(seed=0)
+        result = gymnasium.step(np.array([2.0, 1.0]))
+        grey = result.info["grey"]
+        assert result.info == {
+            "grey": grey,
+            "success": False,
+            "success_rule": "none: the environment tells no success and has registered no reward_threshold",
+        }
+        seen = gymnasium.to_meta_obs(result.observation)
+        assert seen.image is not None
+        assert seen.state is not None
+        assert (seen.image.shape, set(seen.image.ravel().tolist())) == ((1, 3, 8, 8), {grey})
+        assert seen.state.tolist() == [1.0]
+        with pytest.raises(InvalidParams) as caught:
+            gymnasium.render()
+        assert str(caught.value) == ("this environment draws no pictures: it has no render mode 'rgb_array'")
+    finally:
+        registry.pop("acme/Pixels-v0")
 
 
 # -- what roads alone have -----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Scene:
         horizon: Steps after which an episode is truncated.
         control_hz: Actions per second of episode time; ``None`` where the environment does not say.
         begin: Begins an episode by its seed and the number of an initial state; returns the observation.
-        success: Whether the task succeeded, and by what rule, in words.
+        success: Whether the task has succeeded, and by what rule, in words. Its answer at the end counts.
         draw: Returns the picture, uint8 (height, width, 3), upright, and changes nothing by it.
         close: Ends the environment.
         rendering: What pictures are, for the spec.
@@ -216,7 +216,8 @@ class GymnasiumSimulator:
         """Execute the environment's own action as one row of numbers, for one step.
 
         The environment decides what ends an episode, and the horizon. ``info`` holds what is plain data of
-        the environment's own, ``success``, and ``success_rule``: how that was decided, in words.
+        the environment's own, ``success``, which is of the whole episode and false before its end, and
+        ``success_rule``: how that was decided, in words.
 
         Raises:
             InvalidParams: The action has another shape, is not finite, or chooses what there is not.
@@ -307,13 +308,16 @@ class GymnasiumSimulator:
         self._steps += 1
         self._total_reward += float(reward)
         truncated = bool(truncated) or self._steps >= spec.max_episode_steps
-        success, rule = scene.success(
+        reached, rule = scene.success(
             Ending(float(reward), self._total_reward, bool(terminated), truncated, info)
         )
+        # Where an environment goes on after success, as Fetch does, it may be lost again: what was there at
+        # the end counts. And success is an end that the task made, be it at the horizon.
+        success = reached and (bool(terminated) or truncated)
         return StepResult(
             observation=self._arrays(observation),
             reward=float(reward),
-            terminated=bool(terminated),
+            terminated=bool(terminated) or success,
             truncated=truncated,
             info={**_plain_items(info), "success": success, "success_rule": rule},
         )

@@ -15,6 +15,7 @@ A car that parks has to go backwards too, and has no other pedal for it than the
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import gymnasium
@@ -22,6 +23,7 @@ import highway_env
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
+from highway_env.vehicle.kinematics import Vehicle
 
 from benchmark.environments.simulator import Ending, Scene
 from benchmark.environments.spaces import ActionNumbers
@@ -93,6 +95,7 @@ class Roads:
 
     def __init__(self) -> None:
         gymnasium.register_envs(highway_env)
+        self._manners = _manners()
 
     def tasks(self, suite: str | None) -> list[str]:
         """Return the ids of all tasks, or of a suite's, such as ``"merge"``, sorted.
@@ -148,6 +151,14 @@ class Roads:
         if "spawn_probability" in config:
             # Of another car at each step, as highway-env has it for one step a second.
             config["spawn_probability"] = 1 - (1 - config["spawn_probability"]) ** (1 / hz)
+
+        def begin(seed: int, _: int | None) -> Any:
+            # An intersection sets how close cars follow, and how they brake, for all roads of the process.
+            for cls, manners in self._manners.items():
+                for name, value in manners.items():
+                    setattr(cls, name, value)
+            return env.reset(seed=seed)[0]
+
         actions = ActionNumbers(_ACTIONS)
         actions.layout = _LAYOUT
         return Scene(
@@ -155,7 +166,7 @@ class Roads:
             instruction=_INSTRUCTIONS[_suite(task_name)],
             horizon=options.horizon or round(duration * hz),
             control_hz=float(hz),
-            begin=lambda seed, _: env.reset(seed=seed)[0],
+            begin=begin,
             success=_success,
             draw=lambda: np.asarray(env.render()),
             close=env.close,
@@ -175,6 +186,19 @@ def _driven(road: Any) -> Any:
             return info
 
     return Driven
+
+
+def _drivers(cls: type) -> list[type]:
+    """Return a class of vehicles and all that are derived from it."""
+    return [cls, *(inner for derived in cls.__subclasses__() for inner in _drivers(derived))]
+
+
+@cache
+def _manners() -> dict[type, dict[str, Any]]:
+    """Return the constants of all classes of vehicles, as highway-env has them before any road is built."""
+    return {
+        cls: {name: value for name, value in vars(cls).items() if name.isupper()} for cls in _drivers(Vehicle)
+    }
 
 
 def own_action(action: Any) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from robowire.specs import SimulatorSpec
 # robosuite logs that it has no private macros with a method that Python no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
 
+DRAWN = TaskOptions(camera_names=("render",), image_height=48, image_width=64)
 SMALL = TaskOptions(camera_names=("agentview", "robot0_eye_in_hand"), image_height=48, image_width=64)
 
 
@@ -33,24 +34,32 @@ def make_highway() -> Simulator:
     return load("simulator", "highway", SIMULATORS)()
 
 
-class TestGymnasium(SimulatorContract):
+class TestFetch(SimulatorContract):
     make_simulator = make_gymnasium
     task_name = "FetchReach-v4"
-    options = TaskOptions(camera_names=("render",), image_height=48, image_width=64)
+    options = DRAWN
 
 
-class TestAChoice(SimulatorContract):
+class TestMetaWorld(SimulatorContract):
+    make_simulator = make_gymnasium
+    task_name = "Meta-World/reach-v3"
+    options = TaskOptions(camera_names=())  # it draws a picture in half a second
+
+
+class TestCartPole(SimulatorContract):
     make_simulator = make_gymnasium
     task_name = "CartPole-v1"
+    options = DRAWN
 
     def actions(self, spec: SimulatorSpec, count: int) -> np.ndarray:
-        return np.random.default_rng(7).integers(0, 2, (count, 1)).astype(float)
+        """Return choices of two."""
+        return np.random.default_rng(7).integers(0, 2, (count, spec.action_dim or 0)).astype(float)
 
 
 class TestHighway(SimulatorContract):
     make_simulator = make_highway
     task_name = "merge-v1"
-    options = TaskOptions(camera_names=("render",), image_height=48, image_width=64)
+    options = DRAWN
 
 
 class TestRobosuite(SimulatorContract):

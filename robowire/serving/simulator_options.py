@@ -31,7 +31,7 @@ class SimulatorServerOptions(TcpOptions):
 
     port: int = 5555
     session_timeout_s: float = 300.0
-    # A robosuite process takes about 0.3 GB, and a core while it renders.
+    # A robosuite process takes 0.5 GB, 0.8 with a camera, LIBERO up to 1.8, and a core while it renders.
     max_sessions: int = 8
     # A chunk of 64 steps of the slowest LIBERO suite, rendered on a CPU, takes 15 s.
     call_timeout_s: float = 60.0

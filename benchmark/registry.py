@@ -40,6 +40,6 @@ SIMULATORS: dict[str, Entry] = {
         # Without a GPU, OSMesa and Mesa's EGL give the same pictures in the same time (12 ms a camera), but
         # EGL prints an error when the process ends. With a GPU, set MUJOCO_GL=egl: what is set already stays.
         environ={"MUJOCO_GL": "osmesa"},
-        summary="robosuite's single-arm tasks (1.4 and 1.5): Lift, Stack, Door, NutAssembly, PickPlace, Wipe",
+        summary="robosuite's tasks for one arm or two (1.4 and 1.5): Lift, Door, PickPlace, TwoArmLift ...",
     ),
 }

@@ -73,7 +73,8 @@ class MetaAction(_Record):
     Attributes:
         ctrl_space: ``"ee"`` or ``"joint"``.
         ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``.
-        action: float (action_dim,), not normalised. The last entry is the gripper: 1 open, 0 closed.
+        action: float (action_dim,), not normalised. The last entry, of each arm, is the gripper: 1 open,
+            0 closed.
         gripper_continuous: Whether that entry is a share of the gripper's width rather than a command.
     """
 

@@ -6,6 +6,8 @@ Whatever differs between the two releases is in this file.
 from __future__ import annotations
 
 import copy
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +22,26 @@ from robosuite.robots import ROBOT_CLASS_MAPPING
 
 from benchmark.arms.commands import ARM_COMMANDS
 
-__all__ = ["Gripper", "build", "controllers", "gripper_of", "reset", "robots", "tasks"]
+__all__ = [
+    "Arm",
+    "Gripper",
+    "arms_of",
+    "build",
+    "controllers",
+    "lacks",
+    "reset",
+    "robots",
+    "takes_two_arms",
+    "tasks",
+]
 
 # robosuite 1.5 composes a robot's controller of parts; 1.4 has one controller an arm.
 _COMPOSITE = hasattr(robosuite.controllers, "load_composite_controller_config")
+
+# Flat meshes, of a screen and a head. MuJoCo 3.8 takes a mesh without a volume only if it is said to be a
+# shell. Nothing else depends on that: these are only looked at, and the masses of the bodies that carry them
+# are written in the robots' descriptions.
+_FLAT_MESHES = {"Baxter": ("H1_1",), "Sawyer": ("head_1", "head_4")}
 
 
 @dataclass(frozen=True)
@@ -43,25 +61,54 @@ class Gripper:
     opened: np.ndarray
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One arm: where its numbers are among those of the environment.
+
+    Attributes:
+        name: ``"robot0"``; of a robot with two arms ``"right"`` and ``"left"``.
+        prefix: Of its observations, such as ``"robot0_"`` or ``"robot0_right_"``.
+        joint_pos: The observation that holds its joints, and maybe those of another arm.
+        joints: Which of these are its own.
+        command: Which numbers of an action its controller takes.
+        gripper_command: Which its gripper takes; empty where it has nothing to open.
+        gripper: ``None`` where it has nothing to open, like the sponge of Wipe.
+    """
+
+    name: str
+    prefix: str
+    joint_pos: str
+    joints: slice
+    command: slice
+    gripper_command: slice
+    gripper: Gripper | None
+
+
 def tasks() -> list[str]:
-    """Return the names of robosuite's registered environments for one arm."""
+    """Return the names of robosuite's registered environments for arms."""
     return sorted(
         name
         for name, cls in REGISTERED_ENVS.items()
-        if issubclass(cls, ManipulationEnv) and not issubclass(cls, TwoArmEnv) and _is_robosuites(cls)
+        if issubclass(cls, ManipulationEnv) and _is_robosuites(cls)
     )
 
 
-def robots() -> list[str]:
-    """Return the names of robosuite's robots with one arm on a fixed base."""
+def takes_two_arms(task: str) -> bool:
+    """Return whether an environment is for two arms."""
+    return issubclass(REGISTERED_ENVS[task], TwoArmEnv)
+
+
+def robots(arms: int) -> list[str]:
+    """Return the names of robosuite's robots with so many arms, 1 or 2, on a fixed base."""
+    # 1.4 has a class of robots for each; in 1.5 the model says how many arms it has.
+    cls_of_14 = {1: "SingleArm", 2: "Bimanual"}[arms]
     return sorted(
         name
         for name, cls in ROBOT_CLASS_MAPPING.items()
         if _is_robosuites(REGISTERED_ROBOTS[name])
-        # 1.4 has a class of robots for this; in 1.5 the model says how many arms it has.
         and (
-            cls.__name__ == "SingleArm"
-            or (cls.__name__ == "FixedBaseRobot" and len(REGISTERED_ROBOTS[name].arms) == 1)
+            cls.__name__ == cls_of_14
+            or (cls.__name__ == "FixedBaseRobot" and len(REGISTERED_ROBOTS[name].arms) == arms)
         )
     )
 
@@ -72,12 +119,21 @@ def controllers() -> list[str]:
     return sorted(set(known) & set(ARM_COMMANDS))
 
 
-def build(task: str, *, robot: str, controller: str, control_hz: float, reward_shaping: bool) -> Any:
+def lacks(controller: str) -> str | None:
+    """Return the package that the installed robosuite needs for a controller and that is not there."""
+    needed = controller == "IK_POSE" and not _COMPOSITE  # 1.5 does it by itself
+    return "pybullet" if needed and importlib.util.find_spec("pybullet") is None else None
+
+
+def build(
+    task: str, *, robots: Sequence[str], controller: str, control_hz: float, reward_shaping: bool
+) -> Any:
     """Return a new environment that neither renders nor ends an episode by itself."""
-    return robosuite.make(
-        task,
-        robots=robot,
-        controller_configs=_controller_config(robot, controller),
+    cls = REGISTERED_ENVS[task]
+    flat = [f"robot{i}_{mesh}" for i, name in enumerate(robots) for mesh in _FLAT_MESHES.get(name, ())]
+    return (_with_shells(cls, flat) if flat else cls)(
+        robots=list(robots),
+        controller_configs=[_controller_config(robot, controller) for robot in robots],
         control_freq=control_hz,
         reward_shaping=reward_shaping,
         ignore_done=True,
@@ -109,11 +165,52 @@ def reset(env: Any, seed: int) -> None:
         env.single_object_mode = 1
 
 
-def gripper_of(env: Any) -> Gripper | None:
-    """Return the gripper of the one robot; ``None`` where it has nothing to open, like the sponge of Wipe."""
-    gripper = env.robots[0].gripper
-    if isinstance(gripper, dict):
-        (gripper,) = gripper.values()
+def arms_of(env: Any) -> list[Arm]:
+    """Return the arms of an environment, in robosuite's order."""
+    found: list[Arm] = []
+    start = 0  # of the robot's part of an action
+    for robot in env.robots:
+        names = list(getattr(robot, "arms", [""]))  # 1.4 names those of a robot with two arms only
+        prefix = str(robot.robot_model.naming_prefix)
+        count = len(robot._joint_positions) // len(names)
+        for i, (name, (command, gripper_command)) in enumerate(
+            zip(names, _commands(robot, names), strict=True)
+        ):
+            alone = len(names) == 1
+            found.append(
+                Arm(
+                    name=prefix.rstrip("_") if alone else name,
+                    prefix=prefix if alone else f"{prefix}{name}_",
+                    joint_pos=f"{prefix}joint_pos",
+                    joints=slice(i * count, (i + 1) * count),
+                    command=slice(start + command[0], start + command[1]),
+                    gripper_command=slice(start + gripper_command[0], start + gripper_command[1]),
+                    gripper=_gripper(env, _part(robot.gripper, name)),
+                )
+            )
+        start += int(robot.action_dim)
+    return found
+
+
+def _part(value: Any, arm: str) -> Any:
+    """Return what belongs to one arm: 1.5, and 1.4 for a robot with two arms, have a dict of both."""
+    return value[arm] if isinstance(value, dict) else value
+
+
+def _commands(robot: Any, arms: Sequence[str]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return for each arm where its controller's and its gripper's numbers begin and end in an action."""
+    if _COMPOSITE:
+        parts = robot.composite_controller._action_split_indexes
+        return [(parts[arm], parts.get(robot.get_gripper_name(arm), (0, 0))) for arm in arms]
+    found, end = [], 0
+    for arm in arms:
+        begin, middle = end, end + int(_part(robot.controller, arm).control_dim)
+        end = middle + int(_part(robot.gripper, arm).dof)
+        found.append(((begin, middle), (middle, end)))
+    return found
+
+
+def _gripper(env: Any, gripper: Any) -> Gripper | None:
     if not gripper.dof:
         return None
 
@@ -134,6 +231,19 @@ def gripper_of(env: Any) -> Gripper | None:
     )
 
 
+def _with_shells(cls: type, meshes: Sequence[str]) -> type:
+    """Return the environment with some meshes declared to be shells."""
+
+    class WithShells(cls):  # type: ignore[misc]
+        def _load_model(self) -> None:
+            super()._load_model()
+            for mesh in self.model.asset.iter("mesh"):
+                if mesh.get("name") in meshes:
+                    mesh.set("inertia", "shell")
+
+    return WithShells
+
+
 def _is_robosuites(cls: type) -> bool:
     """Return whether it comes with robosuite: packages built upon it, LIBERO's, register theirs beside it."""
     return cls.__module__.partition(".")[0] == "robosuite"
@@ -146,5 +256,6 @@ def _controller_config(robot: str, controller: str) -> dict[str, Any]:
         return config
     arm = robosuite.controllers.load_part_controller_config(default_controller=controller)
     config = robosuite.controllers.load_composite_controller_config(controller="BASIC", robot=robot)
-    config["body_parts"] = {"right": {**arm, "gripper": {"type": "GRIP"}}}
+    arms = REGISTERED_ROBOTS[robot].arms
+    config["body_parts"] = {name: {**arm, "gripper": {"type": "GRIP"}} for name in arms}
     return config

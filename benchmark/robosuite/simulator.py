@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,10 @@ from robowire.specs import SimulatorSpec
 
 __all__ = ["RobosuiteSimulator"]
 
-DEFAULT_ROBOT = "Panda"
+DEFAULT_ROBOT = "Panda"  # two of them where a task is for two arms
 DEFAULT_CONTROLLER = "OSC_POSE"
 # The cube of Lift is 7 pixels wide in "agentview" then, and a convolution costs half of what it does at 128.
 DEFAULT_IMAGE_SIZE = 96
-DEFAULT_CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 # 500 is the horizon of robosuite's own benchmark. A policy lifts the cube in 3 s, so one that has not after
 # 10 s has failed.
@@ -52,6 +52,10 @@ _INSTRUCTIONS = {
     "PickPlaceSingle": "put the object in its bin",
     "Stack": "put the red cube on the green cube",
     "ToolHang": "hang the tool on the frame",
+    "TwoArmHandover": "hand the hammer over to the other arm",
+    "TwoArmLift": "lift the pot by both handles",
+    "TwoArmPegInHole": "put the peg into the hole",
+    "TwoArmTransport": "bring the hammer to the other table",
     "Wipe": "wipe the table",
 }
 
@@ -67,12 +71,12 @@ class RobosuiteSimulator:
         self._env: Any = None
         self._spec: SimulatorSpec | None = None
         self._renderer: Renderer | None = None
-        self._gripper: environments.Gripper | None = None
+        self._arms: list[environments.Arm] = []
         self._choices: dict[str, str] = {}  # options that the spec does not show
         self._steps = 0
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
-        """Return the environments for one arm; robosuite has no suites.
+        """Return the environments for one arm and for two; robosuite has no suites.
 
         Raises:
             InvalidParams: A suite is asked for.
@@ -85,7 +89,7 @@ class RobosuiteSimulator:
         """Build the task, closing the one before; returns its spec.
 
         Raises:
-            TaskNotFound: robosuite has no such task for one arm.
+            TaskNotFound: robosuite has no such task.
             InvalidParams: An option does not suit it; names the option and what is known.
         """
         known = environments.tasks()
@@ -93,8 +97,8 @@ class RobosuiteSimulator:
             raise TaskNotFound(
                 f"robosuite has no task {task_name!r}.{nearest(task_name, known)} Known: {', '.join(known)}"
             )
-        robot = _chosen("robot", options.robot, DEFAULT_ROBOT, environments.robots())
-        controller = _chosen("controller", options.controller, DEFAULT_CONTROLLER, environments.controllers())
+        robots = _robots(task_name, options.robot)
+        controller = _controller(options.controller)
         control_hz = control_rate(options.control_hz)
         height = positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
         width = positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
@@ -103,12 +107,16 @@ class RobosuiteSimulator:
         self.close()
         self._env = environments.build(
             task_name,
-            robot=robot,
+            robots=robots,
             controller=controller,
             control_hz=control_hz,
             reward_shaping=bool(options.reward_shaping),
         )
-        cameras = DEFAULT_CAMERAS if options.camera_names is None else tuple(options.camera_names)
+        self._arms = environments.arms_of(self._env)
+        cameras = options.camera_names
+        if cameras is None:
+            cameras = ("agentview", *(f"{arm.prefix}eye_in_hand" for arm in self._arms))
+        cameras = tuple(cameras)
         try:
             for camera in cameras:
                 self._require_camera(camera)
@@ -116,26 +124,21 @@ class RobosuiteSimulator:
             self.close()
             raise
         self._renderer = Renderer(max(height, _RENDER_MIN_SIZE), max(width, _RENDER_MIN_SIZE))
-        self._gripper = environments.gripper_of(self._env)
         self._choices = {
-            "robot": robot,
+            "robot": ",".join(robots),
             "controller": controller,
             "reward_shaping": str(bool(options.reward_shaping)),
         }
 
-        joints = len(self._env.robots[0]._joint_positions)
-        action_dim = int(self._env.action_dim)
-        fingers = self._gripper.dof if self._gripper else 0
         command = ARM_COMMANDS[controller]
-        arm = command.layout.format(n=action_dim - fingers)
         self._spec = SimulatorSpec(
             camera_names=cameras,
             image_height=height if cameras else None,
             image_width=width if cameras else None,
-            state_dim=joints + bool(self._gripper),
-            state_layout=f"joint_pos({joints})" + (" gripper_open(1)" if self._gripper else ""),
-            action_dim=action_dim,
-            action_layout=f"{arm} gripper({fingers})" if fingers else arm,
+            state_dim=sum(_length(arm.joints) + bool(arm.gripper) for arm in self._arms),
+            state_layout=_state_layout(self._arms),
+            action_dim=int(self._env.action_dim),
+            action_layout=_action_layout(self._arms, command.layout),
             ctrl_space=command.ctrl_space,
             ctrl_type=command.ctrl_type,
             control_hz=control_hz,
@@ -252,18 +255,21 @@ class RobosuiteSimulator:
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return what a robot sees: joints, the gripper's opening, pictures; never an object's pose."""
         spec = self._loaded()
-        prefix = self._prefix
-        joints = observation[f"{prefix}joint_pos"].astype(np.float32)
-        opening = []
-        if self._gripper is not None:
-            fingers = observation[f"{prefix}gripper_qpos"][self._gripper.driven]
-            opening = [gripper_opening(fingers, closed=self._gripper.closed, opened=self._gripper.opened)]
-        pose = (observation[f"{prefix}eef_pos"], observation[f"{prefix}eef_quat"])
+        state, state_ee, state_joint = [], [], []
+        for arm in self._arms:
+            joints = observation[arm.joint_pos][arm.joints]
+            opening = []
+            if arm.gripper is not None:
+                fingers = observation[f"{arm.prefix}gripper_qpos"][arm.gripper.driven]
+                opening = [gripper_opening(fingers, closed=arm.gripper.closed, opened=arm.gripper.opened)]
+            state += [joints, opening]
+            state_ee += [observation[f"{arm.prefix}eef_pos"], observation[f"{arm.prefix}eef_quat"], opening]
+            state_joint.append(joints)
         pictures = [upright(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
         return MetaObs(
-            state=np.concatenate([joints, opening]).astype(np.float32),
-            state_ee=np.concatenate([*pose, opening]).astype(np.float32),
-            state_joint=joints,
+            state=np.concatenate(state).astype(np.float32),
+            state_ee=np.concatenate(state_ee).astype(np.float32),
+            state_joint=np.concatenate(state_joint).astype(np.float32),
             image=np.stack(pictures).transpose(0, 3, 1, 2).copy() if pictures else None,
             raw_lang=spec.instruction,
             timestep=self._steps,
@@ -275,9 +281,8 @@ class RobosuiteSimulator:
         Raises:
             SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
         """
-        fingers = self._gripper.dof if self._gripper else 0
-        dim = self._loaded().action_dim or 0
-        return own_action(action, self._loaded(), range(dim - fingers, dim))
+        grippers = [i for arm in self._arms for i in _indices(arm.gripper_command)]
+        return own_action(action, self._loaded(), grippers)
 
     def close(self) -> None:
         """Free the environment and the OpenGL context."""
@@ -285,16 +290,13 @@ class RobosuiteSimulator:
             self._renderer.close()
         if self._env is not None:
             self._env.close()
-        self._env = self._spec = self._renderer = self._gripper = None
+        self._env = self._spec = self._renderer = None
+        self._arms = []
 
     @property
     def spec(self) -> SimulatorSpec:
         """What the loaded task gives and takes."""
         return self._loaded()
-
-    @property
-    def _prefix(self) -> str:
-        return str(self._env.robots[0].robot_model.naming_prefix)
 
     def _loaded(self) -> SimulatorSpec:
         if self._spec is None:
@@ -315,7 +317,8 @@ class RobosuiteSimulator:
         own = self._env._get_observations(force_update=True)
         observation = {name: np.array(value) for name, value in own.items()}
         # 1.4 gives sines and cosines only, which do not say how often a joint has turned.
-        observation[f"{self._prefix}joint_pos"] = np.array(self._env.robots[0]._joint_positions)
+        for robot in self._env.robots:
+            observation[f"{robot.robot_model.naming_prefix}joint_pos"] = np.array(robot._joint_positions)
         return observation
 
     def _add_pictures(self, observation: dict[str, np.ndarray]) -> None:
@@ -338,10 +341,66 @@ def _known(kind: str, name: str, known: Iterable[str]) -> None:
         raise InvalidParams(f"robosuite has no {kind} {name!r}.{choices}")
 
 
-def _chosen(kind: str, name: str | None, default: str, known: Iterable[str]) -> str:
-    chosen = default if name is None else name
-    _known(kind, chosen, known)
+def _robots(task: str, option: str | None) -> list[str]:
+    """Return the robots of a task: ``"Panda"``, or ``"Panda,Panda"`` or ``"Baxter"`` for two arms."""
+    two = environments.takes_two_arms(task)
+    single, double = environments.robots(arms=1), environments.robots(arms=2)
+    if option is None:
+        return [DEFAULT_ROBOT] * (2 if two else 1)
+    names = [name.strip() for name in option.split(",")]
+    for name in names:
+        _known("robot", name, single + double)
+    if sum(2 if name in double else 1 for name in names) != (2 if two else 1):
+        fitting = (
+            f"two arms, such as 'Panda,Panda' or {double[0]!r}" if two else f"one arm: {', '.join(single)}"
+        )
+        raise InvalidParams(f"robot is {option!r}, but {task} is for {fitting}")
+    return names
+
+
+def _controller(option: str | None) -> str:
+    chosen = DEFAULT_CONTROLLER if option is None else option
+    _known("controller", chosen, environments.controllers())
+    lacking = environments.lacks(chosen)
+    if lacking is not None:
+        raise InvalidParams(f"controller {chosen!r} needs {lacking!r}, which is not installed")
     return chosen
+
+
+def _state_layout(arms: Sequence[environments.Arm]) -> str:
+    return _labelled(
+        (arm.name, f"joint_pos({_length(arm.joints)})" + (" gripper_open(1)" if arm.gripper else ""))
+        for arm in arms
+    )
+
+
+def _action_layout(arms: Sequence[environments.Arm], layout: str) -> str:
+    parts = [(arm.command, arm.name, layout.format(n=_length(arm.command))) for arm in arms]
+    parts += [
+        (arm.gripper_command, arm.name, f"gripper({_length(arm.gripper_command)})")
+        for arm in arms
+        if arm.gripper
+    ]
+    parts.sort(key=lambda part: part[0].start)
+    return _labelled((name, words) for _, name, words in parts)
+
+
+def _labelled(parts: Iterable[tuple[str, str]]) -> str:
+    """Return the words, with the names of the arms before theirs where there are several."""
+    groups = [
+        (name, " ".join(words for _, words in group)) for name, group in groupby(parts, lambda part: part[0])
+    ]
+    if len(groups) == 1:
+        return groups[0][1]
+    return "; ".join(f"{name}: {words}" for name, words in groups)
+
+
+def _indices(numbers: slice) -> range:
+    return range(numbers.start, numbers.stop)
+
+
+def _length(numbers: slice) -> int:
+    return len(_indices(numbers))
 
 
 def _words(name: str) -> str:

@@ -5,10 +5,12 @@ That one is kept in tests/contract/test_shipped_simulators.py.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +199,8 @@ def test_a_simulator_without_a_task_says_what_must_come_first(name: str) -> None
     ("options", "message"),
     [
         (TaskOptions(robot="panda"), "robosuite has no robot 'panda'. Did you mean 'Panda'? Known: "),
-        (TaskOptions(robot="Baxter"), "robosuite has no robot 'Baxter'. Known: IIWA, Jaco, Kinova3, Panda, "),
+        (TaskOptions(robot="Baxter"), "robot is 'Baxter', but Lift is for one arm: IIWA, Jaco, Kinova3, "),
+        (TaskOptions(robot="Panda,Panda"), "robot is 'Panda,Panda', but Lift is for one arm: IIWA, "),
         (
             TaskOptions(controller="OSC_POS"),
             "robosuite has no controller 'OSC_POS'. Did you mean 'OSC_POSE'? Known: IK_POSE, ",
@@ -214,7 +217,17 @@ def test_a_simulator_without_a_task_says_what_must_come_first(name: str) -> None
         (TaskOptions(horizon=0), "horizon is 0, expected at least 1"),
         (TaskOptions(image_width=0), "image_width is 0, expected at least 1"),
     ],
-    ids=["robot", "two arms", "controller", "camera", "odd rate", "high rate", "horizon", "image"],
+    ids=[
+        "robot",
+        "two arms",
+        "two robots",
+        "controller",
+        "camera",
+        "odd rate",
+        "high rate",
+        "horizon",
+        "image",
+    ],
 )
 def test_an_option_that_robosuite_does_not_know_is_refused(
     robosuite: Simulator, options: TaskOptions, message: str
@@ -224,8 +237,11 @@ def test_an_option_that_robosuite_does_not_know_is_refused(
     assert str(caught.value).startswith(message)
 
 
-def test_tasks_for_two_arms_are_not_listed(robosuite: Simulator) -> None:
-    assert [name for name in robosuite.list_tasks() if name.startswith("TwoArm")] == []
+def test_a_controller_whose_package_is_missing_says_which(robosuite: Simulator) -> None:
+    if importlib.util.find_spec("pybullet") is None:
+        with pytest.raises(InvalidParams) as caught:
+            robosuite.load_task("Lift", TaskOptions(controller="IK_POSE"))
+        assert str(caught.value) == "controller 'IK_POSE' needs 'pybullet', which is not installed"
 
 
 def test_a_suite_or_an_initial_state_is_refused_where_there_are_none(lift: Loaded) -> None:
@@ -329,7 +345,7 @@ def test_a_dense_reward_is_given_where_asked_for(robosuite: Simulator) -> None:
     assert 0 < robosuite.step(np.zeros(7)).reward < 1
 
 
-@pytest.mark.parametrize("robot", ["IIWA", "Jaco", "Kinova3", "Panda", "UR5e"])
+@pytest.mark.parametrize("robot", ["IIWA", "Jaco", "Kinova3", "Panda", "Sawyer", "UR5e"])
 def test_every_robot_has_its_joints_and_one_opening(robosuite: Simulator, robot: str) -> None:
     spec = robosuite.load_task("Lift", TaskOptions(robot=robot, camera_names=()))
     joints = 6 if robot == "UR5e" else 7
@@ -362,7 +378,7 @@ def test_a_controller_decides_what_an_action_is(
     robosuite.step(np.zeros(spec.action_dim or 0))
 
 
-def test_every_task_for_one_arm_can_be_built_and_stepped_and_repeats(robosuite: Simulator) -> None:
+def test_every_task_can_be_built_and_stepped_and_repeats(robosuite: Simulator) -> None:
     for task in robosuite.list_tasks():
         spec = robosuite.load_task(task, TaskOptions(camera_names=()))
         assert spec.instruction
@@ -370,6 +386,88 @@ def test_every_task_for_one_arm_can_be_built_and_stepped_and_repeats(robosuite: 
         first = episode(both, seed=3, steps=2)
         episode(both, seed=4, steps=1)
         assert_same_bits(first, episode(both, seed=3, steps=2))
+
+
+# Tasks for two arms.
+
+
+@pytest.mark.parametrize("robot", ["Panda", "Panda,Panda,Panda", "Baxter,Panda"])
+def test_too_few_or_too_many_arms_are_refused(robosuite: Simulator, robot: str) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        robosuite.load_task("TwoArmLift", TaskOptions(robot=robot))
+    assert str(caught.value) == (
+        f"robot is {robot!r}, but TwoArmLift is for two arms, such as 'Panda,Panda' or 'Baxter'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "state", "action"),
+    [
+        (
+            "TwoArmLift",
+            TaskOptions(),
+            "robot0: joint_pos(7) gripper_open(1); robot1: joint_pos(7) gripper_open(1)",
+            "robot0: dpos(3) daxisangle(3) gripper(1); robot1: dpos(3) daxisangle(3) gripper(1)",
+        ),
+        (
+            "TwoArmHandover",
+            TaskOptions(robot="Baxter", controller="JOINT_POSITION"),
+            "right: joint_pos(7) gripper_open(1); left: joint_pos(7) gripper_open(1)",
+            "right: djoint_pos(7) gripper(1); left: djoint_pos(7) gripper(1)",
+        ),
+        (
+            "TwoArmPegInHole",
+            TaskOptions(robot="Sawyer, UR5e", controller="JOINT_TORQUE"),
+            "robot0: joint_pos(7); robot1: joint_pos(6)",
+            "robot0: joint_torque(7); robot1: joint_torque(6)",
+        ),
+    ],
+    ids=["two robots", "one robot", "without grippers"],
+)
+def test_layouts_say_which_arm_has_what(
+    robosuite: Simulator, task: str, options: TaskOptions, state: str, action: str
+) -> None:
+    spec = robosuite.load_task(task, replace(options, camera_names=()))
+    assert (spec.state_layout, spec.action_layout) == (state, action)
+    seen = robosuite.to_meta_obs(robosuite.reset(seed=0))
+    assert seen.state is not None
+    assert len(seen.state) == spec.state_dim
+    robosuite.step(np.zeros(spec.action_dim or 0))
+
+
+@pytest.mark.parametrize("robot", ["Panda,Panda", "Baxter"])
+def test_each_arm_obeys_its_own_part_of_an_action(robosuite: Simulator, robot: str) -> None:
+    """The first rises with an open gripper, the second sinks and closes."""
+    robosuite.load_task("TwoArmLift", TaskOptions(robot=robot, camera_names=()))
+    before = robosuite.to_meta_obs(robosuite.reset(seed=0))
+    command = np.array([0, 0, 0.3, 0, 0, 0, 1, 0, 0, -0.3, 0, 0, 0, 0], np.float32)
+    own = robosuite.from_meta_action(MetaAction("ee", "delta", command))
+    assert (own[6], own[13]) == (-1.0, 1.0)
+    for _ in range(12):
+        observation = robosuite.step(own).observation
+    after = robosuite.to_meta_obs(observation)
+    assert before.state_ee is not None
+    assert after.state_ee is not None
+    rose = after.state_ee.reshape(2, 8)[:, 2] - before.state_ee.reshape(2, 8)[:, 2]
+    assert rose[0] > 0.02
+    assert rose[1] < -0.02
+    openings = after.state_ee.reshape(2, 8)[:, 7]
+    assert openings[0] > 0.9
+    assert openings[1] < 0.4  # Baxter's fingers do not quite meet
+    assert after.state is not None
+    assert after.state_joint is not None
+    np.testing.assert_array_equal(after.state.reshape(2, 8)[:, :7].ravel(), after.state_joint)
+
+
+def test_each_arm_has_a_camera_by_default(robosuite: Simulator) -> None:
+    small = {"image_height": 32, "image_width": 32}
+    pair = robosuite.load_task("TwoArmLift", TaskOptions(**small)).camera_names
+    assert pair == ("agentview", "robot0_eye_in_hand", "robot1_eye_in_hand")
+    one = robosuite.load_task("TwoArmLift", TaskOptions(robot="Baxter", **small)).camera_names
+    assert one == ("agentview", "robot0_right_eye_in_hand", "robot0_left_eye_in_hand")
+    seen = robosuite.to_meta_obs(robosuite.reset(seed=0)).image
+    assert seen is not None
+    assert seen.shape == (3, 3, 32, 32)
 
 
 def test_which_of_several_objects_is_used_does_not_depend_on_the_process() -> None:

@@ -289,7 +289,7 @@ def test_text_works_too(server: SimulatorServer) -> None:
 
 @pytest.mark.parametrize("task", ["exit_in_step", "segfault_in_step", "hang_in_step"])
 def test_a_crash_or_hang_costs_one_episode_of_one_session(task: str) -> None:
-    options = SimulatorServerOptions(call_timeout_s=0.5, drain_s=2)
+    options = SimulatorServerOptions(call_timeout_s=2.0, drain_s=2)
     with running_simulator_server(options) as server, peer(server) as bad, peer(server) as good:
         good.begin()
         pid = bad.begin(task)

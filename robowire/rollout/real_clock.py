@@ -5,8 +5,9 @@ policy is asked, is :class:`robowire.AsyncPolicyClient`'s to say, the same that 
 added to what inference and network take by themselves.
 
 So an episode depends on the machine and on what else it does. A step that takes longer than its period is
-late: it is counted, and the ones after it are due that much later, so that no burst of steps follows. While
-steps are late the world is slower than it says, and a latency costs fewer of its steps.
+late, and counted. The next one follows at once and the pace is kept, so that a little lateness slows nothing
+down; but what is a whole period late begins the pace anew, so that no burst of steps follows. Then the world
+is slower than it says, and a latency costs fewer of its steps.
 
 Where there is nothing to execute (before an episode's first action, and with ``when_dry="wait"``), time
 passes and the simulator stands still, as on the virtual clock. While the server is away and the queue is
@@ -100,7 +101,7 @@ def run_real_episode(
     Raises:
         RobowireError: The simulator failed, or ``ask`` did.
     """
-    rollout.late_steps = 0
+    rollout.late_steps, period_s = 0, 1 / clock.rules.fps
     try:
         observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
         due = now()
@@ -120,13 +121,14 @@ def run_real_episode(
                 if result.terminated or result.truncated:
                     rollout.success, rollout.last = bool(result.info["success"]), observation
                     return
-            due += 1 / clock.rules.fps
+            due += period_s
             left_s = due - now()
             if left_s >= 0:
                 sleep(left_s)
             else:
                 rollout.late_steps += 1
-                due -= left_s
+                if left_s <= -period_s:
+                    due -= left_s
     finally:
         rollout.statistics = client.statistics
         rollout.infer_ms = [round(seconds * 1000, 3) for seconds in client.reply_s]

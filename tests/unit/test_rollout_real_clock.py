@@ -156,7 +156,13 @@ def test_the_first_reply_is_waited_for_while_the_simulator_stands_still() -> Non
     assert time.at[0] == 3 / FPS
 
 
-def test_late_steps_are_counted_and_followed_by_no_burst() -> None:
+def test_a_late_step_is_counted_and_the_pace_is_kept() -> None:
+    rollout = run(time := Time(), Client(time), takes_s={2: 0.1875})
+    assert rollout.late_steps == 1
+    assert time.at == [0.0, 0.125, 0.25, 0.4375, *[step / FPS for step in range(4, HORIZON)]]
+
+
+def test_steps_that_are_later_than_a_period_are_followed_by_no_burst() -> None:
     rollout = run(time := Time(), Client(time), takes_s={2: 0.5, 5: 0.25})
     assert rollout.late_steps == 2
     gaps = np.diff(time.at).tolist()

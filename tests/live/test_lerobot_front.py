@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from server_process import ROOT, environment
 
+from robowire import PolicyClient
 from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError, TaskNotFound, UnknownSimulator
 from robowire.gateways.lerobot import EnvConfig, LiberoEnv, SimClient, SimClientConfig
@@ -23,6 +24,7 @@ from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator_server import SimulatorServer
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_simulator_server
+from server import PolicyFlags, make_policy_server
 
 FAKE = "robowire.fake_simulator:make_simulator"
 
@@ -156,6 +158,13 @@ def test_another_policy_than_the_servers_is_refused(
     with pytest.raises(ConfigurationError) as raised:
         SimClient(config(server, simulators, tmp_path, **changes)).start()
     assert str(raised.value) == message.format(server=server)
+
+
+def test_a_server_tells_the_name_of_its_checkpoint_and_not_where_it_lies() -> None:
+    folder = str(ROOT / "policies" / "act" / "default")
+    flags = PolicyFlags(host="127.0.0.1", port=0, device="cpu", model_name_or_path=folder)
+    with make_policy_server(flags) as server, PolicyClient(*server.address[:2]) as client:
+        assert client.get_info()["model_name"] == "default"
 
 
 def test_a_server_that_is_not_there_is_an_answer_as_with_lerobot(

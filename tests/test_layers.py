@@ -75,7 +75,7 @@ WORKER_SIDE = [
     for name in ("fingerprint", "mujoco_probe", "shared_memory", "simulator_snapshots", "simulator_worker")
 ]
 PACKAGE = sorted(ROOT.glob("robowire/**/*.py"))
-FIRST_PARTY = {"robowire", "policies", "benchmark", "server", "client"}
+FIRST_PARTY = {"robowire", "policies", "benchmark", "commands", "server", "client"}
 # Bytes in and values out, or steps in and actions out.
 PURE = [
     *sorted(ROOT.glob("robowire/wire/*.py")),

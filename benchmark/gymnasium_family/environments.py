@@ -18,6 +18,7 @@ from benchmark.environments.simulator import Ending, Scene
 from benchmark.environments.spaces import ActionNumbers
 from benchmark.gymnasium_family import meta_world
 from benchmark.gymnasium_family.drawing import Drawing
+from benchmark.gymnasium_family.rates import rate_of, require_rate
 from robowire.contracts import TaskOptions
 from robowire.errors import BackendError, InvalidParams
 from robowire.registry import nearest
@@ -40,8 +41,6 @@ _NEEDS = {
 
 # Of an environment that is registered without one.
 _DEFAULT_HORIZON = 1000
-
-_RATE_DIGITS = 6  # 1 / 0.0125 is 80, not 79.99999999999999
 
 
 class Environments:
@@ -138,26 +137,6 @@ def success_rule(ending: Ending, reward_threshold: float | None) -> tuple[bool, 
             f"return of the whole episode at least {reward_threshold:g}, the registered reward_threshold",
         )
     return False, "none: the environment tells no success and has registered no reward_threshold"
-
-
-def rate_of(env: gymnasium.Env[Any, Any]) -> float | None:
-    """Return actions per second of episode time: by the environment's time step, else by its films' rate."""
-    step = getattr(env.unwrapped, "dt", None)
-    if isinstance(step, (int, float)) and step > 0:
-        return round(1.0 / step, _RATE_DIGITS)
-    rate = env.metadata.get("render_fps")
-    return float(rate) if rate else None
-
-
-def require_rate(task_name: str, asked: float | None, rate: float | None) -> None:
-    """Refuse another rate than the environment's.
-
-    Raises:
-        InvalidParams: It is another one.
-    """
-    if asked is not None and asked != rate:
-        own = "does not say its rate" if rate is None else f"runs at {rate:g}"
-        raise InvalidParams(f"control_hz is {asked:g}, but {task_name} {own}: leave it out")
 
 
 def _module(spec: EnvSpec) -> tuple[str, str]:

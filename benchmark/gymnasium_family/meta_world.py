@@ -11,6 +11,7 @@ import numpy as np
 from benchmark.environments.simulator import Ending, Scene
 from benchmark.environments.spaces import ActionNumbers
 from benchmark.gymnasium_family.drawing import Drawing
+from benchmark.gymnasium_family.rates import rate_of, require_rate
 from robowire.contracts import TaskOptions
 from robowire.errors import InvalidParams
 
@@ -53,8 +54,6 @@ def build(task_name: str, options: TaskOptions) -> Scene:
         InvalidParams: The reward or the rate is to be another, or the horizon longer than Meta-World's.
     """
     import metaworld
-
-    from benchmark.gymnasium_family.environments import rate_of, require_rate
 
     if options.reward_shaping is not None:
         raise InvalidParams(

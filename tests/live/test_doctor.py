@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from benchmark.doctor import Doctor, told
+from commands.simulator import SimulatorFlags, make_simulator_server
 from robowire.registry import Entry
 from robowire.serving.fingerprint import short_hash
 from robowire.simulator_client import SimulatorClient
 from robowire.testing import FAKE_SIMULATORS
-from server import SimulatorFlags, make_simulator_server
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = FAKE_SIMULATORS["fake"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server import PolicyFlags, make_policy_server, simulator_server_of_environment
+from commands.policy import PolicyFlags, make_policy_server
+from server import simulator_server_of_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

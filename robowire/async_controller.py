@@ -7,20 +7,20 @@ where a latency is a number of steps and costs nothing::
     controller = AsyncController(AsyncOptions(chunk_size_threshold=0.5))
     in_flight = None  # there is never more than one
     for step in range(max_steps):
-        request = controller.next_request(step, observation)
-        if request is not None:
-            in_flight = (request, policy(observation), step + latency_steps)
         if in_flight is not None and in_flight[2] <= step:
             controller.deliver(in_flight[0], in_flight[1], step)
             in_flight = None
+        request = controller.next_request(step, observation)
+        if request is not None:
+            in_flight = (request, policy(observation), step + latency_steps)  # latency_steps: 1 or more
         action = controller.next_action(step)
         if action is not None:  # None: nothing to execute yet, and the clock goes on without the simulator
             observation = simulate(action)
 
-In each step :meth:`AsyncController.next_request` comes first, then what has arrived by now, then
-:meth:`AsyncController.next_action`. Ask :meth:`AsyncController.wants_observation` before taking or drawing
-pictures that nobody may need. Begin an episode with :meth:`AsyncController.reset`, and forget the request in
-flight with it.
+In each step what has arrived comes first, then :meth:`AsyncController.next_request`, then a reply that takes
+no time at all, then :meth:`AsyncController.next_action`. Ask :meth:`AsyncController.wants_observation` before
+taking or drawing pictures that nobody may need. Begin an episode with :meth:`AsyncController.reset`, and
+forget the request in flight with it.
 
 **The rules** are those of LeRobot's ``async_inference``, under its names. An observation is sent when
 ``queue_size / action_chunk_size <= chunk_size_threshold``, the size counted without the action of this step,

@@ -153,6 +153,10 @@ def run_virtual_episode(
     in_flight = None  # request, chunk, the step that it arrives in
     waiting: list[tuple[MetaAction, _Mark]] = []
     for step in itertools.count():
+        if in_flight is not None and in_flight[2] <= step:
+            # Came before this step began, so that this step may ask again, as it does in real time.
+            controller.deliver(in_flight[0], in_flight[1], step)
+            in_flight = None
         wanted = controller.wants_observation(step)
         if waiting and (wanted or len(waiting) == _MAX_WAITING):
             result = simulator.step_chunk([action for action, _ in waiting])
@@ -169,10 +173,10 @@ def run_virtual_episode(
             if not actions:
                 return
             arrives = step + clock.latency.steps(rollout.seed, request.number, fps=clock.rules.fps)
-            in_flight = request, _chunk(actions), arrives
-        if in_flight is not None and in_flight[2] <= step:
-            controller.deliver(in_flight[0], in_flight[1], step)
-            in_flight = None
+            if arrives == step:
+                controller.deliver(request, _chunk(actions), step)
+            else:
+                in_flight = request, _chunk(actions), arrives
         action = controller.next_action(step)
         if action is not None:
             waiting.append((action, _Mark.at(controller.statistics)))

@@ -59,16 +59,20 @@ class Client:
 
     def poll(self, observation: MetaObs) -> MetaAction | None:
         self.step += 1
+        self.deliver()
         request = self.controller.next_request(self.step, observation)
         if request is not None:
             self.in_flight = request, self.policy.send_meta_obs(observation), self.time.now + self.latency_s
+        self.deliver()
+        return self.controller.next_action(self.step)
+
+    def deliver(self) -> None:
         if self.in_flight is not None and self.in_flight[2] <= self.time.now:
             request, actions, _ = self.in_flight
             rows = np.stack([action.action for action in actions])
             self.controller.deliver(request, ActionChunk(rows, "ee", "delta"), self.step)
             self.reply_s.append(self.latency_s)
             self.in_flight = None
-        return self.controller.next_action(self.step)
 
     def await_actions(self, observation: MetaObs) -> None:
         self.calls.append(f"await at {self.time.now:g}")

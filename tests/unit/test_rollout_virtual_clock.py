@@ -137,7 +137,7 @@ def test_actions_are_as_old_as_their_observation() -> None:
     rollout = run("200", policy, chunk_size_threshold=0.5, aggregate_fn_name="latest_only")
     assert rollout.statistics is not None
     assert rollout.statistics.observation_ages[:CHUNK_SIZE] == [2, 3, 4, 2]
-    assert policy.timesteps[:3] == [0, 3, 6]
+    assert policy.timesteps[:3] == [0, 3, 5]  # the reply to the second came before the sixth step
 
 
 def test_an_observation_shows_the_steps_executed_before_it_and_no_more() -> None:

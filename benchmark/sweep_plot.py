@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -93,31 +93,33 @@ def _line(row: Row) -> tuple[Any, ...]:
 
 
 class _Styles:
-    """A colour for each function, dashes for each threshold, a marker for each number of actions."""
+    """What tells lines apart: colours for the first that differs of function, threshold and actions.
 
-    def __init__(self, lines: Mapping[tuple[Any, ...], Any]) -> None:
-        functions, thresholds, actions = (
-            list(dict.fromkeys(line[part] for line in lines)) for part in range(3)
-        )
-        self._several = len(thresholds) > 1, len(actions) > 1
-        self._colours = dict(zip(functions, cycle(_COLOURS), strict=False))
-        self._dashes = dict(zip(thresholds, cycle(_DASHES), strict=False))
-        self._markers = dict(zip(actions if len(actions) > 1 else functions, cycle(_MARKERS), strict=False))
+    Dashes and markers are for the others. In a picture of one function, thresholds have the colours.
+    """
+
+    def __init__(self, lines: Iterable[tuple[Any, ...]]) -> None:
+        parts = [list(dict.fromkeys(part)) for part in zip(*lines, strict=True)] or [[], [], []]
+        self._several = [len(values) > 1 for values in parts]
+        self._colour = self._several.index(True) if any(self._several) else 0
+        self._colours = dict(zip(parts[self._colour], cycle(_COLOURS), strict=False))
+        self._dashes = dict(zip(parts[1], cycle(_DASHES if self._colour == 0 else _DASHES[:1]), strict=False))
+        self._marker = 2 if self._several[2] else self._colour
+        self._markers = dict(zip(parts[self._marker], cycle(_MARKERS), strict=False))
 
     def of(self, line: tuple[Any, ...]) -> dict[str, Any]:
-        function, threshold, actions = line
         return {
-            "color": self._colours[function],
-            "linestyle": self._dashes[threshold],
-            "marker": self._markers[actions if self._several[1] else function],
+            "color": self._colours[line[self._colour]],
+            "linestyle": self._dashes[line[1]],
+            "marker": self._markers[line[self._marker]],
         }
 
     def label(self, line: tuple[Any, ...]) -> str:
         """Return what tells this line from the others."""
         function, threshold, actions = line
         label = str(function)
-        if self._several[0]:
-            label += f", threshold {threshold:g}"
         if self._several[1]:
+            label += f", threshold {threshold:g}"
+        if self._several[2]:
             label += f", {'all actions' if actions is None else f'{actions} actions'}"
         return label

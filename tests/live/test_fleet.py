@@ -23,7 +23,9 @@ from raw_client import RawClient
 from server_process import PATIENCE_S, ROOT, ServerProcess, run_server
 
 import client as client_program
-import server as program
+from commands.command import parse
+from commands.fleet import FleetFlags, make_fleet
+from commands.simulator import SimulatorFlags
 from robowire.errors import (
     ConfigurationError,
     ConnectionLost,
@@ -40,6 +42,7 @@ from robowire.serving.tcp import TcpOptions
 from robowire.simulator_client import SimulatorClient
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
+from server import COMMANDS
 
 FAKE = "robowire.fake_simulator:make_simulator"
 ACTION = np.array([0.1, 0.1, 0.0])
@@ -431,7 +434,7 @@ def test_killed_it_leaves_no_orphan(tmp_path: Path) -> None:
 
 
 def test_a_service_gets_the_flags_of_its_fleet() -> None:
-    flags = program.FleetFlags(
+    flags = FleetFlags(
         num_services=0,
         simulator=FAKE,
         simulators=("my.module:make", "other:make"),
@@ -444,11 +447,11 @@ def test_a_service_gets_the_flags_of_its_fleet() -> None:
         auth_token="secret",
         port=0,
     )
-    with program.make_fleet(flags) as fleet:
+    with make_fleet(flags) as fleet:
         words = fleet.supervisor.command
     name, *given = words[words.index("simulator") :]
-    told, _ = program._parse(name, program.COMMANDS[name], given)
-    for option in dataclasses.fields(program.SimulatorFlags):
+    told, _ = parse(name, COMMANDS[name], given)
+    for option in dataclasses.fields(SimulatorFlags):
         expected = getattr(flags, option.name)
         if option.name == "simulators":
             expected = (*expected, FAKE)

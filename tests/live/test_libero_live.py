@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from server_process import ROOT, run_server
 
-import server as program
+from commands.simulator import SimulatorFlags, make_simulator_server
 from policies.registry import POLICIES
 from robowire.contracts import PolicyOptions
 from robowire.registry import load
@@ -55,8 +55,8 @@ def test_the_folder_of_the_assets_reaches_the_simulators_processes(
 ) -> None:
     monkeypatch.setenv("ROBOWIRE_LIBERO_ASSETS", "of the environment")
     (tmp_path / "scenes").mkdir()
-    flags = program.SimulatorFlags(host="127.0.0.1", port=0, libero_assets=str(tmp_path))
-    with program.make_simulator_server(flags):
+    flags = SimulatorFlags(host="127.0.0.1", port=0, libero_assets=str(tmp_path))
+    with make_simulator_server(flags):
         assert os.environ["ROBOWIRE_LIBERO_ASSETS"] == str(tmp_path)
 
 
@@ -73,4 +73,7 @@ def test_an_unknown_family_is_refused_in_one_line() -> None:
     run = subprocess.run(
         ["./setup_simulator.sh", "libreo"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (run.returncode, run.stderr) == (2, "usage: ./setup_simulator.sh libero [ENVIRONMENT]\n")
+    assert (run.returncode, run.stderr) == (
+        2,
+        "usage: ./setup_simulator.sh libero|gymnasium|driving|ray|all [ENVIRONMENT]\n",
+    )

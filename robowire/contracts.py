@@ -78,7 +78,8 @@ class TaskOptions:
         horizon: Steps after which an episode is truncated.
         reward_shaping: Dense reward instead of 1 at success.
         control_hz: Actions per second of simulated time.
-        names: What observations are called: ``"raw"``, the simulator's own way, or one of :class:`Named`.
+        names: What observations are called: ``"raw"``, the simulator's own way, or another that it offers
+            (LIBERO: ``"center"``).
     """
 
     robot: str | None = None

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -113,32 +113,41 @@ class SimulatorProcess:
         self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was asked for
         self._end: str | None = None  # how the process ended, in words
         self._output: deque[str] = deque(maxlen=_LAST_LINES)
+        try:
+            with ExitStack() as undo:  # what there is already, if the rest does not come to be
+                self._start(entry, python, undo)
+                undo.pop_all()
+        except (OSError, RuntimeError) as exc:  # out of files, processes or threads
+            reason = getattr(exc, "strerror", None) or exc
+            raise BackendError(f"cannot start {name!r} with {python}: {reason}") from exc
+        logger.info("%s: simulator %s runs in process %d", label, name, self.pid)
+
+    def _start(self, entry: Entry, python: str, undo: ExitStack) -> None:
         self._memory = SharedMemory.create()
+        undo.callback(self._memory.close)
         ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
         with theirs:
             told = {
-                "name": name,
+                "name": self.name,
                 "target": entry.target,
                 "extra": entry.extra,
                 "environ": dict(entry.environ),
                 "socket": theirs.fileno(),
                 "memory": self._memory.fd,
             }
-            try:
-                self._popen = subprocess.Popen(
-                    # Unbuffered, so that last words arrive; with faulthandler, so that a crash has some.
-                    [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(told)],
-                    stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(), self._memory.fd),
-                    env=worker_environment(),
-                    start_new_session=True,  # Ctrl-C is for the server; children die with it, as one group
-                )
-            except OSError as exc:
-                ours.close()
-                self._memory.close()
-                raise BackendError(f"cannot start {name!r} with {python}: {exc.strerror or exc}") from exc
+            self._popen = subprocess.Popen(
+                # Unbuffered, so that last words arrive; with faulthandler, so that a crash has some.
+                [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(told)],
+                stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(), self._memory.fd),
+                env=worker_environment(),
+                start_new_session=True,  # Ctrl-C is for the server; children die with it, as one group
+            )
+        undo.push(self._popen)  # waits for it
+        undo.callback(self._popen.kill)
         self._connection = Connection(ours, max_payload=MAX_MAX_PAYLOAD)
         self.pid = self._popen.pid
         assert self._popen.stdout is not None
@@ -146,7 +155,6 @@ class SimulatorProcess:
             target=self._read_output, args=(self._popen.stdout,), name=f"output of {self.pid}", daemon=True
         )
         self._reader.start()
-        logger.info("%s: simulator %s runs in process %d", label, name, self.pid)
 
     @property
     def end(self) -> str | None:

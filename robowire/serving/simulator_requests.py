@@ -24,6 +24,9 @@ __all__ = [
 
 # A list of cameras, or of keys of an observation, that is longer than this is none.
 _MAX_NAMES = 64
+# Each action of a chunk takes a kilobyte while it is checked and handed on, however few bytes it came in. A
+# whole episode of Lift has 1000.
+_MAX_CHUNK = 10_000
 # A picture of 4096 by 4096 is 48 MiB: the largest that fits what clients accept by default.
 _MAX_PIXELS = 4096
 
@@ -255,7 +258,7 @@ def check_actions(actions: Any, action_dim: int | None) -> list[np.ndarray | Met
     """Return the actions of a chunk, each checked as :func:`check_action` does.
 
     Args:
-        actions: (n, action_dim) numbers, or a list of what :func:`check_action` takes; at least one.
+        actions: (n, action_dim) numbers, or a list of what :func:`check_action` takes; 1 to 10000.
         action_dim: As there.
     """
     if not isinstance(actions, (np.ndarray, list, tuple)) or (
@@ -266,4 +269,6 @@ def check_actions(actions: Any, action_dim: int | None) -> list[np.ndarray | Met
         )
     if not len(actions):
         raise InvalidParams("actions is empty, expected at least one")
+    if len(actions) > _MAX_CHUNK:
+        raise InvalidParams(f"actions are {len(actions)}, expected at most {_MAX_CHUNK}: send several chunks")
     return [check_action(action, action_dim) for action in actions]

@@ -248,9 +248,10 @@ class SimulatorServer:
         Raises:
             SessionNotFound: There is none, or no longer.
         """
+        shown = token.encode("utf-8", "surrogatepass")  # what comes over a wire can be no Unicode
         with self._changed:
             for session in self._running:
-                if session.token is not None and hmac.compare_digest(session.token.encode(), token.encode()):
+                if session.token is not None and hmac.compare_digest(session.token.encode(), shown):
                     return session
         raise SessionNotFound(
             "no session has this token: it ended, or nothing was asked of it for "

@@ -186,9 +186,10 @@ class SimulatorSession:
         Raises:
             RequestError: The request's own; that of a repeated one is repeated too.
         """
-        done = self._done
-        if number is not None and done is not None and number <= done.number:
-            return done.repeat(method, number)
+        if self.executed(number):
+            assert self._done is not None
+            assert number is not None
+            return self._done.repeat(method, number)
         try:
             reply = self._methods[method](**params)
         except RequestError as exc:
@@ -204,6 +205,10 @@ class SimulatorSession:
         if number is not None:
             self._done = _Done(number, method, payload=bytes(payload))
         return payload
+
+    def executed(self, number: int | None) -> bool:
+        """Return whether the request of this number was executed, so that another one repeats its reply."""
+        return number is not None and self._done is not None and number <= self._done.number
 
     def describe(self) -> dict[str, Any]:
         """Return what a connection that goes on with it must know."""
@@ -338,11 +343,13 @@ class SimulatorSession:
     def _fork(self, snapshot_id: str, n: int) -> dict[str, Any]:
         self._require_task()
         payload = self._server.snapshots.get(snapshot_id)
-        children = [SimulatorSession(self._server, f"fork {index} of {self._label}") for index in range(n)]
+        children: list[SimulatorSession] = []
         try:
-            for child in children:
+            for index in range(n):  # each only once there is a place for it: n is the client's word
+                child = SimulatorSession(self._server, f"fork {index} of {self._label}")
                 child.owner = self  # not forgotten while it is made
                 self._server.enter(child)
+                children.append(child)
             with ThreadPoolExecutor(min(n, os.cpu_count() or 1), "fork") as pool:
                 list(pool.map(lambda child: child._begin_like(self, payload), children))
         except BaseException:

@@ -87,11 +87,15 @@ def first_difference(
     Returns:
         How many steps were compared, and what differed first in words, or ``None``.
     """
-    actions = np.random.default_rng(0).uniform(-1, 1, (steps, action_dim))
-    before = list(_walk(simulator, state, actions))
+
+    def actions() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(0)  # drawn as they are needed: an episode may end long before ``steps``
+        return (rng.uniform(-1, 1, action_dim) for _ in range(steps))
+
+    before = list(_walk(simulator, state, actions()))
     simulator.reset(seed=0)
-    simulator.step(actions[0])
-    for step, now in enumerate(_walk(simulator, state, actions)):
+    simulator.step(next(actions()))
+    for step, now in enumerate(_walk(simulator, state, actions())):
         then = before[step] if step < len(before) else {}
         different = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
         if different:
@@ -101,7 +105,9 @@ def first_difference(
     return len(before) - 1, None
 
 
-def _walk(simulator: Any, state: Mapping[str, Any], actions: np.ndarray) -> Iterator[dict[str, bytes]]:
+def _walk(
+    simulator: Any, state: Mapping[str, Any], actions: Iterator[np.ndarray]
+) -> Iterator[dict[str, bytes]]:
     """Yield digests of all there is to see, by name: of the instant, then of each step."""
     yield digests({"observation": simulator.restore_state(state), "state": simulator.save_state()})
     for action in actions:

@@ -123,6 +123,7 @@ class SnapshotStore:
         Raises:
             SnapshotNotFound: There is none of this id.
             InvalidParams: Others made it, who still run, and the asker did not.
+            BackendError: Its file cannot be deleted.
         """
         with self._lock:
             if snapshot_id not in self._sizes():
@@ -140,7 +141,12 @@ class SnapshotStore:
             if self._folder is None:
                 del self._memory[snapshot_id]
             else:
-                self._file(self._folder, snapshot_id).unlink(missing_ok=True)
+                try:
+                    self._file(self._folder, snapshot_id).unlink(missing_ok=True)
+                except OSError as exc:
+                    raise BackendError(
+                        f"snapshot {snapshot_id} cannot be deleted: {exc.strerror or exc}"
+                    ) from exc
             self._described.pop(snapshot_id, None)
 
     def release(self, maker: object) -> None:
@@ -184,12 +190,15 @@ class SnapshotStore:
         if self._folder is None:
             return {snapshot_id: len(payload) for snapshot_id, payload in self._memory.items()}
         sizes = {}
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                snapshot_id, suffix = os.path.splitext(entry.name)
-                if suffix == _SUFFIX and _ID.fullmatch(snapshot_id):
-                    with suppress(FileNotFoundError):  # another server deleted it
-                        sizes[snapshot_id] = entry.stat().st_size
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    snapshot_id, suffix = os.path.splitext(entry.name)
+                    if suffix == _SUFFIX and _ID.fullmatch(snapshot_id):
+                        with suppress(FileNotFoundError):  # another server deleted it
+                            sizes[snapshot_id] = entry.stat().st_size
+        except OSError as exc:  # somebody removed the folder, or took it away
+            raise BackendError(f"the server's snapshot_dir cannot be read: {exc.strerror or exc}") from exc
         return sizes
 
     def _write(self, folder: Path, snapshot_id: str, payload: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import select
 import signal
 import stat
@@ -265,3 +266,26 @@ def test_an_interpreter_that_does_not_exist_is_named() -> None:
 def test_a_simulator_that_cannot_be_imported_says_why(target: str, message: str) -> None:
     with fails(message):
         start(Entry(target))
+
+
+@contextmanager
+def files_left(count: int) -> Iterator[None]:
+    """Let this process open that many files more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]  # the gaps below the highest one
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, before[1]))
+    for handle in held[len(held) - count :]:
+        os.close(handle)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for handle in held[: len(held) - count]:
+            os.close(handle)
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_a_process_for_which_there_are_no_files_is_told_and_leaves_none_open(count: int) -> None:
+    message = re.escape(f"cannot start 'fake' with {sys.executable}: Too many open files")
+    with files_left(count), pytest.raises(BackendError, match=f"^{message}$"):
+        SimulatorProcess("fake", FAKE_SIMULATORS["fake"], label="client #1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,16 @@ def test_a_snapshot_comes_after_reset(server: SimulatorServer) -> None:
         begin(client)
         with pytest.raises(NotReset, match=r"^reset comes before step$"):
             client.snapshot()
+
+
+def test_a_fork_into_more_sessions_than_there_are_places_takes_no_memory_for_them(
+    client: SimulatorClient,
+) -> None:
+    snapshot_id = client.snapshot()
+    tracemalloc.start()
+    with pytest.raises(Overloaded, match=r"^all 8 simulator sessions are taken; try again later$"):
+        client.fork(snapshot_id, 100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert len(client.fork(snapshot_id, 1)) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
 import msgpack
@@ -76,7 +77,8 @@ def test_a_chunk_may_be_of_meta_actions() -> None:
         (
             msgpack.packb({"action": {"dtype": "<f8", "shape": [-1], "data": b"12345678"}}),
             "application/msgpack",
-            "the body is not MessagePack: an array is {'dtype': text, 'shape': list of sizes, 'data': bytes}",
+            "the body is not MessagePack: an array is {'dtype': text, 'shape': list "
+            "of at most 8 sizes, 'data': bytes}",
         ),
         (
             b'{"action": {"ctrl_space": "ee", "action": ["x"]}}',
@@ -161,3 +163,28 @@ def test_numbers_are_no_picture() -> None:
     assert str(caught.value) == (
         "this is a float64 array of shape (4, 4, 3), no picture: ask with 'Accept: application/json'"
     )
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        # The product of these sizes keeps a processor busy for as long as there are more of them.
+        (
+            {"dtype": "<f8", "shape": [2**62] * 9, "data": b""},
+            "an array is {'dtype': text, 'shape': list of at most 8 sizes, 'data': bytes}",
+        ),
+        (
+            {"dtype": "<,", "shape": [1], "data": b"12345678"},
+            "dtype is '<,', expected numbers such as '<f8'",
+        ),
+    ],
+)
+def test_an_array_that_cannot_be_is_refused(array: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidParams, match=f"^{re.escape(f'the body is not MessagePack: {message}')}$"):
+        read_body(msgpack.packb({"action": array}), "application/msgpack")
+
+
+def test_a_number_past_float32_in_a_meta_action_is_infinite() -> None:
+    body = {"action": {"ctrl_space": "ee", "action": [1e300]}}
+    action = read_body(json.dumps(body).encode(), "")["action"]
+    assert np.isinf(action.action).all()  # which the server refuses

@@ -185,3 +185,8 @@ def test_a_number_is_left_where_none_belongs() -> None:
 def test_a_number_counts_from_one(number: Any) -> None:
     with refused(InvalidParams, f"number is {number!r}, expected a whole number, 1 or more"):
         take_number(Call("step", {"number": number}))
+
+
+def test_a_chunk_longer_than_any_episode_is_refused_before_memory_is_set_aside() -> None:
+    with refused(InvalidParams, "actions are 10001, expected at most 10000: send several chunks"):
+        check_actions(np.zeros((10_001, 3), np.uint8), 3)

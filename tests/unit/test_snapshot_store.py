@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from robowire.contracts import TaskOptions
 from robowire.errors import (
+    BackendError,
     ConfigurationError,
     InvalidParams,
     Overloaded,
@@ -227,3 +230,29 @@ def test_stepping_again_names_what_differs_first() -> None:
     assert step == 0
     assert difference is not None
     assert difference.startswith("right after the restore: state.random.state.")
+
+
+def test_a_folder_that_was_taken_away_is_told(tmp_path: Path) -> None:
+    store = SnapshotStore(max_bytes=10, folder=tmp_path / "snapshots")
+    snapshot_id = store.put(b"one", maker="me")
+    shutil.rmtree(tmp_path / "snapshots")
+    message = "the server's snapshot_dir cannot be read: No such file or directory"
+    with says(BackendError, message):
+        store.put(b"two", maker="me")
+    with says(BackendError, message):
+        store.describe()
+    with says(BackendError, message):
+        store.delete(snapshot_id, asker="me")
+
+
+def test_a_comparison_takes_no_memory_for_steps_that_an_episode_does_not_have() -> None:
+    simulator = FakeSimulator()
+    simulator.load_task("reach", TaskOptions(camera_names=()))
+    simulator.reset(seed=0)
+    state = simulator.save_state()
+    tracemalloc.start()
+    compared, difference = first_difference(simulator, state, action_dim=3, steps=10_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (compared, difference) == (50, None)
+    assert peak < 10_000_000

@@ -151,7 +151,12 @@ def reset(asked: Observe) -> Response:
     with asked.server.guest(token, label=asked.client) as session:
         if select is not None:
             execute(asked.server, session, "select_simulator", select)
-        spec = None if load is None else execute(asked.server, session, "load_task", load)
+        if load is None:
+            spec = None
+        elif session.executed(number):  # the task was loaded before; again, it would end the episode
+            spec = session.describe()["spec"]
+        else:
+            spec = execute(asked.server, session, "load_task", load)
         first = execute(asked.server, session, "reset", begun, number)
         shown: dict[str, Any] = {"session": session.token}
     if spec is not None:

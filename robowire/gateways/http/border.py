@@ -90,6 +90,9 @@ class Border:
 def _foreign_page(headers: Headers) -> RequestError | None:
     """Return why a call is refused: a page of another site may not use its visitor's way to this server."""
     origin = headers.get("origin")
-    if origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
-        return None
+    try:
+        if origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
+            return None
+    except ValueError:  # "http://[": no page is there
+        pass
     return Unauthenticated("pages of another site may not ask this server")

@@ -21,6 +21,8 @@ __all__ = ["MSGPACK", "read_body", "to_file", "to_json", "to_msgpack"]
 MSGPACK = "application/msgpack"
 
 _ARRAY = {"dtype", "shape", "data"}
+# Actions have two.
+_MAX_AXES = 8
 _ACTION = {field.name for field in fields(MetaAction)}
 
 
@@ -165,16 +167,17 @@ def _own_array(value: dict[Any, Any]) -> Any:
     dtype, shape, data = value["dtype"], value["shape"], value["data"]
     try:
         kind = np.dtype(dtype) if isinstance(dtype, str) else None
-    except TypeError:
+    except (TypeError, SyntaxError):  # numpy reads "f8,..." as Python does
         kind = None
     if kind is None or kind.kind not in "biuf":
         raise ValueError(f"dtype is {dtype!r}, expected numbers such as '<f8'"[:100])
     if (
         not isinstance(data, bytes)
         or not isinstance(shape, list)
+        or len(shape) > _MAX_AXES  # first: the product of many large sizes takes minutes
         or not all(isinstance(size, int) and size >= 0 for size in shape)
     ):
-        raise ValueError("an array is {'dtype': text, 'shape': list of sizes, 'data': bytes}")
+        raise ValueError("an array is {'dtype': text, 'shape': list of at most 8 sizes, 'data': bytes}")
     if len(data) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{len(data)} bytes are no {kind} array of shape {tuple(shape)}"[:150])
     return np.frombuffer(data, kind).reshape(shape)
@@ -187,7 +190,8 @@ def _own_action(value: Any) -> Any:
     if not (isinstance(value, dict) and {"ctrl_space", "action"} <= value.keys() <= _ACTION):
         return value
     try:
-        action = np.asarray(value["action"], dtype=np.float32)
+        with np.errstate(over="ignore"):  # an infinite action is refused like any other
+            action = np.asarray(value["action"], dtype=np.float32)
     except (TypeError, ValueError):
         raise InvalidParams("the action of a MetaAction is no list of numbers") from None
     return MetaAction(**{**value, "action": action})

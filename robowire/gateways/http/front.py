@@ -151,6 +151,10 @@ def _limited(head_timeout_s: float, max_connections: int) -> type[asyncio.Protoc
             super().data_received(data)
             self._watch()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch()
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._watch()

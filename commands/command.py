@@ -174,5 +174,5 @@ def _documentation(options_class: type) -> dict[str, str]:
     for cls in reversed(options_class.__mro__):
         _, _, attributes = (inspect.cleandoc(cls.__doc__ or "")).partition("Attributes:\n")
         for name, text in re.findall(r"^    (\w+): ((?:.|\n(?!    \w))*)", attributes, re.MULTILINE):
-            found[name] = " ".join(text.split())
+            found[name] = " ".join(text.replace("``", "").split())
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from server_process import ROOT, environment
 
+from commands.policy import PolicyFlags, make_policy_server
 from robowire import PolicyClient
 from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError, TaskNotFound, UnknownSimulator
@@ -24,7 +25,6 @@ from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator_server import SimulatorServer
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_simulator_server
-from server import PolicyFlags, make_policy_server
 
 FAKE = "robowire.fake_simulator:make_simulator"
 

@@ -195,14 +195,25 @@ class SimulatorClient:
 
     def _greet(self) -> Connection:
         """Return a new connection with a simulator server, of the session's service where it has one."""
-        connection, reply = self._say_hello(self.host, self.port, redirect=True, service=self._service)
-        if reply.get("server") == "fleet":
+        kept, pause = self._service, _FIRST_PAUSE_S
+        while True:
+            connection, reply = self._say_hello(self.host, self.port, redirect=True, service=kept)
+            if reply.get("server") != "fleet":
+                break
             connection.close()
             address, self._service = str(self._field(reply, "redirect")), self._field(reply, "service")
             host, _, port = address.rpartition(":")
             if not port.isdecimal():
                 raise RemoteProtocolError(f"the fleet sends to {address[:100]!r}, expected host:port")
-            connection, reply = self._say_hello(host.strip("[]"), int(port))
+            try:
+                connection, reply = self._say_hello(host.strip("[]"), int(port))
+                break
+            except (ConnectFailed, ConnectionLost):
+                # It is about to end, and the fleet does not know yet. Asked again it may name another one.
+                if kept is not None or pause > _LONGEST_PAUSE_S:
+                    raise
+            time.sleep(pause)
+            pause *= 2
         if reply.get("server") != "simulator":
             connection.close()
             raise ConfigurationError(

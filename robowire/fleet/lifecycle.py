@@ -43,8 +43,8 @@ class LifecycleOptions:
         backoff_s: Seconds before a service that ended is started again; twice as many each time.
         max_backoff_s: The most that they become.
         steady_s: Seconds that a service must have run well, so that its next end counts as the first.
-        max_service_mb: Memory of a service and its simulators, in megabytes, above which it is replaced; no
-            limit by default.
+        max_service_mb: Memory of a service and its simulators, in megabytes, above which it is replaced, once
+            another one takes clients; no limit by default.
         recycle_wait_s: Seconds that a service which is to be replaced or taken away waits for its sessions to
             end.
     """
@@ -134,14 +134,22 @@ class Lifecycle:
         self._healthy_at, self._told_at, self._blame = None, None, ""
         self._answered_at, self._sessions = now, 0
 
-    def answered(self, now: float, *, sessions: int, memory_mb: float) -> None:
-        """Take note of an answer: how many sessions it has, and its memory."""
+    def answered(self, now: float, *, sessions: int, memory_mb: float, needed: bool = False) -> None:
+        """Take note of an answer.
+
+        Args:
+            now: The time.
+            sessions: How many it has.
+            memory_mb: Its memory.
+            needed: Whether no other service would be there for new clients while this one is replaced: then
+                it stays for now, however large.
+        """
         self._answered_at, self._sessions = now, sessions
         if self.state in (State.STARTING, State.UNHEALTHY):
             self._healthy_at = self._healthy_at or now
             self._enter(State.HEALTHY, now)
         limit = self._options.max_service_mb
-        if self.state is State.HEALTHY and limit is not None and memory_mb > limit:
+        if self.state is State.HEALTHY and limit is not None and memory_mb > limit and not needed:
             self._wait_s = self._options.recycle_wait_s
             self._blame = f"has {memory_mb:.0f} MB, of {limit:g}"
             self._enter(State.DRAINING, now, self._blame)

@@ -75,6 +75,12 @@ def wait_until(condition: Callable[[], bool], fleet: FleetServer) -> None:
         time.sleep(0.02)
 
 
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
 def states(fleet: FleetServer) -> list[str]:
     return [row["state"] for row in fleet.rows()]
 
@@ -261,30 +267,67 @@ def test_a_service_that_hangs_is_given_no_clients_and_then_replaced() -> None:
         assert not psutil.pid_exists(hung["pid"])
 
 
-def test_a_service_that_grew_too_large_is_replaced_after_its_session() -> None:
-    hungry = "hungry_simulator:make_simulator"
-    os.environ["PYTHONPATH"], before = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
-    try:
-        with running_fleet(1, "--simulators", hungry, max_service_mb=200.0, steady_s=0.1) as fleet:
+def test_a_client_that_is_sent_to_a_service_which_is_ending_is_sent_to_another_one() -> None:
+    with running_fleet(2, health_interval_s=30.0) as fleet, SimulatorClient(*fleet.address) as busy:
+        busy.select_simulator(FAKE)
+        busy.load_task("hang_in_reset", camera_names=[])
+        (ending,) = (row for row in fleet.rows() if row["service"] == service_of(busy))
+
+        def hang() -> None:
+            with pytest.raises(ConnectionLost):
+                busy.reset()
+
+        hanging = threading.Thread(target=hang)
+        hanging.start()
+        time.sleep(0.2)  # until the request is in hand: then the service drains for as long as it may
+        os.kill(ending["pid"], signal.SIGTERM)
+        wait_until(lambda: not listens(ending["address"]), fleet)
+        assert states(fleet) == ["healthy", "healthy"]  # the next look comes later
+        for _ in range(4):
             with SimulatorClient(*fleet.address) as client:
-                client.select_simulator(hungry)
-                client.load_task("reach", camera_names=[])
-                wait_until(lambda: states(fleet) == ["draining"], fleet)
-                client.reset(seed=1)
-                with pytest.raises(
-                    Overloaded,
-                    match=r"^no service of this fleet is ready \(1 draining\); try again later$",
-                ):
-                    SimulatorClient(*fleet.address).connect()
-                client.step(ACTION)
-            wait_until(lambda: states(fleet) == ["healthy"], fleet)
-            (row,) = fleet.rows()
-            assert (row["service"], row["restarts"]) == ("1.2", 1)
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+                client.ping()
+        hanging.join()
+
+
+@pytest.fixture
+def hungry() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield "hungry_simulator:make_simulator"
+
+
+def test_services_that_grow_alike_are_replaced_one_after_the_other(hungry: str) -> None:
+    with running_fleet(2, "--simulators", hungry, max_service_mb=200.0, steady_s=0.1) as fleet:
+        clients = [SimulatorClient(*fleet.address) for _ in range(2)]
+        for client in clients:
+            client.select_simulator(hungry)
+            client.load_task("reach", camera_names=[])
+        wait_until(lambda: min(row["memory_mb"] for row in fleet.rows()) > 200, fleet)
+        wait_until(lambda: "draining" in states(fleet), fleet)
+        time.sleep(0.5)  # several looks
+        assert sorted(states(fleet)) == ["draining", "healthy"]
+        with SimulatorClient(*fleet.address) as another:
+            another.ping()
+        for client in clients:
+            client.disconnect()
+
+
+def test_a_service_that_grew_too_large_is_replaced_after_its_session(hungry: str) -> None:
+    with running_fleet(1, "--simulators", hungry, max_service_mb=200.0, steady_s=0.1) as fleet:
+        with SimulatorClient(*fleet.address) as client:
+            client.select_simulator(hungry)
+            client.load_task("reach", camera_names=[])
+            wait_until(lambda: states(fleet) == ["draining"], fleet)
+            client.reset(seed=1)
+            with pytest.raises(
+                Overloaded,
+                match=r"^no service of this fleet is ready \(1 draining\); try again later$",
+            ):
+                SimulatorClient(*fleet.address).connect()
+            client.step(ACTION)
+        wait_until(lambda: states(fleet) == ["healthy"], fleet)
+        (row,) = fleet.rows()
+        assert (row["service"], row["restarts"]) == ("1.2", 1)
 
 
 def test_a_service_that_cannot_start_says_why() -> None:

@@ -197,3 +197,11 @@ def test_one_that_is_taken_away_while_it_has_no_process_is_gone() -> None:
 def test_an_option_that_makes_no_sense_is_refused(name: str, value: float, message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         dataclasses.replace(OPTIONS, **{name: value})  # type: ignore[arg-type]
+
+
+def test_one_that_is_too_large_stays_while_no_other_would_be_there() -> None:
+    service = healthy()
+    service.answered(1.0, sessions=1, memory_mb=1200, needed=True)
+    assert service.state is State.HEALTHY
+    service.answered(2.0, sessions=1, memory_mb=1200)
+    assert service.state is State.DRAINING

@@ -180,7 +180,8 @@ class SimulatorPool:
             self._hold(process)
             process.wait_until_ready(timeout_s=self._load_timeout_s)
         except BackendError as exc:
-            logger.warning("no %s is kept warm until it is selected again: %s", name, exc)
+            if not self._closing:  # else it was told to end
+                logger.warning("no %s is kept warm until it is selected again: %s", name, exc)
             with self._changed:
                 self._in_hand = None
                 remaining = [other for other in self._wanted if other != name]
@@ -195,7 +196,8 @@ class SimulatorPool:
         try:
             process.load_ahead(params, timeout_s=self._load_timeout_s)
         except RequestError as exc:
-            logger.warning("a task of %s is not built ahead of time: %s", process.name, exc)
+            if not self._closing:
+                logger.warning("a task of %s is not built ahead of time: %s", process.name, exc)
             with self._changed:
                 if self._tasks[process.name] is params:
                     del self._tasks[process.name]

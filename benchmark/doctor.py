@@ -33,7 +33,7 @@ __all__ = ["Doctor"]
 
 # The task of the README, LIBERO's first, and those of the page that load fastest.
 _TASKS: Mapping[str, str] = {
-    "gymnasium": "FetchReach-v4",
+    "gymnasium": "Reacher-v5",  # of Gymnasium itself, with MuJoCo
     "highway": "merge-v1",
     "libero": "libero_spatial/0",
     "robosuite": "Lift",

@@ -24,6 +24,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from robowire import MetaObs, PolicyClient, SimulatorClient, __version__
+from robowire.address import parse_address
 from robowire.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -134,7 +135,9 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(rest)
     try:
         if options.address is not None:
-            options.host, options.port = _parse_address(options.address, options.port)
+            options.host, options.port = parse_address(
+                "address", options.address, example="localhost:5000", default_port=options.port
+            )
         options.simulator_server = _simulator_server
         return command.run(options)
     except ConfigurationError as exc:
@@ -154,14 +157,6 @@ def _add_connection_options(parser: Any) -> None:
     parser.add_argument("--port", type=int, default=5000, help="its TCP port")
     parser.add_argument("--timeout_s", type=float, default=30.0, help="seconds to wait for a reply")
     parser.add_argument("--token", type=str, help="shown to the server, where it wants one")
-
-
-def _parse_address(address: str, port: int) -> tuple[str, int]:
-    """Return the host and port of ``host``, ``host:port`` or ``[v6]:port``."""
-    found = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?", address)
-    if found is None or not 0 < int(found["port"] or port) <= 65535:
-        raise ConfigurationError(f"address is {address!r}, expected host:port, such as localhost:5000")
-    return found["v6"] or found["host"], int(found["port"] or port)
 
 
 def _simulator_server(**changes: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 
 from commands.command import Command, Server, load_target, parse
 from robowire import __version__
+from robowire.address import join_address
 from robowire.errors import RobowireError
 from robowire.registry import nearest
 from robowire.serving.policy_server import PolicyServer
@@ -152,17 +153,14 @@ def _serve(server: Server, command: Command) -> None:
     host, port = server.address
     usable = _usable_hosts(host)
     print(server.describe())
-    print(f"listening on {_join(host, port)}: " + ", ".join(_join(name, port) for name in usable))
+    reachable = ", ".join(join_address(name, port) for name in usable)
+    print(f"listening on {join_address(host, port)}: {reachable}")
     print(f"try it: {command.try_it.format(host=usable[0], port=port)}", flush=True)
     server.serve_forever()
     if threading.active_count() > 1:
         # A policy that hangs. Ending the interpreter under its thread can crash, and we did finish: say so.
         sys.stdout.flush()
         os._exit(0)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _usable_hosts(host: str) -> list[str]:

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from benchmark.registry import SIMULATORS
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.action_queue import AGGREGATE_FUNCTIONS, load_aggregate_function
+from robowire.address import parse_address
 from robowire.async_controller import WHEN_DRY, AsyncOptions
 from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch, UnknownName
 from robowire.registry import entries, family_and_task
@@ -340,7 +341,7 @@ def simulator_server(flags: Any) -> Iterator[tuple[str, int]]:
     The latter is what ``server.py simulator`` would be: ``ROBOWIRE_SIM_*`` count for it too.
     """
     if flags.simulator_address is not None:
-        yield _parse_address(flags.simulator_address)
+        yield parse_address("simulator_address", flags.simulator_address, example="localhost:5555")
         return
     # The user's own: nobody else can reach this server to name other code.
     own = (flags.simulator,) if ":" in flags.simulator else ()
@@ -371,15 +372,6 @@ def without_tokens(words: Sequence[str]) -> list[str]:
 def _names(given: list[str] | None) -> tuple[str, ...] | None:
     """Return names given as words, as a list with commas, or both: what the server's flag takes too."""
     return tuple(name for entry in given for name in entry.split(",") if name) if given else None
-
-
-def _parse_address(address: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\s]+)):(\d{1,5})", address)
-    if found is None or not 0 < int(found[3]) <= 65535:
-        raise ConfigurationError(
-            f"simulator_address is {address!r}, expected host:port, such as localhost:5555"
-        )
-    return found[1] or found[2], int(found[3])
 
 
 def find_ffmpeg() -> str | None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from benchmark.evaluate import find_ffmpeg, simulator_server, without_tokens
+from robowire.address import join_address
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.gateways.lerobot import EnvConfig, SimClient, SimClientConfig
 from robowire.rollout.episodes import Episode
@@ -121,7 +122,7 @@ def _config(flags: Any, folder: Path, simulator_address: str) -> SimClientConfig
             ),
             actions_per_chunk=flags.actions_per_chunk,
             task=flags.task,
-            server_address=flags.server_address or f"{_bracketed(flags.host)}:{flags.port}",
+            server_address=flags.server_address or join_address(flags.host, flags.port),
             chunk_size_threshold=flags.chunk_size_threshold,
             fps=flags.fps if flags.fps is not None else env.fps,
             aggregate_fn_name=flags.aggregate_fn_name,
@@ -143,10 +144,6 @@ def _config(flags: Any, folder: Path, simulator_address: str) -> SimClientConfig
         )
     except (ValueError, UnknownName) as exc:
         raise ConfigurationError(str(exc)) from exc
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def totals(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.simulator import SimulatorFlags, offered_simulators
+from robowire.address import parse_address
 from robowire.errors import ConfigurationError
 from robowire.fleet.asking import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
@@ -109,12 +110,8 @@ class FleetStatusFlags:
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Return the fleet's reply to one request."""
-        host, _, port = self.address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ConfigurationError(
-                f"address is {self.address!r}, expected host:port, such as localhost:5555"
-            )
-        return ask_fleet(host.strip("[]"), int(port), method, token=self.auth_token, **params)
+        host, port = parse_address("address", self.address, example="localhost:5555")
+        return ask_fleet(host, port, method, token=self.auth_token, **params)
 
 
 @dataclass(frozen=True)

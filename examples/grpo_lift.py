@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a program of the
 
 from commands.policy import PolicyFlags, make_policy_server
 from robowire import MetaAction, MetaObs, PolicyClient, SimulatorClient
+from robowire.address import parse_address
 from robowire.errors import RobowireError
 from robowire.rollout.video import Mp4Writer
 from server import simulator_server_of_environment
@@ -172,18 +173,15 @@ def servers(flags: argparse.Namespace) -> Iterator[tuple[tuple[str, int], tuple[
             )
             policy_address = policy.address
         else:
-            policy_address = _address(flags.address)
+            policy_address = parse_address("address", flags.address, example="localhost:5000")
         if flags.simulator_address is None:
             simulators = simulator_server_of_environment(host="127.0.0.1", port=0)
             simulator_address = stack.enter_context(simulators).address
         else:
-            simulator_address = _address(flags.simulator_address)
+            simulator_address = parse_address(
+                "simulator_address", flags.simulator_address, example="localhost:5555"
+            )
         yield policy_address, simulator_address
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    return host, int(port)
 
 
 def _film(path: Path) -> Mp4Writer | None:

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
+from robowire.address import split_address
 from robowire.contracts import StepResult
 from robowire.errors import (
     ConfigurationError,
@@ -202,11 +203,14 @@ class SimulatorClient:
                 break
             connection.close()
             address, self._service = str(self._field(reply, "redirect")), self._field(reply, "service")
-            host, _, port = address.rpartition(":")
-            if not port.isdecimal():
-                raise RemoteProtocolError(f"the fleet sends to {address[:100]!r}, expected host:port")
             try:
-                connection, reply = self._say_hello(host.strip("[]"), int(port))
+                host, port = split_address(address)
+            except ValueError:
+                raise RemoteProtocolError(
+                    f"the fleet sends to {address[:100]!r}, expected host:port"
+                ) from None
+            try:
+                connection, reply = self._say_hello(host, port)
                 break
             except (ConnectFailed, ConnectionLost):
                 # It is about to end, and the fleet does not know yet. Asked again it may name another one.

@@ -11,6 +11,7 @@ import socket
 import time
 from typing import Any, Callable, Sequence
 
+from robowire.address import join_address
 from robowire.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -213,5 +214,4 @@ class Connection:
 def _address(address: Any) -> str:
     if isinstance(address, (str, bytes)):  # a Unix socket; one of a pair has no name
         return "the other process"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(*address[:2])

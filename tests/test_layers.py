@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = ("robowire.errors", "robowire.meta", "robowire.specs", "robowire.contracts", "robowire.registry")
+GROUND = (
+    "robowire.errors",
+    "robowire.address",
+    "robowire.meta",
+    "robowire.specs",
+    "robowire.contracts",
+    "robowire.registry",
+)
 WIRE = ("robowire.wire", "robowire.version", *GROUND)
 CLIENT = (
     "robowire.transport",
@@ -27,6 +34,7 @@ CLIENT = (
 # First match wins. Value: the first-party names that may be imported.
 FLOORS: dict[str, tuple[str, ...]] = {
     "robowire/errors.py": (),
+    "robowire/address.py": ("robowire.errors",),
     "robowire/version.py": (),
     "robowire/meta.py": (),
     "robowire/specs.py": ("robowire.errors",),
@@ -66,7 +74,7 @@ EXTRAS = {
 }
 CLIENT_SIDE = [
     path
-    for prefix, _ in list(FLOORS.items())[:18]
+    for prefix, _ in list(FLOORS.items())[:19]
     for path in sorted(ROOT.glob(f"{prefix}**/*.py" if prefix.endswith("/") else prefix))
 ]
 # A simulator's own interpreter runs these.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from robowire.address import join_address
 from robowire.errors import InvalidParams, Overloaded, SessionNotFound
 from robowire.fleet.engine import CannotStart, Engine, Service, ServiceSpec
 from robowire.fleet.lifecycle import Lifecycle, Order, State
@@ -61,7 +62,7 @@ class _Place:
         answers = self.lifecycle.state in (State.HEALTHY, State.UNHEALTHY, State.DRAINING)
         return {
             "service": self.name,
-            "address": "" if address is None else _join(*address),
+            "address": "" if address is None else join_address(*address),
             "state": self.lifecycle.state.value,
             "reason": self.lifecycle.reason,
             "sessions": self.load.count(time.monotonic()),
@@ -197,7 +198,7 @@ class Supervisor:
         assert place.service is not None
         address = place.service.address()
         assert address is not None, "it was healthy, so it listens"
-        return _join(place.service.node or self._options.advertise_host or host, address[1])
+        return join_address(place.service.node or self._options.advertise_host or host, address[1])
 
     # -- in the supervisor's thread
     # -------------------------------------------------------------------------------
@@ -325,7 +326,3 @@ class Supervisor:
         if states != self._told and (now or time.monotonic() - self._told_at > _TELL_S):
             self._told, self._told_at = states, time.monotonic()
             self._on_change(rows)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -11,7 +11,6 @@ It needs the extra ``trainers``. docs/trainers.md tells the rest.
 from __future__ import annotations
 
 import logging
-import re
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Sequence, TypeVar, cast
@@ -23,6 +22,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
+from robowire.address import parse_address
 from robowire.errors import (
     BackendError,
     ConfigurationError,
@@ -103,7 +103,7 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         token: str | None = None,
         **task_options: Any,
     ) -> None:
-        host, port = _parse_address(address)
+        host, port = parse_address("address", address, example="localhost:5555")
         self.render_mode = render_mode
         self._simulator, self._task, self._task_options = simulator, task, task_options
         self._render_camera = render_camera
@@ -505,14 +505,6 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def _require_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("this environment was closed: make a new one")
-
-
-def _parse_address(address: str) -> tuple[str, int]:
-    """Return the host and port of ``host:port`` or ``[v6]:port``."""
-    found = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\s]+)):(\d{1,5})", address)
-    if found is None or not 0 < int(found[3]) <= 65535:
-        raise ConfigurationError(f"address is {address!r}, expected host:port, such as localhost:5555")
-    return found[1] or found[2], int(found[3])
 
 
 def _arrays(observation: Any) -> Observation:

@@ -29,6 +29,7 @@ from typing import Any, Callable, Mapping, Protocol
 import numpy as np
 
 from robowire.action_queue import load_aggregate_function
+from robowire.address import parse_address, split_address
 from robowire.async_controller import AsyncOptions
 from robowire.async_policy_client import AsyncPolicyClient
 from robowire.contracts import StepResult
@@ -263,7 +264,10 @@ class SimClientConfig:
         if self.clock not in _CLOCKS:
             raise ValueError(f"clock is {self.clock!r}, expected one of {', '.join(_CLOCKS)}")
         for name in ("server_address", "simulator_address"):
-            _address(name, getattr(self, name))
+            try:
+                parse_address(name, getattr(self, name), example="localhost:5000")
+            except ConfigurationError as exc:
+                raise ValueError(str(exc)) from None
         load_aggregate_function(self.aggregate_fn_name)
         self.asynchronous()
         self.options("", "")
@@ -301,13 +305,6 @@ def _camera(name: str) -> str:
     """Return the simulator's name of a camera, for LeRobot's name of its picture."""
     name = name.strip()
     return name[: -len("_image")] if name.endswith("_image") else name
-
-
-def _address(name: str, text: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\s]+)):(\d{1,5})", text)
-    if found is None or not 0 < int(found[3]) <= 65535:
-        raise ValueError(f"{name} is {text!r}, expected host:port, such as localhost:5000")
-    return found[1] or found[2], int(found[3])
 
 
 # the client
@@ -394,8 +391,8 @@ class SimClient:
 
     def _evaluate(self, name: str, folder: str, instruction: str) -> None:
         config = self.config
-        host, port = _address("server_address", config.server_address)
-        simulator = _address("simulator_address", config.simulator_address)
+        host, port = split_address(config.server_address)
+        simulator = split_address(config.simulator_address)
 
         def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
             self.results[name] = summary
@@ -429,7 +426,7 @@ class SimClient:
     def _check_policy(self) -> None:
         """Compare the policy that was asked for with the one that the server holds."""
         config = self.config
-        host, port = _address("server_address", config.server_address)
+        host, port = split_address(config.server_address)
         with PolicyClient(host, port, retries=0, token=config.token) as client:
             info = client.get_info()
         if info["policy"] != config.policy_type:
@@ -455,7 +452,7 @@ class SimClient:
 
     def _find_tasks(self) -> list[str]:
         env = self.config.env
-        host, port = _address("simulator_address", self.config.simulator_address)
+        host, port = split_address(self.config.simulator_address)
         # Its session ends with it: the evaluation opens its own, and there may be no room for one more.
         with SimulatorClient(host, port, token=self.config.simulator_token, reconnect_s=0) as client:
             client.select_simulator(env.type)

@@ -1,0 +1,47 @@
+"""``host:port`` as people write it and as programs show it. The host of IPv6 stands in brackets."""
+
+from __future__ import annotations
+
+import re
+
+from robowire.errors import ConfigurationError
+
+__all__ = ["join_address", "parse_address", "split_address"]
+
+_PATTERN = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?")
+
+
+def split_address(text: str, *, default_port: int | None = None) -> tuple[str, int]:
+    """Return the host and port of ``host:port`` or ``[v6]:port``; with a default, of ``host`` alone too.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    found = _PATTERN.fullmatch(text)
+    port = None if found is None else found["port"] or default_port
+    if found is None or port is None or not 0 < int(port) <= 65535:
+        raise ValueError(f"{text!r} is no host:port")
+    return found["v6"] or found["host"], int(port)
+
+
+def parse_address(name: str, text: str, *, example: str, default_port: int | None = None) -> tuple[str, int]:
+    """Return what :func:`split_address` does, of a flag or option.
+
+    Args:
+        name: Of the option.
+        text: Its value.
+        example: A value that would do.
+        default_port: Where ``host`` alone is enough.
+
+    Raises:
+        ConfigurationError: It is no address.
+    """
+    try:
+        return split_address(text, default_port=default_port)
+    except ValueError:
+        raise ConfigurationError(f"{name} is {text!r}, expected host:port, such as {example}") from None
+
+
+def join_address(host: str, port: int) -> str:
+    """Return ``host:port``, or ``[v6]:port``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

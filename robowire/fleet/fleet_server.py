@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from robowire.errors import RequestError, Unauthenticated, UnknownMethod
+from robowire.errors import Unauthenticated, UnknownMethod
 from robowire.fleet.engine import ENGINES, Engine
 from robowire.fleet.lifecycle import State
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.supervisor import Supervisor
 from robowire.registry import load
+from robowire.serving.calls import answer_call
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
 from robowire.serving.simulator_requests import FLEET_METHODS, METHODS, check_params
 from robowire.serving.tcp import TcpOptions, TcpServer
 from robowire.serving.text import answer_line
 from robowire.version import __version__
-from robowire.wire.encoding import Buffer, encode_frame
-from robowire.wire.messages import PROTOCOL_VERSION, Call, error_reply, ok, parse_call
-from robowire.wire.pickling import loads
+from robowire.wire.encoding import Buffer
+from robowire.wire.messages import PROTOCOL_VERSION, Call, ok
 
 __all__ = ["FleetServer", "is_loopback"]
 
@@ -153,17 +152,7 @@ class _Connection:
 
     def payload(self, payload: bytearray) -> Sequence[Buffer]:
         """Return the frame that answers one request."""
-        value = loads(payload)
-        started = time.monotonic()
-        try:
-            call = parse_call(value)
-            reply = self._answer(call)
-        except RequestError as exc:
-            self._server.metrics.error(exc.error_type)
-            logger.debug("%s: %s: %s", self._session, exc.error_type, exc)
-            return encode_frame(error_reply(exc))
-        self._server.metrics.observe(call.method, time.monotonic() - started)
-        return encode_frame(reply)
+        return answer_call(payload, self._session, self._server.metrics, self._answer)
 
     def line(self, line: str) -> bytes:
         """Return the line that answers a line of text."""

@@ -18,12 +18,12 @@ from robowire.errors import (
     ConfigurationError,
     InvalidParams,
     Overloaded,
-    RequestError,
     SessionNotFound,
     ShuttingDown,
     SimulatorAlreadySelected,
 )
 from robowire.registry import Entry, nearest
+from robowire.serving.calls import answer_call
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
 from robowire.serving.simulator_options import SimulatorServerOptions
@@ -35,10 +35,8 @@ from robowire.serving.snapshots import SnapshotStore
 from robowire.serving.tcp import TcpServer
 from robowire.serving.text import answer_line
 from robowire.version import __version__
-from robowire.wire.encoding import Buffer, encode_frame
-from robowire.wire.framing import frame_header
-from robowire.wire.messages import PROTOCOL_VERSION, Call, error_reply, ok, parse_call
-from robowire.wire.pickling import loads
+from robowire.wire.encoding import Buffer
+from robowire.wire.messages import PROTOCOL_VERSION, Call, ok
 
 __all__ = ["SimulatorServer", "SimulatorServerOptions"]
 
@@ -362,22 +360,11 @@ class _Connection:
 
     def payload(self, payload: bytearray) -> Sequence[Buffer]:
         """Return the frame that answers one request."""
-        value = loads(payload)
-        started = time.monotonic()
         try:
-            call = parse_call(value)
-            reply = self._answer(call)
-        except RequestError as exc:
-            self._server.metrics.error(exc.error_type)
-            logger.debug("%s: %s: %s", self._session, exc.error_type, exc)
-            return encode_frame(error_reply(exc))
+            return answer_call(payload, self._session, self._server.metrics, self._answer)
         finally:
             if self._simulation.owner is self:
                 self._simulation.touch()
-        self._server.metrics.observe(call.method, time.monotonic() - started)
-        if isinstance(reply, dict):
-            return encode_frame(reply)
-        return [frame_header(len(reply)), reply]
 
     def line(self, line: str) -> bytes:
         """Return the line that answers a line of text."""

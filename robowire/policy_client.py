@@ -46,9 +46,8 @@ from robowire.errors import (
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import PolicySpec
 from robowire.transport import Connection, require_seconds
-from robowire.version import __version__
 from robowire.wire.encoding import ActionChunk, Buffer, encode_frame
-from robowire.wire.messages import PROTOCOL_VERSION, raise_for_status
+from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.pickling import loads
 
 if TYPE_CHECKING:
@@ -343,15 +342,10 @@ class PolicyClient:
 
     def _say_hello(self) -> dict[str, Any] | None:
         """Open the session and return the server's ``get_info``; ``None`` where it does not know hello."""
-        hello = {
-            "method": "hello",
-            "protocol_version": PROTOCOL_VERSION,
-            "client": f"robowire {__version__}",
-            "reply": "chunk",  # one array instead of 64 objects: 5 times faster on both sides
-        }
+        request = hello(reply="chunk")  # one array instead of 64 objects: 5 times faster on both sides
         if self._token is not None:
-            hello["token"] = self._token
-        frame = encode_frame(hello)
+            request["token"] = self._token
+        frame = encode_frame(request)
         try:
             reply = self._exchange(frame)
         except (ConnectionLost, RemoteProtocolError, UnknownMethod, InternalError) as exc:

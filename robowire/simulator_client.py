@@ -30,9 +30,8 @@ from robowire.errors import (
 from robowire.images import decode_images, require_pillow
 from robowire.specs import SimulatorSpec
 from robowire.transport import Connection, require_seconds
-from robowire.version import __version__
 from robowire.wire.encoding import encode_frame
-from robowire.wire.messages import PROTOCOL_VERSION, raise_for_status
+from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.pickling import loads
 
 if TYPE_CHECKING:
@@ -230,16 +229,9 @@ class SimulatorClient:
     def _say_hello(self, host: str, port: int, **said: Any) -> tuple[Connection, dict[str, Any]]:
         """Return a new connection and what its server replied to a hello."""
         connection = self._open_connection(host, port, timeout_s=self._connect_timeout_s)
-        hello = {
-            "method": "hello",
-            "protocol_version": PROTOCOL_VERSION,
-            "client": f"robowire {__version__}",
-            "resumable": self._reconnect_s > 0,
-            "token": self._token,
-            **said,
-        }
+        request = hello(resumable=self._reconnect_s > 0, token=self._token, **said)
         try:
-            payload = connection.exchange(encode_frame(hello), timeout_s=self._connect_timeout_s)
+            payload = connection.exchange(encode_frame(request), timeout_s=self._connect_timeout_s)
             return connection, raise_for_status(loads(payload))
         except BaseException:
             connection.close()

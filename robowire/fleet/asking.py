@@ -6,9 +6,8 @@ from typing import Any
 
 from robowire.errors import ConfigurationError
 from robowire.transport import Connection
-from robowire.version import __version__
 from robowire.wire.encoding import encode_frame
-from robowire.wire.messages import PROTOCOL_VERSION, raise_for_status
+from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.pickling import loads
 
 __all__ = ["ask_fleet"]
@@ -23,15 +22,10 @@ def ask_fleet(
         ConfigurationError: There is a server, but no fleet.
         RobowireError: What a client's request raises.
     """
-    hello = {
-        "method": "hello",
-        "protocol_version": PROTOCOL_VERSION,
-        "client": f"robowire {__version__}",
-        "token": token,
-    }
     connection = Connection.connect(host, port, timeout_s=timeout_s)
     try:
-        server = raise_for_status(loads(connection.exchange(encode_frame(hello), timeout_s=timeout_s)))
+        greeting = encode_frame(hello(token=token))
+        server = raise_for_status(loads(connection.exchange(greeting, timeout_s=timeout_s)))
         if server.get("server") != "fleet":
             raise ConfigurationError(f"{host}:{port} is a {server.get('server')} server, and no fleet")
         request = encode_frame({"method": method, **params})

@@ -9,6 +9,7 @@ import numpy as np
 
 from robowire.errors import InternalError, InvalidParams, RequestError, request_error
 from robowire.meta import MetaObs
+from robowire.version import __version__
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -16,6 +17,7 @@ __all__ = [
     "Infer",
     "Reset",
     "error_reply",
+    "hello",
     "ok",
     "parse_call",
     "parse_policy_request",
@@ -93,6 +95,16 @@ def parse_call(value: Any) -> Call:
     if not all(isinstance(key, str) for key in value):
         raise InvalidParams("the parameters of a request are named by text")
     return Call(value["method"], {key: item for key, item in value.items() if key != "method"})
+
+
+def hello(**said: Any) -> dict[str, Any]:
+    """Return what a client of this package says first."""
+    return {
+        "method": "hello",
+        "protocol_version": PROTOCOL_VERSION,
+        "client": f"robowire {__version__}",
+        **said,
+    }
 
 
 def ok(**fields: Any) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from server_process import ROOT
+from client_process import finish, start_client
 
 from policies.registry import POLICIES
 from robowire.contracts import PolicyOptions
@@ -28,18 +26,10 @@ def test_a_random_policy_is_evaluated(
     tmp_path: Path, simulator: list[str], action_dim: int, found: tuple[str, str, str]
 ) -> None:
     policy = load("policy", "random", POLICIES)(PolicyOptions(extra={"action_dim": action_dim}))
-    command = ["client.py", "evaluate", "--simulator", *simulator, "--num_episodes", "1"]
+    command = ["evaluate", "--simulator", *simulator, "--num_episodes", "1"]
     command += ["--max_episode_steps", "6", "--output_dir", str(tmp_path)]
     with running_server(policy) as server:
-        run = subprocess.run(
-            [sys.executable, *command, "--port", str(server.address[1])],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=240,  # seconds on a quiet machine
-            check=False,
-        )
-    assert run.returncode == 0, run.stderr
+        finish(start_client(*command, "--port", str(server.address[1])), timeout_s=240)  # takes seconds
     told = json.loads((tmp_path / "summary.json").read_text())
     family, task, package = found
     assert (told["simulator"]["simulator"], told["simulator"]["task"]) == (family, task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import imageio_ffmpeg
 import psutil
 import pytest
+from client_process import finish, kill_with_workers, start_client
 
 from robowire.registry import Entry
 from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
@@ -72,28 +72,14 @@ def start(
     episodes: int = 6,
     modules: Path | None = None,
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "client.py"), "evaluate", "--address", f"localhost:{port}"]
+    command = ["evaluate", "--address", f"localhost:{port}"]
     command += ["--simulator", simulator, "--task", task, "--num_episodes", str(episodes)]
     command += ["--output_dir", str(folder), *flags]
-    paths = [str(modules)] if modules else []
-    paths += filter(None, [os.environ.get("PYTHONPATH")])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-    )
+    return start_client(*command, modules=modules)
 
 
 def run(*arguments: Any, code: int = 0, **options: Any) -> tuple[str, str]:
-    process = start(*arguments, **options)
-    stdout, stderr = process.communicate(timeout=80)
-    assert process.returncode == code, stderr
-    return stdout, stderr
+    return finish(start(*arguments, **options), code=code)
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -247,10 +233,7 @@ def test_a_killed_evaluation_resumes_to_the_rows_of_one_that_was_not(port: str, 
     while not (parts / "episodes.jsonl").exists() or len(rows(parts)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    psutil.wait_procs(workers, timeout=30)
+    kill_with_workers(process)
     done = len(rows(parts))
     with (parts / "episodes.jsonl").open("a") as lines:
         lines.write('{"episode": 7, "see')  # as a machine that loses its power leaves it

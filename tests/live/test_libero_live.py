@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from client_process import finish, start_client
 from server_process import ROOT, run_server
 
 from commands.simulator import SimulatorFlags, make_simulator_server
@@ -22,26 +22,12 @@ def test_a_policy_is_evaluated_on_a_task_named_by_suite_and_number(
     libero_assets: Path, tmp_path: Path
 ) -> None:
     policy = load("policy", "random", POLICIES)(PolicyOptions())
-    command = (
-        "client.py evaluate --simulator libero --task libero_spatial/0 --num_episodes 1 --max_episode_steps 4"
-    )
+    command = "evaluate --simulator libero --task libero_spatial/0 --num_episodes 1 --max_episode_steps 4"
     with running_server(policy) as server:
-        run = subprocess.run(
-            [
-                sys.executable,
-                *command.split(),
-                "--output_dir",
-                str(tmp_path),
-                "--port",
-                str(server.address[1]),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=240,  # seconds on a quiet machine
-            check=False,
+        process = start_client(
+            *command.split(), "--output_dir", str(tmp_path), "--port", str(server.address[1])
         )
-    assert run.returncode == 0, run.stderr
+        finish(process, timeout_s=240)  # takes seconds on a quiet machine
     told = json.loads((tmp_path / "summary.json").read_text())
     assert (told["episodes"], told["errors"]) == (1, 0)
     assert told["simulator"]["task"].startswith("pick_up_the_black_bowl_between")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from client_process import finish, kill_with_workers, start_client
 
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server
@@ -54,28 +52,15 @@ def log(tmp_path: Path) -> Path:
 
 
 def start(port: str, folder: Path, log: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "client.py"), "sweep", "--address", f"localhost:{port}"]
+    command = ["sweep", "--address", f"localhost:{port}"]
     command += ["--simulator", "slow_simulator:SlowSimulator", "--task", "reach", "--num_episodes", "5"]
     command += ["--latencies_ms", "0,200", "--aggregate_fn_names", "latest_only", "--fps", "20"]
     command += ["--max_episode_steps", "20", "--output_dir", str(folder), *flags]
-    paths = [str(log.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SWEEP_TEST_LOG": str(log)}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-    )
+    return start_client(*command, modules=log.parent, environ={"SWEEP_TEST_LOG": str(log)})
 
 
 def run(*arguments: Any, code: int = 0) -> tuple[str, str]:
-    process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=80)
-    assert process.returncode == code, stderr
-    return stdout, stderr
+    return finish(start(*arguments), code=code)
 
 
 def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -97,10 +82,7 @@ def test_a_killed_sweep_goes_on_to_the_rows_of_one_that_was_not(port: str, log: 
     while sum(map(len, rows(parts).values())) < 7:
         assert process.poll() is None
         time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    psutil.wait_procs(workers, timeout=30)
+    kill_with_workers(process)
     assert sum(map(len, rows(parts).values())) < 15
 
     stdout, stderr = run(port, parts, log)

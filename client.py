@@ -39,7 +39,7 @@ from robowire.registry import Entry, load, nearest
 from robowire.specs import PolicySpec
 from robowire.wire.framing import frame_header
 from robowire.wire.inspection import describe, hex_dump
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
 
 __all__ = ["COMMANDS", "Command", "PolicyClient", "SimulatorClient", "main", "random_observation"]
 
@@ -69,16 +69,16 @@ COMMANDS: dict[str, Entry] = {
     ),
     "bench": Entry("client:BENCH", summary="measure latency and throughput with several clients"),
     "evaluate": Entry(
-        "benchmark.evaluate:EVALUATE", extra="evaluate", summary="run a policy on a simulator, count, film"
+        "robowire.cli.evaluate:EVALUATE", extra="evaluate", summary="run a policy on a simulator, count, film"
     ),
     "lerobot-eval": Entry(
-        "benchmark.lerobot_eval:LEROBOT_EVAL", extra="evaluate", summary="evaluate under LeRobot's flags"
+        "robowire.cli.lerobot_eval:LEROBOT_EVAL", extra="evaluate", summary="evaluate under LeRobot's flags"
     ),
     "compare": Entry(
-        "benchmark.compare:COMPARE", extra="evaluate", summary="compare two folders of results by episode"
+        "robowire.cli.compare:COMPARE", extra="evaluate", summary="compare two folders of results by episode"
     ),
     "sweep": Entry(
-        "benchmark.sweep:SWEEP", extra="plots", summary="plot success against latency, for each way to act"
+        "robowire.cli.sweep:SWEEP", extra="plots", summary="plot success against latency, for each way to act"
     ),
     "debug": Entry("client:DEBUG", summary="send any bytes, whole or in pieces, and take the reply apart"),
 }

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from commands.command import Command, Server, load_target, parse
 from robowire import __version__
 from robowire.address import join_address
+from robowire.cli.command import Command, Server, load_target, parse
 from robowire.errors import RobowireError
 from robowire.registry import nearest
-from robowire.serving.policy_server import PolicyServer
-from robowire.serving.simulator_server import SimulatorServer
+from robowire.serving.policy.service import PolicyServer
+from robowire.serving.simulator.service import SimulatorServer
 
 __all__ = ["COMMANDS", "PolicyServer", "SimulatorServer", "main", "simulator_server_of_environment"]
 
@@ -34,51 +34,51 @@ __all__ = ["COMMANDS", "PolicyServer", "SimulatorServer", "main", "simulator_ser
 COMMANDS: dict[str, Command] = {
     "policy": Command(
         summary="answer observations with actions",
-        options="commands.policy:PolicyFlags",
-        make="commands.policy:make_policy_server",
+        options="robowire.cli.policy:PolicyFlags",
+        make="robowire.cli.policy:make_policy_server",
         env_prefix="ROBOWIRE",
         try_it="python client.py infer --host {host} --port {port}",
         aliases={"model_name_or_path": "model_path"},
     ),
     "simulator": Command(
         summary="run simulators for clients, each in a process of its own",
-        options="commands.simulator:SimulatorFlags",
-        make="commands.simulator:make_simulator_doors",
+        options="robowire.cli.simulator:SimulatorFlags",
+        make="robowire.cli.simulator:make_simulator_doors",
         env_prefix="ROBOWIRE_SIM",
         try_it="python client.py evaluate --address localhost:5000 --simulator_address {host}:{port} "
         "--simulator robosuite --task Lift",
     ),
     "doctor": Command(
         summary="look whether simulators can be served here, and what their numbers depend on",
-        options="commands.simulator:DoctorFlags",
-        make="commands.simulator:examine",
+        options="robowire.cli.simulator:DoctorFlags",
+        make="robowire.cli.simulator:examine",
         env_prefix="ROBOWIRE_SIM",  # the simulator server's, whose environment is examined
         log_level="error",
     ),
     "fleet": Command(
         summary="run many simulator servers behind one address, and replace those that fail",
-        options="commands.fleet:FleetFlags",
-        make="commands.fleet:make_fleet",
+        options="robowire.cli.fleet:FleetFlags",
+        make="robowire.cli.fleet:make_fleet",
         env_prefix="ROBOWIRE_SIM",
         try_it="python server.py fleet status --address {host}:{port}",
     ),
     "fleet status": Command(
         summary="show the servers of a running fleet",
-        options="commands.fleet:FleetStatusFlags",
-        make="commands.fleet:show_fleet",
+        options="robowire.cli.fleet:FleetStatusFlags",
+        make="robowire.cli.fleet:show_fleet",
         env_prefix="ROBOWIRE_FLEET",
     ),
     "fleet scale": Command(
         summary="change how many servers a running fleet has",
-        options="commands.fleet:FleetScaleFlags",
-        make="commands.fleet:scale_fleet",
+        options="robowire.cli.fleet:FleetScaleFlags",
+        make="robowire.cli.fleet:scale_fleet",
         env_prefix="ROBOWIRE_FLEET",
         argument="num_services",
     ),
     "fleet stop": Command(
         summary="let a running fleet finish and end",
-        options="commands.fleet:FleetStatusFlags",
-        make="commands.fleet:stop_fleet",
+        options="robowire.cli.fleet:FleetStatusFlags",
+        make="robowire.cli.fleet:stop_fleet",
         env_prefix="ROBOWIRE_FLEET",
     ),
 }
@@ -88,12 +88,12 @@ def simulator_server_of_environment(**changes: Any) -> SimulatorServer:
     """Return what ``server.py simulator`` without a flag would serve: ``ROBOWIRE_SIM_*`` count, and defaults.
 
     Args:
-        changes: Fields of :class:`commands.simulator.SimulatorFlags` that are to be different.
+        changes: Fields of :class:`robowire.cli.simulator.SimulatorFlags` that are to be different.
 
     Raises:
-        RobowireError: As :func:`commands.simulator.make_simulator_server`.
+        RobowireError: As :func:`robowire.cli.simulator.make_simulator_server`.
     """
-    from commands.simulator import make_simulator_server
+    from robowire.cli.simulator import make_simulator_server
 
     flags, _ = parse("simulator", COMMANDS["simulator"], [])
     return make_simulator_server(dataclasses.replace(flags, **changes))

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a program of the checkout, not of the wheel
 
-from commands.policy import PolicyFlags, make_policy_server
 from robowire import MetaAction, MetaObs, PolicyClient, SimulatorClient
 from robowire.address import parse_address
+from robowire.cli.policy import PolicyFlags, make_policy_server
 from robowire.errors import RobowireError
 from robowire.rollout.video import Mp4Writer
 from server import simulator_server_of_environment

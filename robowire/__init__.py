@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from robowire.async_controller import AsyncController, AsyncOptions
-from robowire.async_policy_client import AsyncPolicyClient
+from robowire.client.async_controller import AsyncController, AsyncOptions
+from robowire.client.async_policy_client import AsyncPolicyClient
+from robowire.client.policy_client import PolicyClient
+from robowire.client.simulator_client import SimulatorClient
 from robowire.meta import MetaAction, MetaObs
-from robowire.policy_client import PolicyClient
-from robowire.simulator_client import SimulatorClient
 from robowire.version import __version__
 
 __all__ = [

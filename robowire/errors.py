@@ -21,7 +21,7 @@ RobowireError
 ├── MissingDependency          the chosen one needs a package that is not installed
 ├── ConfigurationError         a flag, file or device a program was given is unusable
 ├── EvaluationStopped          a server that every episode needs is gone; what was counted is kept
-└── FilmFailed                 an episode was counted, but its film could not be made
+└── VideoFailed                 an episode was counted, but its film could not be made
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ __all__ = [
     "ConnectFailed",
     "ConnectionLost",
     "EvaluationStopped",
-    "FilmFailed",
     "FrameTooLarge",
     "InternalError",
     "InvalidParams",
@@ -61,6 +60,7 @@ __all__ = [
     "UnknownName",
     "UnknownSimulator",
     "UnsafePayload",
+    "VideoFailed",
     "request_error",
 ]
 
@@ -243,7 +243,7 @@ class EvaluationStopped(RobowireError):
     """A server that every episode needs is gone: no further episode can run. What was counted is kept."""
 
 
-class FilmFailed(RobowireError):
+class VideoFailed(RobowireError):
     """An episode was run and counted, but its film could not be made."""
 
 

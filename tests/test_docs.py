@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from robowire.errors import RequestError
-from robowire.serving.simulator_requests import FLEET_METHODS, METHODS
 from robowire.testing import EchoPolicy, running_server
 from robowire.wire.framing import frame_header
+from robowire.wire.methods import FLEET_METHODS, METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "protocol.md").read_text()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from policies.registry import POLICIES
-from robowire.contracts import PolicyOptions
+from robowire.interfaces import PolicyOptions
 from robowire.registry import load
 from robowire.testing import running_server
 from server import COMMANDS

@@ -27,7 +27,6 @@ from benchmark.carla.conventions import (
 )
 from benchmark.carla.route import Route, follow
 from benchmark.carla.world import apply_world, read_world
-from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import (
     BackendError,
     InvalidParams,
@@ -36,10 +35,11 @@ from robowire.errors import (
     SpecMismatch,
     TaskNotFound,
 )
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.simulator_input import checked_action, chosen_seed, positive
 from robowire.specs import SimulatorSpec
+from robowire.worker.simulator_input import checked_action, chosen_seed, positive
 
 __all__ = ["CarlaSimulator"]
 
@@ -73,7 +73,7 @@ _CAMERA_X, _CAMERA_Z, _FIELD_OF_VIEW = 1.5, 1.6, 90.0
 
 
 class CarlaSimulator:
-    """A car in a town of a CARLA server; implements :class:`robowire.contracts.Simulator`.
+    """A car in a town of a CARLA server; implements :class:`robowire.interfaces.Simulator`.
 
     Never run against a server by its authors; see the package's docstring. ``restore_state`` puts back what
     CARLA lets one put back, and that is not everything: suspension, tyres and the phase of traffic lights

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from benchmark.environments.spaces import ActionNumbers, ObservationNames
-from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 from robowire.specs import SimulatorSpec
+from robowire.worker.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 
 __all__ = ["RENDER", "Ending", "Family", "GymnasiumSimulator", "Scene"]
 
@@ -106,7 +106,7 @@ class Family(Protocol):
 
 
 class GymnasiumSimulator:
-    """One environment of a family; implements :class:`robowire.contracts.Simulator`.
+    """One environment of a family; implements :class:`robowire.interfaces.Simulator`.
 
     Raw observations carry the names of the environment's own space, and ``render_image`` where the camera
     ``"render"`` is asked for.

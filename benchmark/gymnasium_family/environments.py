@@ -19,8 +19,8 @@ from benchmark.environments.spaces import ActionNumbers
 from benchmark.gymnasium_family import meta_world
 from benchmark.gymnasium_family.drawing import Drawing
 from benchmark.gymnasium_family.rates import rate_of, require_rate
-from robowire.contracts import TaskOptions
 from robowire.errors import BackendError, InvalidParams
+from robowire.interfaces import TaskOptions
 from robowire.registry import nearest
 
 __all__ = ["Environments", "success_rule"]

@@ -12,8 +12,8 @@ from benchmark.environments.simulator import Ending, Scene
 from benchmark.environments.spaces import ActionNumbers
 from benchmark.gymnasium_family.drawing import Drawing
 from benchmark.gymnasium_family.rates import rate_of, require_rate
-from robowire.contracts import TaskOptions
 from robowire.errors import InvalidParams
+from robowire.interfaces import TaskOptions
 
 __all__ = ["build", "installed", "tasks"]
 

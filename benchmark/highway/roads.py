@@ -27,8 +27,8 @@ from highway_env.vehicle.kinematics import Vehicle
 
 from benchmark.environments.simulator import Ending, Scene
 from benchmark.environments.spaces import ActionNumbers
-from robowire.contracts import TaskOptions
 from robowire.errors import InvalidParams
+from robowire.interfaces import TaskOptions
 from robowire.registry import nearest
 
 __all__ = ["Drive", "Roads", "own_action"]

@@ -24,12 +24,12 @@ from benchmark.libero.conventions import (
 )
 from benchmark.libero.package import environments
 from benchmark.libero.tasks import Task, find_task, package_folder, suite_tasks
-from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import BackendError, InvalidParams, NoTaskLoaded
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 from robowire.specs import SimulatorSpec
+from robowire.worker.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 
 __all__ = ["RENDERING_VARIABLE", "LiberoSimulator", "make_simulator"]
 
@@ -60,7 +60,7 @@ _RENDERING = {
 
 
 class LiberoSimulator:
-    """One LIBERO environment; implements :class:`robowire.contracts.Simulator`.
+    """One LIBERO environment; implements :class:`robowire.interfaces.Simulator`.
 
     Observations are LIBERO's own: names, timing, and pictures upside down. Whoever evaluates with LIBERO
     itself gets the same. ``to_meta_obs`` turns the pictures for policies.

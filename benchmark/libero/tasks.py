@@ -13,7 +13,7 @@ import numpy as np
 
 from robowire.errors import InvalidParams, MissingDependency, TaskNotFound
 from robowire.registry import nearest
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
 
 __all__ = ["STEP_LIMITS", "Task", "all_tasks", "find_task", "package_folder", "suite_tasks"]
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from benchmark.robosuite import make_simulator
 from benchmark.robosuite.expert import Disturbance, LiftExpert
-from robowire.contracts import Simulator, TaskOptions
 from robowire.errors import ConfigurationError, RobowireError
+from robowire.interfaces import Simulator, TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import nearest
 from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED

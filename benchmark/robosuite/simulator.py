@@ -14,12 +14,12 @@ from benchmark.arms.commands import ARM_COMMANDS, control_rate, own_action, upri
 from benchmark.robosuite import environments
 from benchmark.robosuite.conventions import gripper_opening
 from benchmark.robosuite.rendering import RENDERING, Renderer
-from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import InvalidParams, NoTaskLoaded, TaskNotFound
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 from robowire.specs import SimulatorSpec
+from robowire.worker.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 
 __all__ = ["RobosuiteSimulator"]
 
@@ -61,7 +61,7 @@ _INSTRUCTIONS = {
 
 
 class RobosuiteSimulator:
-    """One robosuite environment; implements :class:`robowire.contracts.Simulator`.
+    """One robosuite environment; implements :class:`robowire.interfaces.Simulator`.
 
     Observations carry robosuite's own names. They are taken anew at the end of each step, so that they do not
     depend on the clocks of robosuite's observables.

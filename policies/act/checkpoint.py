@@ -27,7 +27,7 @@ from policies.act.backbone import BACKBONES
 from policies.act.model import Act, ActSizes
 from robowire.errors import ConfigurationError, UnsafePayload
 from robowire.specs import Embodiment
-from robowire.wire import pickling
+from robowire.wire.pickle import reader
 
 __all__ = ["Checkpoint", "Statistics", "load_checkpoint", "replace_file", "save_checkpoint"]
 
@@ -179,7 +179,7 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
             "copy it there from the trained model"
         )
     try:
-        entry = pickling.loads(path.read_bytes())
+        entry = reader.loads(path.read_bytes())
     except UnsafePayload as exc:
         raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
     statistics: dict[str | None, Statistics] = {None: _statistics(str(path), entry, model.sizes)}

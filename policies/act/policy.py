@@ -13,8 +13,8 @@ import torch
 
 from policies.act.checkpoint import Statistics, load_checkpoint
 from policies.act.model import Act, normalise_images
-from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.specs import Embodiment, PolicySpec

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.specs import PolicySpec

@@ -14,15 +14,15 @@ from robowire.fleet.lifecycle import State
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.supervisor import Supervisor
 from robowire.registry import load
-from robowire.serving.calls import answer_call
 from robowire.serving.metrics import Metrics
+from robowire.serving.rpc import answer_call
 from robowire.serving.sessions import Session
-from robowire.serving.simulator_requests import FLEET_METHODS, METHODS, check_params
-from robowire.serving.tcp import TcpOptions, TcpServer
+from robowire.serving.tcp.frontend import TcpOptions, TcpServer
 from robowire.serving.text import answer_line
 from robowire.version import __version__
-from robowire.wire.encoding import Buffer
 from robowire.wire.messages import PROTOCOL_VERSION, Call, ok
+from robowire.wire.methods import FLEET_METHODS, METHODS, check_params
+from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["FleetServer", "is_loopback"]
 

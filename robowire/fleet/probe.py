@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import RobowireError
 from robowire.fleet.options import FleetOptions
-from robowire.simulator_client import SimulatorClient
 
 __all__ = ["Probe", "Seen"]
 

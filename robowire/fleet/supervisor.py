@@ -306,9 +306,7 @@ class Supervisor:
             # Services that grow alike would otherwise all wait for their sessions, and none take a client.
             others = [p for p in self._places if p is not place and not p.lifecycle.retired]
             needed = bool(others) and not any(other.serves for other in others)
-            place.lifecycle.answered(
-                now, sessions=seen.sessions, memory_mb=seen.memory_mb, needed=needed
-            )
+            place.lifecycle.answered(now, sessions=seen.sessions, memory_mb=seen.memory_mb, needed=needed)
 
     def _bury(self, place: _Place, service: Service, end: str) -> None:
         if place.probe is not None:

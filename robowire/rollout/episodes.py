@@ -7,8 +7,8 @@ from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
-from robowire.async_controller import AsyncStatistics
-from robowire.errors import FilmFailed
+from robowire.client.async_controller import AsyncStatistics
+from robowire.errors import VideoFailed
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
 
@@ -200,14 +200,14 @@ def film(
     film is of the counted episode and not of one like it: every reward is compared, and the last state.
 
     Raises:
-        FilmFailed: The second run differs from the first, or ``stopped`` became true.
+        VideoFailed: The second run differs from the first, or ``stopped`` became true.
         RobowireError: The simulator failed.
     """
     simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
     sink.add(simulator.render())
     for step, (action, reward) in enumerate(zip(rollout.actions, rollout.rewards)):
         if stopped():
-            raise FilmFailed("the evaluation was stopped")
+            raise VideoFailed("the evaluation was stopped")
         result = simulator.step(action)
         if float(result.reward) != reward:
             raise _not_repeated(f"reward {float(result.reward)!r} instead of {reward!r} at step {step}")
@@ -218,8 +218,8 @@ def film(
         raise _not_repeated("another last state")
 
 
-def _not_repeated(difference: str) -> FilmFailed:
-    return FilmFailed(
+def _not_repeated(difference: str) -> VideoFailed:
+    return VideoFailed(
         f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat "
         "its episodes, so they can't be filmed"
     )

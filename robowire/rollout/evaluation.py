@@ -22,8 +22,8 @@ from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 import numpy as np
 
-from robowire.async_controller import AsyncOptions
-from robowire.errors import ConfigurationError, ConnectFailed, EvaluationStopped, FilmFailed, RobowireError
+from robowire.client.async_controller import AsyncOptions
+from robowire.errors import ConfigurationError, ConnectFailed, EvaluationStopped, RobowireError, VideoFailed
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Episode, PolicySession, Rollout, SimulatorSession, film, run_episode
 from robowire.rollout.outages import Outages
@@ -601,7 +601,7 @@ class _Environment:
                 film(self._simulator, rollout, writer, stopped=self._evaluation.stopping.is_set)
         except RobowireError as exc:
             _log.warning("no film of episode %d: %s", number, exc)
-            if not isinstance(exc, FilmFailed):
+            if not isinstance(exc, VideoFailed):
                 self._drop_simulator()
             return None
         return path.relative_to(self._evaluation.folder.path).as_posix()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Protocol
 
-from robowire.async_controller import AsyncStatistics
+from robowire.client.async_controller import AsyncStatistics
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, SimulatorSession
 from robowire.rollout.virtual_clock import AsyncClock

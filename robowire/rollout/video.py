@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from robowire.errors import FilmFailed
+from robowire.errors import VideoFailed
 
 __all__ = ["Mp4Writer"]
 
@@ -44,19 +44,19 @@ class Mp4Writer:
         """Take the next picture, uint8 (height, width, 3), RGB, of the first one's size.
 
         Raises:
-            FilmFailed: ffmpeg cannot be started or refuses the picture, or its size changed.
+            VideoFailed: ffmpeg cannot be started or refuses the picture, or its size changed.
         """
         if self._program is None:
             self._program = self._start(frame)
         if frame.dtype != np.uint8 or frame.shape != self._shape:
-            raise FilmFailed(
+            raise VideoFailed(
                 f"a frame is {frame.dtype} {frame.shape}, expected uint8 {self._shape} as the film's first"
             )
         assert self._program.stdin is not None
         try:
             self._program.stdin.write(np.ascontiguousarray(frame).data)
         except OSError as exc:
-            raise FilmFailed(f"ffmpeg stopped reading: {self._complaint() or exc}") from exc
+            raise VideoFailed(f"ffmpeg stopped reading: {self._complaint() or exc}") from exc
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -69,7 +69,7 @@ class Mp4Writer:
 
     def _start(self, frame: np.ndarray) -> subprocess.Popen[bytes]:
         if frame.ndim != 3 or frame.shape[2] != 3:
-            raise FilmFailed(f"a frame has shape {frame.shape}, expected (height, width, 3)")
+            raise VideoFailed(f"a frame has shape {frame.shape}, expected (height, width, 3)")
         self._shape = frame.shape
         height, width = frame.shape[:2]
         command = [self._ffmpeg, "-y", "-loglevel", "error"]
@@ -85,20 +85,20 @@ class Mp4Writer:
                 command, stdin=subprocess.PIPE, stderr=self._complaints, start_new_session=True
             )
         except OSError as exc:
-            raise FilmFailed(f"cannot start {self._ffmpeg!r}: {exc.strerror or exc}") from exc
+            raise VideoFailed(f"cannot start {self._ffmpeg!r}: {exc.strerror or exc}") from exc
 
     def _finish(self) -> None:
         program = self._program
         if program is None:
-            raise FilmFailed("the film has no frame")
+            raise VideoFailed("the film has no frame")
         assert program.stdin is not None
         try:
             program.stdin.close()
             status = program.wait(_FINISH_S)
         except (OSError, subprocess.TimeoutExpired) as exc:
-            raise FilmFailed(f"ffmpeg did not finish {self._path.name}: {self._complaint() or exc}") from exc
+            raise VideoFailed(f"ffmpeg did not finish {self._path.name}: {self._complaint() or exc}") from exc
         if status != 0:
-            raise FilmFailed(f"ffmpeg ended with status {status}: {self._complaint()}")
+            raise VideoFailed(f"ffmpeg ended with status {status}: {self._complaint()}")
         self._partial.replace(self._path)
 
     def _close(self) -> None:

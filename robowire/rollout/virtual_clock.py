@@ -1,6 +1,6 @@
 """Asynchronous episodes on a virtual clock: a latency is a number of control steps, and costs no waiting.
 
-The rules are :mod:`robowire.async_controller`'s. Each inference is really done at once; only its delivery
+The rules are those of ``client.async_controller``. Each inference is really done at once; only its delivery
 is put off, by ``ceil(latency_ms * fps / 1000)`` control steps. No decision looks at a wall clock, and the
 latency of request k of an episode depends on the episode's seed and k alone. So an episode is a pure function
 of its seed and the latency, as far as policy and simulator are.
@@ -21,11 +21,11 @@ from typing import Callable, ClassVar, Sequence, TypeVar
 
 import numpy as np
 
-from robowire.async_controller import AsyncController, AsyncOptions, AsyncStatistics
+from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, SimulatorSession
-from robowire.wire.encoding import ActionChunk
+from robowire.wire.pickle.writer import ActionChunk
 
 __all__ = ["AsyncClock", "Latency", "VirtualClock", "run_virtual_episode"]
 

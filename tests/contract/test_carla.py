@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Restorable, Simulator, TaskOptions
 from robowire.errors import TaskNotFound
+from robowire.interfaces import Restorable, Simulator, TaskOptions
 from robowire.registry import load
 from robowire.specs import SimulatorSpec
-from robowire.wire.encoding import encode
+from robowire.wire.pickle.writer import encode
 
 Loaded = tuple[Simulator, SimulatorSpec]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Chunked, Simulator, StepResult, TaskOptions
+from robowire.interfaces import Chunked, Simulator, StepResult, TaskOptions
 from robowire.registry import load
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")

@@ -1,4 +1,4 @@
-"""What the Gymnasium and highway families keep beside the contract of ``robowire.contracts.Simulator``.
+"""What the Gymnasium and highway families keep beside the contract of ``robowire.interfaces.Simulator``.
 
 That one is kept in tests/contract/test_shipped_simulators.py.
 """
@@ -13,12 +13,12 @@ import pytest
 from gymnasium import register, registry
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Simulator, TaskOptions
 from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from robowire.interfaces import Simulator, TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import load
 from robowire.specs import SimulatorSpec
-from robowire.wire.encoding import encode
+from robowire.wire.pickle.writer import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 64

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Chunked, Named, Restorable, Simulator, TaskOptions
 from robowire.errors import BackendError, InvalidParams
+from robowire.interfaces import Chunked, Named, Restorable, Simulator, TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import load
 

@@ -1,4 +1,4 @@
-"""Every policy in the table keeps the contract of ``robowire.contracts.Policy``."""
+"""Every policy in the table keeps the contract of ``robowire.interfaces.Policy``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from policies.registry import POLICIES
-from robowire.contracts import Policy, PolicyOptions
+from robowire.interfaces import Policy, PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import load
 from robowire.specs import Embodiment

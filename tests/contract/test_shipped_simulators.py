@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Simulator, TaskOptions
+from robowire.interfaces import Simulator, TaskOptions
 from robowire.registry import load
-from robowire.simulator_contract import SimulatorContract
 from robowire.specs import SimulatorSpec
+from robowire.testing.simulator_contract import SimulatorContract
 
 # robosuite logs that it has no private macros with a method that Python no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""What robosuite and LIBERO keep beside the contract of ``robowire.contracts.Simulator``.
+"""What robosuite and LIBERO keep beside the contract of ``robowire.interfaces.Simulator``.
 
 That one is kept in tests/contract/test_shipped_simulators.py.
 """
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Simulator, TaskOptions
 from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from robowire.interfaces import Simulator, TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import load
 from robowire.specs import SimulatorSpec
@@ -473,7 +473,7 @@ def test_each_arm_has_a_camera_by_default(robosuite: Simulator) -> None:
 def test_which_of_several_objects_is_used_does_not_depend_on_the_process() -> None:
     program = """
 from benchmark.registry import SIMULATORS
-from robowire.contracts import TaskOptions
+from robowire.interfaces import TaskOptions
 from robowire.registry import load
 simulator = load("simulator", "robosuite", SIMULATORS)()
 for task, name in (("NutAssemblySingle", "nut_id"), ("PickPlaceSingle", "obj_id")):

@@ -1,4 +1,4 @@
-"""Every simulator that claims :class:`robowire.contracts.Restorable` goes on from an instant bit for bit.
+"""Every simulator that claims :class:`robowire.interfaces.Restorable` goes on from an instant bit for bit.
 
 50 random actions after a restore give the state, reward and observation, pictures included, that they gave
 before: in the same process, after other episodes, and in another process, this file run as a program.
@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import Restorable, TaskOptions
 from robowire.errors import SnapshotMismatch
+from robowire.interfaces import Restorable, TaskOptions
 from robowire.registry import load
-from robowire.serving.simulator_snapshots import first_difference
 from robowire.testing import FAKE_SIMULATORS
-from robowire.wire.encoding import encode
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode
+from robowire.worker.snapshots import first_difference
 
 # robosuite logs that it has no private macros with a method that Python no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")

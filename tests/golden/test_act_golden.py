@@ -14,7 +14,7 @@ import torch
 from policies.act.model import Act, ActSizes, normalise_images
 from policies.act.policy import make_policy
 from robowire.chunking import TemporalEnsembler
-from robowire.contracts import PolicyOptions
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 
 TOLERANCE = 1e-5

@@ -15,10 +15,10 @@ from wire_values import FOLDER, same, values
 
 from robowire.errors import UnknownMethod
 from robowire.meta import MetaAction, MetaObs
-from robowire.wire.encoding import ActionChunk, encode, encode_frame
 from robowire.wire.framing import FrameDecoder, frame_header
 from robowire.wire.messages import error_reply, ok
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import ActionChunk, encode, encode_frame
 
 VALUES = values(MetaObs, MetaAction)
 CHUNK = np.arange(9, dtype=np.float32).reshape(3, 3)

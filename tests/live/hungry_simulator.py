@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from robowire.contracts import TaskOptions
-from robowire.fake_simulator import FakeSimulator
+from robowire.interfaces import TaskOptions
 from robowire.specs import SimulatorSpec
+from robowire.testing.fake_simulator import FakeSimulator
 
 
 class Hungry(FakeSimulator):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robowire.contracts import PolicyOptions
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
 

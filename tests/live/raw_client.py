@@ -10,8 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from robowire.wire.encoding import encode_frame
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode_frame
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

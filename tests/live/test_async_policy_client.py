@@ -17,7 +17,7 @@ from server_process import ServerProcess
 
 from robowire import AsyncOptions, AsyncPolicyClient, MetaObs
 from robowire.errors import ConnectFailed, LocalProtocolError, RequestTimeout, SpecMismatch, Unauthenticated
-from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
 from robowire.testing import ConstantPolicy, EchoPolicy, SlowPolicy, running_server
 
 # The tests' robots take their steps as fast as they can, and wait where nothing is left to execute.

@@ -17,7 +17,7 @@ import pytest
 from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server
-from robowire.wire.encoding import encode_frame
+from robowire.wire.pickle.writer import encode_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = PolicySpec(
@@ -190,4 +190,4 @@ def test_the_clients_are_importable_from_the_program() -> None:
         "import client, robowire; print(client.PolicyClient is robowire.PolicyClient, client.SimulatorClient)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True, timeout=60)
-    assert done.stdout == b"True <class 'robowire.simulator_client.SimulatorClient'>\n"
+    assert done.stdout == b"True <class 'robowire.client.simulator_client.SimulatorClient'>\n"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmark.doctor import Doctor, told
-from commands.simulator import SimulatorFlags, make_simulator_server
+from robowire.cli.doctor import Doctor, told
+from robowire.cli.simulator import SimulatorFlags, make_simulator_server
+from robowire.client.simulator_client import SimulatorClient
 from robowire.registry import Entry
-from robowire.serving.fingerprint import short_hash
-from robowire.simulator_client import SimulatorClient
 from robowire.testing import FAKE_SIMULATORS
+from robowire.worker.fingerprint import short_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = FAKE_SIMULATORS["fake"]

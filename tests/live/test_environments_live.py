@@ -9,7 +9,7 @@ import pytest
 from client_process import finish, start_client
 
 from policies.registry import POLICIES
-from robowire.contracts import PolicyOptions
+from robowire.interfaces import PolicyOptions
 from robowire.registry import load
 from robowire.testing import running_server
 

@@ -18,19 +18,19 @@ import pytest
 from client_process import finish, kill_with_workers, start_client
 
 from robowire.registry import Entry
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = "robowire.fake_simulator:make_simulator"
+FAKE = "robowire.testing.fake_simulator:make_simulator"
 
 # Moves the point along a diagonal, near which the goal is in some episodes.
 SPEC = PolicySpec(policy="constant", chunk_size=4, action_dim=3, ctrl_space="ee", ctrl_type="delta")
 
 KILLED = '''
 import os, signal
-from robowire.fake_simulator import FakeSimulator
+from robowire.testing.fake_simulator import FakeSimulator
 
 class KilledSimulator(FakeSimulator):
     """Gets the signal of the out-of-memory killer in the middle of the episode of seed 2."""
@@ -48,7 +48,7 @@ class KilledSimulator(FakeSimulator):
 
 SLOW = """
 import time
-from robowire.fake_simulator import FakeSimulator
+from robowire.testing.fake_simulator import FakeSimulator
 
 class SlowSimulator(FakeSimulator):
     def step(self, action):

@@ -23,9 +23,10 @@ from raw_client import RawClient
 from server_process import PATIENCE_S, ROOT, ServerProcess, run_server
 
 import client as client_program
-from commands.command import parse
-from commands.fleet import FleetFlags, make_fleet
-from commands.simulator import SimulatorFlags
+from robowire.cli.command import parse
+from robowire.cli.fleet import FleetFlags, make_fleet
+from robowire.cli.simulator import SimulatorFlags
+from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import (
     ConfigurationError,
     ConnectionLost,
@@ -34,17 +35,16 @@ from robowire.errors import (
     SimulatorAlreadySelected,
     Unauthenticated,
 )
-from robowire.fleet.asking import ask_fleet
+from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
-from robowire.gateways.gymnasium_env import RemoteEnv, RemoteVectorEnv
-from robowire.serving.tcp import TcpOptions
-from robowire.simulator_client import SimulatorClient
+from robowire.integrations.gymnasium_env import RemoteEnv, RemoteVectorEnv
+from robowire.serving.tcp.frontend import TcpOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 from server import COMMANDS
 
-FAKE = "robowire.fake_simulator:make_simulator"
+FAKE = "robowire.testing.fake_simulator:make_simulator"
 ACTION = np.array([0.1, 0.1, 0.0])
 
 

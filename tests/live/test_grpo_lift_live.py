@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.policy import PolicyFlags, make_policy_server
+from robowire.cli.policy import PolicyFlags, make_policy_server
 from server import simulator_server_of_environment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -29,9 +29,9 @@ from robowire.errors import (
     SnapshotNotFound,
     TaskNotFound,
 )
-from robowire.gateways.gymnasium_env import ENV_ID, RemoteEnv, RemoteVectorEnv
+from robowire.integrations.gymnasium_env import ENV_ID, RemoteEnv, RemoteVectorEnv
 from robowire.meta import MetaAction
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -422,7 +422,7 @@ def run_alone(program: str) -> str:
 def test_it_works_inside_the_asynchronous_vector_environment(server: SimulatorServer) -> None:
     program = f"""
 import gymnasium
-import robowire.gateways.gymnasium_env
+import robowire.integrations.gymnasium_env
 
 if __name__ == "__main__":
     options = {of(server)!r}

@@ -11,9 +11,9 @@ import pytest
 from client_process import finish, start_client
 from server_process import ROOT, run_server
 
-from commands.simulator import SimulatorFlags, make_simulator_server
 from policies.registry import POLICIES
-from robowire.contracts import PolicyOptions
+from robowire.cli.simulator import SimulatorFlags, make_simulator_server
+from robowire.interfaces import PolicyOptions
 from robowire.registry import load
 from robowire.testing import running_server
 

@@ -22,10 +22,10 @@ from robowire.errors import (
     SpecMismatch,
     Unauthenticated,
 )
-from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
 from robowire.testing import EchoPolicy, FailingPolicy, SlowPolicy, running_server
-from robowire.wire.encoding import ActionChunk, encode_frame
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import ActionChunk, encode_frame
 
 
 def observation(*state: float) -> MetaObs:

@@ -18,12 +18,12 @@ from mortal_policy import DIES_AT, MortalPolicy
 from server_process import ROOT, ServerProcess, environment
 
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
-from robowire.async_controller import AsyncOptions
+from robowire.client.async_controller import AsyncOptions
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
 from robowire.rollout.real_clock import RealClock
 from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
-from robowire.serving.policy_server import PolicyServerOptions
-from robowire.serving.simulator_server import SimulatorServer
+from robowire.serving.policy.service import PolicyServerOptions
+from robowire.serving.simulator.service import SimulatorServer
 from robowire.testing import running_server, running_simulator_server
 
 PATIENCE_S = 30.0
@@ -140,7 +140,7 @@ def test_in_real_time_the_episode_waits_and_ends(
 def test_the_program_says_that_it_waits_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     with Reborn(tmp_path) as server:
         program = [sys.executable, "client.py", "evaluate", "--address", f"127.0.0.1:{server.port}"]
-        program += ["--simulator", "robowire.fake_simulator:make_simulator", "--task", "reach"]
+        program += ["--simulator", "robowire.testing.fake_simulator:make_simulator", "--task", "reach"]
         program += ["--num_episodes", "3", "--num_envs", "1", "--record_video", "off"]
         ended = subprocess.run(
             [*program, "--output_dir", str(tmp_path / "killed"), "--policy_wait_s", "30"],

@@ -17,7 +17,7 @@ from raw_client import RawClient, wait_until
 from robowire.chunking import TemporalEnsembler
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
-from robowire.serving.policy_server import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy, running_server
 from robowire.version import __version__

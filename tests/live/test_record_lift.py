@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
-from robowire.contracts import TaskOptions
+from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import load
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robowire.contracts import StepResult, TaskOptions
+from robowire.client.simulator_client import ChunkResult, SimulatorClient
 from robowire.errors import (
     BackendError,
     ConfigurationError,
@@ -32,13 +32,13 @@ from robowire.errors import (
     TaskNotFound,
     Unauthenticated,
 )
-from robowire.fake_simulator import FakeSimulator
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
-from robowire.simulator_client import ChunkResult, SimulatorClient
+from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
 from robowire.specs import SimulatorSpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
-from robowire.wire.encoding import encode_frame
+from robowire.testing.fake_simulator import FakeSimulator
+from robowire.wire.pickle.writer import encode_frame
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -144,7 +144,7 @@ def test_a_client_without_pillow_is_told_before_anything_is_loaded(server: Simul
 import sys
 sys.modules["PIL"] = None
 from robowire.errors import MissingDependency
-from robowire.simulator_client import SimulatorClient
+from robowire.client.simulator_client import SimulatorClient
 with SimulatorClient({host!r}, {port}) as client:
     client.select_simulator("fake")
     try:
@@ -166,9 +166,7 @@ def test_a_simulator_without_pillow_says_so_when_the_task_is_loaded(tmp_path: Pa
     missing = "raise ModuleNotFoundError(\"No module named 'PIL'\", name='PIL')\n"
     (tmp_path / "PIL.py").write_text(missing)
     python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\nexport PYTHONPATH="{tmp_path}:$PYTHONPATH"\nexec {sys.executable} "$@"\n'
-    )
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH="{tmp_path}:$PYTHONPATH"\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     options = SimulatorServerOptions(drain_s=2)
     with running_simulator_server(options, pythons={"fake": str(python)}) as server, SimulatorClient(
@@ -329,7 +327,7 @@ def test_a_token_opens_the_door() -> None:
 def test_a_client_that_will_not_come_back_takes_its_simulator_with_it(server: SimulatorServer) -> None:
     host, port = server.address
     program = (
-        "from robowire.simulator_client import SimulatorClient\n"
+        "from robowire.client.simulator_client import SimulatorClient\n"
         f"client = SimulatorClient({host!r}, {port}, reconnect_s=0)\n"
         "client.select_simulator('fake')\n"
         "client.load_task('reach')\n"

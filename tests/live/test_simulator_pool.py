@@ -15,15 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
+from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import BackendError, NotReset, ShuttingDown, SnapshotMismatch
 from robowire.registry import Entry
-from robowire.serving.simulator_pool import SimulatorPool
-from robowire.serving.simulator_process import SimulatorProcess
-from robowire.serving.simulator_requests import check_params
-from robowire.serving.simulator_server import SimulatorServerOptions
-from robowire.simulator_client import SimulatorClient
+from robowire.serving.simulator.pool import SimulatorPool
+from robowire.serving.simulator.process import SimulatorProcess
+from robowire.serving.simulator.service import SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS, running_simulator_server
 from robowire.wire.messages import Call
+from robowire.wire.methods import check_params
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 

@@ -19,15 +19,15 @@ import numpy as np
 import psutil
 import pytest
 
-from robowire.contracts import TaskOptions
 from robowire.errors import BackendError, SpecMismatch
-from robowire.fake_simulator import FakeSimulator
+from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import Entry
-from robowire.serving.simulator_process import Answer, SimulatorProcess
-from robowire.serving.simulator_requests import check_params
+from robowire.serving.simulator.process import Answer, SimulatorProcess
 from robowire.testing import FAKE_SIMULATORS
+from robowire.testing.fake_simulator import FakeSimulator
 from robowire.wire.messages import Call
+from robowire.wire.methods import check_params
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -65,7 +65,7 @@ def when_it_says(words: str, act: Callable[[], None]) -> Iterator[None]:
             if words in record.getMessage():
                 act()
 
-    logger = logging.getLogger("robowire.serving.simulator_process")
+    logger = logging.getLogger("robowire.serving.simulator.process")
     listener, level = Listener(), logger.level
     logger.addHandler(listener)
     logger.setLevel(logging.INFO)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmark.registry import SIMULATORS
+from robowire.client.simulator_client import SimulatorClient
 from robowire.meta import MetaAction, MetaObs
-from robowire.simulator_client import SimulatorClient
 from robowire.testing import running_simulator_server
 
 SIZE = 64

@@ -18,16 +18,16 @@ import numpy as np
 import psutil
 import pytest
 
-from robowire.contracts import TaskOptions
 from robowire.errors import ConfigurationError
-from robowire.fake_simulator import FakeSimulator
+from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction, MetaObs
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS, running_simulator_server
-from robowire.transport import Connection
+from robowire.testing.fake_simulator import FakeSimulator
+from robowire.transport.connection import Connection
 from robowire.version import __version__
-from robowire.wire.encoding import encode_frame
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode_frame
 from server import main
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -173,7 +173,9 @@ def test_names_that_are_not_there_are_refused_with_the_nearest(server: Simulator
 
 def test_a_client_cannot_name_code(server: SimulatorServer) -> None:
     with peer(server) as client:
-        error, _ = client.error("select_simulator", simulator="robowire.fake_simulator:make_simulator")
+        error, _ = client.error(
+            "select_simulator", simulator="robowire.testing.fake_simulator:make_simulator"
+        )
         assert error == "unknown_simulator"
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from robowire.contracts import TaskOptions
+from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import (
     BackendError,
     ConnectionLost,
@@ -29,13 +29,13 @@ from robowire.errors import (
     SessionNotFound,
     SnapshotMismatch,
 )
-from robowire.fake_simulator import FakeSimulator
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
-from robowire.simulator_client import SimulatorClient
+from robowire.interfaces import TaskOptions
+from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
-from robowire.transport import Connection
-from robowire.wire.encoding import encode_frame
-from robowire.wire.pickling import loads
+from robowire.testing.fake_simulator import FakeSimulator
+from robowire.transport.connection import Connection
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode_frame
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -241,7 +241,7 @@ def test_a_long_call_is_not_given_up_while_its_client_may_come_back() -> None:
 def test_a_client_is_killed_and_another_takes_over_by_token(server: SimulatorServer) -> None:
     host, port = server.address
     program = (
-        "from robowire.simulator_client import SimulatorClient\n"
+        "from robowire.client.simulator_client import SimulatorClient\n"
         f"client = SimulatorClient({host!r}, {port})\n"
         "client.select_simulator('fake')\n"
         "client.load_task('reach', observation_format='meta')\n"

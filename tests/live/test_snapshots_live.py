@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import (
     InvalidParams,
     NotReset,
@@ -17,8 +18,7 @@ from robowire.errors import (
     SnapshotMismatch,
     SnapshotNotFound,
 )
-from robowire.serving.simulator_server import SimulatorServer, SimulatorServerOptions
-from robowire.simulator_client import SimulatorClient
+from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")

@@ -22,7 +22,7 @@ SPEC = PolicySpec(policy="constant", chunk_size=4, action_dim=3, ctrl_space="ee"
 # Tells when it was started and loaded, and takes its time.
 SLOW = """
 import os, time
-from robowire.fake_simulator import FakeSimulator
+from robowire.testing.fake_simulator import FakeSimulator
 
 def tell(what):
     with open(os.environ["SWEEP_TEST_LOG"], "a") as log:

@@ -12,9 +12,9 @@ from raw_client import RawClient, wait_until
 from robowire.errors import ConfigurationError
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Session
-from robowire.serving.tcp import TcpOptions, TcpServer
-from robowire.wire.encoding import Buffer, encode_frame
-from robowire.wire.pickling import loads
+from robowire.serving.tcp.frontend import TcpOptions, TcpServer
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import Buffer, encode_frame
 
 
 class Echo:

@@ -218,8 +218,7 @@ def test_heads_that_do_not_divide_the_width_are_refused(ours: Path) -> None:
 def test_our_format_must_name_the_heads(ours: Path) -> None:
     edit(ours / "config.json", lambda config: config.pop("nheads"))
     assert refusal(ours) == (
-        "DIR/config.json lacks nheads, which the weights do not show: "
-        "add it, or give --policy_options.nheads"
+        "DIR/config.json lacks nheads, which the weights do not show: add it, or give --policy_options.nheads"
     )
 
 

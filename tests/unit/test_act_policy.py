@@ -10,8 +10,8 @@ import torch
 from policies.act.checkpoint import Checkpoint, Statistics, load_checkpoint, save_checkpoint
 from policies.act.model import Act, ActSizes
 from policies.act.policy import ActPolicy, make_policy, select_device, split_batch
-from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.specs import Embodiment, PolicySpec
 

@@ -15,8 +15,8 @@ import torch
 
 from policies.act.policy import make_policy
 from policies.act.train import Demonstrations, TrainOptions, main, train
-from robowire.contracts import PolicyOptions
 from robowire.errors import ConfigurationError
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 
 EMBODIMENT = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robowire.action_queue import (
+from robowire.client.action_queue import (
     AGGREGATE_FUNCTIONS,
     ActionQueue,
     Merge,

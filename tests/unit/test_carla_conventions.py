@@ -16,7 +16,6 @@ import pytest
 from benchmark.carla.conventions import address, controls, in_car_frame, picture, policy_state
 from benchmark.carla.route import Route, follow
 from benchmark.carla.simulator import CarlaSimulator
-from robowire.contracts import Restorable, TaskOptions
 from robowire.errors import (
     BackendError,
     ConfigurationError,
@@ -26,8 +25,9 @@ from robowire.errors import (
     SpecMismatch,
     TaskNotFound,
 )
+from robowire.interfaces import Restorable, TaskOptions
 from robowire.meta import MetaAction
-from robowire.wire.encoding import encode
+from robowire.wire.pickle.writer import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = TaskOptions(image_height=4, image_width=6, control_hz=20.0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmark.compare import compare, read_results, report
 from client import main
+from robowire.cli.compare import compare, read_results, report
 from robowire.errors import ConfigurationError
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from robowire.chunking import TemporalEnsembler
-from robowire.contracts import Policy
 from robowire.errors import BackendError, ConfigurationError, Overloaded, ShuttingDown, SpecMismatch
+from robowire.interfaces import Policy
 from robowire.meta import MetaObs
-from robowire.serving.dispatcher import Dispatcher, DispatchOptions
 from robowire.serving.metrics import Metrics
+from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
 from robowire.serving.sessions import Session
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from robowire.serving.fingerprint import (
+from robowire.version import __version__
+from robowire.worker.fingerprint import (
     fingerprint,
     imported_packages,
     owners,
     short_hash,
     versions,
 )
-from robowire.version import __version__
 
 
 def install(folder: Path, name: str, version: str, **files: str) -> None:
@@ -35,9 +35,7 @@ def test_a_distribution_is_found_by_the_names_that_it_says_it_brings(tmp_path: P
 
 
 def test_a_distribution_that_says_nothing_is_found_by_its_files(tmp_path: Path) -> None:
-    record = (
-        "six.py,sha256=x,9\nwhole/__init__.py,,\nfast.cpython-311.so,,\nx-1.dist-info/A,,\n../x,,\n"
-    )
+    record = "six.py,sha256=x,9\nwhole/__init__.py,,\nfast.cpython-311.so,,\nx-1.dist-info/A,,\n../x,,\n"
     install(tmp_path, "x", "1", RECORD=record)
     assert sorted(owners(distributions(path=[str(tmp_path)]))) == ["fast", "six", "whole"]
 
@@ -73,7 +71,7 @@ def test_a_package_counts_under_the_name_of_its_distribution() -> None:
 
 def test_the_fingerprint_of_a_process_without_mujoco_says_nothing_of_physics() -> None:
     program = (
-        "from robowire.serving.fingerprint import fingerprint, imported_packages\n"
+        "from robowire.worker.fingerprint import fingerprint, imported_packages\n"
         "print(sorted(fingerprint(imported_packages())))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

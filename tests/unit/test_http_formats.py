@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from robowire.errors import InvalidParams
-from robowire.gateways.http.formats import read_body, to_file, to_json, to_msgpack
+from robowire.frontends.http.formats import read_body, to_file, to_json, to_msgpack
 from robowire.meta import MetaAction, MetaObs
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)

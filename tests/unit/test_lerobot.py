@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from benchmark.lerobot_eval import report
+from robowire.cli.lerobot_eval import report
 from robowire.errors import ConfigurationError, InvalidParams, LocalProtocolError, UnknownName
-from robowire.gateways.lerobot import (
+from robowire.integrations.lerobot import (
     EnvConfig,
     LiberoEnv,
     RobosuiteEnv,

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from robowire.serving import mujoco_probe
+from robowire.worker import mujoco_probe
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")  # MuJoCo binds it at its import, for all tests of this process
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from benchmark.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
+from robowire.cli.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
 
 COUNTS = st.builds(Pairs, *[st.integers(0, 60)] * 4)
 

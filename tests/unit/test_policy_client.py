@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robowire.client.policy_client import PolicyClient
 from robowire.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -28,12 +29,11 @@ from robowire.errors import (
     UnsafePayload,
 )
 from robowire.meta import MetaAction, MetaObs
-from robowire.policy_client import PolicyClient
 from robowire.specs import PolicySpec
-from robowire.transport import Connection
-from robowire.wire.encoding import ActionChunk, encode_frame
+from robowire.transport.connection import Connection
 from robowire.wire.messages import error_reply
-from robowire.wire.pickling import loads
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import ActionChunk, encode_frame
 
 INFO = {
     "policy": "fake",

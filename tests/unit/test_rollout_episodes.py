@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rollout_fakes import DRIFT, HORIZON, FakePolicyServer, FakeSimulatorServer
 
-from robowire.errors import BackendError, FilmFailed
+from robowire.errors import BackendError, VideoFailed
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, film, run_episode
 
@@ -93,7 +93,7 @@ def test_a_film_shows_the_start_and_every_step_of_the_episode() -> None:
 def test_an_episode_that_does_not_repeat_is_not_filmed(*, sparse: bool) -> None:
     simulator = FakeSimulatorServer(drifts=True, sparse=sparse)
     rollout = run(FAR, simulator=simulator)
-    with pytest.raises(FilmFailed) as raised:
+    with pytest.raises(VideoFailed) as raised:
         film(simulator.open(), rollout, Frames(), stopped=never)
     first = rollout.rewards[0]
     difference = (
@@ -106,5 +106,5 @@ def test_an_episode_that_does_not_repeat_is_not_filmed(*, sparse: bool) -> None:
 
 
 def test_a_stopped_evaluation_films_no_further() -> None:
-    with pytest.raises(FilmFailed, match=r"^the evaluation was stopped$"):
+    with pytest.raises(VideoFailed, match=r"^the evaluation was stopped$"):
         film(FakeSimulatorServer().open(), run(FAR), Frames(), stopped=lambda: True)

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from robowire.errors import FilmFailed
+from robowire.errors import VideoFailed
 from robowire.rollout.video import Mp4Writer
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -58,7 +58,7 @@ def record(path: Path, *frames: np.ndarray, ffmpeg: str = FFMPEG) -> None:
 
 
 def test_a_film_given_up_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FilmFailed):
+    with pytest.raises(VideoFailed):
         record(tmp_path / "film.mp4", colour(1, 2, 3), colour(1, 2, 3, height=50))
     assert list(tmp_path.iterdir()) == []
 
@@ -68,26 +68,26 @@ def test_a_film_given_up_leaves_no_file(tmp_path: Path) -> None:
     [(colour(0, 0, 0, height=50), "uint8 (50, 64, 3)"), (colour(0, 0, 0) / 255, "float64 (48, 64, 3)")],
 )
 def test_a_frame_unlike_the_first_is_refused(tmp_path: Path, frame: np.ndarray, found: str) -> None:
-    with pytest.raises(FilmFailed) as raised:
+    with pytest.raises(VideoFailed) as raised:
         record(tmp_path / "film.mp4", colour(0, 0, 0), frame)
     assert str(raised.value) == f"a frame is {found}, expected uint8 (48, 64, 3) as the film's first"
 
 
 def test_a_film_without_frames_is_no_film(tmp_path: Path) -> None:
-    with pytest.raises(FilmFailed, match=r"^the film has no frame$"):
+    with pytest.raises(VideoFailed, match=r"^the film has no frame$"):
         record(tmp_path / "film.mp4")
 
 
 def test_a_missing_ffmpeg_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FilmFailed, match=r"^cannot start 'no-ffmpeg': No such file or directory$"):
+    with pytest.raises(VideoFailed, match=r"^cannot start 'no-ffmpeg': No such file or directory$"):
         record(tmp_path / "film.mp4", colour(0, 0, 0), ffmpeg="no-ffmpeg")
 
 
 def test_what_ffmpeg_complains_of_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(FilmFailed, match=r"No such file or directory"):
+    with pytest.raises(VideoFailed, match=r"No such file or directory"):
         record(tmp_path / "missing" / "film.mp4", colour(0, 0, 0))
 
 
 def test_a_program_that_stops_reading_is_no_hang(tmp_path: Path) -> None:
-    with pytest.raises(FilmFailed):
+    with pytest.raises(VideoFailed):
         record(tmp_path / "film.mp4", *[colour(0, 0, 0, height=480, width=640)] * 3, ffmpeg="true")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rollout_fakes import CHUNK_SIZE, HORIZON, FakePolicyServer, FakeSimulatorServer
 
-from robowire.async_controller import AsyncOptions
+from robowire.client.async_controller import AsyncOptions
 from robowire.errors import BackendError, ConfigurationError
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout

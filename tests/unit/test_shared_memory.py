@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from robowire.serving.shared_memory import SharedMemory
+from robowire.worker.shared_memory import SharedMemory
 
 
 @pytest.fixture

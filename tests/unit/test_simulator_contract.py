@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robowire.contracts import StepResult, TaskOptions
-from robowire.fake_simulator import FakeSimulator
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
-from robowire.simulator_contract import SimulatorContract
-from robowire.simulator_input import advance_chunk
 from robowire.specs import SimulatorSpec
+from robowire.testing.fake_simulator import FakeSimulator
+from robowire.testing.simulator_contract import SimulatorContract
+from robowire.worker.simulator_input import advance_chunk
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = TaskOptions(image_height=8, image_width=8)
@@ -407,7 +407,7 @@ def test_the_five_lines_of_the_page_are_enough(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "simulators.md").read_text()
     (lines,) = re.findall(r"^```python\n(from my\.module .*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert lines.count("\n") == 5
-    lines = lines.replace("my.module", "robowire.fake_simulator").replace("lift the cube", "reach")
+    lines = lines.replace("my.module", "robowire.testing.fake_simulator").replace("lift the cube", "reach")
     (tmp_path / "test_mine.py").write_text(lines)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"],

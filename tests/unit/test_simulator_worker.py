@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robowire.contracts import StepResult, TaskOptions
 from robowire.errors import BackendError, InvalidParams, SpecMismatch, TaskNotFound
-from robowire.fake_simulator import FakeSimulator
 from robowire.images import decode_images
+from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import Entry
-from robowire.serving.simulator_requests import check_params
-from robowire.serving.simulator_worker import SimulatorWorker
 from robowire.specs import SimulatorSpec
+from robowire.testing.fake_simulator import FakeSimulator
 from robowire.wire.messages import Call
+from robowire.wire.methods import check_params
+from robowire.worker.simulator_worker import SimulatorWorker
 
 
 def make_worker(

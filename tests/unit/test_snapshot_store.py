@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robowire.contracts import TaskOptions
 from robowire.errors import (
     BackendError,
     ConfigurationError,
@@ -21,16 +20,17 @@ from robowire.errors import (
     SnapshotNotFound,
     UnknownMethod,
 )
-from robowire.fake_simulator import FakeSimulator
-from robowire.serving.simulator_snapshots import (
+from robowire.interfaces import TaskOptions
+from robowire.serving.simulator.snapshot_store import SnapshotStore
+from robowire.testing.fake_simulator import FakeSimulator
+from robowire.wire.pickle.writer import encode
+from robowire.worker.snapshots import (
     fingerprint_of,
     first_difference,
     pack,
     restorable,
     unpack,
 )
-from robowire.serving.snapshots import SnapshotStore
-from robowire.wire.encoding import encode
 
 DIGEST = hashlib.sha256(b"one").hexdigest()
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from benchmark.sweep import Point, figures, latencies_of, make_points, report
-from benchmark.sweep_plot import plot
+from robowire.cli.sweep import Point, figures, latencies_of, make_points, report
+from robowire.cli.sweep_plot import plot
 from robowire.errors import ConfigurationError
 
 SUMMARY = {
@@ -81,10 +81,10 @@ def test_a_point_named_twice_is_one() -> None:
 
 def test_no_folder_has_the_name_of_a_file_or_a_function_in_it(tmp_path: Path) -> None:
     (tmp_path / "times").write_text("80\n120\n")
-    function = "robowire.action_queue:average"
+    function = "robowire.client.action_queue:average"
     (point,) = points(latencies=[f"recorded:{tmp_path}/times"], aggregate_fn_names=[function])[1:]
     assert "/" not in point.name
-    assert point.name.startswith("robowire.action_queue-average_threshold_0.5_latency_recorded-")
+    assert point.name.startswith("robowire.client.action_queue-average_threshold_0.5_latency_recorded-")
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_the_wheel_holds_every_module_of_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if name.startswith("robowire/")}
     written = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("robowire/**/*.py")}
-    assert shipped == written | {"robowire/py.typed", "robowire/gateways/http/page.html"}
+    assert shipped == written | {"robowire/py.typed", "robowire/frontends/http/page.html"}
 
 
 def test_the_wheel_carries_its_licence(wheel: Path) -> None:

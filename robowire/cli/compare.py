@@ -1,0 +1,310 @@
+"""``client.py compare A/ B/``: what two folders of results say about each other, episode by episode.
+
+An episode of one seed begins the same way in both, so that pairs of them tell more than two rates do. A
+folder is one that ``client.py evaluate`` left, or one whose folders are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from robowire.cli.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
+from robowire.errors import ConfigurationError
+from robowire.rollout.results import read_rows
+from robowire.rollout.statistics import wilson_interval
+
+__all__ = ["COMPARE", "Results", "compare", "read_results", "report"]
+
+_ALPHA, _POWER = 0.05, 0.8
+
+# What people compare, of the names in a fingerprint: shown, and no reason to warn. Whatever else differs
+# makes the episodes other ones.
+_SUBJECT = (
+    "n_action_steps",
+    "mode",
+    "clock",
+    "latency_ms",
+    "fps",
+    "chunk_size_threshold",
+    "actions_per_chunk",
+    "aggregate_fn_name",
+    "when_dry",
+    "similar_atol",
+    "reply_timeout_steps",
+)
+# An episode: simulator, task, seed, initial state.
+Key = tuple[str, str, int, "int | None"]
+
+
+@dataclass
+class Results:
+    """What a folder holds.
+
+    Attributes:
+        path: The folder.
+        rows: Finished episodes.
+        errors: How many were not finished, which say nothing about a policy.
+        summaries: By simulator and task.
+    """
+
+    path: Path
+    rows: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    errors: int = 0
+    summaries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+
+def read_results(path: Path) -> Results:
+    """Return what a folder holds, or the folders in it.
+
+    Raises:
+        ConfigurationError: There is nothing to read, or it is not what an evaluation writes.
+    """
+    results = Results(path)
+    folders = [path] if (path / "episodes.jsonl").exists() else sorted(path.glob("*/"))
+    for folder in folders:
+        if (folder / "episodes.jsonl").exists():
+            _read_run(folder, results)
+    if not results.summaries:
+        raise ConfigurationError(
+            f"{path} holds no results: expected episodes.jsonl and summary.json, as client.py evaluate writes"
+        )
+    return results
+
+
+def _read_run(folder: Path, results: Results) -> None:
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+        task = (summary["options"]["simulator"], summary["options"]["task"])
+        results.summaries[task] = summary
+        for row in read_rows(folder / "episodes.jsonl"):
+            if row["error"] is not None:
+                results.errors += 1
+                continue
+            key = (*task, row["seed"], row["init_state"])
+            results.rows[key] = {"success": bool(row["success"]), "steps": int(row["steps"])}
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ConfigurationError(f"{folder} is not what client.py evaluate writes: {exc}") from exc
+
+
+def compare(first: Results, second: Results) -> dict[str, Any]:
+    """Return the comparison as plain data; differences are the second's figure minus the first's.
+
+    Raises:
+        ConfigurationError: They have no episode in common.
+    """
+    tasks = sorted(first.summaries.keys() & second.summaries.keys())
+    if not tasks:
+        raise ConfigurationError(
+            f"different tasks: {first.path} has {_tasks(first)}, {second.path} has {_tasks(second)}"
+        )
+    common = sorted(first.rows.keys() & second.rows.keys(), key=lambda key: (*key[:3], key[3] or 0))
+    if not common:
+        raise ConfigurationError(
+            f"no episode in common: {first.path} has finished {_seeds(first)}, "
+            f"{second.path} {_seeds(second)}; run both with the same --seed"
+        )
+    outcomes = [(first.rows[key]["success"], second.rows[key]["success"]) for key in common]
+    pairs = Pairs(
+        both=outcomes.count((True, True)),
+        only_first=outcomes.count((True, False)),
+        only_second=outcomes.count((False, True)),
+        neither=outcomes.count((False, False)),
+    )
+    steps = [
+        second.rows[key]["steps"] - first.rows[key]["steps"]
+        for key, outcome in zip(common, outcomes, strict=True)
+        if outcome == (True, True)
+    ]
+    needed = pairs_needed(pairs, power=_POWER, alpha=_ALPHA)
+    p_value = mcnemar_p(pairs)
+    steps_interval = mean_interval(steps)
+    return {
+        "a": _side(first, pairs.first, pairs.total, len(first.rows) - pairs.total),
+        "b": _side(second, pairs.second, pairs.total, len(second.rows) - pairs.total),
+        "tasks": [f"{task} on {simulator}" for simulator, task in tasks],
+        "pairs": pairs.total,
+        "both": pairs.both,
+        "only_a": pairs.only_first,
+        "only_b": pairs.only_second,
+        "neither": pairs.neither,
+        "difference": pairs.difference,
+        "difference_interval": list(difference_interval(pairs, confidence=1 - _ALPHA)),
+        "difference_method": "Newcombe 1998, paired proportions, method 10",
+        "mcnemar_p": p_value,
+        "told_apart": p_value < _ALPHA,
+        # Of a comparison like this one that begins anew; and beyond the episodes there are.
+        "pairs_needed": needed,
+        "more_pairs_needed": None if needed is None else max(needed - pairs.total, 0),
+        "steps_both_succeeded": len(steps),
+        "steps_difference": None if steps_interval is None else steps_interval[0],
+        "steps_difference_interval": None if steps_interval is None else list(steps_interval[1:]),
+        "settings": _settings(first, second, tasks),
+        "warnings": [
+            text for task in tasks for text in _warnings(first, second, task, alone=len(tasks) == 1)
+        ],
+    }
+
+
+def _side(results: Results, successes: int, total: int, unpaired: int) -> dict[str, Any]:
+    return {
+        "path": str(results.path),
+        "successes": successes,
+        "success_rate": successes / total,
+        "wilson_interval": list(wilson_interval(successes, total, confidence=1 - _ALPHA)),
+        "errors": results.errors,
+        "unpaired": unpaired,
+    }
+
+
+def _tasks(results: Results) -> str:
+    return ", ".join(f"{task} on {simulator}" for simulator, task in sorted(results.summaries))
+
+
+def _seeds(results: Results) -> str:
+    seeds = sorted(key[2] for key in results.rows)
+    return f"seeds {seeds[0]} to {seeds[-1]}" if seeds else "none"
+
+
+def _differing(first: Results, second: Results, task: tuple[str, str]) -> dict[str, list[Any]]:
+    """Return both values of what differs in the fingerprints of a task's runs, by name."""
+    a, b = (results.summaries[task].get("fingerprint") or {} for results in (first, second))
+    pairs = {name: [a.get(name), b.get(name)] for name in sorted(a.keys() | b.keys())}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _is_subject(name: str) -> bool:
+    return name in _SUBJECT or name.startswith("policy.")
+
+
+def _settings(first: Results, second: Results, tasks: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:
+    """Return what the comparison is about: which the policies are, and how they act, where that differs."""
+    found: dict[str, list[Any]] = {}
+    for task in tasks:
+        found |= {name: pair for name, pair in _differing(first, second, task).items() if _is_subject(name)}
+    return found
+
+
+def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: bool) -> list[str]:
+    """Return what makes the episodes of one task other ones, a sentence each."""
+    place = "" if alone else f"{task[1]}: "
+    texts = [
+        f"{place}{name} differs: {old!r} in A, {new!r} in B"
+        for name, (old, new) in _differing(first, second, task).items()
+        if not _is_subject(name)
+    ]
+    for name, results in (("A", first), ("B", second)):
+        summary = results.summaries[task]
+        if summary.get("status") != "complete":
+            texts.append(f"{place}{name} is not complete: its status is {summary.get('status')!r}")
+        if not summary.get("fingerprint"):
+            texts.append(f"{place}{name} has no fingerprint, so nobody can tell what its episodes depend on")
+    return texts
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Return the comparison as a person reads it, lines of text."""
+    tasks = result["tasks"]
+    lines = [
+        ("A", result["a"]["path"]),
+        ("B", result["b"]["path"]),
+        ("tasks" if len(tasks) > 1 else "task", ", ".join(tasks)),
+        ("episodes", f"{result['pairs']} that both ran" + _left_out(result)),
+    ]
+    lines += [(name, f"{old} in A, {new} in B") for name, (old, new) in result["settings"].items()]
+    lines += [(f"rate of {name.upper()}", _rate(result[name], result["pairs"])) for name in ("a", "b")]
+    low, high = result["difference_interval"]
+    lines += [
+        (
+            "B minus A",
+            f"{result['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}; "
+            "Newcombe 1998, paired, method 10)",
+        ),
+        (
+            "outcomes",
+            f"both {result['both']}, only A {result['only_a']}, only B {result['only_b']}, "
+            f"neither {result['neither']}",
+        ),
+        ("McNemar", f"exact p = {result['mcnemar_p']:.4g}"),
+    ]
+    if result["steps_difference"] is not None:
+        low, high = result["steps_difference_interval"]
+        lines.append(
+            (
+                "steps",
+                f"B minus A {result['steps_difference']:+.1f} (95 % t interval {low:+.1f} to {high:+.1f}) in "
+                f"the {result['steps_both_succeeded']} episodes that both solved",
+            )
+        )
+    lines.append(("verdict", _verdict(result)))
+    width = max(len(name) for name, _ in lines) + 2
+    warnings = "".join(f"WARNING: {text}\n" for text in result["warnings"])
+    return warnings + "".join(f"{name:<{width}}{value}\n" for name, value in lines)
+
+
+def _rate(side: Mapping[str, Any], pairs: int) -> str:
+    low, high = side["wilson_interval"]
+    return (
+        f"{side['success_rate']:.3f} = {side['successes']} of {pairs} "
+        f"(95 % Wilson interval {low:.3f} to {high:.3f})"
+    )
+
+
+def _left_out(result: Mapping[str, Any]) -> str:
+    parts = []
+    for name in ("a", "b"):
+        side = result[name]
+        if side["unpaired"]:
+            parts.append(f"{side['unpaired']} that only {name.upper()} finished")
+        if side["errors"]:
+            parts.append(f"{side['errors']} with errors in {name.upper()}")
+    return f"; left out: {', '.join(parts)}" if parts else ""
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    """Return what a person should take from the figures, in a sentence or two."""
+    better = "B" if result["difference"] > 0 else "A"
+    if result["told_apart"]:
+        return f"{better} succeeds more often (p < {_ALPHA:g})"
+    if not result["only_a"] + result["only_b"]:
+        return (
+            f"identical: every one of the {result['pairs']} episodes came out the same in A and B, so "
+            "nothing here says how many more would tell them apart"
+        )
+    if result["pairs_needed"] is None:
+        return (
+            "equal: each succeeded as often where the other failed, so nothing here says how many more "
+            "episodes would tell them apart"
+        )
+    more = result["more_pairs_needed"]
+    rates = f"if these rates are the true ones (power {_POWER:g}, alpha {_ALPHA:g}; Connor 1987)"
+    if not more:
+        return (
+            f"not told apart, though {result['pairs_needed']} episodes are expected to be enough {rates}; "
+            "the exact test needs a few more"
+        )
+    return f"not told apart: about {more} more episodes would be needed to, {rates}"
+
+
+def _add_options(parser: Any) -> None:
+    parser.add_argument("a", type=str, help="folder of results")
+    parser.add_argument("b", type=str, help="folder of results of the same task and --seed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run(flags: Any) -> int:
+    result = compare(read_results(Path(flags.a)), read_results(Path(flags.b)))
+    sys.stdout.write(json.dumps(result) + "\n" if flags.json else report(result))
+    return 0
+
+
+# A row of client.py's table leads here; its class is the program's, and rooms import nothing from programs.
+COMPARE = SimpleNamespace(add_options=_add_options, run=_run)

@@ -1,0 +1,59 @@
+"""``server.py policy``: the policy server's flags, and the server of the policy that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from policies.registry import POLICIES
+from robowire.interfaces import PolicyOptions
+from robowire.registry import load
+from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+
+__all__ = ["PolicyFlags", "make_policy_server"]
+
+
+@dataclass(frozen=True)
+class PolicyFlags(PolicyServerOptions):
+    """The flags of ``server.py policy``.
+
+    Attributes:
+        policy: A name in the table of policies, or module:function of your own.
+        model_name_or_path: Folder of a checkpoint; the embedded one by default.
+        dataset_id: Which entry of the checkpoint's normalize.json to use; the first by default.
+        device: cpu, cuda, cuda:N, or auto for CUDA where there is one.
+        camera_names: Cameras in the order of the images, for a checkpoint that does not name them.
+        policy_options: Options of one kind of policy only, such as --policy_options.nheads 8.
+    """
+
+    policy: str = "act"
+    model_name_or_path: str | None = None
+    dataset_id: str | None = None
+    device: str = "auto"
+    camera_names: tuple[str, ...] | None = None
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_policy_server(flags: PolicyFlags) -> PolicyServer:
+    """Return the server of the policy that the flags name.
+
+    Raises:
+        RobowireError: It cannot be loaded, or the port not be opened; the message says what to do.
+    """
+    options = PolicyOptions(
+        model_name_or_path=flags.model_name_or_path,
+        dataset_id=flags.dataset_id,
+        device=flags.device,
+        camera_names=flags.camera_names,
+        extra=flags.policy_options,
+    )
+    policy = load("policy", flags.policy, POLICIES)(options)
+    folder = flags.model_name_or_path
+    return PolicyServer(
+        policy,
+        flags,
+        device=str(getattr(policy, "device", flags.device)),
+        model_name=None if folder is None else Path(folder).resolve().name,
+    )

@@ -1,0 +1,319 @@
+"""``client.py sweep``: what a latency costs, for each way to put chunks together, on a virtual clock.
+
+Each point is an evaluation with a folder of results of its own under ``points/``. No finished episode is run
+twice, so the same command, started again, goes on where it stopped. The first point is the mode sync, the
+zero that latencies are measured from. ``sweep.json``, ``sweep.csv`` and ``sweep.png`` hold finished points.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from robowire import SimulatorClient
+from robowire.cli.evaluate import (
+    add_run_options,
+    name_task,
+    policy_opener,
+    run_options,
+    simulator_server,
+    skip,
+    without_tokens,
+)
+from robowire.cli.paired import mean_interval
+from robowire.cli.sweep_plot import plot
+from robowire.client.action_queue import AGGREGATE_FUNCTIONS, load_aggregate_function
+from robowire.client.async_controller import WHEN_DRY, AsyncOptions
+from robowire.errors import ConfigurationError, SpecMismatch, UnknownName
+from robowire.rollout.episodes import SimulatorSession
+from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.results import read_rows
+from robowire.rollout.simulator_pool import SimulatorPool
+from robowire.rollout.virtual_clock import Latency, VirtualClock
+
+__all__ = ["SWEEP", "Point", "figures", "latencies_of", "make_points", "report"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a sweep.
+
+    Attributes:
+        name: Of its folder.
+        clock: Latency and rules; ``None`` means the mode sync.
+    """
+
+    name: str
+    clock: VirtualClock | None = None
+
+
+def make_points(
+    latencies: Iterable[str],
+    aggregate_fn_names: Iterable[str],
+    chunk_size_thresholds: Iterable[float],
+    actions_per_chunk: Iterable[int | None],
+    *,
+    fps: float | None = None,
+    when_dry: str = "hold",
+) -> list[Point]:
+    """Return the mode sync and every combination, all latencies of one combination after each other.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+    points = [Point("sync")]
+    read = [Latency.parse(text) for text in latencies]
+    try:
+        for function in aggregate_fn_names:
+            load_aggregate_function(function)
+            for threshold in chunk_size_thresholds:
+                for actions in actions_per_chunk:
+                    rules = AsyncOptions(
+                        chunk_size_threshold=threshold,
+                        actions_per_chunk=actions,
+                        aggregate_fn_name=function,
+                        when_dry=when_dry,
+                    )
+                    for latency in read:
+                        name = f"{function}_threshold_{threshold:g}_latency_{latency.text}"
+                        name += "" if actions is None else f"_actions_{actions}"
+                        # What is in the name of a function or a file may mean something in a path.
+                        safe = re.sub(r"[^\w.,-]", "-", name)
+                        points.append(Point(safe, VirtualClock(rules, latency, fps)))
+    except (ValueError, UnknownName) as exc:
+        raise ConfigurationError(str(exc)) from exc
+    return list({point.name: point for point in points}.values())
+
+
+def figures(point: Point, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the line of a point in the tables.
+
+    ``mean_steps_to_success`` is over successes; its 95 % interval is Student's, ``None`` below two of them.
+    """
+    clock = point.clock
+    steps = [float(row["steps"]) for row in rows if row["success"]]
+    # The interval of one success is any number.
+    mean, low, high = mean_interval(steps) or (steps[0] if steps else None, None, None)
+    starved = [row["starved_steps"] for row in rows if "starved_steps" in row]
+    return {
+        "point": point.name,
+        "mode": "sync" if clock is None else "async",
+        "latency_ms": None if clock is None else clock.latency.text,
+        "latency_ms_mean": None if clock is None else _mean_ms(clock.latency),
+        "aggregate_fn_name": None if clock is None else clock.rules.aggregate_fn_name,
+        "chunk_size_threshold": None if clock is None else clock.rules.chunk_size_threshold,
+        "actions_per_chunk": None if clock is None else clock.rules.actions_per_chunk,
+        **{
+            name: summary[name]
+            for name in ("episodes", "successes", "success_rate", "wilson_low", "wilson_high", "errors")
+        },
+        "mean_steps": summary["mean_steps"],
+        "mean_steps_to_success": mean,
+        "steps_low": low,
+        "steps_high": high,
+        "mean_return": summary["mean_return"],
+        "mean_inferences": float(np.mean([row["inferences"] for row in rows])) if rows else None,
+        "mean_starved_steps": float(np.mean(starved)) if starved else None,
+        "wall_s": summary["wall_s"],
+    }
+
+
+def _mean_ms(latency: Latency) -> float:
+    return float(np.mean(latency.recorded)) if latency.recorded else latency.mean
+
+
+def report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Return the table a person reads at the end, lines of text."""
+    head = ("", "latency ms", "successes", "95 % interval", "steps to success", "starved")
+    table = [head]
+    for row in rows:
+        table.append(
+            (
+                _way(row),
+                row["latency_ms"] or "",
+                f"{row['successes']}/{row['episodes']}" + ("*" if row["errors"] else ""),
+                f"{row['wilson_low']:.2f} to {row['wilson_high']:.2f}",
+                _number(row["mean_steps_to_success"]),
+                _number(row["mean_starved_steps"]),
+            )
+        )
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(head))]
+    lines = [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
+        for cells in table
+    ]
+    if any(row["errors"] for row in rows):
+        lines.append("* the simulator failed in some episodes, which are not counted: run the command again")
+    lines.append(f"results in {folder}: sweep.json, sweep.csv, sweep.png, points/")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    if row["mode"] == "sync":
+        return "sync"
+    actions = "" if row["actions_per_chunk"] is None else f" of {row['actions_per_chunk']}"
+    return f"{row['aggregate_fn_name']}, {row['chunk_size_threshold']:g}{actions}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _add_options(parser: Any) -> None:
+    add_run_options(parser)
+    add = parser.add_argument
+    several = {"type": str, "nargs": "+"}
+    add("--latencies_ms", **several, default=["0,100,200,400"], help="as --latency_ms of evaluate has them")
+    functions = ",".join(AGGREGATE_FUNCTIONS)
+    add("--aggregate_fn_names", **several, default=[functions], help="these, or module:function")
+    add("--chunk_size_thresholds", **several, default=["0.5"], help="ask when this share of a chunk is left")
+    add("--actions_per_chunk", **several, default=["all"], help="use so many actions of each chunk, or all")
+    add("--fps", type=float, help="control steps a second; default: the simulator's control_hz")
+    add(
+        "--when_dry", choices=list(WHEN_DRY), default="hold", help="what is executed while the queue is empty"
+    )
+    add("--output_dir", type=str, help="folder for the results; one that holds a part of them is completed")
+    add("--overwrite", action="store_true", help="begin anew instead")
+
+
+def _run(flags: Any) -> int:
+    """Return the exit code: 0; 1 where no episode was finished; 2 where policy and simulator do not fit."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    points = make_points(
+        latencies_of(flags.latencies_ms),
+        _words(flags.aggregate_fn_names),
+        _numbers("chunk_size_thresholds", flags.chunk_size_thresholds, float),
+        _numbers("actions_per_chunk", flags.actions_per_chunk, int, everything="all"),
+        fps=flags.fps,
+        when_dry=flags.when_dry,
+    )
+    name_task(flags)
+    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-sweep-{flags.task.replace('/', '-')}"
+    sweep = _Sweep(flags, points, Path(flags.output_dir or default_dir))
+    try:
+        with simulator_server(flags) as (host, port), logging_redirect_tqdm():
+            sweep.run(lambda: SimulatorClient(host, port, token=flags.simulator_token))
+    except SpecMismatch as exc:
+        sys.stderr.write(f"client.py sweep: {exc}\n")
+        return 2
+    finally:
+        if sweep.rows:
+            plot(sweep.rows, sweep.folder / "sweep.png", title=sweep.title())
+            sys.stdout.write(report(sweep.rows, sweep.folder))
+    return 0 if any(row["episodes"] for row in sweep.rows) else 1
+
+
+class _Sweep:
+    """A sweep on its way.
+
+    Attributes:
+        folder: Of the results.
+        rows: :func:`figures` of the finished points.
+    """
+
+    def __init__(self, flags: Any, points: Sequence[Point], folder: Path) -> None:
+        self._flags = flags
+        self._points = points
+        self._policy: dict[str, Any] = {}
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self._open_policy = policy_opener(flags)
+
+    def run(self, open_simulator: Callable[[], SimulatorSession]) -> None:
+        """Evaluate each point, or what its folder lacks of it."""
+        total = len(self._points) * self._flags.num_episodes
+        # Points differ in speed, so what is left takes about as long as the mean, not as the last few.
+        bar = tqdm(total=total, unit="episode", desc=self._flags.task, dynamic_ncols=True, smoothing=0)
+        with SimulatorPool(open_simulator) as pool, bar:
+            for point in self._points:
+                bar.set_postfix_str(point.name)
+                self._evaluate(point, pool, bar)
+
+    def title(self) -> str:
+        """Return what the picture is of."""
+        flags, policy = self._flags, self._policy
+        checkpoint = f" ({policy['checkpoint']})" if policy.get("checkpoint") else ""
+        return (
+            f"{policy['policy']}{checkpoint} on {flags.simulator} {flags.task}, "
+            f"{flags.num_episodes} episodes a point, seed {flags.seed}"
+        )
+
+    def _evaluate(self, point: Point, pool: SimulatorPool, bar: Any) -> None:
+        flags = self._flags
+        options = EvaluateOptions(
+            output_dir=self.folder / "points" / point.name,
+            n_action_steps=flags.n_action_steps if point.clock is None else None,
+            record_video="off",
+            overwrite=flags.overwrite,
+            resume=not flags.overwrite,
+            asynchronous=point.clock,
+            **run_options(flags),
+        )
+        summary = evaluate(
+            options,
+            open_policy=self._open_policy,
+            open_simulator=pool.open,
+            policy_wait_s=flags.policy_wait_s,
+            command_line=without_tokens(sys.argv),
+            on_start=lambda summary: skip(bar, summary["episodes"]),
+            on_episode=lambda episode, summary: bar.update(),
+        )
+        self._policy = summary["policy"]
+        self.rows.append(figures(point, summary, read_rows(options.output_dir / "episodes.jsonl")))
+        self._write()
+
+    def _write(self) -> None:
+        flags = self._flags
+        told = {
+            "complete": len(self.rows) == len(self._points),
+            "simulator": flags.simulator,
+            "task": flags.task,
+            "policy": self._policy,
+            "seed": flags.seed,
+            "num_episodes": flags.num_episodes,
+            "command_line": without_tokens(sys.argv),
+            "points": self.rows,
+        }
+        (self.folder / "sweep.json").write_text(json.dumps(told, indent=2) + "\n")
+        with (self.folder / "sweep.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def latencies_of(given: Sequence[str]) -> list[str]:
+    """Return the latencies of a list with commas; the one in ``normal:80,20`` belongs to it."""
+    return [text for entry in given for text in re.findall(r"normal:[^,]*,[^,]*|[^,]+", entry)]
+
+
+def _words(given: Sequence[str]) -> list[str]:
+    return [word for entry in given for word in entry.split(",") if word]
+
+
+def _numbers(
+    name: str, given: Sequence[str], kind: Callable[[str], Any], *, everything: str | None = None
+) -> list[Any]:
+    """Return numbers, and ``None`` for the word that means all."""
+    words = _words(given)
+    try:
+        return [None if word == everything else kind(word) for word in words]
+    except ValueError:
+        hint = f", or {everything}" if everything else ""
+        raise ConfigurationError(f"{name} is {','.join(words)!r}, expected numbers{hint}") from None
+
+
+# A row of client.py's table leads here, as in robowire/cli/evaluate.py.
+SWEEP = SimpleNamespace(add_options=_add_options, run=_run)

@@ -1,0 +1,403 @@
+"""When to send an observation, what its reply changes, and what to execute at each step, without waiting.
+
+No socket, thread or clock: time is the number of the control step, and the caller passes it in. So the same
+rules drive a robot in real time (:class:`robowire.AsyncPolicyClient`) and an evaluation on a virtual clock,
+where a latency is a number of steps and costs nothing::
+
+    controller = AsyncController(AsyncOptions(chunk_size_threshold=0.5))
+    in_flight = None  # there is never more than one
+    for step in range(max_steps):
+        if in_flight is not None and in_flight[2] <= step:
+            controller.deliver(in_flight[0], in_flight[1], step)
+            in_flight = None
+        request = controller.next_request(step, observation)
+        if request is not None:
+            in_flight = (request, policy(observation), step + latency_steps)  # latency_steps: 1 or more
+        action = controller.next_action(step)
+        if action is not None:  # None: nothing to execute yet, and the clock goes on without the simulator
+            observation = simulate(action)
+
+In each step what has arrived comes first, then :meth:`AsyncController.next_request`, then a reply that takes
+no time at all, then :meth:`AsyncController.next_action`. Ask :meth:`AsyncController.wants_observation` before
+taking or drawing pictures that nobody may need. Begin an episode with :meth:`AsyncController.reset`, and
+forget the request in flight with it.
+
+**The rules** are those of LeRobot's ``async_inference``, under its names. An observation is sent when
+``queue_size / action_chunk_size <= chunk_size_threshold``, the size counted without the action of this step,
+``action_chunk_size`` being the longest chunk so far. Timesteps count executed actions, not periods of time: a
+step in which the queue is dry moves no timestep on, so a chunk is never too late for a robot that stood still
+and waited for it. Actions not later than the last executed one are dropped, others merged by the aggregate
+function. ``must_go`` is set on a request that leaves the queue empty.
+
+**Where it differs from LeRobot**, and why:
+
+- One request is in flight at a time. LeRobot sends an observation in every step below the threshold and its
+  server skips all but the newest. Here the server answers every request, in order: a second observation would
+  wait behind the first, and be older when it is answered than one taken when the first reply arrives.
+- So LeRobot's flag, lowered when a must-go is sent and raised when actions arrive, is down exactly while a
+  must-go is in flight, and needs no variable of its own. LeRobot's stays down for ever where that reply is
+  lost, and the robot freezes. Here a request that is lost (:meth:`AsyncController.lost`, or
+  ``reply_timeout_steps`` without an answer) is no longer in flight, and the next step asks again.
+- An observation taken in a step without an action is numbered for the next action, not for the last one: the
+  robot stood still, and LeRobot throws the first action of such a chunk away (all of it, if it has one only).
+- What lies beyond a new chunk is kept; see :class:`robowire.client.action_queue.ActionQueue`.
+- The filter of similar observations is off unless asked for, and it is the client's, not the server's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from robowire.client.action_queue import ActionQueue, Merge, load_aggregate_function
+from robowire.meta import MetaAction, MetaObs
+from robowire.registry import nearest
+from robowire.wire.pickle.writer import ActionChunk
+
+__all__ = ["WHEN_DRY", "AsyncController", "AsyncOptions", "AsyncStatistics", "Delivery", "Request"]
+
+WHEN_DRY = ("hold", "zero", "wait")
+
+# How many delays the expectation of the next one is taken from; the paper's own buffer is of this kind.
+_DELAYS_KEPT = 10
+
+
+@dataclass(frozen=True)
+class AsyncOptions:
+    """How chunks are asked for and put together. The first four are LeRobot's.
+
+    Attributes:
+        chunk_size_threshold: Send an observation when this share of a chunk, or less, is left: 0 when the
+            queue is empty, 1 at every step.
+        actions_per_chunk: Use so many actions of each chunk; ``None`` means all.
+        fps: Control steps per second. Nothing here waits; it turns steps into milliseconds in statistics.
+        aggregate_fn_name: Name in ``action_queue.AGGREGATE_FUNCTIONS``, or ``"module:function"``.
+        when_dry: What to execute while the queue is empty. ``"hold"`` stands still: the last action again,
+            but for ``delta`` actions zeros. ``"zero"`` is zeros whatever they mean. Both keep the gripper
+            (the last entry) as it was. ``"wait"`` executes nothing. Before the first action of an episode
+            all wait: there is nothing to hold.
+        similar_atol: Skip an observation whose state is nearer than this (2-norm) to that of the last one
+            sent, unless it must go. ``None`` sends all; LeRobot has 1.0.
+        reply_timeout_steps: A request not answered for so many steps is given up, and the next observation
+            sent. Its reply is used all the same if it comes before a later one. ``None`` leaves giving up to
+            the caller, who may know better than a count of steps.
+    """
+
+    chunk_size_threshold: float = 0.5
+    actions_per_chunk: int | None = None
+    fps: float = 30.0
+    aggregate_fn_name: str = "weighted_average"
+    when_dry: str = "hold"
+    similar_atol: float | None = None
+    reply_timeout_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chunk_size_threshold <= 1:
+            raise ValueError(f"chunk_size_threshold is {self.chunk_size_threshold}, expected 0 to 1")
+        if self.when_dry not in WHEN_DRY:
+            hint = nearest(self.when_dry, WHEN_DRY)
+            raise ValueError(f"when_dry is {self.when_dry!r}, expected one of {', '.join(WHEN_DRY)}.{hint}")
+        if not (self.fps > 0 and math.isfinite(self.fps)):
+            raise ValueError(f"fps is {self.fps}, expected a positive number")
+        for name in ("actions_per_chunk", "reply_timeout_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1 or None")
+        if self.similar_atol is not None and not self.similar_atol >= 0:
+            raise ValueError(f"similar_atol is {self.similar_atol}, expected 0 or more, or None")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Send the observation of this step.
+
+    Attributes:
+        number: Counts the controller's requests, from 0.
+        episode: Counts its episodes, from 0.
+        step: Control step of the observation: its ``timestep`` on the wire, which thus advances even where
+            the queue runs dry. A server begins an episode anew where it does not.
+        timestep: Of the action that its chunk begins with: the one of this step, or the next one there will
+            be.
+        must_go: The queue is empty after this step.
+        prefix: What the latest raw chunk says from ``timestep`` on, float (n, action_dim), n 0 or more;
+            ``None`` before the first chunk. With ``delay``, all that real-time chunking (arXiv 2506.07339)
+            asks of a client: the first ``delay`` of these will be executed before the reply is there.
+        delay: Steps to expect until the reply: the longest of the latest 10; ``None`` before the first.
+    """
+
+    number: int
+    episode: int
+    step: int
+    timestep: int
+    must_go: bool
+    prefix: np.ndarray | None = field(repr=False)
+    delay: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """What a reply changed.
+
+    Attributes:
+        request: The one it answers.
+        delay: Steps from the observation to now.
+        raw: The policy's own chunk, float (n, action_dim).
+        processed: What will be executed from now on if nothing else arrives, (action_dim,) each: after
+            aggregation, and with what lies beyond the chunk.
+        merge: What became of the chunk's actions.
+    """
+
+    request: Request
+    delay: int
+    raw: np.ndarray
+    processed: list[np.ndarray]
+    merge: Merge
+
+
+@dataclass
+class AsyncStatistics:
+    """What happened in one episode.
+
+    Attributes:
+        fps: Of the options.
+        queue_sizes: Actions in the queue at each step, before that step's one was taken.
+        starved_steps: Steps in which it was empty, the wait for the first chunk among them.
+        observation_ages: For each executed action, steps since the newest observation that has a part in it.
+        delays: Steps from each answered observation to its reply.
+        aggregated_actions: Merged with an earlier opinion of the same timestep.
+        aggregated_steps: Executed actions that more than one chunk has a part in.
+        dropped_actions: Arrived after their timestep.
+        requests: Observations to be sent.
+        must_go_requests: Those of them that left the queue empty.
+        filtered: Observations not sent because they were too similar.
+        lost: Requests given up.
+        ignored: Replies to an earlier episode, or older than one that had come already.
+    """
+
+    fps: float
+    queue_sizes: list[int] = field(default_factory=list)
+    starved_steps: int = 0
+    observation_ages: list[int] = field(default_factory=list)
+    delays: list[int] = field(default_factory=list)
+    aggregated_actions: int = 0
+    aggregated_steps: int = 0
+    dropped_actions: int = 0
+    requests: int = 0
+    must_go_requests: int = 0
+    filtered: int = 0
+    lost: int = 0
+    ignored: int = 0
+
+    def observation_age_ms(self, share: float) -> float | None:
+        """Return the quantile of the ages of executed actions' observations at ``fps``, 0.5 being the median.
+
+        ``None`` before the first action.
+        """
+        if not self.observation_ages:
+            return None
+        return float(np.quantile(self.observation_ages, share)) * 1e3 / self.fps
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain data for a JSON file: counts, the ages' p50 and p95, the mean size of the queue."""
+        counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        return {
+            **counts,
+            "steps": len(self.queue_sizes),
+            "queue_size_mean": float(np.mean(self.queue_sizes)) if self.queue_sizes else None,
+            "observation_age_ms_p50": self.observation_age_ms(0.5),
+            "observation_age_ms_p95": self.observation_age_ms(0.95),
+            "delay_steps_max": max(self.delays, default=None),
+        }
+
+
+class AsyncController:
+    """The rules of this module for one robot. Not thread-safe.
+
+    Attributes:
+        options: As given.
+        statistics: Of the running episode; :meth:`reset` begins others.
+
+    Raises:
+        UnknownName: There is no such aggregate function.
+    """
+
+    def __init__(self, options: AsyncOptions | None = None) -> None:
+        self.options = options or AsyncOptions()
+        self._queue = ActionQueue(load_aggregate_function(self.options.aggregate_fn_name))
+        self._episode = -1
+        self._requests = 0
+        self._delays: deque[int] = deque(maxlen=_DELAYS_KEPT)  # outlives episodes: the network stays the same
+        self._longest_chunk = 0  # so does the policy
+        self.reset()
+
+    @property
+    def queue_size(self) -> int:
+        """How many actions are in the queue."""
+        return len(self._queue)
+
+    def reset(self) -> None:
+        """Begin an episode. The queue is emptied, and a reply to a request of before will be ignored."""
+        self._episode += 1
+        self._queue.clear()
+        self._in_flight: Request | None = None
+        self._answered = -1  # number of the latest request whose reply was taken
+        self._raw: tuple[int, np.ndarray] | None = None  # timestep, chunk
+        self._sent_state: np.ndarray | None = None
+        self._last: MetaAction | None = None  # executed
+        self._step = -1  # the latest step this controller was asked about
+        self._acted = False  # whether that step has had its action
+        self._counted = -1  # the latest step in the statistics
+        self._ctrl = ("", "")
+        self.statistics = AsyncStatistics(self.options.fps)
+
+    def wants_observation(self, step: int) -> bool:
+        """Return whether :meth:`next_request` would ask for the observation of this step, filter aside.
+
+        Raises:
+            ValueError: ``step`` is before the latest one of the episode.
+        """
+        self._check(step)
+        if self._in_flight is not None and not self._overdue(self._in_flight, step):
+            return False
+        # The division of LeRobot, so that its thresholds mean the same to the last bit.
+        return not self._longest_chunk or (
+            self._left() / self._longest_chunk <= self.options.chunk_size_threshold
+        )
+
+    def next_request(self, step: int, observation: MetaObs) -> Request | None:
+        """Return a request if this step's observation is to be sent, which then counts as sent.
+
+        Args:
+            step: Control steps since the episode began.
+            observation: Only its ``state`` is looked at, and only by the filter.
+
+        Raises:
+            ValueError: ``step`` is before the latest one of the episode, or has had its action already.
+        """
+        if self._acted and step == self._step:
+            raise ValueError(f"step {step} has its action already: call next_request before next_action")
+        if not self.wants_observation(step):
+            return None
+        self._step, self._acted = step, False
+        if self._in_flight is not None:
+            self.lost(self._in_flight)
+        must_go = self._left() == 0
+        state = None if observation.state is None else np.array(observation.state)
+        if not must_go and self._similar(state):
+            self.statistics.filtered += 1
+            return None
+        self._sent_state = state
+        timestep = self._queue.next_timestep
+        self._in_flight = Request(
+            number=self._requests,
+            episode=self._episode,
+            step=step,
+            timestep=timestep,
+            must_go=must_go,
+            prefix=None if self._raw is None else self._raw[1][timestep - self._raw[0] :],
+            delay=max(self._delays, default=None),
+        )
+        self._requests += 1
+        self.statistics.requests += 1
+        self.statistics.must_go_requests += must_go
+        return self._in_flight
+
+    def deliver(self, request: Request, chunk: ActionChunk, step: int) -> Delivery | None:
+        """Take the reply to a request.
+
+        Args:
+            request: What was answered.
+            chunk: float (n, action_dim), kept, not copied.
+            step: The control step it arrives in.
+
+        Returns:
+            What it changed; ``None`` where it is ignored, being of an earlier episode or older than a reply
+            that has come already.
+
+        Raises:
+            SpecMismatch: Its actions do not fit those in the queue.
+            ValueError: It is no chunk of one robot, or ``step`` is before the latest one of the episode.
+        """
+        if request.episode != self._episode or request.number <= self._answered:
+            self.statistics.ignored += 1
+            return None
+        self._check(step)
+        if self._in_flight is not None and self._in_flight.number <= request.number:
+            self._in_flight = None
+        actions = chunk.actions[: self.options.actions_per_chunk]
+        merge = self._queue.merge(request.timestep, actions, observed_at=request.step)
+        self._answered = request.number
+        self._longest_chunk = max(self._longest_chunk, len(actions))
+        self._raw = (request.timestep, chunk.actions if chunk.raw_actions is None else chunk.raw_actions)
+        self._ctrl = (chunk.ctrl_space, chunk.ctrl_type)
+        delay = step - request.step
+        self._delays.append(delay)
+        self.statistics.delays.append(delay)
+        self.statistics.aggregated_actions += merge.aggregated
+        self.statistics.dropped_actions += merge.dropped
+        return Delivery(request, delay, self._raw[1], self._queue.peek(), merge)
+
+    def lost(self, request: Request) -> None:
+        """Give a request up, so that the next observation is sent. A reply may be delivered after all."""
+        if request is self._in_flight:
+            self._in_flight = None
+            self._sent_state = None
+            self.statistics.lost += 1
+
+    def next_action(self, step: int) -> MetaAction | None:
+        """Return what to execute in this step; the caller may keep and change it.
+
+        Returns:
+            ``None`` where nothing is to be executed: the queue is empty, and ``when_dry`` is ``"wait"`` or
+            this is before the episode's first action. The same step may then be asked again.
+
+        Raises:
+            ValueError: ``step`` is before the latest one of the episode, or has had its action already.
+        """
+        self._check(step)
+        if self._acted and step == self._step:
+            raise ValueError(f"step {step} has its action already")
+        if step != self._counted:
+            self._counted = step
+            self.statistics.queue_sizes.append(len(self._queue))
+            self.statistics.starved_steps += not len(self._queue)
+        action = self._queued_action(step) if len(self._queue) else self._dry_action()
+        self._step, self._acted = step, action is not None
+        return action
+
+    def _queued_action(self, step: int) -> MetaAction:
+        taken = self._queue.pop()
+        self.statistics.observation_ages.append(step - taken.observed_at)
+        self.statistics.aggregated_steps += taken.chunks > 1
+        self._last = MetaAction(*self._ctrl, action=taken.action)
+        return replace(self._last, action=taken.action.copy())
+
+    def _dry_action(self) -> MetaAction | None:
+        if self._last is None or self.options.when_dry == "wait":
+            return None
+        assert self._last.action is not None
+        action = self._last.action.copy()
+        if self.options.when_dry == "zero" or self._last.ctrl_type == "delta":
+            action[:-1] = 0  # the gripper's zero would be a command to close
+        return replace(self._last, action=action)
+
+    def _left(self) -> int:
+        """Return how many actions are in the queue without the one of this step."""
+        return max(len(self._queue) - 1, 0)
+
+    def _overdue(self, request: Request, step: int) -> bool:
+        timeout = self.options.reply_timeout_steps
+        return timeout is not None and step - request.step >= timeout
+
+    def _similar(self, state: np.ndarray | None) -> bool:
+        if self.options.similar_atol is None or state is None or self._sent_state is None:
+            return False
+        return bool(np.linalg.norm(state - self._sent_state) < self.options.similar_atol)
+
+    def _check(self, step: int) -> None:
+        if step < self._step:
+            raise ValueError(f"step {step} comes after step {self._step}: reset begins an episode")

@@ -1,0 +1,326 @@
+"""Act at every control step while a policy server is at work on the next chunk.
+
+The rules are those of ``async_controller``; this module gives them a connection, a thread and a clock.
+One thread sends an observation and waits for its reply; the robot's own thread never waits for either, but
+where there is nothing to execute. A second thread for sending would have nothing to do: the server answers in
+order, and one request is in flight at a time.
+
+What happens when something fails. The connection is lost, the server is away, refuses or does not answer in
+time: the request is given up, and the next observation, not the old one again, goes out over a new connection
+after a short pause. No action can run twice: the queue executes each timestep once, whatever arrives. Errors
+that would be the same again (``SpecMismatch``, ``Unauthenticated``, ...) are raised by the next ``step``.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable
+
+import numpy as np
+
+from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics, Request
+from robowire.client.policy_client import PolicyClient
+from robowire.errors import LocalProtocolError, Overloaded, RequestTimeout, ShuttingDown, TransportError
+from robowire.meta import MetaAction, MetaObs
+from robowire.transport.connection import require_seconds
+from robowire.wire.pickle.writer import ActionChunk
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["AsyncPolicyClient"]
+
+_log = logging.getLogger(__name__)
+
+# After failure n in a row the next request waits min(_PAUSE_MAX_S, _PAUSE_S * 2**n) seconds: a robot that
+# stands still should go on within a second of its server's return, and one knock a second harms no server.
+_PAUSE_S = 0.05
+_PAUSE_MAX_S = 1.0
+_MANY = 10  # the pause has long been the longest
+
+# How often stop() interrupts the thread: it may just have been about to ask.
+_STOP_POLL_S = 0.05
+
+
+class AsyncPolicyClient:
+    """One robot's session with a policy server, which hides the time an inference takes. Needs numpy only.
+
+    ::
+
+        with AsyncPolicyClient("localhost", 5000, AsyncOptions(fps=30)) as client:
+            while running:
+                action = client.step(observe())  # at 30 Hz: the pace is the caller's
+                execute(action)
+
+    One thread steps and resets; any thread may call ``stop``.
+
+    Args:
+        host: Name or address of the server.
+        port: Its policy port.
+        options: When to ask, and how chunks are put together.
+        connect_timeout_s: Seconds to make a connection.
+        timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. Longer than
+            the slowest inference, the first one of a server among them.
+        patience_s: Seconds that ``step`` and ``await_actions`` may wait where there is nothing to execute.
+            Longer than a server needs to start again.
+        token: Shown to the server, where it wants one.
+        added_latency_s: For experiments: how long a reply is held back, by the number of its request since
+            this client was made. ``None`` holds none back.
+        clock: Seconds, monotonic.
+
+    Raises:
+        UnknownName: There is no such aggregate function.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5000,
+        options: AsyncOptions | None = None,
+        *,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 10.0,
+        patience_s: float = 60.0,
+        token: str | None = None,
+        added_latency_s: Callable[[int], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        require_seconds(patience_s=patience_s)
+        self._client = PolicyClient(
+            host, port, connect_timeout_s=connect_timeout_s, timeout_s=timeout_s, retries=0, token=token
+        )
+        self._patience_s = patience_s
+        self._added_latency_s = added_latency_s
+        self._clock = clock
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._session_episode: int | None = None  # that the server's session is in; a fresh one is in any
+        self._changed = threading.Condition()  # guards what follows
+        self._controller = AsyncController(options)
+        self._step = -1
+        self._outbox: tuple[Request, MetaObs] | None = None
+        self._failure: Exception | None = None
+        self._trouble: Exception | None = None  # the latest failure, until a reply comes
+        self._reply_s: list[float] = []
+
+    def start(self) -> None:
+        """Connect, and begin an episode.
+
+        Raises:
+            LocalProtocolError: It is started already.
+            TransportError: The server cannot be reached: that it is there at the start is expected.
+            RequestError: It refuses the session.
+        """
+        if self._thread is not None:
+            raise LocalProtocolError("this AsyncPolicyClient is started already")
+        self._client.connect()
+        self._session_episode = None
+        self._stopping.clear()
+        self.reset()
+        self._failure = self._trouble = None
+        self._thread = threading.Thread(target=self._run, name="async policy client", daemon=True)
+        self._thread.start()
+
+    def step(self, observation: MetaObs) -> MetaAction:
+        """Return the action of this control step.
+
+        It waits where there is nothing to execute: for the first chunk of an episode, and with
+        ``when_dry="wait"`` while the queue is empty.
+
+        Args:
+            observation: Now. Copied if it is sent, with ``timestep`` set to the number of this step.
+
+        Raises:
+            LocalProtocolError: The client is not started, or was stopped.
+            RequestTimeout: It waited for ``patience_s``; the message says what the last trouble was.
+            RobowireError: What the server said that would be the same again; what went wrong here.
+        """
+        with self._changed:
+            self._require_running()
+            self._step += 1
+            self._ask(observation)
+            action = self._controller.next_action(self._step)
+            until = self._clock() + self._patience_s
+            while action is None:
+                self._wait(until)
+                action = self._controller.next_action(self._step)
+                if action is None:
+                    self._ask(observation)  # the one sent before may have been given up
+            return action
+
+    def poll(self, observation: MetaObs) -> MetaAction | None:
+        """Return the action of this control step as :meth:`step` does, but never wait.
+
+        For a caller whose clock goes on: ``None`` where there is nothing to execute, and the step is over.
+
+        Args:
+            observation: As for :meth:`step`.
+
+        Raises:
+            LocalProtocolError: The client is not started, or was stopped.
+            RobowireError: What the server said that would be the same again; what went wrong here.
+        """
+        with self._changed:
+            self._require_running()
+            self._step += 1
+            self._ask(observation)
+            return self._controller.next_action(self._step)
+
+    def await_actions(self, observation: MetaObs) -> None:
+        """Wait, where nothing is in the queue, until something is.
+
+        For a caller whose world can stand still while the server is away: one step passes, however long this
+        takes, and nothing is executed in it.
+
+        Args:
+            observation: As for :meth:`step`.
+
+        Raises:
+            LocalProtocolError: The client is not started, or was stopped.
+            RequestTimeout: It waited for ``patience_s``; the message says what the last trouble was.
+            RobowireError: As for :meth:`poll`.
+        """
+        with self._changed:
+            self._require_running()
+            self._step += 1
+            until = self._clock() + self._patience_s
+            while not self._controller.queue_size:
+                self._ask(observation)  # the one sent before may have been given up
+                self._wait(until)
+
+    def reset(self) -> None:
+        """Begin an episode, here and in the server's session. What is in flight will be ignored."""
+        with self._changed:
+            self._controller.reset()
+            self._step = -1
+            self._outbox = None
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the session. May be called twice; :meth:`start` begins another.
+
+        Returns within ``connect_timeout_s``, and at once where the client is connected.
+        """
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            while thread.is_alive():
+                self._client.interrupt()
+                thread.join(_STOP_POLL_S)
+            self._client.disconnect()
+
+    def __enter__(self) -> AsyncPolicyClient:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def statistics(self) -> AsyncStatistics:
+        """A copy of the running episode's; :meth:`reset` begins others, :meth:`stop` keeps them."""
+        with self._changed:
+            return copy.deepcopy(self._controller.statistics)
+
+    @property
+    def stranded(self) -> bool:
+        """Whether nothing is in the queue because the server is away, and not because it is slow."""
+        with self._changed:
+            return self._trouble is not None and not self._controller.queue_size
+
+    @property
+    def reply_s(self) -> list[float]:
+        """Seconds from each observation to its reply, where there was one; without what was added."""
+        with self._changed:
+            return list(self._reply_s)
+
+    def _ask(self, observation: MetaObs) -> None:
+        request = self._controller.next_request(self._step, observation)
+        if request is not None:
+            # A camera's driver may fill the same array again while this one is being sent.
+            arrays = {name: item.copy() for name, item in vars(observation).items() if _is_array(item)}
+            self._outbox = (request, replace(observation, **{**arrays, "timestep": request.step}))
+            self._changed.notify_all()
+
+    def _wait(self, until: float) -> None:
+        """Wait for a change, but not longer than ``until``."""
+        left_s = until - self._clock()
+        if left_s <= 0:
+            raise RequestTimeout(f"no action came within {self._patience_s:g} s: {self._reason()}")
+        self._changed.wait(left_s)
+        self._require_running()
+
+    def _require_running(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._thread is None or self._stopping.is_set():
+            raise LocalProtocolError("this AsyncPolicyClient does not run: call start first")
+
+    def _reason(self) -> str:
+        return "the server is still at work" if self._trouble is None else str(self._trouble)
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as exc:  # the top of this thread: step raises it
+            if not self._stopping.is_set():
+                _log.error("the session ends: %s", exc)
+            with self._changed:
+                self._failure = exc
+                self._changed.notify_all()
+
+    def _serve(self) -> None:
+        """Ask what is put in the outbox, until stopped or until an error that would be the same again."""
+        failures = 0  # in a row
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._outbox is not None or self._stopping.is_set())
+                if self._outbox is None or self._stopping.is_set():
+                    return
+                (request, observation), self._outbox = self._outbox, None
+            begun = self._clock()
+            try:
+                chunk = self._exchange(request, observation)
+            except (TransportError, Overloaded, ShuttingDown) as exc:
+                if self._stopping.is_set():
+                    return
+                level = logging.DEBUG if failures else logging.WARNING
+                _log.log(level, "no actions for step %d: %s", request.step, exc)
+                self._trouble = exc
+                # Given up after the pause, so that what is sent then was seen then.
+                self._stopping.wait(min(_PAUSE_MAX_S, _PAUSE_S * 2.0**failures))
+                failures = min(failures + 1, _MANY)
+                with self._changed:
+                    self._controller.lost(request)
+                    self._changed.notify_all()
+                continue
+            if failures:
+                _log.info("the server answers again, at step %d", request.step)
+            failures, self._trouble = 0, None
+            took_s = self._clock() - begun
+            if self._added_latency_s is not None:
+                self._stopping.wait(self._added_latency_s(request.number))
+            with self._changed:
+                self._reply_s.append(took_s)
+                delivery = self._controller.deliver(request, chunk, self._step)
+                self._changed.notify_all()
+            if delivery is not None:
+                _log.debug("step %d answered after %d: %s", request.step, delivery.delay, delivery.merge)
+
+    def _exchange(self, request: Request, observation: MetaObs) -> ActionChunk:
+        if self._session_episode not in (None, request.episode):
+            self._client.reset()
+        self._session_episode = request.episode
+        return self._client.infer_chunk(observation)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray)

@@ -1,0 +1,446 @@
+"""Ask a policy server for actions: one session, which survives the loss of its connection where that is safe.
+
+What is repeated after a failure, and why no action can run twice. The client asks; the caller acts, and acts
+only on a reply that was handed over. So:
+
+- No connection (``ConnectFailed``): tried again, since nothing was sent.
+- The connection ended before the reply was complete (``ConnectionLost``): the request is sent again, over a
+  new connection. The lost reply reached nobody, so nothing was executed. But a new connection is a new
+  session, and its episode begins with the repeated observation. A policy without memory answers the same. One
+  for which the server keeps something in the session (``get_info()["temporal_agg"]``) answers from this
+  observation alone: its next actions are not smoothed with the chunks before the loss. A warning says so.
+- ``Overloaded``, ``ShuttingDown``: the server did not execute the request, so it is sent again, later.
+- No reply in time (``RequestTimeout``): never repeated. The server may still be at work, and what to do with
+  an action that is late is the caller's to judge. The connection is closed.
+- Any other error of the server: never repeated, as it would be the same again. The connection stays open.
+
+A request is repeated at most ``retries`` times, with exponential backoff and full jitter.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
+
+import numpy as np
+
+from robowire.chunking import ChunkCursor
+from robowire.errors import (
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    InternalError,
+    LocalProtocolError,
+    Overloaded,
+    RemoteProtocolError,
+    RequestTimeout,
+    ShuttingDown,
+    Unauthenticated,
+    UnknownMethod,
+)
+from robowire.meta import MetaAction, MetaObs
+from robowire.specs import PolicySpec
+from robowire.transport.connection import Connection, require_seconds
+from robowire.wire.messages import hello, raise_for_status
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import ActionChunk, Buffer, encode_frame
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["PolicyClient"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Before repetition n the client waits between 0 and min(_BACKOFF_MAX_S, _BACKOFF_S * 2**n) seconds, for three
+# at most 3.5 s: enough for a dropped connection. A server that loads its model anew needs more retries.
+_BACKOFF_S = 0.5
+_BACKOFF_MAX_S = 8.0
+
+
+class PolicyClient:
+    """A session with a policy server. Needs numpy and nothing else.
+
+    ::
+
+        with PolicyClient("localhost", 5000) as client:
+            chunk = client.infer(MetaObs(image=image, state=state, timestep=0))  # (chunk_size, action_dim)
+
+    It connects at the first request, or by :meth:`connect`. Servers that do not know ``hello`` are spoken to
+    in the older form; they answer observations and :meth:`reset` only.
+
+    Not thread-safe, but for :meth:`interrupt`: a session is one episode, so open a client for each thread. A
+    second thread is refused.
+
+    Args:
+        host: Name or address of the server.
+        port: Its policy port.
+        connect_timeout_s: Seconds to make a connection.
+        timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.
+        retries: Repetitions of one request (the module says of which); 0 for none.
+        token: Shown to the server, where it wants one.
+        n_action_steps: Actions of each chunk that :meth:`select_action` hands out; ``None`` means all.
+        open_connection: Makes the connection; tests pass their own, as they do for the next three.
+        rng: Draws the jitter.
+        sleep: Waits between repetitions.
+        clock: Seconds, monotonic.
+
+    Every method that asks the server raises:
+        ConnectFailed: Nobody answers there, after the last repetition.
+        ConnectionLost: The connection ended before the reply, after the last repetition.
+        RequestTimeout: No reply in time.
+        RequestError: The server's own error, as its class: ``SpecMismatch``, ``InvalidParams``, ...
+        RemoteProtocolError: The reply can't be read, or is not of this wire.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5000,
+        *,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        token: str | None = None,
+        n_action_steps: int | None = None,
+        open_connection: Callable[..., Connection] = Connection.connect,
+        rng: random.Random | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        require_seconds(connect_timeout_s=connect_timeout_s, timeout_s=timeout_s)
+        if retries < 0:
+            raise ValueError(f"retries is {retries}, expected 0 or more")
+        self.host = host
+        self.port = port
+        self._connect_timeout_s = connect_timeout_s
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._token = token
+        self._open_connection = open_connection
+        self._rng = rng or random.Random()
+        self._sleep = sleep
+        self._clock = clock
+        self._busy = threading.Lock()
+
+        self._connection: Connection | None = None
+        self._info: dict[str, Any] | None = None  # of the server connected to; None: it does not know hello
+        self._answered = 0  # observations this session was given an answer to since its episode began
+
+        self._cursor = ChunkCursor(n_action_steps)
+        self._kept = ActionChunk(np.zeros((0, 0)), "", "")  # the chunk in the cursor
+        self._last_t = -1
+
+    def connect(self) -> None:
+        """Connect, unless connected already."""
+        with self._one_thread():
+            self._with_retries(lambda: None)
+
+    def disconnect(self) -> None:
+        """End the session and drop the kept chunk. May be called twice; the next request connects anew."""
+        with self._one_thread():
+            self._drop()
+            self._info = None
+            self._answered = 0
+            self._forget_chunk()
+
+    def interrupt(self) -> None:
+        """End the request that another thread waits for, as if the connection was lost.
+
+        It may be repeated as any lost one, so this is for clients with ``retries=0``.
+        """
+        connection = self._connection
+        if connection is not None:
+            connection.stop_reading()
+
+    def __enter__(self) -> PolicyClient:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disconnect()
+
+    def reset(self) -> None:
+        """Begin a new episode, in the server's session and here."""
+        self._forget_chunk()
+        with self._one_thread():
+            self._answered = 0  # whatever happens now, the old episode is over: losing it is no news
+            self._request("RESET")
+
+    def infer(self, obs: MetaObs) -> np.ndarray:
+        """Return the next actions, not normalised.
+
+        The observation's arrays are sent from where they are, so leave them alone until this returns.
+
+        Returns:
+            float (chunk_size, action_dim); (chunk_size, B, action_dim) for a batch. A fresh array.
+        """
+        return self.infer_chunk(obs).actions
+
+    def infer_chunk(self, obs: MetaObs) -> ActionChunk:
+        """Return the same actions as :meth:`infer`, with what else the server said of them."""
+        with self._one_thread():
+            reply = self._request(obs)
+            try:
+                chunk = _read_chunk(reply)
+            except RemoteProtocolError:
+                self._drop()
+                raise
+            self._answered += 1
+            return chunk
+
+    def send_meta_obs(self, obs: MetaObs) -> list[Any]:
+        """Return the next actions in the form this wire is documented with.
+
+        Returns:
+            A list of :class:`MetaAction`, one for each step of the chunk. For a batch, a list over the chunk
+            of object arrays (B,) of dicts with the fields of a MetaAction. All actions view one array.
+        """
+        chunk = self.infer_chunk(obs)
+        if chunk.actions.ndim == 2:
+            return [_record(chunk, action) for action in chunk.actions]
+        steps = []
+        for step in chunk.actions:
+            rows = np.empty(len(step), dtype=object)
+            rows[:] = [dict(vars(_record(chunk, action))) for action in step]
+            steps.append(rows)
+        return steps
+
+    def select_action(self, obs: MetaObs, t: int, return_all: bool = False) -> Any:
+        """Return the action to execute now; ask the server only where the last chunk is used up.
+
+        Args:
+            obs: The observation now. Sent with ``timestep`` set to ``t``; itself unchanged.
+            t: Step of the episode. One that does not advance begins a new episode: the kept chunk is dropped.
+            return_all: Return everything left of the chunk at once, and so use it up.
+
+        Returns:
+            A :class:`MetaAction`, or a list of them with ``return_all``; of (B, action_dim) each for a batch.
+        """
+        if t <= self._last_t:
+            self._forget_chunk()
+        if not len(self._cursor):
+            self._kept = self.infer_chunk(_at(obs, t))
+            self._cursor.put(self._kept.actions)
+        self._last_t = t
+        if return_all:
+            return [_record(self._kept, self._cursor.next()) for _ in range(len(self._cursor))]
+        return _record(self._kept, self._cursor.next())
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy needs and gives, as the server said when this client connected."""
+        with self._one_thread():
+            return self._with_retries(lambda: PolicySpec.from_wire(self._known_info("spec")))
+
+    def get_info(self) -> dict[str, Any]:
+        """Return what the server says of its policy and itself, asked anew."""
+        with self._one_thread():
+            return self._with_retries(lambda: self._call("get_info"))
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip, the connection made before."""
+
+        def timed() -> float:
+            begun = self._clock()
+            self._call("ping")
+            return self._clock() - begun
+
+        with self._one_thread():
+            return self._with_retries(timed)
+
+    def _request(self, value: Any) -> Any:
+        buffers = encode_frame(value)  # before a connection is needed: what can't be encoded harms none
+        return self._with_retries(lambda: self._exchange(buffers))
+
+    def _call(self, method: str) -> dict[str, Any]:
+        self._known_info(method)
+        reply = raise_for_status(self._exchange(encode_frame({"method": method})))
+        return {key: value for key, value in reply.items() if key != "status"}
+
+    def _known_info(self, wanted: str) -> dict[str, Any]:
+        if self._info is None:
+            raise UnknownMethod(
+                f"{self.host}:{self.port} is an older server of this wire: "
+                f"it answers observations and 'RESET', and has no {wanted}"
+            )
+        return self._info
+
+    def _with_retries(self, attempt: Callable[[], T]) -> T:
+        """Return ``attempt()``, made with a connection at hand, as often as the module's rules allow."""
+        repetition = 0
+        while True:
+            lost_an_episode = self._answered > 0 and self._connection is None
+            try:
+                self._ensure_connected()
+                if lost_an_episode:
+                    self._answered = 0
+                    self._warn_of_new_session()
+                return attempt()
+            except (ConnectFailed, ConnectionLost, Overloaded, ShuttingDown) as exc:
+                if isinstance(exc, ShuttingDown):
+                    self._drop()  # the server that comes after it answers on a new connection only
+                if repetition == self._retries:
+                    raise
+                delay_s = self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0**repetition))
+                repetition += 1
+                _log.warning("%s; repetition %d of %d in %.2f s", exc, repetition, self._retries, delay_s)
+                self._sleep(delay_s)
+
+    def _warn_of_new_session(self) -> None:
+        if self._info is not None and self._info.get("temporal_agg") is False:
+            level, effect = logging.INFO, "nothing was kept in the old one, so its answers are the same"
+        else:
+            level, effect = logging.WARNING, "what the old one kept, such as temporal ensembling, is lost"
+        _log.log(level, "the episode goes on in a new session of %s:%d: %s", self.host, self.port, effect)
+
+    def _exchange(self, buffers: Sequence[Buffer]) -> Any:
+        """Return the decoded reply to one frame. After any failure the connection is gone."""
+        connection = self._connection
+        assert connection is not None
+        try:
+            payload = connection.exchange(buffers, timeout_s=self._timeout_s)
+            size = len(payload)
+            reply = loads(payload)
+        except RequestTimeout as exc:
+            self._drop()
+            raise RequestTimeout(
+                f"{exc}. The request was not repeated: raise timeout_s, now {self._timeout_s:g}, "
+                "if the server needs longer"
+            ) from exc
+        except BaseException:  # KeyboardInterrupt too: a connection is never left half read
+            self._drop()
+            raise
+        _log.debug("%s < %d bytes > %d bytes", connection.peer, sum(map(len, buffers)), size)
+        if isinstance(reply, dict) and "status" in reply:
+            raise_for_status(reply)
+        return reply
+
+    def _ensure_connected(self) -> None:
+        if self._connection is not None:
+            return
+        try:
+            self._dial()
+            self._info = self._say_hello()
+        except BaseException:
+            self._drop()
+            raise
+        _log.info("connected to %s:%d%s", self.host, self.port, "" if self._info else ", an older server")
+
+    def _dial(self) -> None:
+        self._drop()
+        self._connection = self._open_connection(self.host, self.port, timeout_s=self._connect_timeout_s)
+
+    def _say_hello(self) -> dict[str, Any] | None:
+        """Open the session and return the server's ``get_info``; ``None`` where it does not know hello."""
+        request = hello(reply="chunk")  # one array instead of 64 objects: 5 times faster on both sides
+        if self._token is not None:
+            request["token"] = self._token
+        frame = encode_frame(request)
+        try:
+            reply = self._exchange(frame)
+        except (ConnectionLost, RemoteProtocolError, UnknownMethod, InternalError) as exc:
+            if isinstance(exc, ConnectionLost) and (self._token is not None or self._info is not None):
+                raise  # a server that takes tokens, or understood hello before, is no older one: it was lost
+            # Older servers take it for a broken observation: they close, or answer [] or an untyped error.
+            reply = exc
+        if isinstance(reply, dict) and reply.get("status") == "ok":
+            if reply.get("server", "policy") != "policy":
+                raise ConfigurationError(
+                    f"{self.host}:{self.port} is a {reply['server']} server, not a policy server: "
+                    "use its policy port, or SimulatorClient"
+                )
+            return dict(raise_for_status(self._exchange(encode_frame({"method": "get_info"}))))
+        if self._token is not None:
+            raise Unauthenticated(
+                f"{self.host}:{self.port} does not understand hello, so it can't be shown the token: "
+                "leave the token out to talk to an older server"
+            )
+        _log.debug("%s:%d does not know hello: %s", self.host, self.port, reply)
+        self._dial()
+        return None
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _forget_chunk(self) -> None:
+        self._cursor.clear()
+        self._last_t = -1
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise LocalProtocolError("another thread uses this PolicyClient now: open one for each thread")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+
+def _record(chunk: ActionChunk, action: np.ndarray) -> MetaAction:
+    return MetaAction(chunk.ctrl_space, chunk.ctrl_type, action)
+
+
+def _at(obs: MetaObs, t: int) -> MetaObs:
+    """Return a shallow copy of the observation at step ``t``: the same arrays."""
+    batched = isinstance(obs.timestep, np.ndarray) and obs.timestep.ndim == 2
+    return replace(obs, timestep=np.full_like(obs.timestep, t) if batched else t)
+
+
+def _read_chunk(reply: Any) -> ActionChunk:
+    """Return the actions in a reply: of the chunk form, or of the list form.
+
+    Raises:
+        InternalError: The inference failed, and the server is too old to say why.
+        RemoteProtocolError: These are no actions.
+    """
+    raw = None
+    if isinstance(reply, dict):
+        actions, ctrl_space, ctrl_type = (reply.get(key) for key in ("actions", "ctrl_space", "ctrl_type"))
+        raw = reply.get("raw_actions")
+    elif isinstance(reply, list) and not reply:
+        raise InternalError("the server answered [], no actions: the inference failed, and its log says why")
+    else:
+        try:
+            first = reply[0] if isinstance(reply[0], (MetaAction, dict)) else reply[0][0]
+            ctrl_space, ctrl_type = first["ctrl_space"], first["ctrl_type"]
+            actions = np.stack([_stack(step) for step in reply])
+        except (TypeError, ValueError, LookupError, AttributeError) as exc:
+            raise RemoteProtocolError(
+                f"the reply is a {type(reply).__name__} without actions: {exc}"
+            ) from exc
+    if not isinstance(actions, np.ndarray):
+        raise RemoteProtocolError(
+            f"the actions in the reply are a {type(actions).__name__}, expected an array"
+        )
+    if actions.dtype.kind != "f" or actions.ndim not in (2, 3) or not actions.size:
+        raise RemoteProtocolError(
+            f"the actions in the reply are {actions.dtype} {actions.shape}, "
+            "expected float (chunk_size, action_dim) or (chunk_size, B, action_dim)"
+        )
+    if raw is not None and not (
+        isinstance(raw, np.ndarray) and raw.dtype.kind == "f" and raw.shape[1:] == actions.shape[1:]
+    ):
+        shape = raw.shape if isinstance(raw, np.ndarray) else type(raw).__name__
+        raise RemoteProtocolError(
+            f"the raw_actions in the reply are {shape}, beside actions of shape {actions.shape}"
+        )
+    return ActionChunk(actions, str(ctrl_space), str(ctrl_type), raw)
+
+
+def _stack(step: Any) -> np.ndarray:
+    """Return one step of the list form: (action_dim,), or (B, action_dim) from an object array of rows."""
+    if isinstance(step, (MetaAction, dict)):
+        return np.asarray(step["action"])
+    return np.stack([np.asarray(row["action"]) for row in step])

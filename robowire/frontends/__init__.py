@@ -1,0 +1,1 @@
+"""Frontends: each translates one wire into requests to a service."""

@@ -1,0 +1,187 @@
+"""A call as it came over HTTP: who asks, for which session, with which parameters, and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, HTTPException, Query, Request, Response, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from robowire.errors import InvalidParams, NoSimulatorSelected, Unauthenticated
+from robowire.frontends.http.formats import MSGPACK, read_body, to_file, to_json, to_msgpack
+from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.simulator.session import SimulatorSession
+from robowire.wire.auth import check_token
+from robowire.wire.messages import Call
+from robowire.wire.methods import check_params, take_number
+from robowire.wire.pickle.reader import loads
+
+__all__ = ["MAX_BODY", "Ask", "HttpRequest", "Observe", "execute"]
+
+# A chunk of 1000 actions of 14 numbers is 0.3 MB as JSON; lists of numbers take eight times a body's length.
+MAX_BODY = 2 * 1024 * 1024
+
+_bearer = HTTPBearer(auto_error=False, description="The server's --auth_token, where it has one.")
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """One call.
+
+    Attributes:
+        server: Whose it is.
+        client: ``host:port``, for the log.
+        shown: The session that the header or the query names.
+        body: As it came.
+        content_type: Of the body.
+        accept: What the client wants.
+        pictures: Whether pictures are to be within the reply.
+    """
+
+    server: SimulatorServer
+    client: str
+    shown: str | None
+    body: bytes
+    content_type: str
+    accept: str
+    pictures: bool = False
+
+    def parameters(self) -> tuple[str | None, dict[str, Any]]:
+        """Return the session that is named, if any, and the body's other parameters.
+
+        Raises:
+            InvalidParams: The body cannot be read.
+        """
+        params = read_body(self.body, self.content_type)
+        named = params.pop("session", None)
+        if named is not None and not isinstance(named, str):
+            raise InvalidParams(f"session is {named!r}"[:150] + ", expected text")
+        return (named if self.shown is None else self.shown), params
+
+    def session(self) -> tuple[str, dict[str, Any]]:
+        """Return the session and the body's other parameters.
+
+        Raises:
+            NoSimulatorSelected: No session is named.
+        """
+        token, params = self.parameters()
+        if token is None:
+            raise NoSimulatorSelected(
+                "this call needs a session: send 'X-Robowire-Session: SESSION', or ?session=SESSION; "
+                "POST /reset begins one"
+            )
+        return token, params
+
+    def call(self, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the session's reply to a method of the simulator port.
+
+        Args:
+            method: Its name.
+            params: What it takes; the body's parameters if not given.
+        """
+        token, named = self.session()
+        call, number = take_number(Call(method, dict(named if params is None else params)))
+        checked = check_params(call)
+        with self.server.guest(token) as session:
+            return execute(self.server, session, call.method, checked, number)
+
+    def answer(self, reply: Any) -> Response:
+        """Return the reply as JSON, or as MessagePack where the client accepts it."""
+        if "msgpack" in self.accept:
+            return self._respond(to_msgpack(reply, pictures=self.pictures), MSGPACK)
+        return self._respond(to_json(reply, pictures=self.pictures), "application/json")
+
+    def picture(self, reply: Mapping[str, Any], name: str) -> Response:
+        """Return a picture of the reply as a file, or the reply where the client accepts something else."""
+        if "msgpack" in self.accept:
+            return self.answer(reply)
+        if "application/json" in self.accept:
+            return self._respond(to_json(reply, pictures=True), "application/json")
+        return self._respond(*to_file(reply[name]))
+
+    def _respond(self, content: bytes, media_type: str) -> Response:
+        self.server.metrics.request(bytes_received=len(self.body), bytes_sent=len(content))
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-store"})
+
+
+def execute(
+    server: SimulatorServer,
+    session: SimulatorSession,
+    method: str,
+    params: Mapping[str, Any],
+    number: int | None = None,
+) -> dict[str, Any]:
+    """Return a session's reply; its lock is held. The parameters are checked."""
+    started = time.monotonic()
+    reply: dict[str, Any] = loads(session.execute(method, params, number))
+    server.metrics.observe(method, time.monotonic() - started)
+    return reply
+
+
+async def _ask(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    x_robowire_session: Annotated[
+        str | None, Header(description="The session that /reset gave; or `?session=`.")
+    ] = None,
+    session: Annotated[
+        str | None, Query(description="The session, where no header can be sent. The header wins.")
+    ] = None,
+) -> HttpRequest:
+    server: SimulatorServer = request.app.state.server
+    if server.options.auth_token is not None:
+        if credentials is None:
+            raise Unauthenticated("this server wants a token: send 'Authorization: Bearer TOKEN'")
+        check_token(credentials.credentials, server.options.auth_token)
+    client = request.client
+    return HttpRequest(
+        server=server,
+        client="a client" if client is None else f"{client.host}:{client.port}",
+        shown=x_robowire_session if x_robowire_session is not None else session,
+        body=await _read(request, server.options.frame_timeout_s),
+        content_type=request.headers.get("content-type", ""),
+        accept=request.headers.get("accept", "").lower(),
+    )
+
+
+# What an endpoint takes.
+Ask = Annotated[HttpRequest, Depends(_ask)]
+
+
+async def _observe(
+    asked: Ask,
+    images: Annotated[
+        str | None, Query(description="png: with the observation's pictures, in JSON as Base64.")
+    ] = None,
+) -> HttpRequest:
+    if images not in (None, "png"):
+        raise InvalidParams(f"images is {images!r}"[:150] + ", expected 'png'")
+    return replace(asked, pictures=images == "png")
+
+
+# What an endpoint takes whose reply holds an observation.
+Observe = Annotated[HttpRequest, Depends(_observe)]
+
+
+async def _read(request: Request, timeout_s: float) -> bytes:
+    too_large = HTTPException(413, f"the body exceeds the limit of {MAX_BODY} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY:
+        raise too_large
+
+    async def read() -> bytes:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY:
+                raise too_large
+        return bytes(body)
+
+    try:
+        return await asyncio.wait_for(read(), timeout_s)
+    except asyncio.TimeoutError:
+        raise HTTPException(408, f"the body did not come within {timeout_s:g} s") from None

@@ -1,0 +1,1 @@
+"""Our clients under the interfaces of other libraries."""

@@ -1,0 +1,1 @@
+"""The policy service: validation, batching, dispatch, temporal ensembling."""

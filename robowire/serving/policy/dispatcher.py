@@ -1,0 +1,253 @@
+"""The one thread that owns the policy, and the one door to it: ``submit``.
+
+TCP and every gateway end here, so batching, limits, per-session state and timing exist once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+
+from robowire.errors import BackendError, ConfigurationError, RequestError, ShuttingDown
+from robowire.interfaces import Policy
+from robowire.meta import MetaObs
+from robowire.serving.metrics import Metrics
+from robowire.serving.policy.batching import BatchQueue
+from robowire.serving.policy.validation import check_observation
+from robowire.serving.sessions import Session
+
+__all__ = ["DispatchOptions", "Dispatcher", "Inference"]
+
+logger = logging.getLogger(__name__)
+
+# How much the older of two chunks counts for more; arXiv 2304.13705, section IV-B.
+ENSEMBLE_K = 0.01
+
+# A line in the log for so many inferences, but no more than one in so many seconds: a robot that asks at
+# 10 Hz has a line every 10 s, and a benchmark does not have twenty a second.
+REPORT_EVERY = 100
+REPORT_GAP_S = 5.0
+
+
+@dataclass(frozen=True)
+class DispatchOptions:
+    """How observations become actions.
+
+    Attributes:
+        chunk_size: Most actions to answer, in steps; a policy's longer chunk is cut off here, a shorter one
+            stays.
+        temporal_agg: Answer one action, the average of what all past chunks of the episode predicted for it.
+        max_batch_size: Most observations the policy works on at once.
+        max_wait_ms: Milliseconds an observation may wait for others to share its batch; 0 never waits.
+        max_waiting: Observations that may wait for the policy; the next one is told "overloaded".
+    """
+
+    chunk_size: int = 64
+    temporal_agg: bool = False
+    max_batch_size: int = 8
+    max_wait_ms: float = 0.0
+    # A waiting observation keeps its pictures in memory.
+    max_waiting: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_size", "max_batch_size", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.max_wait_ms < 60_000:
+            raise ConfigurationError(f"max_wait_ms is {self.max_wait_ms}, expected 0 to 60000 milliseconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """What ``submit`` returns.
+
+    Attributes:
+        actions: float32 (B, n, action_dim); n is the chunk's length, or 1 with temporal ensembling.
+        infer_ms: Milliseconds the policy worked on the batch these were part of; waiting is not in it.
+        raw_actions: The policy's own chunks, where temporal ensembling made something else of them.
+    """
+
+    actions: np.ndarray
+    infer_ms: float
+    raw_actions: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class _Ticket:
+    observation: MetaObs
+    # What comes first counts: (n, action_dim) and seconds, or why there is none. A queue written in C: a
+    # Future, which waits in Python, hands over 5 to 15 us later.
+    answers: SimpleQueue[tuple[np.ndarray, float] | RequestError] = field(default_factory=SimpleQueue)
+
+    def wait(self) -> tuple[np.ndarray, float]:
+        answer = self.answers.get()
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+
+class Dispatcher:
+    """Run a policy in a thread of its own, which starts here and ends with :meth:`close`.
+
+    Args:
+        policy: Nobody else may use it meanwhile.
+        options: Of batching and of the reply.
+        metrics: Counts batches and the time of inferences.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        options: DispatchOptions,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec = policy.spec
+        self._policy = policy
+        self._options = options
+        self._metrics = metrics
+        self._clock = clock
+        self._changed = threading.Condition()  # guards what follows
+        self._room: BatchQueue[_Ticket] = BatchQueue(
+            max_batch_size=options.max_batch_size,
+            max_wait_s=options.max_wait_ms / 1e3,
+            max_waiting=options.max_waiting,
+        )
+        self._in_hand: list[_Ticket] = []
+        self._closing = False
+        self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def chunk_size(self) -> int:
+        """How many actions a reply holds."""
+        return 1 if self._options.temporal_agg else min(self._options.chunk_size, self.spec.chunk_size)
+
+    def submit(self, session: Session, observations: Sequence[MetaObs]) -> Inference:
+        """Return the next actions for each observation of one request; blocks until they are there.
+
+        Args:
+            session: Who asks; its episode goes on.
+            observations: Unbatched; the rows of the request.
+
+        Raises:
+            SpecMismatch: An observation does not fit the policy.
+            Overloaded: Too many wait already.
+            BackendError: The policy failed on one of them.
+            ShuttingDown: The server takes no new requests.
+        """
+        started = self._clock()
+        for observation in observations:
+            check_observation(observation, self.spec)
+        tickets = [_Ticket(observation) for observation in observations]
+        with self._changed:
+            if self._closing:
+                raise ShuttingDown("the server shuts down and takes no new requests")
+            self._room.put([(_kind(ticket.observation), ticket) for ticket in tickets], now=started)
+            self._changed.notify_all()
+        answers = [ticket.wait() for ticket in tickets]
+        # One row, the rule, needs no copy: (1, n, action_dim).
+        chunks = [chunk for chunk, _ in answers]
+        actions = chunks[0][np.newaxis] if len(chunks) == 1 else np.stack(chunks)
+        raw_actions = actions if self._options.temporal_agg else None
+        if self._options.temporal_agg:
+            timesteps = [int(np.asarray(observation.timestep).item()) for observation in observations]
+            actions = session.episode.ensemble(timesteps, actions, k=ENSEMBLE_K)[:, np.newaxis]
+        self._report(self._metrics.observe("infer", self._clock() - started))
+        return Inference(actions, max(seconds for _, seconds in answers) * 1e3, raw_actions)
+
+    def close(self, *, timeout_s: float) -> None:
+        """Take nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        with self._changed:
+            left = self._in_hand + [ticket for batch in iter(self._room.take, []) for ticket in batch]
+        for ticket in left:
+            ticket.answers.put(ShuttingDown("the server shut down before the policy answered"))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while (due := self._room.due_in(self._clock())) != 0 and not self._closing:
+                    self._changed.wait(due)
+                self._in_hand = self._room.take()
+            if not self._in_hand:  # closing, and nobody waits
+                return
+            self._infer(self._in_hand)
+            self._in_hand = []  # an observation is freed before the next is awaited
+
+    def _infer(self, batch: Sequence[_Ticket]) -> None:
+        """Answer every ticket of a batch, one way or another."""
+        started = self._clock()
+        try:
+            chunks = self._checked(self._policy.infer([ticket.observation for ticket in batch]), len(batch))
+        except Exception as exc:
+            # The top of what the policy's own code can do to us. One bad observation must not fail its
+            # neighbours.
+            if len(batch) > 1:
+                logger.warning("a batch of %d failed and is tried one by one: %s", len(batch), exc)
+                for ticket in batch:
+                    self._infer([ticket])
+                return
+            if isinstance(exc, RequestError):
+                batch[0].answers.put(exc)
+                return
+            logger.exception("the policy failed")
+            batch[0].answers.put(BackendError(f"the policy failed: {type(exc).__name__}: {exc}"[:500]))
+            return
+        seconds = self._clock() - started
+        self._metrics.batch(len(batch))
+        for ticket, chunk in zip(batch, chunks):
+            if np.isfinite(chunk).all():
+                ticket.answers.put((chunk, seconds))
+            else:
+                logger.warning("the policy answered with numbers that are not finite")
+                ticket.answers.put(BackendError("the policy answered with numbers that are not finite"))
+
+    def _checked(self, actions: np.ndarray, batch_size: int) -> np.ndarray:
+        """Return the policy's answer as float32 (B, at most chunk_size, action_dim)."""
+        spec = self.spec
+        shape = np.shape(actions)
+        if (
+            len(shape) != 3
+            or shape[:2] != (batch_size, spec.chunk_size)
+            or spec.action_dim not in (None, shape[2])
+        ):
+            dim = "action_dim" if spec.action_dim is None else spec.action_dim
+            raise BackendError(
+                f"the policy answered with shape {shape}, "
+                f"its spec promises ({batch_size}, {spec.chunk_size}, {dim})"
+            )
+        return np.asarray(actions, dtype=np.float32)[:, : self._options.chunk_size]
+
+    def _report(self, count: int) -> None:
+        if count < self._next_report_count:  # looked at again below, under the lock
+            return
+        with self._changed:
+            now = self._clock()
+            due = count >= self._next_report_count and now >= self._next_report_at
+            if due:
+                self._next_report_count, self._next_report_at = count + REPORT_EVERY, now + REPORT_GAP_S
+        if due:
+            p50, p99 = (self._metrics.quantile_ms("infer", share) for share in (0.5, 0.99))
+            logger.info("%d inferences, the latest with p50 %.1f ms, p99 %.1f ms", count, p50, p99)
+
+
+def _kind(observation: MetaObs) -> Hashable:
+    """Return what two observations must share to be stacked: the shape and dtype of every array."""
+    return tuple(
+        (name, value.shape, value.dtype.str)
+        for name, value in vars(observation).items()
+        if isinstance(value, np.ndarray) and name != "timestep"
+    )

@@ -1,0 +1,222 @@
+"""Where processes of simulators come from: one thread starts them all, some of them ahead of time.
+
+Which ones: for each of the last few selections, one of that simulator. So a server of one simulator keeps all
+of them for it, and a server of several keeps some for those in use. The task that was loaded last of a
+simulator is built in them too, which is the larger part of a start: a server's clients mostly want the same.
+A process that has another task than the one it is then asked for loads that one, as a new process would.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from robowire.errors import BackendError, RequestError, ShuttingDown
+from robowire.registry import Entry
+from robowire.serving.simulator.process import SimulatorProcess
+
+__all__ = ["SimulatorPool"]
+
+logger = logging.getLogger(__name__)
+
+# How often warm processes are looked after: nobody waits for one that died.
+_LOOK_S = 1.0
+
+
+class SimulatorPool:
+    """Starts processes and keeps some warm; any thread may call it.
+
+    Args:
+        simulators: What may be asked for.
+        pythons: Interpreter for a simulator; one that is not named runs with the server's own.
+        warm: How many processes to keep ready, beside those that were taken.
+        load_timeout_s: Seconds to import a simulator, and to build a task, ahead of time.
+    """
+
+    def __init__(
+        self,
+        simulators: Mapping[str, Entry],
+        pythons: Mapping[str, str],
+        *,
+        warm: int = 0,
+        load_timeout_s: float = 300.0,
+    ) -> None:
+        self._simulators = simulators
+        self._pythons = pythons
+        self._warm = warm
+        self._load_timeout_s = load_timeout_s
+        # Linux ends a process with the thread that started it, and simulators outlive connections.
+        self._starter = ThreadPoolExecutor(1, "starter")
+        self._changed = threading.Condition()  # guards what follows
+        self._closing = False
+        self._wanted: deque[str] = deque(maxlen=warm)  # the simulators selected last
+        self._tasks: dict[str, Mapping[str, Any]] = {}  # of each simulator the one loaded last
+        self._ready: list[SimulatorProcess] = []  # warm, the oldest first
+        self._in_hand: SimulatorProcess | None = None  # of the thread that warms
+        self._warmer: threading.Thread | None = None
+
+    def take(self, name: str, *, label: str, client_has_left: Callable[[], bool]) -> SimulatorProcess:
+        """Return a process of a simulator, a warm one if there is one; the caller's to close.
+
+        Raises:
+            BackendError: It cannot be started.
+            ShuttingDown: The pool was closed.
+        """
+        with self._changed:
+            process = self._pick(name)
+            if self._warm and not self._closing:
+                self._want(name)
+        if process is None:
+            return self._start(name, label=label, client_has_left=client_has_left)
+        process.adopt(label=label, client_has_left=client_has_left)
+        return process
+
+    def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
+        """Build tasks ahead of time as this one was."""
+        with self._changed:
+            self._tasks[name] = params
+            self._changed.notify_all()
+
+    def ready(self) -> dict[str, int]:
+        """Return how many processes of each simulator are warm."""
+        with self._changed:
+            return dict(Counter(process.name for process in self._ready))
+
+    def wait_until_warm(self, *, timeout_s: float) -> bool:
+        """Return whether nothing is left to do ahead of time, in ``timeout_s`` at most."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._in_hand is None and self._next_job() is None, timeout_s
+            )
+
+    def close(self) -> None:
+        """End the warm processes; those that were taken have ended by then. May be called twice."""
+        with self._changed:
+            self._closing = True
+            if self._in_hand is not None:
+                self._in_hand.kill()
+            self._changed.notify_all()
+        if self._warmer is not None:
+            self._warmer.join()
+        for process in self._ready:
+            process.kill()  # it does nothing that has to be finished
+            process.close()
+        self._ready = []
+        self._starter.shutdown()
+
+    def _start(self, name: str, *, label: str, client_has_left: Callable[[], bool]) -> SimulatorProcess:
+        try:
+            return self._starter.submit(
+                SimulatorProcess,
+                name,
+                self._simulators[name],
+                label=label,
+                python=self._pythons.get(name, sys.executable),
+                client_has_left=client_has_left,
+            ).result()
+        except RuntimeError as exc:  # the executor was shut down
+            raise ShuttingDown("the server shuts down and starts no simulators") from exc
+
+    # -- with the lock held
+    # -----------------------------------------------------------------------------------
+
+    def _pick(self, name: str) -> SimulatorProcess | None:
+        """Take a warm process out, one with a task built rather than one without."""
+        fitting = [process for process in self._ready if process.name == name and not process.ended()]
+        if not fitting:
+            return None
+        process = max(fitting, key=lambda process: process.has_task_ahead)
+        self._ready.remove(process)
+        return process
+
+    def _want(self, name: str) -> None:
+        self._wanted.extend([name] if self._wanted else [name] * self._warm)
+        if self._warmer is None:
+            self._warmer = threading.Thread(target=self._keep_warm, name="warmer", daemon=True)
+            self._warmer.start()
+        self._changed.notify_all()
+
+    def _next_job(self) -> Callable[[], None] | None:
+        """Return what brings the warm processes nearer to those that are wanted."""
+        wanted = Counter(self._wanted)
+        have = Counter(process.name for process in self._ready)
+        for process in self._ready:
+            if process.ended() or have[process.name] > wanted[process.name]:
+                return partial(self._retire, process)
+        for process in self._ready:
+            if process.name in self._tasks and not process.has_task_ahead:
+                return partial(self._build_task, process)
+        missing = next(iter(wanted - have), None)
+        return None if missing is None else partial(self._start_one, missing)
+
+    # -- in the thread that warms
+    # -----------------------------------------------------------------------------
+
+    def _keep_warm(self) -> None:
+        while True:
+            with self._changed:
+                while (job := self._next_job()) is None and not self._closing:
+                    self._changed.notify_all()  # whoever waits until all is warm
+                    self._changed.wait(_LOOK_S if self._ready else None)
+                if job is None or self._closing:
+                    return
+            job()
+
+    def _retire(self, process: SimulatorProcess) -> None:
+        if self._hold(process, out_of_ready=True):
+            logger.info("a warm simulator process is not wanted any more, or died")
+            process.close()
+            self._let_go(process, ready=False)
+
+    def _start_one(self, name: str) -> None:
+        try:
+            process = self._start(name, label="warm", client_has_left=lambda: False)
+            self._hold(process)
+            process.wait_until_ready(timeout_s=self._load_timeout_s)
+        except BackendError as exc:
+            if not self._closing:  # else it was told to end
+                logger.warning("no %s is kept warm until it is selected again: %s", name, exc)
+            with self._changed:
+                self._in_hand = None
+                remaining = [other for other in self._wanted if other != name]
+                self._wanted = deque(remaining, maxlen=self._warm)
+            return
+        self._let_go(process, ready=True)
+
+    def _build_task(self, process: SimulatorProcess) -> None:
+        if not self._hold(process, out_of_ready=True):
+            return
+        params = self._tasks[process.name]
+        try:
+            process.load_ahead(params, timeout_s=self._load_timeout_s)
+        except RequestError as exc:
+            if not self._closing:
+                logger.warning("a task of %s is not built ahead of time: %s", process.name, exc)
+            with self._changed:
+                if self._tasks[process.name] is params:
+                    del self._tasks[process.name]
+        self._let_go(process, ready=True)
+
+    def _hold(self, process: SimulatorProcess, *, out_of_ready: bool = False) -> bool:
+        """Take a process in hand, so that :meth:`close` can end it; return whether it was there to be had."""
+        with self._changed:
+            if out_of_ready:
+                if process not in self._ready:
+                    return False  # it was taken meanwhile
+                self._ready.remove(process)
+            self._in_hand = process
+            if self._closing:
+                process.kill()
+            return True
+
+    def _let_go(self, process: SimulatorProcess, *, ready: bool) -> None:
+        with self._changed:
+            self._in_hand = None
+            if ready:
+                self._ready.append(process)

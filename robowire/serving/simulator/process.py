@@ -1,0 +1,336 @@
+"""The server's end of one simulator process: started, called under a deadline, ended, and never left behind.
+
+A process started anew, not a fork: the family's own Python may run it, and threads, GL contexts and locks of
+the server are not in it. Whatever goes wrong in there, a crash, a hang, a kill, comes out of
+:meth:`SimulatorProcess.call` as one ``BackendError``; the process is gone and reaped by then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
+from robowire.registry import Entry
+from robowire.serving.process_memory import memory_of_group
+from robowire.transport.connection import Connection
+from robowire.wire.framing import MAX_MAX_PAYLOAD
+from robowire.wire.messages import raise_for_status
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import Buffer, encode_frame
+from robowire.worker.shared_memory import SharedMemory
+
+__all__ = ["Answer", "SimulatorProcess", "how_it_ended", "worker_environment"]
+
+logger = logging.getLogger(__name__)
+
+_WORKER = "robowire.worker.simulator_worker"
+
+# A worker whose socket has ended closes its simulator and exits: a GL context takes some hundred
+# milliseconds. One that does not is killed.
+_GRACE_S = 2.0
+
+# Once an answer has begun, the rest of it follows from a buffer: at a gigabyte a second, 64 MiB take 0.06 s.
+_FINISH_S = 10.0
+
+# How often a waiting server looks whether the client is still there, and how long it goes on for one that is
+# not. Not at once: a script may send its requests, end its half of the connection, and read what comes.
+_LOOK_S = 0.5
+_LEFT_S = 3.0
+
+# Enough of what a dying process wrote to recognise the reason; all of it is in the log.
+_LAST_LINES = 3
+_MAX_QUOTE = 200
+_MAX_LINE = 8192  # a longer one is logged in pieces: a simulator may write without end
+# Clients show it to the server; it is no simulator's business.
+_SECRETS = ("ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
+# What tracebacks and faulthandler write around the reason.
+_STACK = (" ", "Traceback", "Current thread", "Thread", "Extension modules")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a call returned.
+
+    Attributes:
+        payload: The pickle of the reply dict, ready to be sent. It may be shared memory, valid until the next
+            call.
+        over: Whether the reply says that the episode ended.
+    """
+
+    payload: Buffer
+    over: bool
+
+    def read(self) -> dict[str, Any]:
+        """Return the reply dict, a copy."""
+        reply: dict[str, Any] = loads(bytearray(self.payload))
+        return reply
+
+
+class SimulatorProcess:
+    """A simulator in a process of its own. One thread calls it; any thread may :meth:`kill` it.
+
+    The thread that starts it must outlive it: Linux ends a process with the thread that asked to be its
+    parent, which is how a killed server takes its workers with it.
+
+    Args:
+        name: The simulator's name in the server's table.
+        entry: Its row.
+        label: Who it belongs to, for the log: ``client #3``.
+        python: The interpreter to run it with; one other than ours needs numpy and what the simulator needs.
+        client_has_left: Whether nobody may want the answer any more; asked now and then during a call.
+
+    Raises:
+        BackendError: There is no such interpreter, or no room for another process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entry: Entry,
+        *,
+        label: str,
+        python: str = sys.executable,
+        client_has_left: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.name = name
+        self._client_has_left = client_has_left
+        self._label = label
+        self._ready = False
+        self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was asked for
+        self._end: str | None = None  # how the process ended, in words
+        self._output: deque[str] = deque(maxlen=_LAST_LINES)
+        try:
+            with ExitStack() as undo:  # what there is already, if the rest does not come to be
+                self._start(entry, python, undo)
+                undo.pop_all()
+        except (OSError, RuntimeError) as exc:  # out of files, processes or threads
+            reason = getattr(exc, "strerror", None) or exc
+            raise BackendError(f"cannot start {name!r} with {python}: {reason}") from exc
+        logger.info("%s: simulator %s runs in process %d", label, name, self.pid)
+
+    def _start(self, entry: Entry, python: str, undo: ExitStack) -> None:
+        self._memory = SharedMemory.create()
+        undo.callback(self._memory.close)
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        with theirs:
+            told = {
+                "name": self.name,
+                "target": entry.target,
+                "extra": entry.extra,
+                "environ": dict(entry.environ),
+                "socket": theirs.fileno(),
+                "memory": self._memory.fd,
+            }
+            self._popen = subprocess.Popen(
+                # Unbuffered, so that last words arrive; with faulthandler, so that a crash has some.
+                [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(told)],
+                stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(), self._memory.fd),
+                env=worker_environment(),
+                start_new_session=True,  # Ctrl-C is for the server; children die with it, as one group
+            )
+        undo.push(self._popen)  # waits for it
+        undo.callback(self._popen.kill)
+        self._connection = Connection(ours, max_payload=MAX_MAX_PAYLOAD)
+        self.pid = self._popen.pid
+        assert self._popen.stdout is not None
+        self._reader = threading.Thread(
+            target=self._read_output, args=(self._popen.stdout,), name=f"output of {self.pid}", daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def end(self) -> str | None:
+        """How the process ended, in words; ``None`` while it is believed to run."""
+        return self._end
+
+    @property
+    def has_task_ahead(self) -> bool:
+        """Whether :meth:`load_ahead` built a task that nobody asked for yet."""
+        return self._ahead is not None
+
+    def wait_until_ready(self, *, timeout_s: float) -> None:
+        """Wait until the simulator has been imported; comes before :meth:`call`. After an error it is gone.
+
+        Raises:
+            BackendError: It can't be imported, or not in time; says why.
+        """
+        if self._ready:
+            return
+        try:
+            self._receive("start", timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        self._ready = True
+
+    def load_ahead(self, params: Mapping[str, Any], *, timeout_s: float) -> None:
+        """Build a task now, so that a first ``load_task`` with these parameters is answered at once.
+
+        It is reset too, since a first reset takes far longer than others: robosuite's makes its GL context.
+
+        Raises:
+            RequestError: As :meth:`call`.
+        """
+        answer = self.call("load_task", params, timeout_s=timeout_s)
+        built = dict(params), Answer(bytes(answer.payload), answer.over)
+        # No seed: who draws on from what a seed began would draw the same in every process.
+        self.call("reset", {"seed": None, "init_state": None}, timeout_s=timeout_s)
+        self._ahead = built
+
+    def adopt(self, *, label: str, client_has_left: Callable[[], bool]) -> None:
+        """Belong to somebody else from now on; the arguments are those of the class."""
+        logger.info("%s: takes simulator process %d, which was kept warm", label, self.pid)
+        self._label, self._client_has_left = label, client_has_left
+
+    def ended(self) -> bool:
+        """Return whether the process has ended, between two calls."""
+        return self._end is not None or self._connection.ended()
+
+    def memory(self) -> int:
+        """Return the bytes of memory that it and its children hold."""
+        return memory_of_group(self.pid)
+
+    def require_alive(self) -> None:
+        """Do nothing, if the process is believed to run.
+
+        Raises:
+            BackendError: It ended; says how.
+        """
+        if self._end is not None:
+            raise self._obituary()
+
+    def call(self, method: str, params: Mapping[str, Any], *, timeout_s: float) -> Answer:
+        """Return the answer to one call.
+
+        Raises:
+            BackendError: The process died or did not answer in time, and is gone now; or, with :attr:`end`
+                still ``None``, the simulator raised an exception.
+            RequestError: Any other error the simulator answered.
+        """
+        self.require_alive()
+        if method == "load_task":
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == params:
+                return ahead[1]
+        self._output.clear()  # last words are those of the last call
+        try:
+            self._connection.send(encode_frame({"method": method, **params}), timeout_s=timeout_s)
+        except (ConnectionLost, RequestTimeout) as exc:
+            raise self._died(method, exc, timeout_s) from exc
+        return self._receive(method, timeout_s)
+
+    def close(self) -> None:
+        """Let the process close its simulator, then end it. Returns when it is gone; may be called twice."""
+        self._reap()
+        if self._end is None:
+            self._end = "was closed"
+            logger.info("%s: simulator process %d is closed", self._label, self.pid)
+
+    def kill(self) -> None:
+        """End the process at once; a :meth:`call` in another thread raises ``BackendError``."""
+        if self._end is None:  # later the number may be another's
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)  # and children of its own with it
+
+    def _receive(self, method: str, timeout_s: float) -> Answer:
+        """Return the answer to the call in hand, or end the process and raise."""
+        try:
+            head = raise_for_status(loads(self._payload(self._wait(timeout_s))))
+            shared, length = head["shared"], head["length"]
+            return Answer(self._memory.view(length) if shared else self._payload(_FINISH_S), head["over"])
+        except (ConnectionLost, RequestTimeout, RemoteProtocolError) as exc:
+            raise self._died(method, exc, timeout_s) from exc
+
+    def _wait(self, timeout_s: float) -> float:
+        """Wait for an answer, less long for a client that left, and return how many seconds are left."""
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0 and not self._connection.wait(min(left, _LOOK_S)):
+            if self._client_has_left():
+                deadline = min(deadline, time.monotonic() + _LEFT_S)
+        return max(left, 0.0)
+
+    def _payload(self, timeout_s: float) -> bytearray:
+        payload = self._connection.receive(wait_s=timeout_s, finish_s=_FINISH_S)
+        if payload is None:
+            raise ConnectionLost("the process closed its socket")
+        assert isinstance(payload, bytearray)
+        return payload
+
+    def _died(self, method: str, exc: Exception, timeout_s: float) -> BackendError:
+        """End what is left of the process and return the error that tells of it."""
+        if isinstance(exc, RequestTimeout):
+            self.kill()
+            self._reap()
+            if self._client_has_left():
+                self._end = f"was killed during {method!r}, as its client has left"
+            else:
+                self._end = f"did not answer {method!r} within {timeout_s:g} s and was killed"
+        else:
+            self._reap()
+            self._end = f"{how_it_ended(self._popen.returncode)} during {method!r}"
+        logger.warning("%s: simulator process %d %s", self._label, self.pid, self._end)
+        return self._obituary()
+
+    def _obituary(self) -> BackendError:
+        words = f"; its last words: {' | '.join(self._output)}" if self._output else ""
+        return BackendError(f"the simulator process {self._end}: load_task starts a new one{words}")
+
+    def _reap(self) -> None:
+        """Wait until the process is gone, helped along where it does not go by itself."""
+        self._connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_GRACE_S)
+        self.kill()  # it, or the children it left behind
+        self._popen.wait()
+        self._reader.join(_GRACE_S)  # what it wrote last; a child that fled the group may hold the pipe open
+        self._memory.close()
+
+    def _read_output(self, stdout: IO[bytes]) -> None:
+        with stdout:
+            while line := stdout.readline(_MAX_LINE):
+                text = line.decode(errors="replace").rstrip()
+                if text:
+                    logger.info("%s: %s: %s", self._label, self.name, text)
+                if text and not text.startswith(_STACK):
+                    self._output.append(text[:_MAX_QUOTE])
+
+
+def how_it_ended(returncode: int) -> str:
+    """Return in words what ``Popen.returncode`` says."""
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-returncode}"
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment of a worker: ours, and in a checkout the way to its modules.
+
+    A checkout is found whatever the interpreter. An installed wheel lies among packages of our interpreter,
+    which another one must not see: there robowire is installed in the worker's environment too.
+    """
+    root = Path(__file__).resolve().parents[2]
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    if (root / "pyproject.toml").exists():
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))
+    return environment

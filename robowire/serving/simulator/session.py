@@ -1,0 +1,462 @@
+"""What a client selected, loaded and reset: calls are put in order, and executed once.
+
+A session outlives its connection where the client asked for a token: it waits, with its simulator, until
+another connection shows the token or its time is up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from robowire.errors import (
+    BackendError,
+    InvalidParams,
+    NoSimulatorSelected,
+    NoTaskLoaded,
+    NotReset,
+    RequestError,
+    SimulatorAlreadySelected,
+    UnknownSimulator,
+)
+from robowire.interfaces import TaskOptions
+from robowire.registry import Entry, family_and_task, nearest
+from robowire.serving.metrics import Metrics
+from robowire.serving.simulator.options import SimulatorServerOptions
+from robowire.serving.simulator.process import Answer, SimulatorProcess
+from robowire.serving.simulator.snapshot_store import SnapshotStore
+from robowire.specs import SimulatorSpec
+from robowire.wire.messages import ok
+from robowire.wire.methods import check_action, check_actions
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import Buffer, encode
+
+__all__ = ["Host", "SimulatorSession"]
+
+logger = logging.getLogger(__name__)
+
+# Their replies say where the episode is, which a connection that resumes it wants to know.
+_OBSERVING = ("reset", "step", "step_chunk", "restore")
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """A numbered request and what came of it: a reply's pickle or an error."""
+
+    number: int
+    method: str
+    payload: bytes | None = None
+    error: RequestError | None = None
+
+    def repeat(self, method: str, number: int) -> bytes:
+        if number < self.number:
+            raise InvalidParams(
+                f"number is {number}, but number {self.number} was executed: each request's number is "
+                "higher than the one before"
+            )
+        if method != self.method:
+            raise InvalidParams(f"number {number} was a {self.method}, not a {method}")
+        if self.error is not None:
+            raise self.error
+        assert self.payload is not None
+        return self.payload
+
+
+class Host(Protocol):
+    """What a session takes from its server.
+
+    Attributes:
+        options: Its limits.
+        simulators: What clients may select.
+        task: How tasks are built where a client does not say.
+        snapshots: Where they are kept.
+        metrics: Where things are counted.
+    """
+
+    options: SimulatorServerOptions
+    simulators: Mapping[str, Entry]
+    task: TaskOptions
+    snapshots: SnapshotStore
+    metrics: Metrics
+
+    def enter(self, session: SimulatorSession) -> None:
+        """Give a session a place, or raise ``Overloaded``."""
+        ...
+
+    def leave(self, session: SimulatorSession) -> None:
+        """Take the place back, if it has one."""
+        ...
+
+    def detach(self, session: SimulatorSession) -> bool:
+        """Keep a session for a connection that shows its token, if that may be."""
+        ...
+
+    def start_process(
+        self, name: str, *, label: str, client_has_left: Callable[[], bool]
+    ) -> SimulatorProcess:
+        """Return a process of a simulator."""
+        ...
+
+    def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
+        """Take note of how a task of a simulator was loaded: the next one may be loaded alike."""
+        ...
+
+
+class SimulatorSession:
+    """A simulator, its task and its episode; of one connection, or waiting for one that knows its token.
+
+    Whoever calls :meth:`execute` or :meth:`close` holds :attr:`lock`; any thread may :meth:`kill`.
+
+    Args:
+        server: What it takes simulators, limits and a place from.
+        label: Who it belongs to, for the log: ``client #3``.
+        has_left: Whether the client may be gone in the middle of a call.
+
+    Attributes:
+        lock: Held while a request is executed, and while the session changes hands.
+        owner: The connection it belongs to; ``None`` while it waits for one.
+        resumable: Whether its client asked for a token.
+        token: What a connection shows to go on with it; ``None`` while there is nothing to go on with.
+        deadline: When it ends if nobody asks anything, on the clock of :func:`time.monotonic`.
+    """
+
+    def __init__(self, server: Host, label: str, has_left: Callable[[], bool] = lambda: False) -> None:
+        self.lock = threading.Lock()
+        self.owner: object | None = None
+        self.resumable = False
+        self.token: str | None = None
+        self.deadline = 0.0
+        self._server = server
+        self._label = label
+        self._has_left = has_left
+        self._options = server.options
+        self._name: str | None = None  # the selected simulator
+        self._process: SimulatorProcess | None = None  # its process, which may have died
+        self._selected_task: str | None = None  # the one that was selected with the simulator
+        self._task: dict[str, Any] = {}  # how the task was loaded, for forks
+        self._spec: SimulatorSpec | None = None  # of the loaded task
+        self._begun = False  # whether the task was reset since it was loaded
+        self._not_reset: str | None = None  # why there is no episode to step in; None while there is one
+        self._done: _Done | None = None  # the last numbered request
+        self._seen: bytes | None = None  # the last reply with an observation
+        self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = {
+            "select_simulator": self._select_simulator,
+            "list_tasks": self._list_tasks,
+            "load_task": self._load_task,
+            "reset": self._reset,
+            "step": self._step,
+            "step_chunk": self._step_chunk,
+            "render": self._render,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+            "verify": self._verify,
+            "fork": self._fork,
+            "disconnect": self._disconnect,
+        }
+
+    @property
+    def selected(self) -> bool:
+        """Whether it has a simulator."""
+        return self._name is not None
+
+    def summary(self) -> dict[str, Any]:
+        """Return what it runs and whether a connection has it; any thread may ask."""
+        spec = self._spec
+        return {
+            "simulator": self._name,
+            "task": None if spec is None else spec.task,
+            "connected": self.owner is not None,
+        }
+
+    def execute(self, method: str, params: Mapping[str, Any], number: int | None) -> Buffer:
+        """Return the pickle of the reply to one request, executed once however often it is repeated.
+
+        Args:
+            method: Any but those that the connection answers.
+            params: Checked.
+            number: Of the request, higher than those before; the last one's again repeats its reply.
+
+        Raises:
+            RequestError: The request's own; that of a repeated one is repeated too.
+        """
+        if self.executed(number):
+            assert self._done is not None
+            assert number is not None
+            return self._done.repeat(method, number)
+        try:
+            reply = self._methods[method](**params)
+        except RequestError as exc:
+            if number is not None:
+                self._done = _Done(number, method, error=exc)
+            raise
+        payload = reply.payload if isinstance(reply, Answer) else b"".join(map(bytes, encode(reply)))
+        if self.token is not None:
+            # A copy: it may be shared memory, which is the next call's, perhaps from another connection.
+            payload = bytes(payload)
+            if method in _OBSERVING:
+                self._seen = payload
+        if number is not None:
+            self._done = _Done(number, method, payload=bytes(payload))
+        return payload
+
+    def executed(self, number: int | None) -> bool:
+        """Return whether the request of this number was executed, so that another one repeats its reply."""
+        return number is not None and self._done is not None and number <= self._done.number
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a connection that goes on with it must know."""
+        return {
+            "simulator": self._name,
+            "token": self.token,
+            "number": self._done.number if self._done is not None else 0,
+            "spec": self._spec.to_wire() if self._spec is not None else None,
+            "last": loads(self._seen) if self._seen is not None else None,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """Return what it runs: the task's spec and the process behind it, once there is a task."""
+        info: dict[str, Any] = {"simulator": self._name, "task": None}
+        if self._spec is not None:
+            answer = self._call("get_info", {}, self._options.call_timeout_s)
+            info.update(self._spec.to_wire())
+            info["process"] = {key: value for key, value in answer.read().items() if key != "status"}
+        return info
+
+    def touch(self) -> None:
+        """Begin to count anew when it is forgotten."""
+        self.deadline = time.monotonic() + self._options.session_timeout_s
+
+    def close(self) -> None:
+        """End the simulator."""
+        if self._process is not None:
+            self._process.close()
+        self._name = self._process = self._spec = self.token = self._done = self._seen = None
+        self._server.snapshots.release(self)
+        self._server.leave(self)
+
+    def kill(self) -> None:
+        """End the simulator at once, from another thread."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    # -- the methods
+    # --------------------------------------------------------------------------------------------
+
+    def _select_simulator(self, simulator: str) -> dict[str, Any]:
+        if self._name is not None:
+            raise SimulatorAlreadySelected(
+                f"this session runs {self._name!r} already: open another connection, or disconnect first"
+            )
+        known = self._server.simulators
+        simulator, task_name = family_and_task(simulator, known)
+        if simulator not in known:
+            raise UnknownSimulator(
+                f"no simulator is called {simulator!r}."[:200]
+                + f"{nearest(simulator[:100], known)} Known: {', '.join(sorted(known))}"
+            )
+        self._server.enter(self)
+        try:
+            self._select(simulator)
+        except BaseException:
+            self.close()
+            raise
+        self._selected_task = task_name
+        return ok(simulator=simulator) if self.token is None else ok(simulator=simulator, token=self.token)
+
+    def _list_tasks(self, suite: str | None) -> Answer:
+        self._ensure_alive()
+        return self._call("list_tasks", {"suite": suite}, self._options.load_timeout_s)
+
+    def _load_task(self, **requested: Any) -> Answer:
+        self._ensure_alive()
+        params = dict(requested)
+        params["task_name"] = params["task_name"] or self._selected_task
+        if params["task_name"] is None:
+            raise InvalidParams("load_task needs 'task_name': no task was selected with the simulator")
+        for option in fields(TaskOptions):
+            if params[option.name] is None:
+                params[option.name] = getattr(self._server.task, option.name)
+        self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
+        self._task, self._seen = params, None
+        answer = self._load()
+        assert self._name is not None
+        self._server.task_was_loaded(self._name, params)
+        return answer
+
+    def _reset(self, seed: int | None, init_state: int | None) -> Answer:
+        self._require_task()
+        self._replace_if_grown()
+        self._not_reset = "the last reset failed: reset again"
+        answer = self._call("reset", {"seed": seed, "init_state": init_state}, self._options.load_timeout_s)
+        self._begun, self._not_reset = True, None
+        return answer
+
+    def _step(self, action: Any) -> Answer:
+        spec = self._require_episode()
+        return self._advance("step", {"action": check_action(action, spec.action_dim)})
+
+    def _step_chunk(self, actions: Any) -> Answer:
+        spec = self._require_episode()
+        return self._advance("step_chunk", {"actions": check_actions(actions, spec.action_dim)})
+
+    def _render(self, camera_name: str | None) -> Answer:
+        self._require_task()
+        if not self._begun:
+            raise NotReset("reset comes before render")
+        return self._call("render", {"camera_name": camera_name}, self._options.call_timeout_s)
+
+    def _snapshot(self) -> dict[str, Any]:
+        self._require_episode()
+        answer = self._call("snapshot", {}, self._options.call_timeout_s)
+        payload = answer.read()["payload"]
+        return ok(snapshot_id=self._server.snapshots.put(payload, maker=self), bytes=len(payload))
+
+    def _restore(self, snapshot_id: str) -> Answer:
+        self._require_task()
+        payload = self._server.snapshots.get(snapshot_id)
+        self._replace_if_grown()
+        try:
+            answer = self._call("restore", {"payload": payload}, self._options.call_timeout_s)
+        except BackendError:  # any other error came before the first change
+            self._not_reset = "the last restore failed: reset or restore again"
+            raise
+        self._begun, self._not_reset = True, None
+        return answer
+
+    def _verify(self, snapshot_id: str, steps: int) -> Answer:
+        self._require_task()
+        payload = self._server.snapshots.get(snapshot_id)
+        try:
+            return self._call("verify", {"payload": payload, "steps": steps}, self._options.load_timeout_s)
+        except BackendError:
+            self._not_reset = "the last verify failed: reset or restore again"
+            raise
+
+    def _fork(self, snapshot_id: str, n: int) -> dict[str, Any]:
+        self._require_task()
+        payload = self._server.snapshots.get(snapshot_id)
+        children: list[SimulatorSession] = []
+        try:
+            for index in range(n):  # each only once there is a place for it: n is the client's word
+                child = SimulatorSession(self._server, f"fork {index} of {self._label}")
+                child.owner = self  # not forgotten while it is made
+                self._server.enter(child)
+                children.append(child)
+            with ThreadPoolExecutor(min(n, os.cpu_count() or 1), "fork") as pool:
+                list(pool.map(lambda child: child._begin_like(self, payload), children))
+        except BaseException:
+            for child in children:
+                child.close()
+            raise
+        tokens = [child.token for child in children]
+        for child in children:
+            child.touch()
+            if not self._server.detach(child):
+                child.close()
+        return ok(tokens=tokens)
+
+    def _begin_like(self, parent: SimulatorSession, payload: bytes) -> None:
+        """Start the parent's simulator with its task, at the instant of a snapshot."""
+        assert parent._name is not None
+        self.resumable = True
+        self._select(parent._name)
+        self._task = parent._task
+        self._load()
+        self._seen = bytes(self._call("restore", {"payload": payload}, self._options.load_timeout_s).payload)
+        self._begun, self._not_reset = True, None
+
+    def _disconnect(self) -> dict[str, Any]:
+        self.close()
+        return ok()
+
+    # -- what they share
+    # ----------------------------------------------------------------------------------------
+
+    def _select(self, name: str) -> None:
+        self._start(name)
+        self._name = name
+        if self.resumable:
+            self.token = secrets.token_urlsafe(18)
+
+    def _start(self, name: str) -> None:
+        self._process = self._server.start_process(
+            name,
+            label=self._label,
+            # One who may come back has not left.
+            client_has_left=lambda: self.token is None and self._has_left(),
+        )
+        self._process.wait_until_ready(timeout_s=self._options.load_timeout_s)
+
+    def _load(self) -> Answer:
+        """Load the task that was asked for, and take its spec."""
+        answer = self._call("load_task", self._task, self._options.load_timeout_s)
+        self._spec = SimulatorSpec.from_wire(answer.read())
+        return answer
+
+    def _replace_if_grown(self) -> None:
+        """Load the task in a new process, if this one holds more memory than it may."""
+        limit_mb = self._options.max_session_mb
+        assert self._process is not None
+        assert self._name is not None
+        if not limit_mb or (held_mb := self._process.memory() / 1e6) <= limit_mb:
+            return
+        old = self._process
+        self._spec = None  # if this fails, there is no task
+        self._begun, self._not_reset = False, "the simulator was replaced: reset or restore"
+        old.close()
+        self._start(self._name)
+        self._load()
+        self._server.metrics.simulator_replaced()
+        logger.warning(
+            "%s: simulator process %d held %.0f MB, more than max_session_mb %g allows; process %d, which "
+            "begins with %.0f MB, took its place",
+            *(self._label, old.pid, held_mb, limit_mb, self._process.pid, self._process.memory() / 1e6),
+        )
+
+    def _ensure_alive(self) -> None:
+        """Start a new process in the place of one that died."""
+        if self._name is None or self._process is None:
+            raise NoSimulatorSelected("select_simulator comes first")
+        if self._process.end is not None:
+            self._start(self._name)
+
+    def _require_task(self) -> SimulatorSpec:
+        if self._process is None:
+            raise NoSimulatorSelected("select_simulator comes first")
+        self._process.require_alive()
+        if self._spec is None:
+            raise NoTaskLoaded("load_task comes first")
+        return self._spec
+
+    def _require_episode(self) -> SimulatorSpec:
+        spec = self._require_task()
+        if self._not_reset is not None:
+            raise NotReset(self._not_reset)
+        return spec
+
+    def _advance(self, method: str, params: Mapping[str, Any]) -> Answer:
+        try:
+            answer = self._call(method, params, self._options.call_timeout_s)
+        except BackendError:  # any other error came before the action was executed
+            self._not_reset = "the simulator failed in the middle of the episode: reset begins another"
+            raise
+        if answer.over:
+            self._not_reset = "the episode is over: reset begins the next one"
+        return answer
+
+    def _call(self, method: str, params: Mapping[str, Any], timeout_s: float) -> Answer:
+        assert self._process is not None
+        try:
+            return self._process.call(method, params, timeout_s=timeout_s)
+        except BackendError:
+            if self._process.end is not None:
+                self._spec = None
+            raise

@@ -1,0 +1,1 @@
+"""The TCP frontend: the native wire."""

@@ -1,0 +1,1 @@
+"""Byte streams and connections that carry frames."""

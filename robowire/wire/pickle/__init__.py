@@ -1,0 +1,1 @@
+"""Pickles of plain data: scanned, read and written without executing anything."""

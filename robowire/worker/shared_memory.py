@@ -1,0 +1,64 @@
+"""Bytes handed from one process to another through memory without a name, which leaves nothing behind.
+
+Not :mod:`multiprocessing.shared_memory`: its segments have names, and one whose owners are killed stays in
+``/dev/shm``. Memory behind an inherited file descriptor is gone with the last process that has it, however
+that process ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import Sequence
+
+from robowire.wire.pickle.writer import Buffer
+
+__all__ = ["SharedMemory"]
+
+# Grown in steps of at least this much, so that a worker does not map anew for each slightly longer reply.
+_STEP = 1 << 20
+
+
+class SharedMemory:
+    """A region that one process writes and another reads, in turns which their messages agree on.
+
+    Args:
+        fd: File descriptor of the memory, owned by this object from now on.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map: mmap.mmap | None = None
+
+    @classmethod
+    def create(cls) -> SharedMemory:
+        """Return a new, empty region; its ``fd`` is given to the other process."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("robowire"))
+        with tempfile.TemporaryFile() as file:  # deleted already
+            return cls(os.dup(file.fileno()))
+
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        """Write the buffers, one after the other, from the beginning; return how many bytes they are."""
+        length = sum(len(buffer) for buffer in buffers)
+        if os.fstat(self.fd).st_size < length:
+            os.ftruncate(self.fd, -(-length // _STEP) * _STEP)
+        view, position = self.view(length), 0
+        for buffer in buffers:
+            view[position : position + len(buffer)] = buffer
+            position += len(buffer)
+        return length
+
+    def view(self, length: int) -> memoryview:
+        """Return the first ``length`` bytes, shared: the other process's next write changes them."""
+        if self._map is None or len(self._map) < length:
+            # An older map lives on for as long as somebody holds a view of it.
+            self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)
+        return memoryview(self._map)[:length]
+
+    def close(self) -> None:
+        """Close the descriptor; the memory itself goes with the last view of it. May be called twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self._map = -1, None

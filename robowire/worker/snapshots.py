@@ -1,0 +1,137 @@
+"""Snapshots as a simulator's process makes and reads them: a state, and what it is the state of.
+
+A snapshot is one pickle, ``{"fingerprint": {name: text}, "steps": int, "state": plain data}``. It is read by
+:func:`robowire.wire.pickle.reader.loads` alone, so one that came from elsewhere can do no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+
+from robowire.errors import SnapshotMismatch, UnknownMethod, UnsafePayload
+from robowire.interfaces import Restorable, Simulator
+from robowire.specs import SimulatorSpec
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode
+
+__all__ = ["digests", "fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
+
+# Names in one message: enough to see the reason, and a line long.
+_MAX_NAMED = 4
+
+
+def restorable(simulator: Simulator) -> Restorable:
+    """Return the simulator, as one that saves its state.
+
+    Raises:
+        UnknownMethod: It does not.
+    """
+    if not isinstance(simulator, Restorable):
+        raise UnknownMethod(f"this simulator offers no snapshots: {type(simulator).__name__} saves no state")
+    return simulator
+
+
+def fingerprint_of(simulator: Restorable, spec: SimulatorSpec) -> dict[str, str]:
+    """Return, as texts, everything that must be equal for a snapshot to mean the same."""
+    task = {name: str(value) for name, value in spec.to_wire().items()}
+    # The same program rounds differently on processors of another kind.
+    return {**task, **simulator.fingerprint(), "machine": platform.machine()}
+
+
+def pack(simulator: Restorable, fingerprint: Mapping[str, str], steps: int) -> bytes:
+    """Return the running episode's snapshot; equal states give equal bytes."""
+    snapshot = {"fingerprint": dict(fingerprint), "steps": steps, "state": simulator.save_state()}
+    return b"".join(bytes(buffer) for buffer in encode(snapshot))
+
+
+def unpack(payload: bytes, fingerprint: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    """Return a snapshot's state and its count of steps.
+
+    Raises:
+        SnapshotMismatch: It is none, or one of something else; names what differs.
+    """
+    try:
+        snapshot = loads(payload)
+        theirs, steps, state = (snapshot[name] for name in ("fingerprint", "steps", "state"))
+        texts = {str(name): str(value) for name, value in theirs.items()}
+    except (UnsafePayload, LookupError, TypeError, AttributeError) as exc:
+        raise SnapshotMismatch(f"this is no snapshot: {exc}"[:200]) from exc
+    different = [
+        f"{name} was {texts.get(name, 'unknown')} and is {fingerprint.get(name, 'unknown')}"
+        for name in sorted({*texts, *fingerprint})
+        if texts.get(name) != fingerprint.get(name)
+    ]
+    if different:
+        more = f", and {len(different) - _MAX_NAMED} more" if len(different) > _MAX_NAMED else ""
+        raise SnapshotMismatch(
+            "the snapshot is of something else: " + ", ".join(different[:_MAX_NAMED])[:600] + more
+        )
+    return state, steps
+
+
+def first_difference(
+    simulator: Any, state: Mapping[str, Any], *, action_dim: int, steps: int
+) -> tuple[int, str | None]:
+    """Step twice from the same instant, with another episode in between, and compare bit for bit.
+
+    Args:
+        simulator: A :class:`Simulator` that is a :class:`Restorable`; left in whatever state.
+        state: The instant.
+        action_dim: Length of its actions, which are drawn from -1 to 1.
+        steps: At most so many are compared; an episode that ends, ends the comparison.
+
+    Returns:
+        How many steps were compared, and what differed first in words, or ``None``.
+    """
+
+    def actions() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(0)  # drawn as they are needed: an episode may end long before ``steps``
+        return (rng.uniform(-1, 1, action_dim) for _ in range(steps))
+
+    before = list(_walk(simulator, state, actions()))
+    simulator.reset(seed=0)
+    simulator.step(next(actions()))
+    for step, now in enumerate(_walk(simulator, state, actions())):
+        then = before[step] if step < len(before) else {}
+        different = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        if different:
+            more = f" and {len(different) - _MAX_NAMED} more" if len(different) > _MAX_NAMED else ""
+            when = f"after step {step}" if step else "right after the restore"
+            return step, f"{when}: {', '.join(different[:_MAX_NAMED])}{more}"
+    return len(before) - 1, None
+
+
+def _walk(
+    simulator: Any, state: Mapping[str, Any], actions: Iterator[np.ndarray]
+) -> Iterator[dict[str, bytes]]:
+    """Yield digests of all there is to see, by name: of the instant, then of each step."""
+    yield digests({"observation": simulator.restore_state(state), "state": simulator.save_state()})
+    for action in actions:
+        result = simulator.step(action)
+        seen = {"observation": result.observation, "reward": float(result.reward), "info": dict(result.info)}
+        ending = {"terminated": bool(result.terminated), "truncated": bool(result.truncated)}
+        yield digests({**seen, **ending, "state": simulator.save_state()})
+        if result.terminated or result.truncated:
+            return
+
+
+def digests(value: Any, name: str = "") -> dict[str, bytes]:
+    """Return a digest of everything in a value by its name, ``observation.position``, to say what differs.
+
+    Args:
+        value: Plain data, of dicts perhaps.
+        name: Of the value itself; what is in it is called after it.
+    """
+    if isinstance(value, dict):
+        found: dict[str, bytes] = {}
+        for key, item in value.items():
+            found.update(digests(item, f"{name}.{key}" if name else str(key)))
+        return found
+    digest = hashlib.sha256()
+    for buffer in encode(value):
+        digest.update(buffer)
+    return {name: digest.digest()}

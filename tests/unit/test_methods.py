@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robowire.errors import InvalidParams, RequestError, SpecMismatch, UnknownMethod
+from robowire.meta import MetaAction
+from robowire.wire.messages import Call
+from robowire.wire.methods import check_action, check_actions, check_params, take_number
+
+
+def refused(error: type[RequestError], message: str) -> Any:
+    return pytest.raises(error, match=f"^{re.escape(message)}$")
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
+    with refused(
+        UnknownMethod,
+        "no method is called 'load_tasks'. Did you mean 'load_task'? Known: hello, list_simulators, "
+        "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, snapshot, restore, "
+        "verify, list_snapshots, delete_snapshot, fork, resume, renew, get_info, ping, stats, disconnect",
+    ):
+        check_params(Call("load_tasks"))
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest_one() -> None:
+    with refused(
+        InvalidParams, "reset has no parameter 'sede'. Did you mean 'seed'? It takes: seed, init_state"
+    ):
+        check_params(Call("reset", {"sede": 1}))
+
+
+def test_a_method_without_parameters_says_so() -> None:
+    with refused(InvalidParams, "ping has no parameter 'seed'. It takes: nothing"):
+        check_params(Call("ping", {"seed": 1}))
+
+
+@pytest.mark.parametrize("params", [{}, {"simulator": None}])
+def test_a_missing_parameter_is_named(params: dict[str, Any]) -> None:
+    with refused(InvalidParams, "select_simulator needs 'simulator'"):
+        check_params(Call("select_simulator", params))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("task_name", 3, "task_name is 3, expected text"),
+        ("robot", ["Panda"], "robot is ['Panda'], expected text"),
+        ("camera_names", "front", "camera_names is 'front', expected a list of at most 64 names"),
+        ("camera_names", ["front", 1], "camera_names is ['front', 1], expected a list of at most 64 names"),
+        ("image_height", 0, "image_height is 0, expected a whole number, 1 or more"),
+        ("image_height", 128.0, "image_height is 128.0, expected a whole number, 1 or more"),
+        ("image_width", 100000, "image_width is 100000, expected 1 to 4096 pixels"),
+        ("horizon", True, "horizon is True, expected a whole number, 1 or more"),
+        ("reward_shaping", 1, "reward_shaping is 1, expected true or false"),
+        ("control_hz", float("nan"), "control_hz is nan, expected a number above 0"),
+        ("names", 3, "names is 3, expected text"),
+        ("observation_format", "pixels", "observation_format is 'pixels', expected 'raw' or 'meta'"),
+        ("observation_keys", [1], "observation_keys is [1], expected a list of at most 64 names"),
+        ("image_encoding", "gif", "image_encoding is 'gif', expected 'raw', 'jpeg' or 'png'"),
+        ("jpeg_quality", 101, "jpeg_quality is 101, expected 1 to 100"),
+        ("jpeg_quality", 0, "jpeg_quality is 0, expected a whole number, 1 or more"),
+    ],
+)
+def test_a_parameter_of_the_wrong_type_or_value_is_refused(name: str, value: Any, expected: str) -> None:
+    with refused(InvalidParams, expected):
+        check_params(Call("load_task", {"task_name": "reach", name: value}))
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with refused(InvalidParams, "seed is -1, expected a whole number, 0 or more"):
+        check_params(Call("reset", {"seed": -1}))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = check_params(Call("reset", {"seed": np.int64(3), "init_state": np.uint8(1)}))
+    assert params == {"seed": 3, "init_state": 1}
+    assert type(params["seed"]) is int
+
+
+def test_what_is_left_out_gets_its_default() -> None:
+    params = check_params(Call("load_task", {"task_name": "reach", "camera_names": ["front", "side"]}))
+    assert params == {
+        "task_name": "reach",
+        "robot": None,
+        "controller": None,
+        "camera_names": ("front", "side"),
+        "image_height": None,
+        "image_width": None,
+        "horizon": None,
+        "reward_shaping": None,
+        "control_hz": None,
+        "names": None,
+        "observation_format": "raw",
+        "observation_keys": None,
+        "image_encoding": "raw",
+        "jpeg_quality": 95,
+    }
+
+
+@pytest.mark.parametrize(
+    "action", [[0.5, 1, 0], np.array([0.5, 1, 0], np.float32), {"action": np.array([0.5, 1, 0])}]
+)
+def test_an_action_may_be_an_array_a_list_or_a_dict(action: Any) -> None:
+    checked = check_action(action, 3)
+    assert isinstance(checked, np.ndarray)
+    assert checked.dtype == np.float64
+    assert checked.tolist() == [0.5, 1.0, 0.0]
+
+
+def test_a_meta_action_stays_one() -> None:
+    action = MetaAction(action=np.zeros(3))
+    assert check_action(action, 3) is action
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (np.zeros(4), SpecMismatch, "action has shape (4,), expected (3,)"),
+        (np.zeros((1, 3)), SpecMismatch, "action has shape (1, 3), expected (3,)"),
+        (1.0, SpecMismatch, "action has shape (), expected (3,)"),
+        ({"action": [0, 0]}, SpecMismatch, "action has shape (2,), expected (3,)"),
+        (np.array([0, np.nan, 0]), InvalidParams, "action is nan at index 1, expected finite numbers"),
+        ([0, 0, float("-inf")], InvalidParams, "action is -inf at index 2, expected finite numbers"),
+        ("left", InvalidParams, "action is a str, expected (action_dim,) numbers"),
+        ([[0], [0, 1]], InvalidParams, "action is a list, expected (action_dim,) numbers"),
+        (np.array(["a"]), InvalidParams, "action is a <U1 array, expected (action_dim,) numbers"),
+        ({"qpos": 1}, InvalidParams, "action is a dict of ['qpos'], expected {'action': array}"),
+        (
+            MetaAction(action=np.zeros(2)),
+            SpecMismatch,
+            "the action of a MetaAction has shape (2,), expected (3,)",
+        ),
+        (
+            MetaAction(action=None),
+            InvalidParams,
+            "the action of a MetaAction is a NoneType, expected (action_dim,) numbers",
+        ),
+    ],
+)
+def test_an_action_that_does_not_fit_is_refused(action: Any, error: type[RequestError], message: str) -> None:
+    with refused(error, message):
+        check_action(action, 3)
+
+
+def test_a_chunk_is_checked_action_by_action() -> None:
+    with refused(InvalidParams, "action is nan at index 0, expected finite numbers"):
+        check_actions(np.array([[0.0], [np.nan]]), 1)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ([], "actions is empty, expected at least one"),
+        (np.float64(1), "actions is a float64, expected (n, action_dim) numbers or a list"),
+        (np.array(1.0), "actions is a ndarray, expected (n, action_dim) numbers or a list"),
+    ],
+)
+def test_a_chunk_that_is_none_is_refused(actions: Any, message: str) -> None:
+    with refused(InvalidParams, message):
+        check_actions(actions, 1)
+
+
+def test_a_chunk_may_mix_arrays_and_meta_actions() -> None:
+    meta = MetaAction(action=np.ones(2))
+    first, second = check_actions([np.zeros(2), meta], 2)
+    assert isinstance(first, np.ndarray)
+    assert second is meta
+
+
+def test_a_number_is_taken_from_a_request_that_may_have_one() -> None:
+    call, number = take_number(Call("step", {"action": [0], "number": np.int64(4)}))
+    assert (dict(call.params), number) == ({"action": [0]}, 4)
+
+
+def test_a_number_is_left_where_none_belongs() -> None:
+    call = Call("render", {"number": 4})
+    assert take_number(call) == (call, None)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "4"])
+def test_a_number_counts_from_one(number: Any) -> None:
+    with refused(InvalidParams, f"number is {number!r}, expected a whole number, 1 or more"):
+        take_number(Call("step", {"number": number}))
+
+
+def test_a_chunk_longer_than_any_episode_is_refused_before_memory_is_set_aside() -> None:
+    with refused(InvalidParams, "actions are 10001, expected at most 10000: send several chunks"):
+        check_actions(np.zeros((10_001, 3), np.uint8), 3)

@@ -10,6 +10,7 @@ RobowireError
 ├── TransportError             the network, not the peer's words
 │   ├── ConnectFailed              nobody answered at this address
 │   ├── ConnectionLost             the connection ended before the reply
+│   ├── TlsFailed                  one side refuses the other's certificate, or does not speak TLS
 │   └── RequestTimeout             no reply in time; the connection was closed
 ├── RequestError               one request failed; carries the wire's ``error_type``
 │   ├── UnknownMethod  InvalidParams  SpecMismatch  Unauthenticated
@@ -53,6 +54,7 @@ __all__ = [
     "SnapshotNotFound",
     "SpecMismatch",
     "TaskNotFound",
+    "TlsFailed",
     "TransportError",
     "TruncatedFrame",
     "Unauthenticated",
@@ -113,6 +115,10 @@ class ConnectFailed(TransportError):
 
 class ConnectionLost(TransportError):
     """The connection ended before the reply was complete."""
+
+
+class TlsFailed(TransportError):
+    """TLS can't be used: a certificate is refused, or one side does not speak it. Trying again won't help."""
 
 
 class RequestTimeout(TransportError):

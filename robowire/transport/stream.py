@@ -1,0 +1,410 @@
+"""One connected byte stream: TCP, TLS over TCP, or a pair of Unix sockets.
+
+No other module calls the operating system to send or receive, and every error of a socket or of TLS becomes
+one of ours here. After any of them the stream is of no more use: its owner closes it.
+
+Threads: one thread at a time reads (``recv_into``, ``wait_readable``, ``peek``, ``ended``) and one writes
+(``send``); both may work at the same time, over TLS too. ``shutdown`` and ``shutdown_read`` may be called by
+any thread, to end what the others wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import selectors
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Union
+
+from robowire.address import join_address
+from robowire.errors import ConnectFailed, ConnectionLost, RequestTimeout, TlsFailed, TransportError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from robowire.transport.tls import TlsLayer
+
+__all__ = ["Buffer", "Stream", "pieces", "wait_for"]
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+# The kernel takes at most this many buffers in one call (IOV_MAX is 1024 on Linux and macOS).
+_MAX_BUFFERS = 1024
+
+# Where buffers can't be gathered, small ones are joined up to this size, so that they leave as one packet.
+# Four TLS records: fewer calls than one record a call, and nothing to hold in memory.
+_PIECE = 64 * 1024
+
+# What `close_after_reading` reads at a time, to throw away.
+_SCRATCH = 64 * 1024
+
+# Waiting takes one system call with `poll`, and any file descriptor. `select` is what Windows has.
+_Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+# First byte of a TLS handshake, and so of everything that a TLS client says first.
+_HANDSHAKE = b"\x16"
+
+# A fatal "protocol_version" alert, which a client without TLS can tell from a frame: see `Connection`.
+_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+
+# How long a peer whose handshake failed has to read why.
+_FAILED_HANDSHAKE_S = 1.0
+
+
+def wait_for(sock: socket.socket, event: int, timeout_s: float | None) -> bool:
+    """Return whether the socket is readable or writable within ``timeout_s``; ``None`` waits for ever.
+
+    Raises:
+        OSError: The socket is closed.
+    """
+    try:
+        with _Selector() as selector:
+            selector.register(sock, event)
+            return bool(selector.select(timeout_s))
+    except ValueError as exc:  # what selectors say of a closed socket
+        raise OSError(errno.EBADF, "the socket is closed") from exc
+
+
+def pieces(buffers: Sequence[Buffer]) -> Iterator[memoryview]:
+    """Yield the same bytes in pieces of at most 64 KiB: large buffers cut, not copied, small ones joined."""
+    joined = bytearray()
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            if not joined and len(view) >= _PIECE:
+                yield view[:_PIECE]
+                view = view[_PIECE:]
+                continue
+            taken = view[: _PIECE - len(joined)]
+            joined += taken
+            view = view[len(taken) :]
+            if len(joined) == _PIECE:
+                yield memoryview(joined)
+                joined = bytearray()
+    if joined:
+        yield memoryview(joined)
+
+
+class Stream:
+    """A connected socket, owned by this object from now on.
+
+    TLS begins with :meth:`connect` on the client's side and with :meth:`accept_tls` on the server's.
+
+    Args:
+        sock: A connected TCP socket, or one of a pair of Unix sockets; not wrapped by ``ssl``.
+        clock: Seconds, monotonic; tests pass their own.
+
+    Attributes:
+        sock: The socket. It is another object once TLS has begun.
+        peer: ``host:port`` of the other side, for messages.
+        bytes_received: Bytes of payload, not of TLS records.
+        bytes_sent: The same.
+
+    Raises:
+        ConnectionLost: The peer has left already.
+    """
+
+    def __init__(self, sock: socket.socket, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.sock = sock
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self._clock = clock
+        self._tls: TlsLayer | None = None
+        self._gathers = hasattr(sock, "sendmsg")  # not on Windows
+        try:
+            self.peer = _address(sock.getpeername())
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                # Without this, two small sends meet Nagle and delayed acknowledgement: 44 ms a request.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as exc:  # the peer left between accept and here
+            sock.close()
+            raise ConnectionLost(f"connection was lost at once: {exc.strerror or exc}") from exc
+
+    @classmethod
+    def connect(
+        cls,
+        host: str,
+        port: int,
+        *,
+        timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> Stream:
+        """Return a stream to ``host:port``.
+
+        Args:
+            host: Name or address of the server.
+            port: Its TCP port.
+            timeout_s: Seconds to connect, and as many for the TLS handshake.
+            tls: From :func:`robowire.transport.tls.client_tls`; ``None`` for a stream without TLS.
+            server_hostname: Name that the server's certificate must have; ``host`` by default.
+
+        Raises:
+            ConnectFailed: There is no answer within ``timeout_s``, nothing listens, or the name is unknown.
+            TlsFailed: The certificate of one side is refused, or the server does not speak TLS.
+        """
+        where = join_address(host, port)
+        try:
+            sock = socket.create_connection((host, port), timeout=timeout_s)
+        except socket.timeout as exc:
+            raise ConnectFailed(f"{where} did not answer within {timeout_s:g} s") from exc
+        except ConnectionRefusedError as exc:
+            raise ConnectFailed(f"nothing listens on {where}: is the server running there?") from exc
+        except OSError as exc:
+            raise ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}") from exc
+        stream = cls(sock)
+        if tls is not None:
+            try:
+                stream._begin_tls(tls, timeout_s, server_hostname=server_hostname or host)
+            except socket.timeout as exc:
+                stream.close()
+                raise ConnectFailed(
+                    f"{where} did not finish the TLS handshake within {timeout_s:g} s: "
+                    "if it does not speak TLS, leave tls out"
+                ) from exc
+            except (OSError, ValueError) as exc:  # ValueError: a name that no certificate can have
+                from robowire.transport.tls import connect_error
+
+                stream.close()
+                raise connect_error(exc, where) from exc
+            except BaseException:
+                stream.close()
+                raise
+        return stream
+
+    def accept_tls(self, context: ssl.SSLContext, *, timeout_s: float) -> None:
+        """Do the server's side of the TLS handshake, before anything was received or sent.
+
+        It waits for the peer, so call it in the connection's own thread. Until it returns, :meth:`shutdown`
+        ends it from another thread, and the stream's :attr:`peer` is known.
+
+        Args:
+            context: From :func:`robowire.transport.tls.server_tls`.
+            timeout_s: Seconds until the handshake must be complete.
+
+        Raises:
+            RequestTimeout: It was not complete in time; the stream is closed.
+            ConnectionLost: The peer left, or sent nothing at all; the stream is closed.
+            TlsFailed: The peer does not speak TLS, or one side refuses the other's certificate. The peer was
+                told so, and the stream is closed.
+        """
+        deadline = self._clock() + timeout_s
+        try:
+            first = self.peek(1, timeout_s)
+        except TransportError:
+            self.close()
+            raise
+        if not first:
+            self.close()
+            raise ConnectionLost(f"{self.peer} closed the connection before the TLS handshake")
+        if first != _HANDSHAKE:
+            with contextlib.suppress(TransportError):  # it left
+                self.send([_ALERT], timeout_s=_FAILED_HANDSHAKE_S)
+            self.close_after_reading(_FAILED_HANDSHAKE_S)
+            raise TlsFailed(
+                f"a plain client on the TLS port: {self.peer} must pass tls=True (programs: --tls)"
+            )
+        try:
+            self._begin_tls(context, max(deadline - self._clock(), 1e-3), server_hostname=None)
+        except socket.timeout as exc:
+            self.close()
+            raise RequestTimeout(
+                f"{self.peer} did not finish the TLS handshake within {timeout_s:g} s; "
+                "the connection was closed"
+            ) from exc
+        except OSError as exc:
+            from robowire.transport.tls import accept_error
+
+            self.close_after_reading(_FAILED_HANDSHAKE_S)  # OpenSSL has sent the alert
+            raise accept_error(exc, self.peer) from exc
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def local_host(self) -> str:
+        """Address that this side of the connection has; empty for a pair of Unix sockets."""
+        try:
+            address = self.sock.getsockname()
+        except OSError as exc:
+            raise self._lost(exc) from exc
+        return address[0] if isinstance(address, tuple) else ""
+
+    def recv_into(self, buffer: memoryview, timeout_s: float | None) -> int:
+        """Fill the beginning of ``buffer`` and return how many bytes came; 0 is the end of the stream.
+
+        An end without TLS's ``close_notify`` is an end too: what is cut short shows in the framing.
+
+        Args:
+            buffer: Not empty.
+            timeout_s: Seconds to wait for the first byte; ``None`` waits for ever.
+
+        Raises:
+            RequestTimeout: Nothing came in time.
+            ConnectionLost: The connection broke.
+            TlsFailed: The peer refused this side's certificate.
+        """
+        try:
+            if self._tls is not None:
+                received = self._tls.recv_into(buffer, timeout_s)
+            else:
+                self.sock.settimeout(timeout_s)
+                received = self.sock.recv_into(buffer)
+        except OSError as exc:
+            raise self._failed(exc, timeout_s, "sent nothing for") from exc
+        self.bytes_received += received
+        return received
+
+    def send(self, buffers: Sequence[Buffer], timeout_s: float) -> None:
+        """Send the buffers in order: without TLS gathered by the kernel, not copied.
+
+        Args:
+            buffers: Bytes, or views of them.
+            timeout_s: Seconds until the kernel must have taken the last byte.
+
+        Raises:
+            RequestTimeout: The peer did not take them in time.
+            ConnectionLost: The connection ended.
+        """
+        deadline = self._clock() + timeout_s
+        try:
+            if self._tls is not None or not self._gathers:
+                for piece in pieces(buffers):
+                    self._send_piece(piece, deadline)
+                return
+            views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
+            while views:
+                self.sock.settimeout(max(deadline - self._clock(), 1e-3))
+                sent = self.sock.sendmsg(views[:_MAX_BUFFERS])
+                self.bytes_sent += sent
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
+        except OSError as exc:
+            raise self._failed(exc, timeout_s, "did not read our bytes within") from exc
+
+    def _send_piece(self, piece: memoryview, deadline: float) -> None:
+        while piece:
+            left_s = max(deadline - self._clock(), 1e-3)
+            if self._tls is not None:
+                sent = self._tls.send(piece, left_s)
+            else:
+                self.sock.settimeout(left_s)
+                sent = self.sock.send(piece)
+            self.bytes_sent += sent
+            piece = piece[sent:]
+
+    def wait_readable(self, timeout_s: float | None) -> bool:
+        """Return, in ``timeout_s`` at most, whether something can be read, be it the end of the stream.
+
+        Raises:
+            ConnectionLost: The stream is closed on this side.
+        """
+        try:
+            if self._tls is not None:
+                return self._tls.wait_readable(timeout_s)
+            return wait_for(self.sock, selectors.EVENT_READ, timeout_s)
+        except OSError as exc:
+            raise self._lost(exc) from exc
+
+    def peek(self, size: int, timeout_s: float) -> bytes:
+        """Return up to ``size`` of the next bytes, which stay to be read; empty at the end of the stream.
+
+        Raises:
+            RequestTimeout: Nothing came in time.
+            ConnectionLost: The connection broke.
+        """
+        try:
+            if self._tls is not None:
+                return self._tls.peek(size, timeout_s)
+            self.sock.settimeout(timeout_s)
+            return self.sock.recv(size, socket.MSG_PEEK)
+        except OSError as exc:
+            raise self._failed(exc, timeout_s, "sent nothing for") from exc
+
+    def ended(self) -> bool:
+        """Return whether the peer ended the stream, or broke it, and nothing is left to read before the end.
+
+        It may still read: a peer that shuts down its sending half only looks the same. While another thread
+        reads a TLS stream the answer is ``False``: that thread will see the end.
+        """
+        try:
+            if self._tls is not None:
+                return self._tls.ended()
+            return wait_for(self.sock, selectors.EVENT_READ, 0) and not self.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
+    def shutdown_read(self) -> None:
+        """Make a blocked or later :meth:`recv_into` see the end of the stream. Any thread may call it."""
+        self._shutdown(socket.SHUT_RD)
+
+    def shutdown(self) -> None:
+        """End both directions, so that a blocked thread returns. Any thread may call it."""
+        self._shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket. May be called twice."""
+        if self._tls is not None:
+            self._tls.say_close()
+        self.sock.close()
+
+    def close_after_reading(self, timeout_s: float) -> None:
+        """Close, once the peer has had the time to read what was sent.
+
+        A socket that is closed with unread bytes resets the connection, and a peer that is still sending
+        would never see the last reply. So what it sends is thrown away, until it ends the stream or
+        ``timeout_s`` is over.
+        """
+        deadline = self._clock() + timeout_s
+        scratch = bytearray(_SCRATCH)
+        if self._tls is not None:
+            self._tls.say_close()
+        with contextlib.suppress(OSError):  # it left, as it should
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            while (left_s := deadline - self._clock()) > 0:
+                if not wait_for(self.sock, selectors.EVENT_READ, left_s):
+                    break
+                # The socket's own method: what TLS would make of these bytes does not matter any more.
+                if not socket.socket.recv_into(self.sock, scratch):
+                    break
+        self.sock.close()
+
+    def _shutdown(self, how: int) -> None:
+        with contextlib.suppress(OSError):  # not connected any more: nothing left to end
+            # Not ssl's own method of this name: it drops TLS and would go on in plain text.
+            socket.socket.shutdown(self.sock, how)
+
+    def _begin_tls(self, context: ssl.SSLContext, timeout_s: float, *, server_hostname: str | None) -> None:
+        from robowire.transport.tls import TlsLayer  # here: ssl takes longer to import than all of robowire
+
+        wrapped = context.wrap_socket(
+            self.sock,
+            server_side=server_hostname is None,
+            server_hostname=server_hostname,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+        )
+        self.sock = wrapped  # before the handshake, so that shutdown ends it
+        self._tls = TlsLayer(wrapped, clock=self._clock)
+        self._tls.handshake(timeout_s)
+
+    def _failed(self, exc: OSError, timeout_s: float | None, timeout: str) -> TransportError:
+        if isinstance(exc, socket.timeout):
+            return RequestTimeout(f"{self.peer} {timeout} {timeout_s:g} s; the connection was closed")
+        return self._lost(exc)
+
+    def _lost(self, exc: OSError) -> TransportError:
+        if self._tls is not None:
+            from robowire.transport.tls import lost_error
+
+            return lost_error(exc, self.peer)
+        return ConnectionLost(f"connection with {self.peer} was lost: {exc.strerror or exc}")
+
+
+def _address(address: Any) -> str:
+    if isinstance(address, (str, bytes)):  # a Unix socket; one of a pair has no name
+        return "the other process"
+    return join_address(*address[:2])

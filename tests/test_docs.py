@@ -12,7 +12,7 @@ import pytest
 from robowire.errors import RequestError
 from robowire.testing import EchoPolicy, running_server
 from robowire.wire.framing import frame_header
-from robowire.wire.methods import FLEET_METHODS, METHODS
+from robowire.wire.methods import FLEET_METHODS, METHODS, Method
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "protocol.md").read_text()
@@ -55,8 +55,15 @@ def test_every_error_type_is_explained(error_type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "params"), [*METHODS.items(), *FLEET_METHODS.items()], ids=[*METHODS, *FLEET_METHODS]
+    "method", [*METHODS.values(), *FLEET_METHODS.values()], ids=[*METHODS, *FLEET_METHODS]
 )
-def test_every_method_and_parameter_of_the_simulator_port_is_listed(method: str, params: list[str]) -> None:
-    rows = [row for row in PAGE.splitlines() if row.startswith("| ") and f"`{method}`" in row]
-    assert any(all(name in row for name in params) for row in rows)
+def test_every_method_and_parameter_of_the_simulator_port_is_listed(method: Method) -> None:
+    rows = [row for row in PAGE.splitlines() if row.startswith("| ") and f"`{method.name}`" in row]
+    assert any(all(name in row for name in method.parameters) for row in rows)
+
+
+def test_the_table_of_the_simulator_port_lists_these_methods_and_no_other() -> None:
+    section = PAGE.partition("## Requests on the simulator port")[2].partition("\n## ")[0]
+    cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell.partition(":")[0])]
+    assert sorted(set(listed)) == sorted({*METHODS, *FLEET_METHODS})

@@ -31,6 +31,7 @@ from robowire.interfaces import StepResult
 from robowire.specs import SimulatorSpec
 from robowire.transport.connection import Connection, require_seconds
 from robowire.wire.messages import hello, raise_for_status
+from robowire.wire.methods import NUMBERED
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
 
@@ -48,9 +49,6 @@ logger = logging.getLogger(__name__)
 # Saying goodbye lets the server free the simulator before we return; it does so by itself if we are in a
 # hurry.
 _GOODBYE_S = 5.0
-
-# Requests that change a session, which the server executes once under one number.
-_NUMBERED = ("reset", "step", "step_chunk", "restore", "fork")
 
 # Between attempts to come back: short enough not to be felt, and not to be a burden for a server that starts.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
@@ -479,7 +477,7 @@ class SimulatorClient:
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         self._require_session()
-        if method in _NUMBERED and self._session_token is not None:
+        if method in NUMBERED and self._session_token is not None:
             self._number += 1
             params["number"] = self._number
         try:

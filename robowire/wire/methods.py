@@ -1,13 +1,18 @@
-"""What each method of the simulator port, and of a fleet's, takes, checked by name, type and value."""
+"""The table of methods of the simulator port and of a fleet's: one row a method.
+
+Clients, server, session, worker, HTTP models and docs derive from it or are tested against it. The readers
+check parameters by name, type and value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Callable, Iterable, Mapping
 
 import numpy as np
 
 from robowire.errors import InvalidParams, SpecMismatch, UnknownMethod
+from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import nearest
 from robowire.wire.messages import Call
@@ -16,18 +21,24 @@ __all__ = [
     "FLEET_METHODS",
     "METHODS",
     "NUMBERED",
+    "LoadTask",
+    "Method",
+    "Parameter",
     "check_action",
     "check_actions",
     "check_params",
+    "handlers",
+    "methods_of_scope",
     "take_number",
+    "worker_parameters",
 ]
 
-# A list of cameras, or of keys of an observation, that is longer than this is none.
+# No camera list and no list of observation keys is longer than this.
 _MAX_NAMES = 64
-# Each action of a chunk takes a kilobyte while it is checked and handed on, however few bytes it came in. A
+# Each action of a chunk takes a kilobyte while it is checked and passed on, however few bytes it came in. A
 # whole episode of Lift has 1000.
 _MAX_CHUNK = 10_000
-# A picture of 4096 by 4096 is 48 MiB: the largest that fits what clients accept by default.
+# An image of 4096 by 4096 pixels is 48 MiB: the largest that fits what clients accept by default.
 _MAX_PIXELS = 4096
 
 
@@ -100,70 +111,233 @@ def _any(value: Any) -> Any:
     return value
 
 
-_REQUIRED = object()
+# Default of a parameter that has none: the request must name it.
+_REQUIRED: Any = object()
 
-# For each method its parameters: how each is read, and its value where it is left out. Checks say what they
-# expect.
-METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
-    "list_simulators": {},
-    "select_simulator": {"simulator": (_text, _REQUIRED)},
-    "list_tasks": {"suite": (_text, None)},
-    "load_task": {
-        "task_name": (_text, None),  # a simulator may have been selected with one
-        "robot": (_text, None),
-        "controller": (_text, None),
-        "camera_names": (_texts, None),
-        "image_height": (_pixels, None),
-        "image_width": (_pixels, None),
-        "horizon": (_count, None),
-        "reward_shaping": (_flag, None),
-        "control_hz": (_rate, None),
-        "names": (_text, None),
-        "observation_format": (_observation_format, "raw"),
-        "observation_keys": (_texts, None),
-        "image_encoding": (_image_encoding, "raw"),
-        "jpeg_quality": (_quality, 95),
-    },
-    "reset": {"seed": (_whole, None), "init_state": (_whole, None)},
-    "step": {"action": (_any, _REQUIRED)},
-    "step_chunk": {"actions": (_any, _REQUIRED)},
-    "render": {"camera_name": (_text, None)},
-    "snapshot": {},
-    "restore": {"snapshot_id": (_text, _REQUIRED)},
-    "verify": {"snapshot_id": (_text, _REQUIRED), "steps": (_count, 50)},
-    "list_snapshots": {},
-    "delete_snapshot": {"snapshot_id": (_text, _REQUIRED)},
-    "fork": {"snapshot_id": (_text, _REQUIRED), "n": (_count, _REQUIRED)},
-    "resume": {"token": (_text, _REQUIRED)},
-    "renew": {},
-    "get_info": {},
-    "ping": {},
-    "stats": {},
-    "disconnect": {},
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method.
+
+    Attributes:
+        read: Returns the checked value, or raises ``TypeError`` with what is expected.
+        default: Value where the request leaves it out; ``required`` says that it may not.
+    """
+
+    read: Callable[[Any], Any]
+    default: Any = None
+
+    @property
+    def required(self) -> bool:
+        """Whether a request must name it."""
+        return self.default is _REQUIRED
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table of methods.
+
+    Attributes:
+        name: Name on the wire.
+        parameters: Its parameters by name, in the order of docs and messages.
+        scope: What answers: ``"server"`` needs no session; ``"connection"`` needs to know which connection
+            asks; ``"session"`` is executed by the session, one request at a time.
+        numbered: Whether it changes a session, so that a client may number it to have it executed once.
+        observing: Whether its reply says where the episode is, which a connection that resumes it wants.
+        deadline: Which of the server's limits applies to the simulator: ``"call"`` (call_timeout_s),
+            ``"load"`` (load_timeout_s), or ``None`` where no simulator is asked.
+        in_worker: Whether the simulator's process executes it, under the same name.
+    """
+
+    name: str
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    scope: str = "server"
+    numbered: bool = False
+    observing: bool = False
+    deadline: str | None = None
+    in_worker: bool = False
+
+
+@dataclass(frozen=True)
+class LoadTask(TaskOptions):
+    """The parameters of ``load_task``, with their defaults: how a task is built, and how it is observed.
+
+    Server, session, worker, client and HTTP frontend take the names and defaults from here.
+
+    Attributes:
+        task_name: Name of the task; ``None`` means the one that was selected with the simulator.
+        observation_format: ``"raw"``: a dict of the simulator's own names; ``"meta"``: a MetaObs.
+        observation_keys: Names of a raw observation that are sent; ``None`` means all.
+        image_encoding: Encoding of images of a raw observation: ``"raw"``, ``"jpeg"`` or ``"png"``.
+        jpeg_quality: 1 to 100.
+    """
+
+    task_name: str | None = None
+    observation_format: str = "raw"
+    observation_keys: tuple[str, ...] | None = None
+    image_encoding: str = "raw"
+    jpeg_quality: int = 95
+
+    def params(self) -> dict[str, Any]:
+        """Return the parameters by name, as the wire has them."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+    def options(self) -> TaskOptions:
+        """Return the part that a simulator takes."""
+        return TaskOptions(**{option.name: getattr(self, option.name) for option in fields(TaskOptions)})
+
+    def with_defaults(self, defaults: TaskOptions) -> LoadTask:
+        """Return a copy where each simulator option that is ``None`` has the value of ``defaults``."""
+        unset = [option.name for option in fields(TaskOptions) if getattr(self, option.name) is None]
+        return replace(self, **{name: getattr(defaults, name) for name in unset})
+
+
+# How each field of LoadTask is read from a request.
+_LOAD_TASK_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "task_name": _text,
+    "robot": _text,
+    "controller": _text,
+    "camera_names": _texts,
+    "image_height": _pixels,
+    "image_width": _pixels,
+    "horizon": _count,
+    "reward_shaping": _flag,
+    "control_hz": _rate,
+    "names": _text,
+    "observation_format": _observation_format,
+    "observation_keys": _texts,
+    "image_encoding": _image_encoding,
+    "jpeg_quality": _quality,
 }
+_LOAD_TASK_DEFAULTS = LoadTask().params()
+_SNAPSHOT_ID = {"snapshot_id": Parameter(_text, _REQUIRED)}
 
 
-# The same for the port of a fleet, which sends clients to simulator servers.
-FLEET_METHODS: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
-    "acquire": {"service": (_text, None)},
-    "list_services": {},
-    "scale": {"num_services": (_whole, _REQUIRED)},
-    "stop": {},
-    "get_info": {},
-    "ping": {},
-    "stats": {},
-}
+def _table(*methods: Method) -> Mapping[str, Method]:
+    return {method.name: method for method in methods}
 
+
+# The methods of the simulator port.
+METHODS: Mapping[str, Method] = _table(
+    Method("list_simulators"),
+    Method("select_simulator", {"simulator": Parameter(_text, _REQUIRED)}, scope="session", deadline="load"),
+    Method("list_tasks", {"suite": Parameter(_text)}, scope="session", deadline="load", in_worker=True),
+    Method(
+        "load_task",
+        {name: Parameter(read, _LOAD_TASK_DEFAULTS[name]) for name, read in _LOAD_TASK_READERS.items()},
+        scope="session",
+        deadline="load",
+        in_worker=True,
+    ),
+    Method(
+        "reset",
+        {"seed": Parameter(_whole), "init_state": Parameter(_whole)},
+        scope="session",
+        numbered=True,
+        observing=True,
+        deadline="load",
+        in_worker=True,
+    ),
+    Method(
+        "step",
+        {"action": Parameter(_any, _REQUIRED)},
+        scope="session",
+        numbered=True,
+        observing=True,
+        deadline="call",
+        in_worker=True,
+    ),
+    Method(
+        "step_chunk",
+        {"actions": Parameter(_any, _REQUIRED)},
+        scope="session",
+        numbered=True,
+        observing=True,
+        deadline="call",
+        in_worker=True,
+    ),
+    Method("render", {"camera_name": Parameter(_text)}, scope="session", deadline="call", in_worker=True),
+    Method("snapshot", scope="session", deadline="call", in_worker=True),
+    Method(
+        "restore",
+        _SNAPSHOT_ID,
+        scope="session",
+        numbered=True,
+        observing=True,
+        deadline="call",
+        in_worker=True,
+    ),
+    Method(
+        "verify",
+        {**_SNAPSHOT_ID, "steps": Parameter(_count, 50)},
+        scope="session",
+        deadline="load",
+        in_worker=True,
+    ),
+    Method("list_snapshots"),
+    Method("delete_snapshot", _SNAPSHOT_ID, scope="connection"),
+    Method(
+        "fork",
+        {**_SNAPSHOT_ID, "n": Parameter(_count, _REQUIRED)},
+        scope="session",
+        numbered=True,
+        deadline="load",
+    ),
+    Method("resume", {"token": Parameter(_text, _REQUIRED)}, scope="connection"),
+    Method("renew"),
+    Method("get_info", scope="connection", deadline="call", in_worker=True),
+    Method("ping"),
+    Method("stats"),
+    Method("disconnect", scope="session"),
+)
+
+# The methods of a fleet's port, which sends clients to simulator servers.
+FLEET_METHODS: Mapping[str, Method] = _table(
+    Method("acquire", {"service": Parameter(_text)}, scope="connection"),
+    Method("list_services"),
+    Method("scale", {"num_services": Parameter(_whole, _REQUIRED)}, scope="connection"),
+    Method("stop", scope="connection"),
+    Method("get_info", scope="connection"),
+    Method("ping"),
+    Method("stats"),
+)
 
 # Requests that change a session, which a client may number so that each is executed once.
-NUMBERED = ("reset", "step", "step_chunk", "restore", "fork")
+NUMBERED: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.numbered)
+
+
+def worker_parameters() -> dict[str, tuple[str, ...]]:
+    """Return the parameters that a simulator's process takes, for each method that it executes.
+
+    They are those of the wire; but the server keeps the snapshots, so it sends a snapshot's bytes
+    (``payload``) in the place of its id.
+    """
+    return {
+        name: tuple("payload" if param == "snapshot_id" else param for param in method.parameters)
+        for name, method in METHODS.items()
+        if method.in_worker
+    }
+
+
+def handlers(owner: object, methods: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """Return for each method the owner's private function of its name: ``reset`` is ``owner._reset``.
+
+    Raises:
+        AttributeError: The owner has no function for one of them.
+    """
+    return {name: getattr(owner, "_" + name) for name in methods}
+
+
+def methods_of_scope(scope: str, methods: Mapping[str, Method] = METHODS) -> tuple[str, ...]:
+    """Return the names of a table's methods with this scope."""
+    return tuple(name for name, method in methods.items() if method.scope == scope)
 
 
 def take_number(call: Call) -> tuple[Call, int | None]:
-    """Return the call without its ``number``, and the number, which only some methods take.
+    """Return the call without its ``number``, and the number, which only numbered methods take.
 
     Raises:
-        InvalidParams: It is no number.
+        InvalidParams: The number is not a whole number above 0.
     """
     number = call.params.get("number")
     if call.method not in NUMBERED or number is None:
@@ -175,25 +349,24 @@ def take_number(call: Call) -> tuple[Call, int | None]:
     return Call(call.method, {name: v for name, v in call.params.items() if name != "number"}), checked
 
 
-def check_params(
-    call: Call, methods: Mapping[str, Mapping[str, tuple[Callable[[Any], Any], Any]]] = METHODS
-) -> dict[str, Any]:
+def check_params(call: Call, methods: Mapping[str, Method] = METHODS) -> dict[str, Any]:
     """Return every parameter of the call's method, read and checked, and its default where it is left out.
 
     Args:
         call: The request.
-        methods: Of the port.
+        methods: Table of the port.
 
     Raises:
         UnknownMethod: The port has no such method.
-        InvalidParams: A parameter is unknown, missing, or not what it should be; says which.
+        InvalidParams: A parameter is unknown, missing, or has a wrong type or value; names it.
     """
-    known = methods.get(call.method)
-    if known is None:
+    method = methods.get(call.method)
+    if method is None:
         raise UnknownMethod(
             f"no method is called {call.method!r}."[:200]
             + f"{nearest(call.method[:100], methods)} Known: {', '.join(['hello', *methods])}"
         )
+    known = method.parameters
     for name in call.params:
         if name not in known:
             takes = ", ".join(known) or "nothing"
@@ -202,12 +375,12 @@ def check_params(
                 + f"{nearest(name[:100], known)} It takes: {takes}"
             )
     checked = {}
-    for name, (read, default) in known.items():
+    for name, parameter in known.items():
         value = call.params.get(name)
-        if value is None and default is _REQUIRED:
+        if value is None and parameter.required:
             raise InvalidParams(f"{call.method} needs {name!r}")
         try:
-            checked[name] = default if value is None else read(value)
+            checked[name] = parameter.default if value is None else parameter.read(value)
         except TypeError as exc:
             raise InvalidParams(f"{name} is {value!r}"[:150] + f", expected {exc}") from None
     return checked

@@ -35,13 +35,14 @@ from robowire.errors import (
     TruncatedFrame,
 )
 from robowire.images import encode_images, require_pillow
-from robowire.interfaces import Chunked, Named, Simulator, StepResult, TaskOptions
+from robowire.interfaces import Chunked, Named, Simulator, StepResult
 from robowire.meta import MetaAction
 from robowire.registry import Entry, load, nearest
 from robowire.specs import SimulatorSpec
 from robowire.transport.connection import Connection
 from robowire.wire.framing import MAX_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import error_reply, ok, parse_call
+from robowire.wire.methods import LoadTask, handlers, worker_parameters
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode, encode_frame
 from robowire.worker.fingerprint import fingerprint, imported_packages, versions
@@ -85,19 +86,9 @@ class SimulatorWorker:
         self._fingerprint: dict[str, str] | None = None  # of the loaded task, once asked for
         # What the simulator and its task needed. Later imports, of an encoder say, are no part of the result.
         self._packages = imported_packages()
-        self._calls: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "list_tasks": self._list_tasks,
-            "load_task": self._load_task,
-            "reset": self._reset,
-            "step": self._step,
-            "step_chunk": self._step_chunk,
-            "render": self._render,
-            "snapshot": self._snapshot,
-            "restore": self._restore,
-            "verify": self._verify,
-            "get_info": self._get_info,
-            "probe": self._probe,
-        }
+        self._methods: Mapping[str, Callable[..., dict[str, Any]]] = handlers(
+            self, (*worker_parameters(), "probe")
+        )
 
     def call(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the reply to one call.
@@ -106,7 +97,7 @@ class SimulatorWorker:
             RequestError: The call's own error; an exception of the simulator becomes ``BackendError``.
         """
         try:
-            return ok(**self._calls[method](**params))
+            return ok(**self._methods[method](**params))
         except RequestError:
             raise
         except Exception as exc:  # a border: a simulator may raise anything, and the next call may work
@@ -116,32 +107,25 @@ class SimulatorWorker:
     def _list_tasks(self, suite: str | None) -> dict[str, Any]:
         return {"tasks": list(self._simulator.list_tasks(suite))}
 
-    def _load_task(
-        self,
-        task_name: str,
-        observation_format: str,
-        observation_keys: tuple[str, ...] | None,
-        image_encoding: str,
-        jpeg_quality: int,
-        **options: Any,
-    ) -> dict[str, Any]:
-        names = options.get("names")
+    def _load_task(self, **params: Any) -> dict[str, Any]:
+        task = LoadTask(**params)
+        assert task.task_name is not None, "the server filled it in"
         known = tuple(self._simulator.names) if isinstance(self._simulator, Named) else ("raw",)
-        if names is not None and names not in known:
+        if task.names is not None and task.names not in known:
             offered = " or ".join(map(repr, known))
-            raise InvalidParams(f"names is {names!r}"[:150] + f", but {self._name} offers {offered}")
-        self._meta = observation_format == "meta"
-        self._keys = observation_keys
-        self._image_encoding, self._jpeg_quality = image_encoding, jpeg_quality
+            raise InvalidParams(f"names is {task.names!r}"[:150] + f", but {self._name} offers {offered}")
+        self._meta = task.observation_format == "meta"
+        self._keys = task.observation_keys
+        self._image_encoding, self._jpeg_quality = task.image_encoding, task.jpeg_quality
         self._require_raw()
         self._begun, self._fingerprint = False, None
-        self._spec = self._simulator.load_task(task_name, TaskOptions(**options))
+        self._spec = self._simulator.load_task(task.task_name, task.options())
         self._packages = imported_packages()
-        if image_encoding != "raw":
+        if self._image_encoding != "raw":
             self._require_encoder()
-        if observation_keys is not None:
-            # No other way tells what there is. A seed, so that nothing is drawn.
-            _check_keys(observation_keys, self._simulator.reset(seed=0))
+        if self._keys is not None:
+            # Only an observation shows which keys there are. A seed, so that nothing is drawn.
+            _check_keys(self._keys, self._simulator.reset(seed=0))
         return self._spec.to_wire()
 
     def _require_raw(self) -> None:

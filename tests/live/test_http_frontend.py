@@ -40,7 +40,7 @@ from robowire.testing import FAKE_SIMULATORS
 from robowire.wire.methods import METHODS
 
 RESET_TAKES = ", ".join(
-    ["simulator", "task", "seed", "init_state", "number", *list(METHODS["load_task"])[1:]]
+    ["simulator", "task", "seed", "init_state", "number", *list(METHODS["load_task"].parameters)[1:]]
 )
 REACH = {"simulator": "fake", "task": "reach", "seed": 0}
 
@@ -788,7 +788,7 @@ def find_references(value: Any) -> Iterator[str]:
 
 
 def test_openapi_names_what_a_new_session_takes() -> None:
-    options = set(METHODS["load_task"]) - {"task_name"} | set(METHODS["reset"])
+    options = set(METHODS["load_task"].parameters) - {"task_name"} | set(METHODS["reset"].parameters)
     assert set(ResetBody.model_fields) == options | {"session", "simulator", "task", "number"}
 
 

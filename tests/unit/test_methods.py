@@ -1,15 +1,34 @@
 from __future__ import annotations
 
+import inspect
 import re
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
+from robowire.client import simulator_client
+from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import InvalidParams, RequestError, SpecMismatch, UnknownMethod
+from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
+from robowire.serving.simulator.session import SimulatorSession
 from robowire.wire.messages import Call
-from robowire.wire.methods import check_action, check_actions, check_params, take_number
+from robowire.wire.methods import (
+    FLEET_METHODS,
+    METHODS,
+    NUMBERED,
+    LoadTask,
+    Method,
+    check_action,
+    check_actions,
+    check_params,
+    methods_of_scope,
+    take_number,
+    worker_parameters,
+)
+from robowire.worker.simulator_worker import SimulatorWorker
 
 
 def refused(error: type[RequestError], message: str) -> Any:
@@ -190,3 +209,63 @@ def test_a_number_counts_from_one(number: Any) -> None:
 def test_a_chunk_longer_than_any_episode_is_refused_before_memory_is_set_aside() -> None:
     with refused(InvalidParams, "actions are 10001, expected at most 10000: send several chunks"):
         check_actions(np.zeros((10_001, 3), np.uint8), 3)
+
+
+def parameters_of(function: Any) -> dict[str, Any]:
+    """Return a method's parameters and defaults, as callers see them."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), *FLEET_METHODS.values()], ids=lambda row: row.name)
+def test_a_row_has_a_known_scope_and_deadline(method: Method) -> None:
+    assert method.scope in ("server", "connection", "session")
+    assert method.deadline in ("call", "load", None)
+
+
+def test_numbered_methods_are_executed_by_a_session() -> None:
+    assert NUMBERED == ("reset", "step", "step_chunk", "restore", "fork")
+    assert set(NUMBERED) < set(methods_of_scope("session"))
+
+
+def test_the_client_numbers_what_the_server_executes_once() -> None:
+    assert simulator_client.NUMBERED is NUMBERED
+
+
+def test_replies_that_say_where_the_episode_is() -> None:
+    assert [name for name, method in METHODS.items() if method.observing] == [
+        *("reset", "step", "step_chunk", "restore")
+    ]
+
+
+@pytest.mark.parametrize("method", [name for name in methods_of_scope("session") if name != "load_task"])
+def test_a_session_takes_the_parameters_of_the_table(method: str) -> None:
+    assert list(parameters_of(getattr(SimulatorSession, f"_{method}"))) == list(METHODS[method].parameters)
+
+
+@pytest.mark.parametrize("method", [name for name in worker_parameters() if name != "load_task"])
+def test_a_worker_takes_the_parameters_of_the_table(method: str) -> None:
+    assert tuple(parameters_of(getattr(SimulatorWorker, f"_{method}"))) == worker_parameters()[method]
+
+
+def test_the_client_offers_the_parameters_and_defaults_of_load_task() -> None:
+    assert parameters_of(SimulatorClient.load_task) == LoadTask().params()
+
+
+@pytest.mark.parametrize(
+    "method", ["reset", "render", "restore", "verify", "fork", "list_tasks", "step_chunk"]
+)
+def test_the_client_offers_the_parameters_of_the_table(method: str) -> None:
+    assert list(parameters_of(getattr(SimulatorClient, method))) == list(METHODS[method].parameters)
+
+
+def test_the_table_has_the_fields_and_defaults_of_load_task() -> None:
+    parameters = METHODS["load_task"].parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == LoadTask().params()
+
+
+def test_a_request_to_load_a_task_takes_the_servers_defaults_where_it_says_nothing() -> None:
+    task = LoadTask(task_name="Lift", robot="Panda").with_defaults(TaskOptions(robot="Sawyer", horizon=9))
+    assert task == LoadTask(task_name="Lift", robot="Panda", horizon=9)
+    assert task.options() == TaskOptions(robot="Panda", horizon=9)
+    assert [option.name for option in fields(TaskOptions)] == list(vars(task.options()))

@@ -165,7 +165,12 @@ def reset(asked: Observe) -> Response:
 
 
 _BEGIN = ("seed", "init_state", "number")
-_RESET = ("simulator", "task", *_BEGIN, *(name for name in METHODS["load_task"] if name != "task_name"))
+_RESET = (
+    "simulator",
+    "task",
+    *_BEGIN,
+    *(name for name in METHODS["load_task"].parameters if name != "task_name"),
+)
 
 
 @_router.post(

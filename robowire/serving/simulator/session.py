@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from robowire.errors import (
@@ -34,16 +34,20 @@ from robowire.serving.simulator.process import Answer, SimulatorProcess
 from robowire.serving.simulator.snapshot_store import SnapshotStore
 from robowire.specs import SimulatorSpec
 from robowire.wire.messages import ok
-from robowire.wire.methods import check_action, check_actions
+from robowire.wire.methods import (
+    METHODS,
+    LoadTask,
+    check_action,
+    check_actions,
+    handlers,
+    methods_of_scope,
+)
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
 
 __all__ = ["Host", "SimulatorSession"]
 
 logger = logging.getLogger(__name__)
-
-# Their replies say where the episode is, which a connection that resumes it wants to know.
-_OBSERVING = ("reset", "step", "step_chunk", "restore")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,26 +144,15 @@ class SimulatorSession:
         self._name: str | None = None  # the selected simulator
         self._process: SimulatorProcess | None = None  # its process, which may have died
         self._selected_task: str | None = None  # the one that was selected with the simulator
-        self._task: dict[str, Any] = {}  # how the task was loaded, for forks
+        self._task = LoadTask()  # how the task was loaded, for forks
         self._spec: SimulatorSpec | None = None  # of the loaded task
         self._begun = False  # whether the task was reset since it was loaded
         self._not_reset: str | None = None  # why there is no episode to step in; None while there is one
         self._done: _Done | None = None  # the last numbered request
         self._seen: bytes | None = None  # the last reply with an observation
-        self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = {
-            "select_simulator": self._select_simulator,
-            "list_tasks": self._list_tasks,
-            "load_task": self._load_task,
-            "reset": self._reset,
-            "step": self._step,
-            "step_chunk": self._step_chunk,
-            "render": self._render,
-            "snapshot": self._snapshot,
-            "restore": self._restore,
-            "verify": self._verify,
-            "fork": self._fork,
-            "disconnect": self._disconnect,
-        }
+        self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = handlers(
+            self, methods_of_scope("session")
+        )
 
     @property
     def selected(self) -> bool:
@@ -200,7 +193,7 @@ class SimulatorSession:
         if self.token is not None:
             # A copy: it may be shared memory, which is the next call's, perhaps from another connection.
             payload = bytes(payload)
-            if method in _OBSERVING:
+            if METHODS[method].observing:
                 self._seen = payload
         if number is not None:
             self._done = _Done(number, method, payload=bytes(payload))
@@ -224,7 +217,7 @@ class SimulatorSession:
         """Return what it runs: the task's spec and the process behind it, once there is a task."""
         info: dict[str, Any] = {"simulator": self._name, "task": None}
         if self._spec is not None:
-            answer = self._call("get_info", {}, self._options.call_timeout_s)
+            answer = self._call("get_info", {})
             info.update(self._spec.to_wire())
             info["process"] = {key: value for key, value in answer.read().items() if key != "status"}
         return info
@@ -273,29 +266,29 @@ class SimulatorSession:
 
     def _list_tasks(self, suite: str | None) -> Answer:
         self._ensure_alive()
-        return self._call("list_tasks", {"suite": suite}, self._options.load_timeout_s)
+        return self._call("list_tasks", {"suite": suite})
 
-    def _load_task(self, **requested: Any) -> Answer:
+    def _load_task(self, **params: Any) -> Answer:
         self._ensure_alive()
-        params = dict(requested)
-        params["task_name"] = params["task_name"] or self._selected_task
-        if params["task_name"] is None:
+        requested = LoadTask(**params)
+        task = replace(
+            requested.with_defaults(self._server.task),
+            task_name=requested.task_name or self._selected_task,
+        )
+        if task.task_name is None:
             raise InvalidParams("load_task needs 'task_name': no task was selected with the simulator")
-        for option in fields(TaskOptions):
-            if params[option.name] is None:
-                params[option.name] = getattr(self._server.task, option.name)
         self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
-        self._task, self._seen = params, None
+        self._task, self._seen = task, None
         answer = self._load()
         assert self._name is not None
-        self._server.task_was_loaded(self._name, params)
+        self._server.task_was_loaded(self._name, task.params())
         return answer
 
     def _reset(self, seed: int | None, init_state: int | None) -> Answer:
         self._require_task()
         self._replace_if_grown()
         self._not_reset = "the last reset failed: reset again"
-        answer = self._call("reset", {"seed": seed, "init_state": init_state}, self._options.load_timeout_s)
+        answer = self._call("reset", {"seed": seed, "init_state": init_state})
         self._begun, self._not_reset = True, None
         return answer
 
@@ -311,11 +304,11 @@ class SimulatorSession:
         self._require_task()
         if not self._begun:
             raise NotReset("reset comes before render")
-        return self._call("render", {"camera_name": camera_name}, self._options.call_timeout_s)
+        return self._call("render", {"camera_name": camera_name})
 
     def _snapshot(self) -> dict[str, Any]:
         self._require_episode()
-        answer = self._call("snapshot", {}, self._options.call_timeout_s)
+        answer = self._call("snapshot", {})
         payload = answer.read()["payload"]
         return ok(snapshot_id=self._server.snapshots.put(payload, maker=self), bytes=len(payload))
 
@@ -324,7 +317,7 @@ class SimulatorSession:
         payload = self._server.snapshots.get(snapshot_id)
         self._replace_if_grown()
         try:
-            answer = self._call("restore", {"payload": payload}, self._options.call_timeout_s)
+            answer = self._call("restore", {"payload": payload})
         except BackendError:  # any other error came before the first change
             self._not_reset = "the last restore failed: reset or restore again"
             raise
@@ -335,7 +328,7 @@ class SimulatorSession:
         self._require_task()
         payload = self._server.snapshots.get(snapshot_id)
         try:
-            return self._call("verify", {"payload": payload, "steps": steps}, self._options.load_timeout_s)
+            return self._call("verify", {"payload": payload, "steps": steps})
         except BackendError:
             self._not_reset = "the last verify failed: reset or restore again"
             raise
@@ -370,7 +363,7 @@ class SimulatorSession:
         self._select(parent._name)
         self._task = parent._task
         self._load()
-        self._seen = bytes(self._call("restore", {"payload": payload}, self._options.load_timeout_s).payload)
+        self._seen = bytes(self._call("restore", {"payload": payload}, within="fork").payload)
         self._begun, self._not_reset = True, None
 
     def _disconnect(self) -> dict[str, Any]:
@@ -393,11 +386,11 @@ class SimulatorSession:
             # One who may come back has not left.
             client_has_left=lambda: self.token is None and self._has_left(),
         )
-        self._process.wait_until_ready(timeout_s=self._options.load_timeout_s)
+        self._process.wait_until_ready(timeout_s=self._timeout_s("select_simulator"))
 
     def _load(self) -> Answer:
         """Load the task that was asked for, and take its spec."""
-        answer = self._call("load_task", self._task, self._options.load_timeout_s)
+        answer = self._call("load_task", self._task.params())
         self._spec = SimulatorSpec.from_wire(answer.read())
         return answer
 
@@ -444,7 +437,7 @@ class SimulatorSession:
 
     def _advance(self, method: str, params: Mapping[str, Any]) -> Answer:
         try:
-            answer = self._call(method, params, self._options.call_timeout_s)
+            answer = self._call(method, params)
         except BackendError:  # any other error came before the action was executed
             self._not_reset = "the simulator failed in the middle of the episode: reset begins another"
             raise
@@ -452,10 +445,18 @@ class SimulatorSession:
             self._not_reset = "the episode is over: reset begins the next one"
         return answer
 
-    def _call(self, method: str, params: Mapping[str, Any], timeout_s: float) -> Answer:
+    def _timeout_s(self, method: str) -> float:
+        """Return how many seconds the simulator has for a method."""
+        limits = {"call": self._options.call_timeout_s, "load": self._options.load_timeout_s}
+        deadline = METHODS[method].deadline
+        assert deadline is not None, method
+        return limits[deadline]
+
+    def _call(self, method: str, params: Mapping[str, Any], *, within: str | None = None) -> Answer:
+        """Call the simulator's process, with the deadline of the method, or of the one it is a part of."""
         assert self._process is not None
         try:
-            return self._process.call(method, params, timeout_s=timeout_s)
+            return self._process.call(method, params, timeout_s=self._timeout_s(within or method))
         except BackendError:
             if self._process.end is not None:
                 self._spec = None

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a program of the checkout, not of the wheel
 
+from policies.registry import POLICIES
 from robowire import MetaAction, MetaObs, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.policy import PolicyFlags, make_policy_server
@@ -169,7 +170,7 @@ def servers(flags: argparse.Namespace) -> Iterator[tuple[tuple[str, int], tuple[
     with ExitStack() as stack:
         if flags.address is None:
             policy = stack.enter_context(
-                make_policy_server(PolicyFlags(host="127.0.0.1", port=0, device="cpu"))
+                make_policy_server(PolicyFlags(host="127.0.0.1", port=0, device="cpu"), POLICIES)
             )
             policy_address = policy.address
         else:

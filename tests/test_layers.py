@@ -48,11 +48,15 @@ EXTRAS: dict[str, set[str]] = {
     "fleet": {"ray"},
     "frontends": {"fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"},
     "integrations": {"gymnasium"},
-    "cli": {"jsonargparse", "matplotlib", "psutil", "scipy", "tqdm", "yaml"},
+    "cli": {"PIL", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
 }
 # These run in a robot's or a simulator's interpreter.
 PYTHON_3_8 = (*VALUES, "wire", "transport", "client", "worker", "__init__")
-PYTHON_3_8_FILES = ("testing/__init__.py", "testing/fake_simulator.py", "testing/simulator_contract.py")
+PYTHON_3_8_FILES = (
+    *("testing/__init__.py", "testing/fake_simulator.py", "testing/simulator_contract.py"),
+    *("cli/__init__.py", "cli/__main__.py", "cli/command.py", "cli/connection_flags.py", "cli/main.py"),
+    *("cli/parser.py", "cli/ping.py", "cli/info.py", "cli/infer.py", "cli/bench.py", "cli/debug.py"),
+)
 PACKAGE = sorted(ROOT.glob("robowire/**/*.py"))
 
 

@@ -1,4 +1,4 @@
-"""``client.py compare A/ B/``: what two folders of results say about each other, episode by episode.
+"""``compare A/ B/``: compare two folders of results, episode by episode.
 
 An episode of one seed begins the same way in both, so that pairs of them tell more than two rates do. A
 folder is one that ``client.py evaluate`` left, or one whose folders are.
@@ -11,15 +11,16 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from robowire.cli.command import Program
+from robowire.cli.evaluation_flags import CompareFlags
 from robowire.cli.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
 from robowire.errors import ConfigurationError
 from robowire.rollout.results import read_rows
 from robowire.rollout.statistics import wilson_interval
 
-__all__ = ["COMPARE", "Results", "compare", "read_results", "report"]
+__all__ = ["Results", "compare", "read_results", "report", "run"]
 
 _ALPHA, _POWER = 0.05, 0.8
 
@@ -294,17 +295,8 @@ def _verdict(result: Mapping[str, Any]) -> str:
     return f"not told apart: about {more} more episodes would be needed to, {rates}"
 
 
-def _add_options(parser: Any) -> None:
-    parser.add_argument("a", type=str, help="folder of results")
-    parser.add_argument("b", type=str, help="folder of results of the same task and --seed")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _run(flags: Any) -> int:
+def run(flags: CompareFlags, program: Program) -> int:
+    """Print the comparison."""
     result = compare(read_results(Path(flags.a)), read_results(Path(flags.b)))
     sys.stdout.write(json.dumps(result) + "\n" if flags.json else report(result))
     return 0
-
-
-# A row of client.py's table leads here; its class is the program's, and rooms import nothing from programs.
-COMPARE = SimpleNamespace(add_options=_add_options, run=_run)

@@ -1,4 +1,4 @@
-"""``server.py doctor``: whether simulators can be served here, and what their numbers depend on.
+"""``doctor``: check whether simulators can be served here, and what their results depend on.
 
 Every family is asked in a process of its own interpreter, as the server would start it, under a deadline.
 """
@@ -21,6 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from robowire.cli.command import Program
+from robowire.cli.simulator import DoctorFlags, offered_simulators
 from robowire.errors import RequestError
 from robowire.registry import Entry
 from robowire.serving.simulator.process import SimulatorProcess, worker_environment
@@ -29,7 +31,7 @@ from robowire.wire.messages import Call
 from robowire.wire.methods import check_params
 from robowire.worker.fingerprint import short_hash
 
-__all__ = ["Doctor"]
+__all__ = ["Doctor", "run", "told"]
 
 # The task of the README, LIBERO's first, and those of the page that load fastest.
 _TASKS: Mapping[str, str] = {
@@ -233,15 +235,22 @@ class Doctor:
         return {"complete": complete, "said": said}
 
 
-def run(doctor: Doctor, *, frame: str | None, as_json: bool) -> int:
-    """Examine, print, save the picture, and return the exit code: 0 where all is well, else 1."""
-    report = doctor.examine()
-    if frame is not None and doctor.frame is not None:
-        from PIL import Image  # only who saves a picture needs it
+def run(flags: DoctorFlags, program: Program) -> int:
+    """Print the report and return the exit code: 0 where no problem was found, else 1.
 
-        Image.fromarray(doctor.frame).save(frame)
-        report["frame_file"] = frame
-    sys.stdout.write(json.dumps(report, indent=2) + "\n" if as_json else told(report))
+    Raises:
+        ConfigurationError: A flag is unusable.
+    """
+    offered, pythons = offered_simulators(flags, program.simulators)
+    wanted = (*flags.simulators, *pythons)
+    doctor = Doctor(offered, pythons, wanted=wanted, timeout_s=flags.load_timeout_s)
+    report = doctor.examine()
+    if flags.frame is not None and doctor.frame is not None:
+        from PIL import Image  # only a saved image needs it
+
+        Image.fromarray(doctor.frame).save(flags.frame)
+        report["frame_file"] = flags.frame
+    sys.stdout.write(json.dumps(report, indent=2) + "\n" if flags.json else told(report))
     return 1 if report["problems"] else 0
 
 

@@ -1,4 +1,4 @@
-"""``server.py fleet`` and its words for a fleet that runs: ``status``, ``scale``, ``stop``."""
+"""``fleet``, and the commands for a fleet that runs: ``status``, ``scale``, ``stop``."""
 
 from __future__ import annotations
 
@@ -6,40 +6,41 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from robowire.address import parse_address
+from robowire.cli.command import Program
+from robowire.cli.parser import setting
+from robowire.cli.serve import serve
 from robowire.cli.simulator import SimulatorFlags, offered_simulators
 from robowire.errors import ConfigurationError
 from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.table import table
-from robowire.registry import nearest
+from robowire.registry import Entry, nearest
 
 __all__ = [
     "FleetFlags",
     "FleetScaleFlags",
     "FleetStatusFlags",
     "make_fleet",
+    "run",
     "scale_fleet",
     "show_fleet",
     "stop_fleet",
 ]
 
-_PROGRAM = Path(__file__).resolve().parents[1] / "server.py"
-
 
 @dataclass(frozen=True)
 class FleetFlags(SimulatorFlags, FleetOptions):
-    """The flags of ``server.py fleet``. Each server gets those that ``server.py simulator`` has too.
+    """Flags of ``fleet``. Each server gets those that ``simulator`` has too.
 
     Attributes:
-        simulator: What the fleet is for: a simulator that its servers are known to offer, or module:function
-            of your own, which they then offer besides.
+        simulator: Simulator that the fleet is for, checked when it starts, or module:function of your own,
+            which its servers then offer too.
     """
 
     simulator: str | None = None
@@ -49,15 +50,29 @@ class FleetFlags(SimulatorFlags, FleetOptions):
         FleetOptions.__post_init__(self)
 
 
-def make_fleet(flags: FleetFlags) -> FleetServer:
+def run(flags: FleetFlags, program: Program) -> int:
+    """Run the fleet until a signal or ``fleet stop``, then let its servers finish."""
+    fleet = make_fleet(flags, program.simulators, program.start_command("server.py"))
+    return serve(
+        fleet,
+        lambda host, port: program.example("server.py", "fleet", "status", "--address", f"{host}:{port}"),
+    )
+
+
+def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequence[str]) -> FleetServer:
     """Return the fleet of servers that the flags describe; none of them runs yet.
+
+    Args:
+        flags: Size, port, limits and how tasks are built.
+        simulators: Table of simulators, as the servers have it.
+        program: Words that start the program of a server; ``simulator`` and its flags follow.
 
     Raises:
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
     if flags.simulator is not None and ":" in flags.simulator:
         flags = dataclasses.replace(flags, simulators=(*flags.simulators, flags.simulator))
-    offered, _ = offered_simulators(flags)  # here, and not in each server's last words
+    offered, _ = offered_simulators(flags, simulators)  # here, and not in each server's last output
     if flags.simulator is not None and flags.simulator not in offered:
         raise ConfigurationError(
             f"no simulator is called {flags.simulator!r}.{nearest(flags.simulator, offered)} "
@@ -68,18 +83,23 @@ def make_fleet(flags: FleetFlags) -> FleetServer:
             f"http_port is {flags.http_port}, and only one of the fleet's servers could have it: leave it "
             "out, and start a server of its own for HTTP"
         )
-    # What the environment says of servers is in the flags already, the port of the fleet for one.
+    # Settings of servers in the environment are in the flags already, such as the port of the fleet.
     for variable in [name for name in os.environ if name.startswith("ROBOWIRE_SIM_")]:
         del os.environ[variable]
-    # Who comes and goes is the fleet's to say, once; with --log_level debug each server says it too.
+    # The fleet logs its clients once; with --log_level debug each server logs them too.
     level = "info" if logging.getLogger().isEnabledFor(logging.DEBUG) else "warning"
-    program = [sys.executable, str(_PROGRAM), "simulator", "--log_level", level]
+    command = [*program, "simulator", "--log_level", level]
     return FleetServer(
         flags,
         flags,
-        [*program, *_words(flags, SimulatorFlags, but=("port", "auth_token"))],
-        on_change=lambda rows: print(f"\n{table(rows)}", flush=True),
+        [*command, *_words(flags, SimulatorFlags, but=("port", "auth_token"))],
+        on_change=_print_table,
     )
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    sys.stdout.write(f"\n{table(rows)}\n")
+    sys.stdout.flush()
 
 
 def _words(options: Any, options_class: type, *, but: Sequence[str]) -> list[str]:
@@ -98,48 +118,48 @@ def _words(options: Any, options_class: type, *, but: Sequence[str]) -> list[str
 
 @dataclass(frozen=True)
 class FleetStatusFlags:
-    """Which fleet.
+    """Fleet to connect to.
 
     Attributes:
         address: Host and port of the fleet.
-        auth_token: What the fleet wants to be shown, if anything.
+        token: Token of the fleet, where it needs one.
     """
 
     address: str = "localhost:5555"
-    auth_token: str | None = None
+    token: str | None = None
 
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+    def request(self, method: str, **params: Any) -> dict[str, Any]:
         """Return the fleet's reply to one request."""
         host, port = parse_address("address", self.address, example="localhost:5555")
-        return ask_fleet(host, port, method, token=self.auth_token, **params)
+        return ask_fleet(host, port, method, token=self.token, **params)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FleetScaleFlags(FleetStatusFlags):
-    """Which fleet, and how large it is to be.
+    """Fleet to connect to, and its new size.
 
     Attributes:
-        num_services: Servers it is to have; those that are too many finish their sessions first.
+        num_services: Servers that the fleet is to have; surplus ones finish their sessions first.
     """
 
-    num_services: int = 0
+    num_services: int = field(metadata=setting(positional=True))
 
 
-def show_fleet(flags: FleetStatusFlags) -> int:
+def show_fleet(flags: FleetStatusFlags, program: Program) -> int:
     """Print the fleet's table."""
-    print(table(flags.ask("list_services")["services"]))
+    sys.stdout.write(f"{table(flags.request('list_services')['services'])}\n")
     return 0
 
 
-def scale_fleet(flags: FleetScaleFlags) -> int:
-    """Tell a fleet how many servers it is to have."""
-    flags.ask("scale", num_services=flags.num_services)
-    print(f"the fleet at {flags.address} goes to {flags.num_services} servers: see fleet status")
+def scale_fleet(flags: FleetScaleFlags, program: Program) -> int:
+    """Change how many servers a fleet has."""
+    flags.request("scale", num_services=flags.num_services)
+    sys.stdout.write(f"the fleet at {flags.address} goes to {flags.num_services} servers: see fleet status\n")
     return 0
 
 
-def stop_fleet(flags: FleetStatusFlags) -> int:
-    """Tell a fleet to end."""
-    flags.ask("stop")
-    print(f"the fleet at {flags.address} finishes the requests in hand and ends")
+def stop_fleet(flags: FleetStatusFlags, program: Program) -> int:
+    """Make a fleet end."""
+    flags.request("stop")
+    sys.stdout.write(f"the fleet at {flags.address} finishes the requests in hand and ends\n")
     return 0

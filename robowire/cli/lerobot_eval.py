@@ -1,87 +1,34 @@
-"""``client.py lerobot-eval``: an evaluation under LeRobot's flags, with a table of its tasks."""
+"""``lerobot-eval``: an evaluation with the flags of LeRobot, and a table of its tasks."""
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from robowire.address import join_address
+from robowire.cli.command import Program
 from robowire.cli.evaluate import find_ffmpeg, simulator_server, without_tokens
+from robowire.cli.evaluation_flags import IGNORED_BY_LEROBOT_EVAL, LerobotEvalFlags
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.integrations.lerobot import EnvConfig, SimClient, SimClientConfig
 from robowire.rollout.episodes import Episode
 from robowire.rollout.statistics import wilson_interval
 
-__all__ = ["LEROBOT_EVAL", "report", "totals"]
-
-# Flags of LeRobot that ask for what is so anyway, is the server's to say, or is told in another place here.
-_NOTED = {
-    "policy_device": "the policy server was told its device when it was started",
-    "client_device": "actions are numpy arrays here",
-    "debug_visualize_queue_size": "episodes.jsonl has the queue's mean size, of each episode",
-    "env.obs_type": "the policy server says what its policy needs",
-    "env.render_mode": "the policy server says what its policy needs",
-    "env.init_states": "LIBERO's initial states are taken in turn",
-    "eval.use_async_envs": "every simulator has a process of its own",
-    "videos_dir": "films are in the folder of the results",
-}
+__all__ = ["report", "run", "totals"]
 
 
-def _add_options(parser: Any) -> None:
-    add = parser.add_argument
-    add("--env.type", type=str, default="libero", help="name of the simulator, or module:function")
-    add("--env.task", type=str, default="libero_10", help="a task, a suite, or several with commas")
-    add("--env.task_ids", type=list[int], help="of each suite, only these: [0,3]")
-    add("--env.episode_length", type=int, help="steps after which an episode is over; default: the task's")
-    add("--env.camera_name", type=str, help="cameras with commas; default: those that the policy names")
-    add("--env.fps", type=float, help="the same as --fps")
-    add("--policy_type", "--policy.type", type=str, required=True, help="compared with the server's policy")
-    add(
-        "--pretrained_name_or_path",
-        "--policy.path",
-        type=str,
-        required=True,
-        help="the last part of it is compared with the name of the server's checkpoint",
-    )
-    add("--server_address", type=str, help="host:port of the policy server, as --address")
-    add("--task", type=str, default="", help="instruction for the policy; default: each task's own")
-    add("--n_episodes", "--eval.n_episodes", type=int, default=10, help="of each task")
-    add("--num_envs", "--eval.batch_size", type=int, default=1, help="simulators at one time")
-    add("--seed", type=int, default=0, help="0 to 999; episode i is seed * 1000 + i to the simulator")
-    add("--actions_per_chunk", type=int, help="use so many actions of each chunk; default: all")
-    add("--chunk_size_threshold", type=float, default=0.5, help="ask when this share of a chunk is left")
-    add("--aggregate_fn_name", type=str, default="weighted_average", help="how overlaps are merged")
-    add("--fps", type=float, help="control steps a second; default: the simulator's control_hz")
-    add("--clock", choices=["real", "virtual"], default="real", help="virtual: costs no waiting, and repeats")
-    add("--latency_ms", type=str, default="0", help="80, normal:80,20 or recorded:FILE")
-    add("--when_dry", choices=["hold", "zero", "wait"], default="hold", help="while the queue is empty")
-    add("--save_videos", type=bool, default=False, help="true: film")
-    add("--max_episodes_rendered", type=int, default=10, help="how many of the first episodes of each task")
-    add("--output_dir", type=str, help="folder for the results; default: outputs/lerobot-eval/<date-time>")
-    add("--overwrite", action="store_true", help="replace results that the folder holds")
-    add("--resume", action="store_true", help="run what the folder lacks")
-    add("--policy_wait_s", type=float, default=60.0, help="seconds that the policy server may be away")
-    add("--simulator_address", type=str, help="host:port of a simulator server; default: one is started here")
-    add("--simulator_token", type=str, help="shown to the simulator server, where it wants one")
-    for name, why in _NOTED.items():
-        add(f"--{name}", type=str, help=f"taken and noted: {why}")
-
-
-def _run(flags: Any) -> int:
-    """Return the exit code: 0; 1 where a server does not answer, or no episode was finished."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    for name, why in _NOTED.items():
-        if flags[name] is not None:
-            sys.stderr.write(f"note: --{name} changes nothing: {why}\n")
+def run(flags: LerobotEvalFlags, program: Program) -> int:
+    """Evaluate, print a table, return the exit code: 1 where a server fails or no episode was finished."""
+    for name, reason in IGNORED_BY_LEROBOT_EVAL.items():
+        if getattr(flags, name.replace(".", "_")) is not None:
+            sys.stderr.write(f"note: --{name} changes nothing: {reason}\n")
     folder = Path(flags.output_dir or f"outputs/lerobot-eval/{time.strftime('%Y%m%d-%H%M%S')}")
     bar = tqdm(unit="episode", dynamic_ncols=True)
 
@@ -89,8 +36,14 @@ def _run(flags: Any) -> int:
         bar.set_description(task)
         bar.update()
 
-    flags.simulator = flags.env.type
-    with simulator_server(flags) as (host, port), bar, logging_redirect_tqdm():
+    served = simulator_server(
+        program,
+        flags.env_type,
+        num_envs=flags.num_envs,
+        address=flags.simulator_address,
+        token=flags.simulator_token,
+    )
+    with served as (host, port), bar, logging_redirect_tqdm():
         client = SimClient(
             _config(flags, folder, f"{host}:{port}"),
             ffmpeg=find_ffmpeg(),
@@ -111,20 +64,23 @@ def _run(flags: Any) -> int:
     return 0 if totals(client.results)["episodes"] else 1
 
 
-def _config(flags: Any, folder: Path, simulator_address: str) -> SimClientConfig:
-    ids, env = flags.env.task_ids, flags.env
+def _config(flags: LerobotEvalFlags, folder: Path, simulator_address: str) -> SimClientConfig:
     try:
         return SimClientConfig(
             policy_type=flags.policy_type,
             pretrained_name_or_path=flags.pretrained_name_or_path,
             env=EnvConfig(
-                env.type, env.task, None if ids is None else tuple(ids), env.episode_length, env.camera_name
+                flags.env_type,
+                flags.env_task,
+                flags.env_task_ids,
+                flags.env_episode_length,
+                flags.env_camera_name,
             ),
             actions_per_chunk=flags.actions_per_chunk,
             task=flags.task,
             server_address=flags.server_address or join_address(flags.host, flags.port),
             chunk_size_threshold=flags.chunk_size_threshold,
-            fps=flags.fps if flags.fps is not None else env.fps,
+            fps=flags.fps if flags.fps is not None else flags.env_fps,
             aggregate_fn_name=flags.aggregate_fn_name,
             n_episodes=flags.n_episodes,
             seed=flags.seed,
@@ -135,7 +91,7 @@ def _config(flags: Any, folder: Path, simulator_address: str) -> SimClientConfig
             clock=flags.clock,
             latency_ms=flags.latency_ms,
             num_envs=flags.num_envs,
-            when_dry=flags.when_dry,
+            when_dry=flags.on_empty_queue,
             policy_wait_s=flags.policy_wait_s,
             overwrite=flags.overwrite,
             resume=flags.resume,
@@ -201,7 +157,3 @@ def _write(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     (folder / "results.json").write_text(
         json.dumps({"tasks": tasks, "all": totals(results)}, indent=2) + "\n"
     )
-
-
-# A row of client.py's table leads here; its class is the program's, and rooms import nothing from programs.
-LEROBOT_EVAL = SimpleNamespace(add_options=_add_options, run=_run)

@@ -1,4 +1,4 @@
-"""``server.py policy``: the policy server's flags, and the server of the policy that they name."""
+"""``policy``: the policy server's flags, and the server of the policy that they name."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from policies.registry import POLICIES
+from robowire.cli.command import Program
+from robowire.cli.serve import serve
 from robowire.interfaces import PolicyOptions
-from robowire.registry import load
+from robowire.registry import Entry, load
 from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
 
-__all__ = ["PolicyFlags", "make_policy_server"]
+__all__ = ["PolicyFlags", "make_policy_server", "run"]
 
 
 @dataclass(frozen=True)
 class PolicyFlags(PolicyServerOptions):
-    """The flags of ``server.py policy``.
+    """Flags of ``policy``.
 
     Attributes:
-        policy: A name in the table of policies, or module:function of your own.
+        policy: Name of a policy, or module:function of your own.
         model_name_or_path: Folder of a checkpoint; the embedded one by default.
         dataset_id: Which entry of the checkpoint's normalize.json to use; the first by default.
         device: cpu, cuda, cuda:N, or auto for CUDA where there is one.
@@ -36,8 +37,20 @@ class PolicyFlags(PolicyServerOptions):
     policy_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make_policy_server(flags: PolicyFlags) -> PolicyServer:
+def run(flags: PolicyFlags, program: Program) -> int:
+    """Serve until a signal, then drain."""
+    server = make_policy_server(flags, program.policies)
+    return serve(
+        server, lambda host, port: program.example("client.py", "infer", "--host", host, "--port", port)
+    )
+
+
+def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> PolicyServer:
     """Return the server of the policy that the flags name.
+
+    Args:
+        flags: Policy, port and limits.
+        policies: Table of policies; those of installed packages are offered too.
 
     Raises:
         RobowireError: It cannot be loaded, or the port not be opened; the message says what to do.
@@ -49,7 +62,7 @@ def make_policy_server(flags: PolicyFlags) -> PolicyServer:
         camera_names=flags.camera_names,
         extra=flags.policy_options,
     )
-    policy = load("policy", flags.policy, POLICIES)(options)
+    policy = load("policy", flags.policy, policies)(options)
     folder = flags.model_name_or_path
     return PolicyServer(
         policy,

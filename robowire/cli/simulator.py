@@ -1,14 +1,17 @@
-"""``server.py simulator`` and ``doctor``: what is offered, how it is served, and whether it can be."""
+"""``simulator`` and ``doctor``: flags, simulators on offer, and the server of them."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmark.registry import SIMULATORS
-from robowire.cli.command import Server
+from robowire.cli.command import Program
+from robowire.cli.parser import environment_values
+from robowire.cli.serve import Server, serve
 from robowire.errors import ConfigurationError
 from robowire.interfaces import TaskOptions
 from robowire.registry import Entry, entries, load
@@ -17,24 +20,24 @@ from robowire.serving.simulator.service import SimulatorServer, SimulatorServerO
 __all__ = [
     "DoctorFlags",
     "SimulatorFlags",
-    "examine",
-    "make_simulator_doors",
     "make_simulator_server",
     "offered_simulators",
+    "run",
+    "simulator_server_of_environment",
 ]
 
 
 @dataclass(frozen=True)
 class SimulatorFlags(TaskOptions, SimulatorServerOptions):
-    """The flags of ``server.py simulator``. How a task is built, clients may override.
+    """Flags of ``simulator``. Clients may override how a task is built.
 
     Attributes:
         simulators: Further simulators to offer, module:function of your own.
         simulator_python: Interpreters of simulators that need another environment, such as
             libero=/opt/libero/bin/python.
         libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
-        http_port: Port of the HTTP front, with a page to try it; none by default.
-        http_host: Its address, where it is another than --host.
+        http_port: Port of the HTTP frontend, with a page to try it; none by default.
+        http_host: Address of the HTTP frontend, where it differs from --host.
     """
 
     simulators: tuple[str, ...] = ()
@@ -49,23 +52,56 @@ class SimulatorFlags(TaskOptions, SimulatorServerOptions):
             raise ConfigurationError(f"http_port is {self.http_port}, expected 0 to 65535")
 
 
-def make_simulator_server(flags: SimulatorFlags) -> SimulatorServer:
+def run(flags: SimulatorFlags, program: Program) -> int:
+    """Serve until a signal, then drain."""
+    server = _with_http(flags, make_simulator_server(flags, program.simulators))
+    return serve(
+        server,
+        lambda host, port: program.example(
+            "client.py",
+            *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
+            *("--simulator", "robosuite", "--task", "Lift"),
+        ),
+    )
+
+
+def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]) -> SimulatorServer:
     """Return the server of every simulator in the table, of installed packages, and of the flags.
+
+    Args:
+        flags: Port, limits and how tasks are built.
+        simulators: Table of simulators; those of installed packages are offered too.
 
     Raises:
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
-    offered, pythons = offered_simulators(flags)
+    offered, pythons = offered_simulators(flags, simulators)
     return SimulatorServer(offered, flags, task=flags, pythons=pythons)
 
 
-def offered_simulators(flags: SimulatorFlags) -> tuple[dict[str, Entry], dict[str, str]]:
+def simulator_server_of_environment(table: Mapping[str, Entry], /, **changes: Any) -> SimulatorServer:
+    """Return what ``simulator`` without a flag would serve: ``ROBOWIRE_SIM_*`` count, and defaults.
+
+    Args:
+        table: Table of simulators.
+        changes: Fields of :class:`SimulatorFlags` that are different.
+
+    Raises:
+        RobowireError: As :func:`make_simulator_server`.
+    """
+    values = {**environment_values(SimulatorFlags, "ROBOWIRE_SIM"), **changes}
+    return make_simulator_server(SimulatorFlags(**values), table)
+
+
+def offered_simulators(
+    flags: SimulatorFlags, simulators: Mapping[str, Entry]
+) -> tuple[dict[str, Entry], dict[str, str]]:
     """Return the simulators that the flags offer and the interpreters of some; simulators inherit the rest.
 
     Raises:
         ConfigurationError: A flag is unusable.
     """
-    offered = entries("simulator", SIMULATORS)
+    offered = entries("simulator", simulators)
     for name in flags.simulators:
         if ":" not in name:
             raise ConfigurationError(
@@ -94,48 +130,30 @@ def offered_simulators(flags: SimulatorFlags) -> tuple[dict[str, Entry], dict[st
 
 
 # An extra, so it is imported when it is asked for.
-_FRONTS = {"http": Entry("robowire.frontends.http.server:HttpServer", extra="http")}
+_FRONTENDS = {"http": Entry("robowire.frontends.http.server:HttpServer", extra="http")}
 
 
-def make_simulator_doors(flags: SimulatorFlags) -> Server:
-    """Return the server that the flags ask for, with the HTTP front where they name its port.
-
-    Raises:
-        RobowireError: As :func:`make_simulator_server`; or what the front needs is not installed.
-    """
+def _with_http(flags: SimulatorFlags, server: SimulatorServer) -> Server:
+    """Return the server with the HTTP frontend, where the flags name its port."""
     if flags.http_port is None:
-        return make_simulator_server(flags)
-    make_front = load("front", "http", _FRONTS)
+        return server
+    make_frontend = load("front", "http", _FRONTENDS)
     host = flags.host if flags.http_host is None else flags.http_host
-    front: Server = make_front(make_simulator_server(flags), host=host, port=flags.http_port)
-    return front
+    frontend: Server = make_frontend(server, host=host, port=flags.http_port)
+    return frontend
 
 
 @dataclass(frozen=True)
 class DoctorFlags(SimulatorFlags):
-    """The flags of ``server.py doctor``: its own, and the simulator server's, which it would start with them.
+    """Flags of ``doctor``: its own, and those of the simulator server that it examines.
 
     Attributes:
-        frame: File to save the rendered picture in, such as frame.png.
-        json: Print all that was found as JSON.
+        frame: File to save the rendered image in, such as frame.png.
+        json: Print the whole report as JSON.
         load_timeout_s: Seconds to import a simulator, and again to load its task.
     """
 
     frame: str | None = None
     json: bool = False
-    # Whoever asks a doctor does not wait five minutes for each simulator; LIBERO's first takes 10 s.
+    # A person waits for the report, so not five minutes for each simulator; LIBERO's first import takes 10 s.
     load_timeout_s: float = 60.0
-
-
-def examine(flags: DoctorFlags) -> int:
-    """Print how things stand and return the exit code: 0 where all is well, else 1.
-
-    Raises:
-        ConfigurationError: A flag is unusable.
-    """
-    from robowire.cli.doctor import Doctor, run
-
-    offered, pythons = offered_simulators(flags)
-    wanted = (*flags.simulators, *pythons)
-    doctor = Doctor(offered, pythons, wanted=wanted, timeout_s=flags.load_timeout_s)
-    return run(doctor, frame=flags.frame, as_json=flags.json)

@@ -1,4 +1,4 @@
-"""``client.py sweep``: what a latency costs, for each way to put chunks together, on a virtual clock.
+"""``sweep``: the cost of latency for each aggregation of chunks, on a virtual clock.
 
 Each point is an evaluation with a folder of results of its own under ``points/``. No finished episode is run
 twice, so the same command, started again, goes on where it stopped. The first point is the mode sync, the
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,19 +22,20 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from robowire import SimulatorClient
+from robowire.cli.command import Program
 from robowire.cli.evaluate import (
-    add_run_options,
-    name_task,
+    named_task,
     policy_opener,
     run_options,
     simulator_server,
     skip,
     without_tokens,
 )
+from robowire.cli.evaluation_flags import SweepFlags
 from robowire.cli.paired import mean_interval
 from robowire.cli.sweep_plot import plot
-from robowire.client.action_queue import AGGREGATE_FUNCTIONS, load_aggregate_function
-from robowire.client.async_controller import WHEN_DRY, AsyncOptions
+from robowire.client.action_queue import load_aggregate_function
+from robowire.client.async_controller import AsyncOptions
 from robowire.errors import ConfigurationError, SpecMismatch, UnknownName
 from robowire.rollout.episodes import SimulatorSession
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
@@ -44,7 +43,7 @@ from robowire.rollout.results import read_rows
 from robowire.rollout.simulator_pool import SimulatorPool
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
-__all__ = ["SWEEP", "Point", "figures", "latencies_of", "make_points", "report"]
+__all__ = ["Point", "figures", "latencies_of", "make_points", "report", "run"]
 
 
 @dataclass(frozen=True)
@@ -172,43 +171,36 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _add_options(parser: Any) -> None:
-    add_run_options(parser)
-    add = parser.add_argument
-    several = {"type": str, "nargs": "+"}
-    add("--latencies_ms", **several, default=["0,100,200,400"], help="as --latency_ms of evaluate has them")
-    functions = ",".join(AGGREGATE_FUNCTIONS)
-    add("--aggregate_fn_names", **several, default=[functions], help="these, or module:function")
-    add("--chunk_size_thresholds", **several, default=["0.5"], help="ask when this share of a chunk is left")
-    add("--actions_per_chunk", **several, default=["all"], help="use so many actions of each chunk, or all")
-    add("--fps", type=float, help="control steps a second; default: the simulator's control_hz")
-    add(
-        "--when_dry", choices=list(WHEN_DRY), default="hold", help="what is executed while the queue is empty"
-    )
-    add("--output_dir", type=str, help="folder for the results; one that holds a part of them is completed")
-    add("--overwrite", action="store_true", help="begin anew instead")
+def run(flags: SweepFlags, program: Program) -> int:
+    """Evaluate every point, write tables and a plot, return the exit code: 1 where no episode was finished.
 
-
-def _run(flags: Any) -> int:
-    """Return the exit code: 0; 1 where no episode was finished; 2 where policy and simulator do not fit."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    Raises:
+        ConfigurationError: A flag is unusable, or policy and simulator do not fit.
+    """
     points = make_points(
         latencies_of(flags.latencies_ms),
         _words(flags.aggregate_fn_names),
         _numbers("chunk_size_thresholds", flags.chunk_size_thresholds, float),
         _numbers("actions_per_chunk", flags.actions_per_chunk, int, everything="all"),
         fps=flags.fps,
-        when_dry=flags.when_dry,
+        when_dry=flags.on_empty_queue,
     )
-    name_task(flags)
-    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-sweep-{flags.task.replace('/', '-')}"
+    simulator, task = named_task(flags, program)
+    flags = replace(flags, simulator=simulator, task=task)
+    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-sweep-{task.replace('/', '-')}"
     sweep = _Sweep(flags, points, Path(flags.output_dir or default_dir))
+    served = simulator_server(
+        program,
+        simulator,
+        num_envs=flags.num_envs,
+        address=flags.simulator_address,
+        token=flags.simulator_token,
+    )
     try:
-        with simulator_server(flags) as (host, port), logging_redirect_tqdm():
+        with served as (host, port), logging_redirect_tqdm():
             sweep.run(lambda: SimulatorClient(host, port, token=flags.simulator_token))
     except SpecMismatch as exc:
-        sys.stderr.write(f"client.py sweep: {exc}\n")
-        return 2
+        raise ConfigurationError(str(exc)) from exc
     finally:
         if sweep.rows:
             plot(sweep.rows, sweep.folder / "sweep.png", title=sweep.title())
@@ -224,7 +216,7 @@ class _Sweep:
         rows: :func:`figures` of the finished points.
     """
 
-    def __init__(self, flags: Any, points: Sequence[Point], folder: Path) -> None:
+    def __init__(self, flags: SweepFlags, points: Sequence[Point], folder: Path) -> None:
         self._flags = flags
         self._points = points
         self._policy: dict[str, Any] = {}
@@ -243,7 +235,7 @@ class _Sweep:
                 self._evaluate(point, pool, bar)
 
     def title(self) -> str:
-        """Return what the picture is of."""
+        """Return the title of the plot."""
         flags, policy = self._flags, self._policy
         checkpoint = f" ({policy['checkpoint']})" if policy.get("checkpoint") else ""
         return (
@@ -260,7 +252,7 @@ class _Sweep:
             overwrite=flags.overwrite,
             resume=not flags.overwrite,
             asynchronous=point.clock,
-            **run_options(flags),
+            **run_options(flags, flags.simulator, str(flags.task)),
         )
         summary = evaluate(
             options,
@@ -277,7 +269,7 @@ class _Sweep:
 
     def _write(self) -> None:
         flags = self._flags
-        told = {
+        written = {
             "complete": len(self.rows) == len(self._points),
             "simulator": flags.simulator,
             "task": flags.task,
@@ -287,7 +279,7 @@ class _Sweep:
             "command_line": without_tokens(sys.argv),
             "points": self.rows,
         }
-        (self.folder / "sweep.json").write_text(json.dumps(told, indent=2) + "\n")
+        (self.folder / "sweep.json").write_text(json.dumps(written, indent=2) + "\n")
         with (self.folder / "sweep.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(self.rows[0]))
             writer.writeheader()
@@ -313,7 +305,3 @@ def _numbers(
     except ValueError:
         hint = f", or {everything}" if everything else ""
         raise ConfigurationError(f"{name} is {','.join(words)!r}, expected numbers{hint}") from None
-
-
-# A row of client.py's table leads here, as in robowire/cli/evaluate.py.
-SWEEP = SimpleNamespace(add_options=_add_options, run=_run)

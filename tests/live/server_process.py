@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,13 @@ def run_server(*flags: str, environ: Mapping[str, str] | None = None) -> subproc
     )
 
 
+def shown_python() -> str:
+    """Return how a program started in the checkout names our Python to a person."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    return min(sys.executable, os.path.relpath(sys.executable, ROOT), key=len)
+
+
 class ServerProcess:
     """``server.py`` on a free port, ``policy --policy random`` if not told; killed if it still runs.
 
@@ -46,14 +54,15 @@ class ServerProcess:
         command: tuple[str, ...] = ("policy", "--policy", "random"),
         environ: Mapping[str, str] | None = None,
         max_files: int | None = None,
+        cwd: Path = ROOT,
     ) -> None:
         self._log = log
         limit = "" if max_files is None else f"ulimit -n {max_files};"
-        program = [sys.executable, "server.py", *command, "--port", "0", *flags]
+        program = [sys.executable, str(ROOT / "server.py"), *command, "--port", "0", *flags]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
                 ["bash", "-c", f'{limit} exec "$@"', "bash", *program],
-                cwd=ROOT,
+                cwd=cwd,
                 env=environment(environ),
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmark.registry import SIMULATORS
 from robowire.cli.doctor import Doctor, told
 from robowire.cli.simulator import SimulatorFlags, make_simulator_server
 from robowire.client.simulator_client import SimulatorClient
@@ -77,7 +78,7 @@ def test_its_fingerprint_is_the_one_that_results_carry(examined: Any) -> None:
     _, report, _ = examined
     family = report["simulators"]["robosuite"]
     assert family["fingerprint_hash"] == short_hash(family["fingerprint"])
-    server = make_simulator_server(SimulatorFlags(host="127.0.0.1", port=0))
+    server = make_simulator_server(SimulatorFlags(host="127.0.0.1", port=0), SIMULATORS)
     with server, SimulatorClient(*server.address) as client:
         client.select_simulator("robosuite")
         client.load_task("Lift", camera_names=["agentview"], observation_format="meta")

@@ -20,11 +20,12 @@ import numpy as np
 import psutil
 import pytest
 from raw_client import RawClient
-from server_process import PATIENCE_S, ROOT, ServerProcess, run_server
+from server_process import PATIENCE_S, ROOT, ServerProcess, run_server, shown_python
 
 import client as client_program
-from robowire.cli.command import parse
+from benchmark.registry import SIMULATORS
 from robowire.cli.fleet import FleetFlags, make_fleet
+from robowire.cli.parser import parse
 from robowire.cli.simulator import SimulatorFlags
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import (
@@ -437,7 +438,7 @@ def test_the_program_is_scaled_and_told_to_stop(tmp_path: Path) -> None:
         assert server.banner == [
             "a fleet of 1 simulator servers, engine local",
             f"listening on 127.0.0.1:{port}: 127.0.0.1:{port}",
-            f"try it: python server.py fleet status --address 127.0.0.1:{port}",
+            f"try it: {shown_python()} server.py fleet status --address 127.0.0.1:{port}",
         ]
         wait_for_services(server, 1)
         assert re.search(
@@ -490,10 +491,10 @@ def test_a_service_gets_the_flags_of_its_fleet() -> None:
         auth_token="secret",
         port=0,
     )
-    with make_fleet(flags) as fleet:
+    with make_fleet(flags, SIMULATORS, ["server.py"]) as fleet:
         words = fleet.supervisor.command
     name, *given = words[words.index("simulator") :]
-    told, _ = parse(name, COMMANDS[name], given)
+    told, _ = parse("server.py", name, COMMANDS[name], given)
     for option in dataclasses.fields(SimulatorFlags):
         expected = getattr(flags, option.name)
         if option.name == "simulators":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from policies.registry import POLICIES
 from robowire.cli.policy import PolicyFlags, make_policy_server
 from server import simulator_server_of_environment
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[str, Path]]:
     """Return what it printed and wrote with one simulator and with two, on servers that are there already."""
     results = {}
-    policy_server = make_policy_server(PolicyFlags(host="127.0.0.1", port=0, device="cpu"))
+    policy_server = make_policy_server(PolicyFlags(host="127.0.0.1", port=0, device="cpu"), POLICIES)
     simulator_server = simulator_server_of_environment(host="127.0.0.1", port=0)
     with policy_server as policies, simulator_server as simulators:
         for num_envs in (1, 2):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from server_process import ROOT, environment
 
+from policies.registry import POLICIES
 from robowire import PolicyClient
 from robowire.cli.policy import PolicyFlags, make_policy_server
 from robowire.errors import ConfigurationError, TaskNotFound, UnknownSimulator
@@ -163,7 +164,7 @@ def test_another_policy_than_the_servers_is_refused(
 def test_a_server_tells_the_name_of_its_checkpoint_and_not_where_it_lies() -> None:
     folder = str(ROOT / "policies" / "act" / "default")
     flags = PolicyFlags(host="127.0.0.1", port=0, device="cpu", model_name_or_path=folder)
-    with make_policy_server(flags) as server, PolicyClient(*server.address[:2]) as client:
+    with make_policy_server(flags, POLICIES) as server, PolicyClient(*server.address[:2]) as client:
         assert client.get_info()["model_name"] == "default"
 
 

@@ -11,6 +11,7 @@ import pytest
 from client_process import finish, start_client
 from server_process import ROOT, run_server
 
+from benchmark.registry import SIMULATORS
 from policies.registry import POLICIES
 from robowire.cli.simulator import SimulatorFlags, make_simulator_server
 from robowire.interfaces import PolicyOptions
@@ -42,7 +43,7 @@ def test_the_folder_of_the_assets_reaches_the_simulators_processes(
     monkeypatch.setenv("ROBOWIRE_LIBERO_ASSETS", "of the environment")
     (tmp_path / "scenes").mkdir()
     flags = SimulatorFlags(host="127.0.0.1", port=0, libero_assets=str(tmp_path))
-    with make_simulator_server(flags):
+    with make_simulator_server(flags, SIMULATORS):
         assert os.environ["ROBOWIRE_LIBERO_ASSETS"] == str(tmp_path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from raw_client import RawClient, wait_until
-from server_process import ROOT, ServerProcess, environment, run_server
+from server_process import ROOT, ServerProcess, environment, run_server, shown_python
 
 import server as program
 from robowire.meta import MetaObs
@@ -56,7 +56,22 @@ def test_the_banner_says_what_is_served_where_and_how_to_try_it(tmp_path: Path) 
             "action_dim 7 (ee delta)"
         )
         assert server.banner[1].startswith(f"listening on 0.0.0.0:{port}: localhost:{port}")
-        assert server.banner[2] == f"try it: python client.py infer --host localhost --port {port}"
+        assert server.banner[2] == f"try it: {shown_python()} client.py infer --host localhost --port {port}"
+
+
+def test_the_line_to_try_runs_as_printed_from_the_folder_where_the_server_was_started(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log", "--chunk_size", "8", cwd=tmp_path) as server:
+        line = server.banner[2].removeprefix("try it: ")
+        tried = subprocess.run(
+            ["bash", "-c", f"{line} --delay 0"],
+            cwd=tmp_path,
+            env=environment({"PATH": "/usr/bin:/bin"}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert (tried.returncode, tried.stderr) == (0, "")
+    assert "request 5: 8 actions of 7 in " in tried.stdout
 
 
 def test_it_answers_observations_and_logs_who_came(tmp_path: Path) -> None:
@@ -189,7 +204,7 @@ def test_a_key_that_the_file_misspells_is_named(tmp_path: Path) -> None:
     config = tmp_path / "options.yaml"
     config.write_text("prot: 5001\n")
     ended = run_server("policy", "--config", str(config))
-    message = "server.py policy: Option 'prot' is not accepted. Did you mean 'port'?\n"
+    message = f"server.py policy: {config}: option 'prot' is not accepted. Did you mean 'port'?\n"
     assert (ended.returncode, ended.stderr) == (2, message)
 
 

@@ -1,0 +1,249 @@
+"""Flags of the commands that run and compare episodes. Numpy only: ``--help`` works without extras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from robowire.cli.connection_flags import ConnectionFlags
+from robowire.cli.parser import setting
+from robowire.errors import ConfigurationError
+
+__all__ = [
+    "IGNORED_BY_LEROBOT_EVAL",
+    "CompareFlags",
+    "EvaluateFlags",
+    "LerobotEvalFlags",
+    "RunFlags",
+    "SweepFlags",
+]
+
+_CLOCKS = ("real", "virtual")
+_ON_EMPTY_QUEUE = ("hold", "zero", "wait")
+# A typing error must not delete results.
+_DELETES = setting(suggested=False)
+
+
+def _check_policy_wait(flags: Any) -> None:
+    if flags.policy_wait_s < 0:
+        raise ConfigurationError(f"policy_wait_s is {flags.policy_wait_s:g}, expected 0 or more seconds")
+
+
+@dataclass(frozen=True)
+class RunFlags(ConnectionFlags):
+    """Flags of every command that runs episodes: which, and where.
+
+    Attributes:
+        simulator: Name of the simulator, with a task (gymnasium:FetchReach-v4) or without, or
+            module:function.
+        task: Task of the simulator; default: the one named with it, else Lift.
+        num_episodes: Episodes to run, at most 1000.
+        num_envs: Simulators at the same time, a process each.
+        seed: Evaluation seed, 0 or more; the simulator's seed of episode i is seed * 1000 + i.
+        n_action_steps: Actions executed of each chunk; default: what the policy server says, else the whole
+            chunk.
+        max_episode_steps: Steps after which an episode is over; default: the task's own limit.
+        robot: Robot, such as Panda; default: the simulator's.
+        controller: Controller, such as OSC_POSE; default: the simulator's.
+        camera_names: Cameras of the simulator, in the order of the policy's.
+        policy_wait_s: Seconds that the policy server may be away once the evaluation has begun, each time.
+        simulator_address: Simulator server as host:port; default: one is started here.
+        simulator_token: Token of the simulator server, where it needs one.
+    """
+
+    simulator: str = "robosuite"
+    task: str | None = None
+    num_episodes: int = 50
+    num_envs: int = 2
+    seed: int = 0
+    n_action_steps: int | None = None
+    max_episode_steps: int | None = None
+    robot: str | None = None
+    controller: str | None = None
+    camera_names: tuple[str, ...] | None = None
+    # A policy server that is started again imports torch and reads its weights, which takes seconds; one
+    # that a person has to notice and start takes longer.
+    policy_wait_s: float = 60.0
+    simulator_address: str | None = None
+    simulator_token: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_policy_wait(self)
+
+
+@dataclass(frozen=True)
+class EvaluateFlags(RunFlags):
+    """Flags of ``evaluate``.
+
+    Attributes:
+        mode: In sync mode the simulator waits for each chunk; in async mode it goes on with the last one.
+        clock: Clock of the async mode: real time at --fps (real, the default), or latencies as numbers of
+            steps, which cost no waiting and repeat (virtual).
+        latency_ms: Latency in the async mode: 0 (default), 80, normal:80,20 (mean, std) or recorded:FILE; the
+            whole latency on the virtual clock, added to the real one in real time.
+        fps: Control steps a second in the async mode; default: the simulator's control_hz.
+        chunk_size_threshold: Share of a chunk that is left when the next is requested in the async mode
+            (0.5).
+        actions_per_chunk: Actions used of each chunk in the async mode; default: all.
+        aggregate_fn_name: Aggregation of overlapping chunks in the async mode: average, conservative,
+            latest_only, weighted_average (default), or module:function.
+        on_empty_queue: Action while the queue is empty in the async mode (hold).
+        output_dir: Folder for the results; default: outputs/<date-time>-<task>.
+        overwrite: Replace results that the folder holds.
+        resume: Keep what the folder holds, and run the episodes that are missing or ended with an error.
+        record_video: Videos to record: off, failures, all, or how many of the first episodes.
+    """
+
+    mode: str = field(default="sync", metadata=setting(choices=("sync", "async")))
+    # Without defaults of their own: in the mode sync they mean nothing, and are refused.
+    clock: str | None = field(default=None, metadata=setting(choices=_CLOCKS))
+    latency_ms: str | None = None
+    fps: float | None = None
+    chunk_size_threshold: float | None = None
+    actions_per_chunk: int | None = None
+    aggregate_fn_name: str | None = None
+    on_empty_queue: str | None = field(default=None, metadata=setting(choices=_ON_EMPTY_QUEUE))
+    output_dir: str | None = None
+    overwrite: bool = field(default=False, metadata=_DELETES)
+    resume: bool = False
+    record_video: str = "5"
+
+
+@dataclass(frozen=True)
+class SweepFlags(RunFlags):
+    """Flags of ``sweep``.
+
+    Attributes:
+        latencies_ms: Latencies, each written as --latency_ms of evaluate.
+        aggregate_fn_names: Aggregations of overlapping chunks: these, or module:function.
+        chunk_size_thresholds: Shares of a chunk that are left when the next is requested.
+        actions_per_chunk: Actions used of each chunk, numbers or all.
+        fps: Control steps a second; default: the simulator's control_hz.
+        on_empty_queue: Action while the queue is empty.
+        output_dir: Folder for the results; one that holds a part of them is completed.
+        overwrite: Replace results that the folder holds.
+    """
+
+    latencies_ms: tuple[str, ...] = field(default=("0,100,200,400",), metadata=setting(split=False))
+    aggregate_fn_names: tuple[str, ...] = ("average", "conservative", "latest_only", "weighted_average")
+    chunk_size_thresholds: tuple[str, ...] = ("0.5",)
+    actions_per_chunk: tuple[str, ...] = ("all",)
+    fps: float | None = None
+    on_empty_queue: str = field(default="hold", metadata=setting(choices=_ON_EMPTY_QUEUE))
+    output_dir: str | None = None
+    overwrite: bool = field(default=False, metadata=_DELETES)
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """Flags of ``compare``.
+
+    Attributes:
+        a: Folder of results.
+        b: Folder of results of the same task and --seed.
+        json: Print one JSON object.
+    """
+
+    a: str = field(metadata=setting(positional=True))
+    b: str = field(metadata=setting(positional=True))
+    json: bool = False
+
+
+# Flags of LeRobot that ask for what is so anyway, belong to the server, or are reported elsewhere here, with
+# the reason that is shown.
+IGNORED_BY_LEROBOT_EVAL = {
+    "policy_device": "the policy server was told its device when it was started",
+    "client_device": "actions are numpy arrays here",
+    "debug_visualize_queue_size": "episodes.jsonl has the queue's mean size, of each episode",
+    "env.obs_type": "the policy server says what its policy needs",
+    "env.render_mode": "the policy server says what its policy needs",
+    "env.init_states": "LIBERO's initial states are taken in turn",
+    "eval.use_async_envs": "every simulator has a process of its own",
+    "videos_dir": "videos are in the folder of the results",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LerobotEvalFlags(ConnectionFlags):
+    """Flags of ``lerobot-eval``.
+
+    Attributes:
+        env_type: Name of the simulator, or module:function.
+        env_task: Task, suite, or several with commas.
+        env_task_ids: Tasks of each suite to run, such as [0,3]; default: all.
+        env_episode_length: Steps after which an episode is over; default: the task's own limit.
+        env_camera_name: Cameras with commas; default: those that the policy names.
+        env_fps: Same as --fps.
+        policy_type: Kind of policy, compared with the server's.
+        pretrained_name_or_path: Checkpoint, whose last part is compared with the name of the server's.
+        server_address: Policy server as host:port, same as --address.
+        task: Instruction for the policy; default: each task's own.
+        n_episodes: Episodes of each task.
+        num_envs: Simulators at the same time.
+        seed: Evaluation seed, 0 or more; the simulator's seed of episode i is seed * 1000 + i.
+        actions_per_chunk: Actions used of each chunk; default: all.
+        chunk_size_threshold: Share of a chunk that is left when the next is requested.
+        aggregate_fn_name: Aggregation of overlapping chunks.
+        fps: Control steps a second; default: the simulator's control_hz.
+        clock: Clock: real time (real), or latencies as numbers of steps, which repeat (virtual).
+        latency_ms: Latency: 80, normal:80,20 or recorded:FILE.
+        on_empty_queue: Action while the queue is empty.
+        save_videos: Record videos.
+        max_episodes_rendered: Videos of each task, of its first episodes.
+        output_dir: Folder for the results; default: outputs/lerobot-eval/<date-time>.
+        overwrite: Replace results that the folder holds.
+        resume: Run the episodes that the folder lacks.
+        policy_wait_s: Seconds that the policy server may be away once the evaluation has begun.
+        simulator_address: Simulator server as host:port; default: one is started here.
+        simulator_token: Token of the simulator server, where it needs one.
+        policy_device: Accepted without effect.
+        client_device: Accepted without effect.
+        debug_visualize_queue_size: Accepted without effect.
+        env_obs_type: Accepted without effect.
+        env_render_mode: Accepted without effect.
+        env_init_states: Accepted without effect.
+        eval_use_async_envs: Accepted without effect.
+        videos_dir: Accepted without effect.
+    """
+
+    env_type: str = field(default="libero", metadata=setting(name="env.type"))
+    env_task: str = field(default="libero_10", metadata=setting(name="env.task"))
+    env_task_ids: tuple[int, ...] | None = field(default=None, metadata=setting(name="env.task_ids"))
+    env_episode_length: int | None = field(default=None, metadata=setting(name="env.episode_length"))
+    env_camera_name: str | None = field(default=None, metadata=setting(name="env.camera_name"))
+    env_fps: float | None = field(default=None, metadata=setting(name="env.fps"))
+    policy_type: str = field(metadata=setting(aliases=("policy.type",)))
+    pretrained_name_or_path: str = field(metadata=setting(aliases=("policy.path",)))
+    server_address: str | None = None
+    task: str = ""
+    n_episodes: int = field(default=10, metadata=setting(aliases=("eval.n_episodes",)))
+    num_envs: int = field(default=1, metadata=setting(aliases=("eval.batch_size",)))
+    seed: int = 0
+    actions_per_chunk: int | None = None
+    chunk_size_threshold: float = 0.5
+    aggregate_fn_name: str = "weighted_average"
+    fps: float | None = None
+    clock: str = field(default="real", metadata=setting(choices=_CLOCKS))
+    latency_ms: str = "0"
+    on_empty_queue: str = field(default="hold", metadata=setting(choices=_ON_EMPTY_QUEUE))
+    save_videos: bool = False
+    max_episodes_rendered: int = 10
+    output_dir: str | None = None
+    overwrite: bool = field(default=False, metadata=_DELETES)
+    resume: bool = False
+    policy_wait_s: float = 60.0
+    simulator_address: str | None = None
+    simulator_token: str | None = None
+    policy_device: str | None = None
+    client_device: str | None = None
+    debug_visualize_queue_size: str | None = None
+    env_obs_type: str | None = field(default=None, metadata=setting(name="env.obs_type"))
+    env_render_mode: str | None = field(default=None, metadata=setting(name="env.render_mode"))
+    env_init_states: str | None = field(default=None, metadata=setting(name="env.init_states"))
+    eval_use_async_envs: str | None = field(default=None, metadata=setting(name="eval.use_async_envs"))
+    videos_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_policy_wait(self)

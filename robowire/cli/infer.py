@@ -1,0 +1,104 @@
+"""``infer``: send random observations that fit the policy, and time the answers. Runs on Python 3.8."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from robowire.cli.command import Program
+from robowire.cli.connection_flags import ConnectionFlags, at_least, open_policy_client
+from robowire.cli.ping import quantiles
+from robowire.client.policy_client import PolicyClient
+from robowire.errors import ConfigurationError, UnknownMethod
+from robowire.meta import MetaObs
+from robowire.specs import PolicySpec
+
+__all__ = ["InferFlags", "policy_spec", "random_observation", "run"]
+
+
+@dataclass(frozen=True)
+class InferFlags(ConnectionFlags):
+    """Flags of ``infer``.
+
+    Attributes:
+        num_requests: Observations to send.
+        delay: Seconds between two of them.
+        image_size: Pixels, 224 or 480x640 (height x width); default: the policy's.
+        seed: Seed of the random observations.
+    """
+
+    num_requests: int = 5
+    delay: float = 1.0
+    image_size: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, num_requests=self.num_requests)
+        at_least(0, delay=self.delay, seed=self.seed)
+        _image_size(self.image_size)
+
+
+def run(flags: InferFlags, program: Program) -> int:
+    """Print the time of every answer, a summary and the first action."""
+    size = _image_size(flags.image_size)
+    rng, times = np.random.default_rng(flags.seed), []
+    with open_policy_client(flags) as client:
+        spec = policy_spec(client)
+        for number in range(flags.num_requests):
+            if number:
+                time.sleep(flags.delay)
+            observation = random_observation(spec, rng, size)
+            observation.timestep = number
+            begun = time.perf_counter()
+            actions = client.infer(observation)
+            times.append(time.perf_counter() - begun)
+            if not number:
+                first = actions[0]
+            count, length = actions.shape
+            shown = f"{count} actions of {length} in {times[-1] * 1e3:.2f} ms"
+            sys.stdout.write(f"request {number + 1}: {shown}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(times)} requests: {quantiles(times, 50, 99)}\n")
+    sys.stdout.write(f"first action: {np.array2string(first, precision=4, max_line_width=100)}\n")
+    return 0
+
+
+def random_observation(
+    spec: PolicySpec, rng: np.random.Generator, image_size: tuple[int, int] | None = None
+) -> MetaObs:
+    """Return an observation that fits the policy; open fields get one camera, 224x224 pixels, 14 joints.
+
+    Args:
+        spec: Spec of the policy.
+        rng: Source of the values.
+        image_size: Height and width in pixels, where the spec leaves them open.
+    """
+    height, width = image_size or (spec.image_height or 224, spec.image_width or 224)
+    cameras = 1 if spec.camera_names is None else len(spec.camera_names)
+    image = rng.integers(0, 256, (cameras, 3, height, width), np.uint8) if cameras else None
+    state = rng.standard_normal(spec.state_dim or 14, np.float32)
+    return MetaObs(state=state, image=image, raw_lang="do nothing in particular", timestep=0)
+
+
+def policy_spec(client: PolicyClient) -> PolicySpec:
+    """Return the spec of the served policy; an open one where an older server cannot be asked."""
+    try:
+        return client.spec
+    except UnknownMethod:
+        return PolicySpec()
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if found is None or "0" in (found[1], found[2]):
+        raise ConfigurationError(
+            f"image_size is {text!r}, expected pixels: 224, or height x width as in 480x640"
+        )
+    return int(found[1]), int(found[2] or found[1])

@@ -62,7 +62,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def every_command() -> list[tuple[str, list[str]]]:
-    pages = (README, *sorted(ROOT.glob("docs/*.md")))
+    pages = (README, *sorted(ROOT.glob("docs/**/*.md")))
     return [(block.place, words) for block in blocks("bash", *pages) for words in commands(block)]
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Make an environment hold what a lock file names, and see that headless rendering finds its library:
+# Install what a lock file names into an environment, and check that headless rendering finds its library:
 #
-#     ./setup_environment.sh [ENVIRONMENT [LOCK]]      .venv and requirements/default.lock.txt, if not told otherwise
+#     ./setup_environment.sh [ENVIRONMENT [LOCK]]      .venv and requirements/default.lock.txt by default
 #
-# start_policy_server.sh and run_tests.sh call this at every start; with nothing to do it costs some milliseconds.
-# One environment may hold several locks, if they agree; setup_simulator.sh adds those of simulators.
+# With the default lock robowire itself is installed too, editable: "import robowire" and the program robowire work from
+# any folder. start_policy_server.sh and run_tests.sh call this at every start; with nothing to do it costs some
+# milliseconds. One environment may hold several locks, if they agree; setup_simulator.sh adds those of simulators.
 # pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, a proxy, pip.conf) are obeyed and never changed.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
@@ -13,12 +14,23 @@ venv=${1:-.venv}
 lock=${2:-requirements/default.lock.txt}
 # A copy of the lock that was installed.
 stamp=$venv/installed.$(basename -- "$lock")
-# Whoever installs holds a lock on this file, and words in it: words and no holder mean that one was interrupted.
+# The folder and pyproject.toml of the robowire that was installed.
+own_stamp=$venv/installed.robowire
+# An installation holds a lock on this file and writes text into it: text without a holder means an interrupted one.
 busy=$venv.lock
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
-environment_is_current() { [[ -x $venv/bin/python && ! -s $busy ]] && cmp -s "$lock" "$stamp"; }
+packages_are_current() { [[ -x $venv/bin/python && ! -s $busy ]] && cmp -s "$lock" "$stamp"; }
+
+# Environments of simulators get their robowire from the server that starts them.
+wants_robowire() { [[ $lock == requirements/default.lock.txt ]]; }
+
+robowire_stamp() { pwd && cat pyproject.toml; }
+
+robowire_is_current() { ! wants_robowire || robowire_stamp | cmp -s - "$own_stamp"; }
+
+environment_is_current() { packages_are_current && robowire_is_current; }
 
 # ensurepip is what Debian leaves out of python3 and puts into python3-venv.
 is_usable_python() {
@@ -47,7 +59,7 @@ install_debian_packages() {
     { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "$@"; } > /dev/null
 }
 
-# pip_install WHAT ARGUMENTS...: quiet when it works; otherwise pip's words, and what to do.
+# pip_install WHAT ARGUMENTS...: quiet when it works; otherwise pip's output, and what to do.
 pip_install() {
     local what=$1 output free
     shift
@@ -56,22 +68,22 @@ pip_install() {
     fi
     free=$(df -Ph . | awk 'NR == 2 { print $4 }')
     printf '%s\n' "$output" >&2
-    say "FAILED at $what; pip's own words are above. The usual reasons:"
+    say "FAILED at $what; pip's own output is above. The usual reasons:"
     say "  no network, or a proxy or mirror that pip does not know: set HTTPS_PROXY or PIP_INDEX_URL"
-    say "  no room: $free are free here, and 3 GB are needed, 10 GB where torch comes with CUDA"
+    say "  no disk space: $free are free here, and 3 GB are needed, 10 GB where torch comes with CUDA"
     say "  (PIP_EXTRA_INDEX_URL with PyTorch's index of CPU builds chooses the torch without CUDA)"
-    say "Mend it and run the same command again: it begins the environment anew."
+    say "Correct it and run the same command again: it starts the environment from scratch."
     exit 1
 }
 
 install_environment() {
-    local python torch begin_anew=false
+    local python torch from_scratch=false
     # An interrupted installation may have left half a package that pip takes for a whole one.
     if [[ -s $busy || ! -x $venv/bin/pip ]] || ! is_usable_python "$venv/bin/python"; then
-        begin_anew=true
+        from_scratch=true
     fi
     echo "installing, or interrupted" > "$busy"
-    if $begin_anew; then
+    if $from_scratch; then
         if ! python=$(find_python); then
             install_debian_packages python3 python3-venv || true
             if ! python=$(find_python); then
@@ -82,7 +94,7 @@ install_environment() {
         fi
         say "creating $venv with $("$python" --version)"
         if ! "$python" -m venv --clear "$venv" > /dev/null; then
-            say "FAILED: $python could not create $venv; its own words are above"
+            say "FAILED: $python could not create $venv; its own output is above"
             exit 1
         fi
     else
@@ -100,6 +112,12 @@ install_environment() {
     say "the environment is ready after $SECONDS s"
 }
 
+# Without build isolation: setuptools is in the lock, so this needs no network.
+install_robowire() {
+    pip_install "robowire" --no-deps --no-build-isolation --editable .
+    robowire_stamp > "$own_stamp"
+}
+
 # MuJoCo draws without a screen through OSMesa unless MUJOCO_GL names another way.
 rendering_library_is_present() {
     [[ ${MUJOCO_GL:-osmesa} == osmesa ]] || return 0
@@ -115,7 +133,8 @@ if ! environment_is_current; then
         say "another start is setting the environment up; waiting for it"
         flock 9
     fi
-    environment_is_current || install_environment
+    packages_are_current || install_environment
+    robowire_is_current || install_robowire
 fi
 
 if ! rendering_library_is_present && ! install_debian_packages libosmesa6; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Add families of simulators to .venv, or make one an environment of its own:
+# Install families of simulators into .venv, or one into an environment of its own:
 #
 #     ./setup_simulator.sh libero|gymnasium|driving|ray [ENVIRONMENT]
 #     ./setup_simulator.sh all
@@ -10,13 +10,13 @@
 #     ./setup_simulator.sh libero .venvs/libero
 #     python server.py simulator --simulator_python libero=.venvs/libero/bin/python
 #
-# ray is no simulator: it runs a fleet of them on a cluster.
+# ray is not a simulator: it runs a fleet of them on a cluster.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
-asked=${1:-} venv=${2:-.venv}
-case $asked in
-    libero | gymnasium | driving | ray) families=("$asked") ;;
+wanted=${1:-} venv=${2:-.venv}
+case $wanted in
+    libero | gymnasium | driving | ray) families=("$wanted") ;;
     all) families=(libero gymnasium driving ray) ;;
     *)
         echo "usage: ./setup_simulator.sh libero|gymnasium|driving|ray|all [ENVIRONMENT]" >&2
@@ -34,6 +34,6 @@ for family in "${families[@]}"; do
 done
 
 if [[ " ${families[*]} " == *" libero "* ]]; then
-    # What is missing yet, and where to get it. No failure: the tests that need the files say so themselves.
+    # Prints what is missing, and where to get it. Not a failure: the tests that need the files report it themselves.
     MUJOCO_GL=${MUJOCO_GL:-osmesa} "$venv/bin/python" -m benchmark.libero || true
 fi

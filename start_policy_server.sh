@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Start the policy server: ./start_policy_server.sh --port 5000. The flags are those of `server.py policy --help`.
-# The first start sets .venv up (minutes); later ones begin at once. Works from any folder; paths in flags stay yours.
+# The first start sets .venv up (minutes); later ones take milliseconds. Works from any folder, and paths in flags are
+# relative to it.
 set -euo pipefail
 root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 

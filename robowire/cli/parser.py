@@ -328,7 +328,7 @@ def _parser(prog: str, command: Command, settings: Sequence[_Setting]) -> _Parse
     )
     for item in settings:
         if item.positional:
-            parser.add_argument(item.field, nargs="?", metavar=item.name, help=_escaped(item.help))
+            parser.add_argument(item.field, metavar=item.name, help=_escaped(item.help))
             continue
         shown: dict[str, Any] = {"metavar": "VALUE"}
         if item.kind.startswith("tuple"):

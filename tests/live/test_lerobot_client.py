@@ -205,7 +205,7 @@ def test_lerobots_flags_run_our_loop(server: str, tmp_path: Path) -> None:
         "note: --policy_device changes nothing: the policy server was told its device when it was started\n"
         in ended.stderr
     )
-    assert "WARNING: actions_per_chunk is 50, but this policy's chunks have 4" in ended.stderr
+    assert "WARNING actions_per_chunk is 50, but this policy's chunks have 4" in ended.stderr
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert results["tasks"]["reach"]["episodes"] == results["all"]["episodes"] == 2
     rows = (tmp_path / "results" / "episodes.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What LIBERO has beside the contract of a simulator: initial states, success, its pictures and its files."""
+"""What LIBERO has in addition to the contract of a simulator: initial states, success, images and files."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ def test_every_file_of_all_130_tasks_is_there(libero_assets: Path) -> None:
     from benchmark.libero.tasks import all_tasks
 
     assert {task.name: files for task in all_tasks() if (files := missing_files(task, libero_assets))} == {}
+
+
+@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("suite", ["libero_object", "libero_spatial"])
+def test_stand_ins_for_its_meshes_build_a_task_with_the_state_of_its_initial_states(
+    libero: Simulator, libero_stand_ins: Path, suite: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmark.libero.tasks import find_task
+
+    monkeypatch.setenv("ROBOWIRE_LIBERO_ASSETS", str(libero_stand_ins))
+    libero.load_task(f"{suite}/{number}", BLIND)
+    states = find_task(f"{suite}/{number}").init_states()
+    assert libero._env.get_sim_state().shape == states.shape[1:]  # type: ignore[attr-defined]
+    libero.reset(seed=0, init_state=0)
+    assert libero.step(np.array([0, 0, 0, 0, 0, 0, -1.0])).info == {"success": False}
 
 
 @pytest.fixture

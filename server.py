@@ -11,8 +11,8 @@ from typing import Any
 from benchmark.registry import SIMULATORS
 from policies.registry import POLICIES
 from robowire.cli import main as cli
-from robowire.serving.policy.service import PolicyServer
-from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.policy.server import PolicyServer
+from robowire.serving.simulator.server import SimulatorServer
 
 __all__ = [
     "COMMANDS",

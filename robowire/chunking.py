@@ -1,10 +1,37 @@
-"""From chunks of predicted actions to the one action executed now. One object for each session."""
+"""Chunks of predicted actions, and the one action of them that is executed now."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-__all__ = ["ChunkCursor", "TemporalEnsembler"]
+__all__ = ["ActionChunk", "ChunkCursor", "TemporalEnsembler"]
+
+
+@dataclass(frozen=True, eq=False)
+class ActionChunk:
+    """The answer to one observation, or to one batch of them.
+
+    Attributes:
+        actions: float (chunk_size, action_dim), not normalised; (chunk_size, B, action_dim) for a batch. With
+            temporal ensembling chunk_size is 1.
+        ctrl_space: As in :class:`~robowire.meta.MetaAction`.
+        ctrl_type: As in :class:`~robowire.meta.MetaAction`.
+        raw_actions: The policy's own chunk, (n, action_dim) or (n, B, action_dim), where ``actions`` was
+            computed from it by temporal ensembling.
+        timestep: Timestep of the observation; an int array (B, 1) for a batch. ``None`` where unknown.
+        infer_ms: Milliseconds that the policy took for the batch this was part of, without waiting; ``None``
+            where unknown.
+    """
+
+    actions: np.ndarray
+    ctrl_space: str
+    ctrl_type: str
+    raw_actions: np.ndarray | None = None
+    timestep: Any = None
+    infer_ms: float | None = None
 
 
 class TemporalEnsembler:

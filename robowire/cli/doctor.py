@@ -27,7 +27,7 @@ from robowire.errors import RequestError
 from robowire.registry import Entry
 from robowire.serving.simulator.process import SimulatorProcess, worker_environment
 from robowire.version import __version__
-from robowire.wire.messages import Call
+from robowire.wire.messages import Request
 from robowire.wire.methods import check_params
 from robowire.worker.fingerprint import short_hash
 
@@ -161,7 +161,7 @@ class Doctor:
                 family["import_s"] = round(time.perf_counter() - begun, 2)
                 if task is not None:
                     begun = time.perf_counter()
-                    params = check_params(Call("load_task", {"task_name": task}))
+                    params = check_params(Request("load_task", {"task_name": task}))
                     process.call("load_task", params, timeout_s=self._timeout_s)
                     family["load_s"] = round(time.perf_counter() - begun, 2)
                 info = process.call("get_info", {}, timeout_s=self._timeout_s).read()

@@ -282,7 +282,7 @@ def simulator_server(
         max_sessions=sessions,
         max_connections=sessions,
         drain_s=2.0,
-        auth_token=token,
+        token=token,
         simulators=own,
     ) as server:
         yield server.address

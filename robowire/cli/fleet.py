@@ -92,7 +92,7 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
     return FleetServer(
         flags,
         flags,
-        [*command, *_words(flags, SimulatorFlags, but=("port", "auth_token"))],
+        [*command, *_words(flags, SimulatorFlags, but=("port", "token"))],
         on_change=_print_table,
     )
 

@@ -11,7 +11,8 @@ from robowire.cli.command import Program
 from robowire.cli.serve import serve
 from robowire.interfaces import PolicyOptions
 from robowire.registry import Entry, load
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
+from robowire.serving.tcp import listen
 
 __all__ = ["PolicyFlags", "make_policy_server", "run"]
 
@@ -62,11 +63,18 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         camera_names=flags.camera_names,
         extra=flags.policy_options,
     )
-    policy = load("policy", flags.policy, policies)(options)
+    # First: a port in use is reported before a policy takes time to load.
+    listener = listen(flags.host, flags.port)
+    try:
+        policy = load("policy", flags.policy, policies)(options)
+    except BaseException:
+        listener.close()
+        raise
     folder = flags.model_name_or_path
     return PolicyServer(
         policy,
         flags,
+        listener=listener,
         device=str(getattr(policy, "device", flags.device)),
         model_name=None if folder is None else Path(folder).resolve().name,
     )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robowire.cli.command import Program
 from robowire.cli.parser import environment_values
-from robowire.cli.serve import Server, serve
+from robowire.cli.serve import serve
 from robowire.errors import ConfigurationError
+from robowire.frontends.http.options import HttpOptions
 from robowire.interfaces import TaskOptions
 from robowire.registry import Entry, entries, load
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.runner import Frontend
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.service import SimulatorService
 
 __all__ = [
     "DoctorFlags",
@@ -54,7 +57,7 @@ class SimulatorFlags(TaskOptions, SimulatorServerOptions):
 
 def run(flags: SimulatorFlags, program: Program) -> int:
     """Serve until a signal, then drain."""
-    server = _with_http(flags, make_simulator_server(flags, program.simulators))
+    server = make_simulator_server(flags, program.simulators)
     return serve(
         server,
         lambda host, port: program.example(
@@ -76,7 +79,8 @@ def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
     offered, pythons = offered_simulators(flags, simulators)
-    return SimulatorServer(offered, flags, task=flags, pythons=pythons)
+    frontends = [] if flags.http_port is None else [_http_frontend(flags)]
+    return SimulatorServer(offered, flags, task=flags, pythons=pythons, frontends=frontends)
 
 
 def simulator_server_of_environment(table: Mapping[str, Entry], /, **changes: Any) -> SimulatorServer:
@@ -133,14 +137,12 @@ def offered_simulators(
 _FRONTENDS = {"http": Entry("robowire.frontends.http.server:HttpServer", extra="http")}
 
 
-def _with_http(flags: SimulatorFlags, server: SimulatorServer) -> Server:
-    """Return the server with the HTTP frontend, where the flags name its port."""
-    if flags.http_port is None:
-        return server
-    make_frontend = load("front", "http", _FRONTENDS)
+def _http_frontend(flags: SimulatorFlags) -> Callable[[SimulatorService], Frontend]:
+    """Return what makes the HTTP frontend of a service."""
+    make_frontend = load("frontend", "http", _FRONTENDS)
     host = flags.host if flags.http_host is None else flags.http_host
-    frontend: Server = make_frontend(server, host=host, port=flags.http_port)
-    return frontend
+    options = HttpOptions(host=host, port=flags.http_port or 0)
+    return lambda service: make_frontend(service, options)
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ from typing import Any
 
 import numpy as np
 
+from robowire.chunking import ActionChunk
 from robowire.client.action_queue import ActionQueue, Merge, load_aggregate_function
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.wire.pickle.writer import ActionChunk
 
 __all__ = ["WHEN_DRY", "AsyncController", "AsyncOptions", "AsyncStatistics", "Delivery", "Request"]
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 
+from robowire.chunking import ActionChunk
 from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics, Request
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import LocalProtocolError, Overloaded, RequestTimeout, ShuttingDown, TransportError
 from robowire.meta import MetaAction, MetaObs
 from robowire.transport.connection import require_seconds
-from robowire.wire.pickle.writer import ActionChunk
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 
 import numpy as np
 
-from robowire.chunking import ChunkCursor
+from robowire.chunking import ActionChunk, ChunkCursor
 from robowire.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -48,7 +48,7 @@ from robowire.specs import PolicySpec
 from robowire.transport.connection import Connection, require_seconds
 from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import ActionChunk, Buffer, encode_frame
+from robowire.wire.pickle.writer import Buffer, encode_frame
 
 if TYPE_CHECKING:
     from types import TracebackType

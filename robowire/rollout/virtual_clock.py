@@ -21,11 +21,11 @@ from typing import Callable, ClassVar, Sequence, TypeVar
 
 import numpy as np
 
+from robowire.chunking import ActionChunk
 from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, SimulatorSession
-from robowire.wire.pickle.writer import ActionChunk
 
 __all__ = ["AsyncClock", "Latency", "VirtualClock", "run_virtual_episode"]
 

@@ -1,71 +1,75 @@
-"""What the server knows of one peer, and of the episode that peer is in. No socket or thread in here."""
+"""What a service knows of one client. No socket and no thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from robowire.chunking import TemporalEnsembler
-from robowire.errors import InvalidParams, ShuttingDown, Unauthenticated
+from robowire.errors import InvalidParams, Unauthenticated
 from robowire.version import __version__
 from robowire.wire.auth import check_token
 from robowire.wire.messages import PROTOCOL_VERSION, ok
 
-__all__ = ["Episode", "Session"]
+__all__ = ["Peer", "Session"]
 
 _REPLY_FORMATS = ("list", "chunk")
 
 
-@dataclass(eq=False)
-class Session:
-    """One connection's peer. Its connection's thread is the only one that changes it, but for ``draining``.
+@dataclass(frozen=True)
+class Peer:
+    """The other end of a connection, as a frontend sees it.
 
     Attributes:
-        id: Counts from 1, never used twice by one server.
-        peer: ``host:port``.
-        host: Address of this machine under which the peer came.
-        authenticated: Whether it may ask for anything but ``hello``.
+        address: Its ``host:port``.
+        local_host: Address of this machine under which it connected.
+        has_left: Whether it ended its half of the connection; asked by the session's thread while it works
+            for the peer.
+    """
+
+    address: str
+    local_host: str = ""
+    has_left: Callable[[], bool] = lambda: False
+
+
+@dataclass(eq=False)
+class Session:
+    """One client's session. Only the thread that answers the client's requests changes it.
+
+    Attributes:
+        id: Counts from 1; unique within one service.
+        peer: The client's end of the connection.
+        authenticated: Whether it may send any request except ``hello``.
         said_hello: Whether it understands typed errors.
-        reply: How it wants a chunk: ``"list"`` of MetaAction, or ``"chunk"``, one array.
-        requests: Payloads and lines received so far.
-        draining: The server finishes what it has; set by the server.
-        has_left: Whether the peer ended its half of the connection; for the session's thread, to ask while it
-            works long for the peer.
-        episode: What is remembered of the running episode.
+        reply: Format of a chunk in replies: ``"list"`` of MetaAction, or ``"chunk"``, one array.
+        requests: Requests and lines of text received so far.
     """
 
     id: int
-    peer: str
-    host: str = ""
+    peer: Peer
     authenticated: bool = True
     said_hello: bool = False
     reply: str = "list"
     requests: int = 0
-    draining: bool = False
-    has_left: Callable[[], bool] = lambda: False
-    episode: Episode = field(default_factory=lambda: Episode())
 
     def __str__(self) -> str:
         return f"client #{self.id}"
 
-    def hello(self, params: Mapping[str, Any], *, server: str, auth_token: str | None) -> dict[str, Any]:
-        """Take the ``hello`` request and return its reply. It may be repeated.
+    def hello(self, params: Mapping[str, Any], *, server: str, token: str | None) -> dict[str, Any]:
+        """Process the ``hello`` request and return its reply. A client may repeat it.
 
         Args:
-            params: Of the request. Unknown ones are left alone: a newer client may send more.
-            server: ``"policy"`` or ``"simulator"``.
-            auth_token: What the client must show, if anything.
+            params: Parameters of the request. Unknown ones are ignored: a newer client may send more.
+            server: ``"policy"``, ``"simulator"`` or ``"fleet"``.
+            token: Token that the client must send; ``None`` for none.
 
         Raises:
             Unauthenticated: The token is missing or wrong.
-            InvalidParams: The client speaks another version of the protocol, or wants an unknown reply
+            InvalidParams: The client speaks another version of the protocol, or requests an unknown reply
                 format.
         """
         self.said_hello = True  # even if it is refused: it understands typed errors
-        check_token(params.get("token"), auth_token)
+        check_token(params.get("token"), token)
         version, reply = params.get("protocol_version", PROTOCOL_VERSION), params.get("reply", "list")
         if not isinstance(version, int) or version != PROTOCOL_VERSION:
             raise InvalidParams(
@@ -76,49 +80,11 @@ class Session:
         self.authenticated, self.reply = True, reply
         return ok(protocol_version=PROTOCOL_VERSION, version=__version__, server=server, session=self.id)
 
-    def admit(self) -> None:
-        """Let a request in; handlers call this before they do any but ``hello``.
+    def require_authenticated(self) -> None:
+        """Accept a session that may send requests.
 
         Raises:
-            Unauthenticated: The session has not shown the token.
-            ShuttingDown: The server takes no new requests.
+            Unauthenticated: It has not sent the token.
         """
         if not self.authenticated:
             raise Unauthenticated("say hello with the token first")
-        if self.draining:
-            raise ShuttingDown("the server shuts down and takes no new requests")
-
-
-class Episode:
-    """A policy session's episode: one temporal ensembler for each row of its batch."""
-
-    def __init__(self) -> None:
-        self._rows: list[TemporalEnsembler] = []
-        self._timesteps: list[int] = []
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._rows, self._timesteps = [], []
-
-    def ensemble(self, timesteps: Sequence[int], chunks: np.ndarray, *, k: float) -> np.ndarray:
-        """Take each row's new chunk and return each row's action for this step.
-
-        A row begins anew where its timestep does not advance. So it does where the timestep skips some: the
-        older chunks would be averaged for the wrong steps.
-
-        Args:
-            timesteps: One a row; -1 where the client does not count, which never begins anew.
-            chunks: float (B, chunk_size, action_dim).
-            k: As in :class:`TemporalEnsembler`.
-
-        Returns:
-            (B, action_dim). A fresh array.
-        """
-        if len(self._rows) != len(timesteps):
-            self._rows = [TemporalEnsembler(k) for _ in timesteps]
-            self._timesteps = [-1] * len(timesteps)
-        for row, (before, now) in enumerate(zip(self._timesteps, timesteps)):
-            if now != -1 and before != -1 and now != before + 1:
-                self._rows[row].reset()
-        self._timesteps = list(timesteps)
-        return np.stack([row.update(chunk) for row, chunk in zip(self._rows, chunks)])

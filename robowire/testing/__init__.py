@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robowire.testing.echo_service import EchoService
     from robowire.testing.fake_policies import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy
     from robowire.testing.fake_simulator import FakeSimulator
     from robowire.testing.servers import FAKE_SIMULATORS, running_server, running_simulator_server
@@ -15,6 +16,7 @@ __all__ = [
     "FAKE_SIMULATORS",
     "ConstantPolicy",
     "EchoPolicy",
+    "EchoService",
     "FailingPolicy",
     "FakeSimulator",
     "SimulatorContract",
@@ -25,6 +27,7 @@ __all__ = [
 
 # Servers need Python 3.10; a simulator's interpreter may be 3.8 and imports this package for the contract.
 _MODULES = {
+    "echo_service": ("EchoService",),
     "fake_policies": ("ConstantPolicy", "EchoPolicy", "FailingPolicy", "SlowPolicy"),
     "fake_simulator": ("FakeSimulator",),
     "servers": ("FAKE_SIMULATORS", "running_server", "running_simulator_server"),

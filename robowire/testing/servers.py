@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from robowire.interfaces import Policy, TaskOptions
 from robowire.registry import Entry
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator.options import SimulatorServerOptions
-from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.simulator.server import SimulatorServer
 
 __all__ = ["FAKE_SIMULATORS", "running_server", "running_simulator_server"]
 

@@ -15,7 +15,7 @@ from robowire.errors import InvalidParams, SpecMismatch, UnknownMethod
 from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import nearest
-from robowire.wire.messages import Call
+from robowire.wire.messages import Request
 
 __all__ = [
     "FLEET_METHODS",
@@ -333,7 +333,7 @@ def methods_of_scope(scope: str, methods: Mapping[str, Method] = METHODS) -> tup
     return tuple(name for name, method in methods.items() if method.scope == scope)
 
 
-def take_number(call: Call) -> tuple[Call, int | None]:
+def take_number(call: Request) -> tuple[Request, int | None]:
     """Return the call without its ``number``, and the number, which only numbered methods take.
 
     Raises:
@@ -346,10 +346,10 @@ def take_number(call: Call) -> tuple[Call, int | None]:
         checked = _count(number)
     except TypeError as exc:
         raise InvalidParams(f"number is {number!r}"[:150] + f", expected {exc}") from None
-    return Call(call.method, {name: v for name, v in call.params.items() if name != "number"}), checked
+    return Request(call.method, {name: v for name, v in call.params.items() if name != "number"}), checked
 
 
-def check_params(call: Call, methods: Mapping[str, Method] = METHODS) -> dict[str, Any]:
+def check_params(call: Request, methods: Mapping[str, Method] = METHODS) -> dict[str, Any]:
     """Return every parameter of the call's method, read and checked, and its default where it is left out.
 
     Args:

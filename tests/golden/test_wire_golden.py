@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_values import FOLDER, same, values
 
+from robowire.chunking import ActionChunk
 from robowire.errors import UnknownMethod
 from robowire.meta import MetaAction, MetaObs
 from robowire.wire.framing import FrameDecoder, frame_header
 from robowire.wire.messages import error_reply, ok
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import ActionChunk, encode, encode_frame
+from robowire.wire.pickle.writer import encode, encode_frame
 
 VALUES = values(MetaObs, MetaAction)
 CHUNK = np.arange(9, dtype=np.float32).reshape(3, 3)

@@ -17,7 +17,7 @@ from server_process import ServerProcess
 
 from robowire import AsyncOptions, AsyncPolicyClient, MetaObs
 from robowire.errors import ConnectFailed, LocalProtocolError, RequestTimeout, SpecMismatch, Unauthenticated
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.testing import ConstantPolicy, EchoPolicy, SlowPolicy, running_server
 
 # The tests' robots take their steps as fast as they can, and wait where nothing is left to execute.
@@ -367,7 +367,7 @@ def test_a_server_that_is_not_there_is_noticed_at_the_start() -> None:
 
 
 def test_a_token_is_shown() -> None:
-    options = PolicyServerOptions(auth_token="sesame", drain_s=2.0)
+    options = PolicyServerOptions(token="sesame", drain_s=2.0)
     with running_server(EchoPolicy(), options) as server:
         with client_of(server.address, token="sesame") as client:
             assert first(client, 1, 2, 3) == 1

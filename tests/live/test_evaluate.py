@@ -18,7 +18,7 @@ import pytest
 from client_process import finish, kill_with_workers, start_client
 
 from robowire.registry import Entry
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server
 

@@ -40,7 +40,7 @@ from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
 from robowire.integrations.gymnasium_env import RemoteEnv, RemoteVectorEnv
-from robowire.serving.tcp.frontend import TcpOptions
+from robowire.serving.tcp import TcpOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 from server import COMMANDS
@@ -60,7 +60,7 @@ def running_fleet(
     """Run a fleet in this process, its services as processes; ``flags`` are theirs."""
     quick: dict[str, Any] = {"health_interval_s": 0.1, "health_timeout_s": 10.0, "backoff_s": 0.1}
     fleet_options = FleetOptions(num_services=num_services, **{**quick, **options})
-    tcp = TcpOptions(host="127.0.0.1", port=0, drain_s=2.0, auth_token=token)
+    tcp = TcpOptions(host="127.0.0.1", port=0, drain_s=2.0, token=token)
     serve = ["simulator", "--simulators", FAKE, "--host", "127.0.0.1", "--drain_s", "2"]
     command = [sys.executable, str(ROOT / "server.py"), *serve, "--log_level", "warning", *flags]
     with FleetServer(fleet_options, tcp, command) as fleet:
@@ -488,7 +488,7 @@ def test_a_service_gets_the_flags_of_its_fleet() -> None:
         camera_names=("front", "wrist"),
         host="127.0.0.1",
         snapshot_dir="with a space",
-        auth_token="secret",
+        token="secret",
         port=0,
     )
     with make_fleet(flags, SIMULATORS, ["server.py"]) as fleet:
@@ -499,7 +499,7 @@ def test_a_service_gets_the_flags_of_its_fleet() -> None:
         expected = getattr(flags, option.name)
         if option.name == "simulators":
             expected = (*expected, FAKE)
-        elif option.name in ("port", "auth_token"):  # for each its own; by the environment
+        elif option.name in ("port", "token"):  # for each its own; by the environment
             continue
         assert getattr(told, option.name) == expected, option.name
 

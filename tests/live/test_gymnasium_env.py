@@ -31,7 +31,7 @@ from robowire.errors import (
 )
 from robowire.integrations.gymnasium_env import ENV_ID, RemoteEnv, RemoteVectorEnv
 from robowire.meta import MetaAction
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")

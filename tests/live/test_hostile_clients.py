@@ -18,7 +18,7 @@ from raw_client import RawClient, wait_until
 from server_process import ServerProcess
 
 from robowire.meta import MetaObs
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.testing import EchoPolicy, SlowPolicy, running_server
 
 PING = {"method": "ping"}

@@ -33,9 +33,11 @@ from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import RequestError, SessionNotFound, ShuttingDown
 from robowire.frontends.http.limits import STATUS
 from robowire.frontends.http.models import ResetBody
+from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.request import MAX_BODY
 from robowire.frontends.http.server import HttpServer
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.service import SimulatorService
 from robowire.testing import FAKE_SIMULATORS
 from robowire.wire.methods import METHODS
 
@@ -70,9 +72,10 @@ class Reply:
 class Browser:
     """What curl does."""
 
-    def __init__(self, front: HttpServer, **headers: str) -> None:
-        self.front = front
-        self.url = "http://{}:{}".format(*front.http_address)
+    def __init__(self, server: SimulatorServer, **headers: str) -> None:
+        self.server = server
+        self.http_address = server.frontends[1].address
+        self.url = "http://{}:{}".format(*self.http_address)
         self.headers = headers
 
     def ask(self, verb: str, path: str, body: Any = None, **headers: str) -> Reply:
@@ -104,18 +107,22 @@ class Session(Browser):
     """A browser that shows a session."""
 
     def __init__(self, browser: Browser, name: str) -> None:
-        super().__init__(browser.front, **browser.headers, X_Robowire_Session=name)
+        super().__init__(browser.server, **browser.headers, X_Robowire_Session=name)
         self.name = name
 
 
+def over_http(service: SimulatorService) -> HttpServer:
+    return HttpServer(service, HttpOptions(host="127.0.0.1", port=0))
+
+
 @contextmanager
-def running_front(**options: Any) -> Iterator[Browser]:
+def running_frontend(**options: Any) -> Iterator[Browser]:
     """Serve fakes; leave no thread, process or socket behind."""
     threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
     children = set(psutil.Process().children(recursive=True))
     given = SimulatorServerOptions(**{"host": "127.0.0.1", "port": 0, "drain_s": 2.0, **options})
-    with HttpServer(SimulatorServer(FAKE_SIMULATORS, given), host="127.0.0.1", port=0) as front:
-        yield Browser(front)
+    with SimulatorServer(FAKE_SIMULATORS, given, frontends=[over_http]) as server:
+        yield Browser(server)
     assert set(psutil.Process().children(recursive=True)) <= children
     deadline = time.monotonic() + 5
     while set(threading.enumerate()) - threads:  # pooled threads are told to end, and not waited for
@@ -126,7 +133,7 @@ def running_front(**options: Any) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with running_front(max_sessions=4, call_timeout_s=30) as browser:
+    with running_frontend(max_sessions=4, call_timeout_s=30) as browser:
         yield browser
 
 
@@ -236,7 +243,7 @@ def test_observation_gives_one_array(session: Session) -> None:
 def test_render_is_a_png_of_what_the_tcp_port_renders(browser: Browser) -> None:
     session = browser.begin()
     session.post("/step", {"action": [1, 0, 0]})
-    with SimulatorClient(*browser.front.address) as client:  # which ends the session when it closes
+    with SimulatorClient(*browser.server.address) as client:  # which ends the session when it closes
         client.resume(session.name)
         for camera in ("side", "wrist"):
             shown = session.get(f"/render?camera_name={camera}").picture
@@ -318,14 +325,14 @@ def test_a_snapshot_is_listed_restored_verified_and_deleted(session: Session) ->
 def test_fork_gives_sessions_that_go_on_by_themselves(session: Session) -> None:
     made = session.post("/snapshot/create").value["snapshot_id"]
     (name,) = session.post("/fork", {"snapshot_id": made, "n": 1}).value["sessions"]
-    child = Session(Browser(session.front), name)
+    child = Session(Browser(session.server), name)
     action = {"action": [1, 0, 0]}
     assert child.post("/step", action).value == session.post("/step", action).value
     child.ask("DELETE", "/session")
 
 
 def test_a_session_of_the_tcp_port_can_be_looked_at(browser: Browser) -> None:
-    with SimulatorClient(*browser.front.address) as client:
+    with SimulatorClient(*browser.server.address) as client:
         client.select_simulator("fake")
         client.load_task("reach")
         client.reset(seed=0)
@@ -593,7 +600,7 @@ def test_a_crash_costs_its_own_session_the_episode(browser: Browser, session: Se
 
 
 def test_a_body_past_the_limit_is_refused(browser: Browser) -> None:
-    host, port = browser.front.http_address
+    host, port = browser.http_address
     # Announced, and not sent: only the length is looked at.
     connection = http.client.HTTPConnection(host, port, timeout=10)
     connection.putrequest("POST", "/step")
@@ -606,7 +613,7 @@ def test_a_body_past_the_limit_is_refused(browser: Browser) -> None:
 
 
 def test_a_body_without_a_length_is_bounded_too(browser: Browser) -> None:
-    host, port = browser.front.http_address
+    host, port = browser.http_address
     connection = http.client.HTTPConnection(host, port, timeout=10)
     parts = iter([b" " * (MAX_BODY // 2)] * 3)
     connection.request("POST", "/step", parts, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
@@ -625,7 +632,7 @@ def test_a_page_of_another_site_may_not_ask(browser: Browser, origin: str | None
 
 
 def test_a_reply_does_not_wait_for_the_peer_to_acknowledge_its_head(browser: Browser) -> None:
-    connection = http.client.HTTPConnection(*browser.front.http_address, timeout=10)
+    connection = http.client.HTTPConnection(*browser.http_address, timeout=10)
     took = []
     for _ in range(21):
         started = time.perf_counter()
@@ -641,7 +648,7 @@ def test_a_reply_does_not_wait_for_the_peer_to_acknowledge_its_head(browser: Bro
 
 
 def test_the_token_of_the_server_is_asked_for() -> None:
-    with running_front(auth_token="secret", max_sessions=1) as browser:
+    with running_frontend(token="secret", max_sessions=1) as browser:
         told = "this server wants a token: send 'Authorization: Bearer TOKEN'"
         assert browser.post("/reset", REACH).error == (401, "unauthenticated", told)
         wrong = browser.get("/simulators", Authorization="Bearer wrong")
@@ -655,7 +662,7 @@ def test_the_token_of_the_server_is_asked_for() -> None:
 
 
 def test_limits_are_those_of_the_server() -> None:
-    with running_front(max_sessions=1, session_timeout_s=1.5, call_timeout_s=0.5) as browser:
+    with running_frontend(max_sessions=1, session_timeout_s=1.5, call_timeout_s=0.5) as browser:
         # No place for a second simulator.
         session = browser.begin()
         full = browser.post("/reset", REACH)
@@ -684,7 +691,7 @@ def wait_for(condition: Any) -> None:
 
 def test_a_simulator_that_hangs_blocks_nobody_else_and_is_killed_after_the_drain() -> None:
     replies: list[Reply] = []
-    with running_front(drain_s=0.5, max_connections=3) as browser:
+    with running_frontend(drain_s=0.5, max_connections=3) as browser:
         session = browser.begin(task="hang_in_step")
         other = browser.begin()
         threads = [
@@ -693,7 +700,7 @@ def test_a_simulator_that_hangs_blocks_nobody_else_and_is_killed_after_the_drain
         ]
         for thread in threads:
             thread.start()
-        wait_for(lambda: browser.front.simulators._guests == 2)
+        wait_for(lambda: browser.server.service.requests_in_hand == 2)
         assert other.post("/step", {"action": [0, 0, 0]}).status == 200
         assert browser.get("/health").status == 200
     for thread in threads:
@@ -702,11 +709,11 @@ def test_a_simulator_that_hangs_blocks_nobody_else_and_is_killed_after_the_drain
 
 
 def test_calls_past_max_connections_are_told_overloaded_and_probes_are_answered() -> None:
-    with running_front(drain_s=0.1, max_connections=1) as browser:
+    with running_frontend(drain_s=0.1, max_connections=1) as browser:
         session = browser.begin(task="hang_in_step")
         thread = threading.Thread(target=session.post, args=("/step", {"action": [0, 0, 0]}))
         thread.start()
-        wait_for(lambda: browser.front.simulators._guests == 1)
+        wait_for(lambda: browser.server.service.requests_in_hand == 1)
         assert browser.get("/simulators").error == (
             503,
             "overloaded",
@@ -717,14 +724,14 @@ def test_calls_past_max_connections_are_told_overloaded_and_probes_are_answered(
 
 
 def test_a_body_or_a_head_that_does_not_come_costs_its_connection() -> None:
-    with running_front(frame_timeout_s=0.2) as browser:
-        with socket.create_connection(browser.front.http_address, timeout=10) as slow:
+    with running_frontend(frame_timeout_s=0.2) as browser:
+        with socket.create_connection(browser.http_address, timeout=10) as slow:
             slow.sendall(b"POST /step HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
             answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server ends it
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b"the body did not come within 0.2 s" in answer
         for begun in (b"", b"GET /health HTTP/1.1\r\nHos"):
-            with socket.create_connection(browser.front.http_address, timeout=10) as slow:
+            with socket.create_connection(browser.http_address, timeout=10) as slow:
                 slow.sendall(begun)
                 assert slow.recv(4096) == b""
 
@@ -732,11 +739,11 @@ def test_a_body_or_a_head_that_does_not_come_costs_its_connection() -> None:
 def test_told_to_stop_it_finishes_the_calls_in_hand() -> None:
     replies: list[Reply] = []
     held, release = threading.Event(), threading.Event()
-    with running_front(drain_s=10.0) as browser:
-        session, simulators = browser.begin(), browser.front.simulators
+    with running_frontend(drain_s=10.0) as browser:
+        session, simulators = browser.begin(), browser.server.service
 
         def hold() -> None:
-            with simulators.guest(session.name):  # as a call that takes long
+            with simulators.borrow_session(session.name):  # as a call that takes long
                 held.set()
                 release.wait()
 
@@ -747,9 +754,9 @@ def test_told_to_stop_it_finishes_the_calls_in_hand() -> None:
         threads[0].start()
         held.wait()
         threads[1].start()
-        wait_for(lambda: simulators._guests == 2)
-        browser.front.stop()
-        with pytest.raises(ShuttingDown), simulators.guest(session.name):
+        wait_for(lambda: simulators.requests_in_hand == 2)
+        browser.server.stop()
+        with pytest.raises(ShuttingDown), simulators.borrow_session(session.name):
             pass
         threads.append(threading.Timer(0.5, release.set))  # the server ends in the meantime, but for this
         threads[2].start()
@@ -806,9 +813,9 @@ def test_the_page_needs_nothing_from_elsewhere(browser: Browser, path: str) -> N
 
 def test_an_episode_of_lift_over_http() -> None:
     options = SimulatorServerOptions(host="127.0.0.1", port=0, drain_s=2.0)
-    with HttpServer(SimulatorServer(SIMULATORS, options), host="127.0.0.1", port=0) as front:
+    with SimulatorServer(SIMULATORS, options, frontends=[over_http]) as server:
         reply = (
-            Browser(front)
+            Browser(server)
             .post(
                 "/reset",
                 {
@@ -823,7 +830,7 @@ def test_an_episode_of_lift_over_http() -> None:
             )
             .value
         )
-        session = Session(Browser(front), reply["session"])
+        session = Session(Browser(server), reply["session"])
         assert reply["spec"]["action_dim"] == 7
         told = session.post("/step", {"action": [0.5, 0, 0, 0, 0, 0, -1]}).value
         assert told["observation"]["robot0_eef_pos"] != reply["observation"]["robot0_eef_pos"]
@@ -879,7 +886,7 @@ def test_without_its_packages_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError('none', name='fastapi')\n")
     ended = run_server("simulator", "--port", "0", "--http_port", "0", environ={"PYTHONPATH": str(tmp_path)})
     message = (
-        "server.py simulator: front 'http' needs 'fastapi', which is not installed: "
+        "server.py simulator: frontend 'http' needs 'fastapi', which is not installed: "
         "pip install 'robowire[http]'\n"
     )
     assert (ended.returncode, ended.stderr) == (2, message)
@@ -887,10 +894,10 @@ def test_without_its_packages_the_extra_is_named(tmp_path: Path) -> None:
 
 def test_a_resumed_session_can_still_be_asked_over_http_until_it_ends(browser: Browser) -> None:
     session = browser.begin()
-    with SimulatorClient(*browser.front.address) as client:
+    with SimulatorClient(*browser.server.address) as client:
         client.resume(session.name)
         assert session.post("/step", {"action": [1, 0, 0]}).status == 200
         client.disconnect()
-        with pytest.raises(SessionNotFound), SimulatorClient(*browser.front.address) as other:
+        with pytest.raises(SessionNotFound), SimulatorClient(*browser.server.address) as other:
             other.resume(session.name)
     assert session.get("/observation").error[:2] == (404, "session_not_found")

@@ -22,8 +22,8 @@ from robowire.integrations.lerobot import EnvConfig, LiberoEnv, SimClient, SimCl
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import Entry
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
-from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
+from robowire.serving.simulator.server import SimulatorServer
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_simulator_server
 

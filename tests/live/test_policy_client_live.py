@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from robowire import MetaAction, MetaObs, PolicyClient
+from robowire.chunking import ActionChunk
 from robowire.errors import (
     BackendError,
     ConnectFailed,
@@ -22,10 +23,10 @@ from robowire.errors import (
     SpecMismatch,
     Unauthenticated,
 )
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.testing import EchoPolicy, FailingPolicy, SlowPolicy, running_server
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import ActionChunk, encode_frame
+from robowire.wire.pickle.writer import encode_frame
 
 
 def observation(*state: float) -> MetaObs:
@@ -132,7 +133,7 @@ def test_a_policy_that_fails_is_the_servers_error() -> None:
 
 
 def test_a_token_opens_the_door() -> None:
-    options = PolicyServerOptions(auth_token="sesame", drain_s=2.0)
+    options = PolicyServerOptions(token="sesame", drain_s=2.0)
     with running_server(EchoPolicy(), options) as server:
         with client_of(server, token="sesame") as client:
             assert client.infer(observation(1, 2, 3)).shape == (4, 3)

@@ -22,8 +22,8 @@ from robowire.client.async_controller import AsyncOptions
 from robowire.rollout.evaluation import EvaluateOptions, evaluate
 from robowire.rollout.real_clock import RealClock
 from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
-from robowire.serving.policy.service import PolicyServerOptions
-from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.policy.server import PolicyServerOptions
+from robowire.serving.simulator.server import SimulatorServer
 from robowire.testing import running_server, running_simulator_server
 
 PATIENCE_S = 30.0

@@ -17,7 +17,7 @@ from raw_client import RawClient, wait_until
 from robowire.chunking import TemporalEnsembler
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
-from robowire.serving.policy.service import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy, running_server
 from robowire.version import __version__
@@ -343,7 +343,7 @@ def test_what_waits_while_the_device_is_busy_becomes_one_batch() -> None:
         policy.started.wait()
         for number, client in enumerate(clients[1:], 1):
             client.send(obs(number, 0, 0))
-        wait_until(lambda: len(server.dispatcher._room) == 3)
+        wait_until(lambda: len(server.service.dispatcher._queue) == 3)
         policy.release.set()
         assert [values(client.receive())[0, 0] for client in clients] == [0, 1, 2, 3]
         for client in clients:
@@ -391,7 +391,7 @@ def test_another_path_is_not_found(client: RawClient) -> None:
 
 
 def test_a_server_with_a_token_answers_nobody_who_has_not_shown_it() -> None:
-    options = PolicyServerOptions(auth_token="sesame")
+    options = PolicyServerOptions(token="sesame")
     with running_server(EchoPolicy(), options) as server, RawClient(server.address) as client:
         assert client.ask(obs(1, 2, 3)) == []
         assert client.ask({"method": "get_info"})["error_type"] == "unauthenticated"
@@ -405,7 +405,7 @@ def test_a_server_with_a_token_answers_nobody_who_has_not_shown_it() -> None:
 
 
 def test_before_the_token_a_large_frame_is_refused_and_after_it_taken() -> None:
-    options = PolicyServerOptions(auth_token="sesame")
+    options = PolicyServerOptions(token="sesame")
     large = MetaObs(state=np.zeros(3), image=np.zeros((1, 3, 200, 200), np.uint8))
     with running_server(EchoPolicy(), options) as server:
         with RawClient(server.address) as stranger:
@@ -485,7 +485,7 @@ def test_a_drain_does_not_wait_longer_than_told_for_a_policy_that_hangs() -> Non
         policy.started.wait()
     elapsed = time.monotonic() - started
     policy.release.set()
-    server.dispatcher.close(timeout_s=5)
+    server.service.dispatcher.close(timeout_s=5)
     client.sock.close()
     assert elapsed < 3
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("session")])

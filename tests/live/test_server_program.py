@@ -17,7 +17,7 @@ from server_process import ROOT, ServerProcess, environment, run_server, shown_p
 
 import server as program
 from robowire.meta import MetaObs
-from robowire.serving.policy.service import PolicyServer
+from robowire.serving.policy.server import PolicyServer
 from robowire.version import __version__
 
 GATED_POLICY = '''

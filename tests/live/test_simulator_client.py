@@ -34,7 +34,7 @@ from robowire.errors import (
 )
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.specs import SimulatorSpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 from robowire.testing.fake_simulator import FakeSimulator
@@ -317,7 +317,7 @@ def test_a_policy_server_is_told_apart() -> None:
 
 
 def test_a_token_opens_the_door() -> None:
-    with running_simulator_server(SimulatorServerOptions(auth_token="secret", drain_s=2)) as server:
+    with running_simulator_server(SimulatorServerOptions(token="secret", drain_s=2)) as server:
         with pytest.raises(Unauthenticated):
             SimulatorClient(*server.address).connect()
         with SimulatorClient(*server.address, token="secret") as client:

@@ -20,9 +20,9 @@ from robowire.errors import BackendError, NotReset, ShuttingDown, SnapshotMismat
 from robowire.registry import Entry
 from robowire.serving.simulator.pool import SimulatorPool
 from robowire.serving.simulator.process import SimulatorProcess
-from robowire.serving.simulator.service import SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS, running_simulator_server
-from robowire.wire.messages import Call
+from robowire.wire.messages import Request
 from robowire.wire.methods import check_params
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -51,7 +51,7 @@ def once(pool: SimulatorPool, name: str = "red") -> None:
 
 
 def task(name: str = "reach", **options: Any) -> dict[str, Any]:
-    return check_params(Call("load_task", {"task_name": name, **options}))
+    return check_params(Request("load_task", {"task_name": name, **options}))
 
 
 def pids(pool: SimulatorPool) -> set[int]:

@@ -26,7 +26,7 @@ from robowire.registry import Entry
 from robowire.serving.simulator.process import Answer, SimulatorProcess
 from robowire.testing import FAKE_SIMULATORS
 from robowire.testing.fake_simulator import FakeSimulator
-from robowire.wire.messages import Call
+from robowire.wire.messages import Request
 from robowire.wire.methods import check_params
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -48,7 +48,7 @@ def process() -> Iterator[SimulatorProcess]:
 
 
 def call(process: SimulatorProcess, method: str, params: Mapping[str, Any], timeout_s: float = 30) -> Answer:
-    return process.call(method, check_params(Call(method, params)), timeout_s=timeout_s)
+    return process.call(method, check_params(Request(method, params)), timeout_s=timeout_s)
 
 
 def begin(process: SimulatorProcess, task: str = "reach", **options: Any) -> dict[str, Any]:

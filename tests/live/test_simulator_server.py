@@ -21,7 +21,7 @@ import pytest
 from robowire.errors import ConfigurationError
 from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction, MetaObs
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS, running_simulator_server
 from robowire.testing.fake_simulator import FakeSimulator
 from robowire.transport.connection import Connection

@@ -30,7 +30,7 @@ from robowire.errors import (
     SnapshotMismatch,
 )
 from robowire.interfaces import TaskOptions
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
 from robowire.testing.fake_simulator import FakeSimulator
 from robowire.transport.connection import Connection

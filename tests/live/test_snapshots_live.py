@@ -18,7 +18,7 @@ from robowire.errors import (
     SnapshotMismatch,
     SnapshotNotFound,
 )
-from robowire.serving.simulator.service import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import running_simulator_server
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robowire.chunking import ActionChunk
 from robowire.client import async_controller
 from robowire.client.async_controller import AsyncController, AsyncOptions, Request
 from robowire.errors import SpecMismatch, UnknownName
 from robowire.meta import MetaAction, MetaObs
-from robowire.wire.pickle.writer import ActionChunk
 
 SEEN = MetaObs(state=np.zeros(2))
 

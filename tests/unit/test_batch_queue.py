@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from robowire.errors import Overloaded
-from robowire.serving.policy.batching import BatchQueue
+from robowire.serving.policy.batch_queue import BatchQueue
 
 
 def room(*, max_batch_size: int = 2, max_wait_s: float = 0.0, max_waiting: int = 10) -> BatchQueue[str]:

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from robowire.chunking import TemporalEnsembler
+from robowire.chunking import ActionChunk
 from robowire.errors import BackendError, ConfigurationError, Overloaded, ShuttingDown, SpecMismatch
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
-from robowire.serving.sessions import Session
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy
 
@@ -34,8 +33,9 @@ def dispatching(
         dispatcher.close(timeout_s=5)
 
 
-def session() -> Session:
-    return Session(1, "peer")
+def rows(chunk: ActionChunk) -> np.ndarray:
+    """Return (B, n, action_dim)."""
+    return chunk.actions.swapaxes(0, 1)
 
 
 def obs(*state: float, lang: str = "", timestep: int = -1) -> MetaObs:
@@ -50,14 +50,14 @@ def recording(policy: Policy) -> SlowPolicy:
 
 def test_each_observation_gets_its_own_chunk() -> None:
     with dispatching(EchoPolicy(chunk_size=2)) as dispatcher:
-        actions = dispatcher.submit(session(), [obs(1, 2, 3), obs(4, 5, 6)]).actions
+        actions = rows(dispatcher.submit([obs(1, 2, 3), obs(4, 5, 6)]))
     np.testing.assert_array_equal(actions, [[[1, 2, 3], [2, 3, 4]], [[4, 5, 6], [5, 6, 7]]])
 
 
 def test_what_waits_is_batched_up_to_the_limit() -> None:
     policy = recording(EchoPolicy())
     with dispatching(policy, DispatchOptions(max_batch_size=2)) as dispatcher:
-        actions = dispatcher.submit(session(), [obs(i, i, i) for i in range(5)]).actions
+        actions = rows(dispatcher.submit([obs(i, i, i) for i in range(5)]))
     assert policy.batch_sizes == [2, 2, 1]
     np.testing.assert_array_equal(actions[:, 0, 0], range(5))
 
@@ -66,8 +66,8 @@ def test_observations_of_two_clients_share_a_batch() -> None:
     policy, metrics = recording(EchoPolicy()), Metrics()
     options = DispatchOptions(max_batch_size=2, max_wait_ms=FOREVER_MS)
     with dispatching(policy, options, metrics) as dispatcher, ThreadPoolExecutor() as pool:
-        first = pool.submit(dispatcher.submit, session(), [obs(1, 1, 1)])
-        second = pool.submit(dispatcher.submit, session(), [obs(2, 2, 2)])
+        first = pool.submit(dispatcher.submit, [obs(1, 1, 1)])
+        second = pool.submit(dispatcher.submit, [obs(2, 2, 2)])
         assert (first.result().actions[0, 0, 0], second.result().actions[0, 0, 0]) == (1, 2)
     assert policy.batch_sizes == [2]
     assert metrics.snapshot()["batch_size_max"] == 2
@@ -76,9 +76,7 @@ def test_observations_of_two_clients_share_a_batch() -> None:
 def test_observations_of_different_shapes_are_not_batched_together() -> None:
     policy = recording(ConstantPolicy())
     with dispatching(policy) as dispatcher:
-        dispatcher.submit(
-            session(), [obs(1), obs(1, 2), obs(3), MetaObs(image=np.zeros((1, 3, 2, 2), np.uint8))]
-        )
+        dispatcher.submit([obs(1), obs(1, 2), obs(3), MetaObs(image=np.zeros((1, 3, 2, 2), np.uint8))])
     assert policy.batch_sizes == [2, 1, 1]
 
 
@@ -86,8 +84,8 @@ def test_one_bad_observation_does_not_fail_its_neighbour() -> None:
     policy = recording(FailingPolicy())
     options = DispatchOptions(max_batch_size=2, max_wait_ms=FOREVER_MS)
     with dispatching(policy, options) as dispatcher, ThreadPoolExecutor() as pool:
-        bad = pool.submit(dispatcher.submit, session(), [obs(1, 1, 1, lang="raise")])
-        good = pool.submit(dispatcher.submit, session(), [obs(2, 2, 2)])
+        bad = pool.submit(dispatcher.submit, [obs(1, 1, 1, lang="raise")])
+        good = pool.submit(dispatcher.submit, [obs(2, 2, 2)])
         assert good.result().actions[0, 0, 0] == 2
         error = bad.exception()
     assert isinstance(error, BackendError)
@@ -104,15 +102,15 @@ def test_one_bad_observation_does_not_fail_its_neighbour() -> None:
 )
 def test_an_answer_that_breaks_the_policys_promise_is_a_backend_error(lang: str, message: str) -> None:
     with dispatching(FailingPolicy()) as dispatcher, pytest.raises(BackendError) as raised:
-        dispatcher.submit(session(), [obs(1, 1, 1, lang=lang)])
+        dispatcher.submit([obs(1, 1, 1, lang=lang)])
     assert str(raised.value) == message
 
 
 def test_numbers_that_are_not_finite_fail_their_own_observation_only() -> None:
     options = DispatchOptions(max_batch_size=2, max_wait_ms=FOREVER_MS)
     with dispatching(FailingPolicy(), options) as dispatcher, ThreadPoolExecutor() as pool:
-        bad = pool.submit(dispatcher.submit, session(), [obs(1, 1, 1, lang="nan")])
-        good = pool.submit(dispatcher.submit, session(), [obs(2, 2, 2)])
+        bad = pool.submit(dispatcher.submit, [obs(1, 1, 1, lang="nan")])
+        good = pool.submit(dispatcher.submit, [obs(2, 2, 2)])
         assert good.result().actions[0, 0, 0] == 2
         assert isinstance(bad.exception(), BackendError)
 
@@ -123,74 +121,41 @@ def test_a_policys_own_refusal_reaches_the_client_as_it_is() -> None:
             raise SpecMismatch("the instruction is empty")
 
     with dispatching(Picky()) as dispatcher, pytest.raises(SpecMismatch, match=r"^the instruction is empty$"):
-        dispatcher.submit(session(), [obs(1)])
+        dispatcher.submit([obs(1)])
 
 
 def test_an_observation_that_does_not_fit_never_reaches_the_policy() -> None:
     policy = recording(EchoPolicy())
     with dispatching(policy) as dispatcher, pytest.raises(SpecMismatch):
-        dispatcher.submit(session(), [obs(1, 2, 3), obs(1, 2)])
+        dispatcher.submit([obs(1, 2, 3), obs(1, 2)])
     assert policy.batch_sizes == []
 
 
-@pytest.mark.parametrize(("chunk_size", "expected"), [(2, 2), (4, 4), (64, 4)])
-def test_chunk_size_cuts_a_chunk_off_and_never_pads_it(chunk_size: int, expected: int) -> None:
-    with dispatching(EchoPolicy(chunk_size=4), DispatchOptions(chunk_size=chunk_size)) as dispatcher:
-        actions = dispatcher.submit(session(), [obs(0, 0, 0)]).actions
-        assert dispatcher.chunk_size == expected
-    np.testing.assert_array_equal(actions[0, :, 0], range(expected))
-
-
-def test_who_does_not_fit_into_the_waiting_room_is_told() -> None:
+def test_observations_beyond_the_capacity_of_the_queue_are_refused() -> None:
     message = r"^0 observations wait already and 2 more came, 1 may: try again later$"
     options = DispatchOptions(max_waiting=1)
     with dispatching(EchoPolicy(), options) as dispatcher, pytest.raises(Overloaded, match=message):
-        dispatcher.submit(session(), [obs(1, 1, 1), obs(2, 2, 2)])
-
-
-def test_temporal_ensembling_belongs_to_the_session() -> None:
-    ensembler, one, other = TemporalEnsembler(), session(), session()
-    with dispatching(EchoPolicy(chunk_size=3), DispatchOptions(temporal_agg=True)) as dispatcher:
-        for step, value in enumerate((5.0, 1.0, 8.0)):
-            mine = dispatcher.submit(one, [obs(value, 0, 0, timestep=step)]).actions
-            dispatcher.submit(other, [obs(-value, 9, 9, timestep=step)])
-            chunk = np.array([[value, 0, 0]], np.float32) + np.arange(3, dtype=np.float32)[:, np.newaxis]
-            np.testing.assert_array_equal(mine[0], [ensembler.update(chunk)])
-        assert dispatcher.chunk_size == 1
-
-
-def test_a_failed_inference_is_no_step_of_the_episode() -> None:
-    ensembler, one = TemporalEnsembler(), session()
-    with dispatching(
-        FailingPolicy(EchoPolicy(chunk_size=3)), DispatchOptions(temporal_agg=True)
-    ) as dispatcher:
-        dispatcher.submit(one, [obs(5, 0, 0, timestep=0)])
-        with pytest.raises(BackendError):
-            dispatcher.submit(one, [obs(7, 0, 0, timestep=1, lang="raise")])
-        actions = dispatcher.submit(one, [obs(1, 0, 0, timestep=1)]).actions
-    steps = np.arange(3, dtype=np.float32)[:, np.newaxis]
-    ensembler.update(np.array([[5, 0, 0]], np.float32) + steps)
-    np.testing.assert_array_equal(actions[0], [ensembler.update(np.array([[1, 0, 0]], np.float32) + steps)])
+        dispatcher.submit([obs(1, 1, 1), obs(2, 2, 2)])
 
 
 def test_closing_finishes_what_waits_and_takes_nothing_new() -> None:
     policy = SlowPolicy()
     dispatcher = Dispatcher(policy, DispatchOptions(), Metrics())
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(dispatcher.submit, session(), [obs(1, 1, 1)])
+        waiting = pool.submit(dispatcher.submit, [obs(1, 1, 1)])
         policy.started.wait()
         policy.release.set()
         dispatcher.close(timeout_s=5)
         assert waiting.result().actions[0, 0, 0] == 1
     with pytest.raises(ShuttingDown, match=r"^the server shuts down and takes no new requests$"):
-        dispatcher.submit(session(), [obs(1, 1, 1)])
+        dispatcher.submit([obs(1, 1, 1)])
 
 
 def test_closing_gives_up_on_a_policy_that_hangs() -> None:
     policy = SlowPolicy()
     dispatcher = Dispatcher(policy, DispatchOptions(), Metrics())
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(dispatcher.submit, session(), [obs(1, 1, 1)])
+        waiting = pool.submit(dispatcher.submit, [obs(1, 1, 1)])
         policy.started.wait()
         dispatcher.close(timeout_s=0)
         error = waiting.exception()
@@ -203,7 +168,7 @@ def test_closing_gives_up_on_a_policy_that_hangs() -> None:
 def test_a_policy_may_leave_the_length_of_its_actions_open() -> None:
     spec = PolicySpec(policy="open", chunk_size=2)
     with dispatching(ConstantPolicy(spec)) as dispatcher:
-        assert dispatcher.submit(session(), [obs(1)]).actions.shape == (1, 2, 1)
+        assert rows(dispatcher.submit([obs(1)])).shape == (1, 2, 1)
 
 
 def reported(caplog: pytest.LogCaptureFixture, seconds: float, requests: int) -> list[str]:
@@ -212,7 +177,7 @@ def reported(caplog: pytest.LogCaptureFixture, seconds: float, requests: int) ->
     dispatcher = Dispatcher(EchoPolicy(), DispatchOptions(), Metrics(), clock=lambda: now[0])
     with caplog.at_level("INFO"):
         for _ in range(requests):
-            dispatcher.submit(session(), [obs(1, 1, 1)])
+            dispatcher.submit([obs(1, 1, 1)])
             now[0] += seconds
     dispatcher.close(timeout_s=5)
     return caplog.messages

@@ -14,7 +14,7 @@ from robowire.errors import InvalidParams, RequestError, SpecMismatch, UnknownMe
 from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
 from robowire.serving.simulator.session import SimulatorSession
-from robowire.wire.messages import Call
+from robowire.wire.messages import Request
 from robowire.wire.methods import (
     FLEET_METHODS,
     METHODS,
@@ -42,25 +42,25 @@ def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
         "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, snapshot, restore, "
         "verify, list_snapshots, delete_snapshot, fork, resume, renew, get_info, ping, stats, disconnect",
     ):
-        check_params(Call("load_tasks"))
+        check_params(Request("load_tasks"))
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_one() -> None:
     with refused(
         InvalidParams, "reset has no parameter 'sede'. Did you mean 'seed'? It takes: seed, init_state"
     ):
-        check_params(Call("reset", {"sede": 1}))
+        check_params(Request("reset", {"sede": 1}))
 
 
 def test_a_method_without_parameters_says_so() -> None:
     with refused(InvalidParams, "ping has no parameter 'seed'. It takes: nothing"):
-        check_params(Call("ping", {"seed": 1}))
+        check_params(Request("ping", {"seed": 1}))
 
 
 @pytest.mark.parametrize("params", [{}, {"simulator": None}])
 def test_a_missing_parameter_is_named(params: dict[str, Any]) -> None:
     with refused(InvalidParams, "select_simulator needs 'simulator'"):
-        check_params(Call("select_simulator", params))
+        check_params(Request("select_simulator", params))
 
 
 @pytest.mark.parametrize(
@@ -86,22 +86,22 @@ def test_a_missing_parameter_is_named(params: dict[str, Any]) -> None:
 )
 def test_a_parameter_of_the_wrong_type_or_value_is_refused(name: str, value: Any, expected: str) -> None:
     with refused(InvalidParams, expected):
-        check_params(Call("load_task", {"task_name": "reach", name: value}))
+        check_params(Request("load_task", {"task_name": "reach", name: value}))
 
 
 def test_a_negative_seed_is_refused() -> None:
     with refused(InvalidParams, "seed is -1, expected a whole number, 0 or more"):
-        check_params(Call("reset", {"seed": -1}))
+        check_params(Request("reset", {"seed": -1}))
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    params = check_params(Call("reset", {"seed": np.int64(3), "init_state": np.uint8(1)}))
+    params = check_params(Request("reset", {"seed": np.int64(3), "init_state": np.uint8(1)}))
     assert params == {"seed": 3, "init_state": 1}
     assert type(params["seed"]) is int
 
 
 def test_what_is_left_out_gets_its_default() -> None:
-    params = check_params(Call("load_task", {"task_name": "reach", "camera_names": ["front", "side"]}))
+    params = check_params(Request("load_task", {"task_name": "reach", "camera_names": ["front", "side"]}))
     assert params == {
         "task_name": "reach",
         "robot": None,
@@ -191,19 +191,19 @@ def test_a_chunk_may_mix_arrays_and_meta_actions() -> None:
 
 
 def test_a_number_is_taken_from_a_request_that_may_have_one() -> None:
-    call, number = take_number(Call("step", {"action": [0], "number": np.int64(4)}))
+    call, number = take_number(Request("step", {"action": [0], "number": np.int64(4)}))
     assert (dict(call.params), number) == ({"action": [0]}, 4)
 
 
 def test_a_number_is_left_where_none_belongs() -> None:
-    call = Call("render", {"number": 4})
+    call = Request("render", {"number": 4})
     assert take_number(call) == (call, None)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True, "4"])
 def test_a_number_counts_from_one(number: Any) -> None:
     with refused(InvalidParams, f"number is {number!r}, expected a whole number, 1 or more"):
-        take_number(Call("step", {"number": number}))
+        take_number(Request("step", {"number": number}))
 
 
 def test_a_chunk_longer_than_any_episode_is_refused_before_memory_is_set_aside() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robowire.chunking import ActionChunk
 from robowire.errors import LocalProtocolError
 from robowire.meta import MetaAction, MetaObs
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import ActionChunk, encode, encode_frame
+from robowire.wire.pickle.writer import encode, encode_frame
 
 
 def there_and_back(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robowire.chunking import ActionChunk
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import (
     ConfigurationError,
@@ -33,7 +34,7 @@ from robowire.specs import PolicySpec
 from robowire.transport.connection import Connection
 from robowire.wire.messages import error_reply
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import ActionChunk, encode_frame
+from robowire.wire.pickle.writer import encode_frame
 
 INFO = {
     "policy": "fake",

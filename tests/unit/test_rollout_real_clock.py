@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rollout_fakes import HORIZON, FakePolicyServer, FakeSimulatorServer, FakeSimulatorSession, Step
 
+from robowire.chunking import ActionChunk
 from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics
 from robowire.errors import BackendError, ConnectionLost, SpecMismatch
 from robowire.meta import MetaAction, MetaObs
@@ -16,7 +17,6 @@ from robowire.rollout.episodes import Rollout
 from robowire.rollout.real_clock import RealClock, run_real_episode
 from robowire.rollout.results import _ASYNC_FIGURES
 from robowire.rollout.virtual_clock import Latency, VirtualClock, run_virtual_episode
-from robowire.wire.pickle.writer import ActionChunk
 
 SEED = 3
 FPS = 8  # a period is exact in binary, so that deadlines are met to the last bit

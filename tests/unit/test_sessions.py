@@ -7,7 +7,9 @@ import pytest
 
 from robowire.chunking import TemporalEnsembler
 from robowire.errors import InvalidParams, ShuttingDown, Unauthenticated
-from robowire.serving.sessions import Episode, Session
+from robowire.serving.policy.episode import Episode
+from robowire.serving.sessions import Peer, Session
+from robowire.testing import EchoService
 from robowire.version import __version__
 
 K = 0.01
@@ -69,8 +71,8 @@ def test_a_batch_of_another_size_begins_anew() -> None:
 
 
 def test_hello_tells_who_the_server_is() -> None:
-    session = Session(3, "127.0.0.1:4")
-    reply = session.hello({"protocol_version": 1, "reply": "chunk"}, server="policy", auth_token=None)
+    session = Session(3, Peer("127.0.0.1:4"))
+    reply = session.hello({"protocol_version": 1, "reply": "chunk"}, server="policy", token=None)
     assert reply == {
         "status": "ok",
         "protocol_version": 1,
@@ -92,26 +94,29 @@ def test_hello_tells_who_the_server_is() -> None:
 )
 def test_a_hello_we_do_not_understand_is_refused(params: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidParams) as raised:
-        Session(1, "peer").hello(params, server="policy", auth_token=None)
+        Session(1, Peer("peer")).hello(params, server="policy", token=None)
     assert str(raised.value) == message
 
 
 def test_the_right_token_lets_a_session_in() -> None:
-    session = Session(1, "peer", authenticated=False)
-    session.hello({"token": "sesame"}, server="policy", auth_token="sesame")
-    session.admit()
+    session = Session(1, Peer("peer"), authenticated=False)
+    session.hello({"token": "sesame"}, server="policy", token="sesame")
+    session.require_authenticated()
 
 
 @pytest.mark.parametrize("token", [None, "sesam", "\ud800", b"sesame", 7])
 def test_any_other_token_does_not(token: object) -> None:
-    session = Session(1, "peer", authenticated=False)
+    session = Session(1, Peer("peer"), authenticated=False)
     with pytest.raises(Unauthenticated):
-        session.hello({"token": token}, server="policy", auth_token="sesame")
+        session.hello({"token": token}, server="policy", token="sesame")
     with pytest.raises(Unauthenticated, match=r"^say hello with the token first$"):
-        session.admit()
+        session.require_authenticated()
 
 
 def test_a_draining_server_admits_nobody() -> None:
-    session = Session(1, "peer", draining=True)
-    with pytest.raises(ShuttingDown, match=r"^the server shuts down and takes no new requests$"):
-        session.admit()
+    service = EchoService()
+    session = service.open_session(Peer("peer"))
+    service.begin_drain()
+    message = r"^the server shuts down and takes no new requests$"
+    with pytest.raises(ShuttingDown, match=message), service.request_in_hand(session):
+        pass

@@ -16,7 +16,7 @@ from robowire.meta import MetaAction, MetaObs
 from robowire.registry import Entry
 from robowire.specs import SimulatorSpec
 from robowire.testing.fake_simulator import FakeSimulator
-from robowire.wire.messages import Call
+from robowire.wire.messages import Request
 from robowire.wire.methods import check_params
 from robowire.worker.simulator_worker import SimulatorWorker
 
@@ -26,7 +26,7 @@ def make_worker(
 ) -> SimulatorWorker:
     entry = Entry("somewhere:else", environ={"PATH": "unused"})
     worker = SimulatorWorker("fake", entry, simulator or FakeSimulator())
-    worker.call("load_task", check_params(Call("load_task", {"task_name": task, **options})))
+    worker.call("load_task", check_params(Request("load_task", {"task_name": task, **options})))
     return worker
 
 

@@ -7,15 +7,14 @@ import json
 import pytest
 
 from robowire.serving.metrics import Metrics
-from robowire.serving.sessions import Session
+from robowire.serving.sessions import Peer
 from robowire.serving.text import answer_line, http_response
+from robowire.testing import EchoService
 
 
-def ask(line: str, session: Session | None = None) -> str:
-    session = session or Session(1, "peer")
-    return answer_line(
-        line, session, Metrics(lambda: 0.0), lambda: {"policy": "act", "state_dim": None}
-    ).decode()
+def ask(line: str, *, token: str | None = None) -> str:
+    service = EchoService(token=token)
+    return answer_line(line, service.open_session(Peer("peer")), service).decode()
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ def ask(line: str, session: Session | None = None) -> str:
     [
         ("PING", "PONG\n"),
         ("ping ", "PONG\n"),
-        ("INFO", '{"policy":"act","state_dim":null}\n'),
+        ("INFO", '{"server":"echo","session":1}\n'),
         ("HELP", "PING, INFO, STATS, HELP, QUIT: one line each; GET /healthz and GET /metrics: HTTP\n"),
         ("QUIT", "BYE\n"),
         ("FOO", "ERROR unknown command 'FOO': send HELP for a list\n"),
@@ -42,7 +41,7 @@ def test_stats_are_one_line_of_json() -> None:
 
 @pytest.mark.parametrize("line", ["INFO", "STATS"])
 def test_a_server_with_a_token_tells_text_clients_nothing(line: str) -> None:
-    answer = ask(line, Session(1, "peer", authenticated=False))
+    answer = ask(line, token="sesame")
     assert answer == "ERROR unauthenticated: say hello with the token first\n"
 
 
@@ -59,7 +58,10 @@ def test_a_server_with_a_token_tells_text_clients_nothing(line: str) -> None:
 def test_a_probe_gets_one_whole_http_response(
     request_line: str, draining: bool, status: str, body: str
 ) -> None:
-    response = http_response(request_line, Metrics(), draining=draining).decode()
+    service = EchoService()
+    if draining:
+        service.begin_drain()
+    response = http_response(request_line, service).decode()
     assert response == (
         f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
@@ -67,8 +69,7 @@ def test_a_probe_gets_one_whole_http_response(
 
 
 def test_metrics_are_served_as_prometheus_reads_them() -> None:
-    head, _, body = http_response("GET /metrics HTTP/1.1", Metrics(lambda: 0.0), draining=False).partition(
-        b"\r\n\r\n"
-    )
+    service = EchoService(metrics=Metrics(lambda: 0.0))
+    head, _, body = http_response("GET /metrics HTTP/1.1", service).partition(b"\r\n\r\n")
     assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
     assert body.decode() == Metrics(lambda: 0.0).prometheus()

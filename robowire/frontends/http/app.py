@@ -21,9 +21,10 @@ from robowire.frontends.http.limits import LimitsMiddleware, error_response
 from robowire.frontends.http.request import Ask, Observe, execute
 from robowire.images import is_encoded
 from robowire.registry import family_and_task, nearest
-from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.simulator.service import SimulatorService
 from robowire.version import __version__
-from robowire.wire.messages import Call, ok
+from robowire.wire import messages
+from robowire.wire.messages import ok
 from robowire.wire.methods import METHODS, check_params, take_number
 
 __all__ = ["make_app"]
@@ -48,13 +49,13 @@ _PAGE_MAY = (
 _router = APIRouter()
 
 
-def make_app(server: SimulatorServer) -> FastAPI:
+def make_app(service: SimulatorService) -> FastAPI:
     """Return the application that puts the calls to a server."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # A call that waits for a simulator holds a thread; no call waits for another one's.
-        anyio.to_thread.current_default_thread_limiter().total_tokens = server.options.max_connections
+        anyio.to_thread.current_default_thread_limiter().total_tokens = service.options.max_connections
         yield
 
     app = FastAPI(
@@ -66,18 +67,18 @@ def make_app(server: SimulatorServer) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
     )
-    app.state.server = server
+    app.state.service = service
     app.include_router(_router)
-    app.add_middleware(LimitsMiddleware, server=server)
+    app.add_middleware(LimitsMiddleware, service=service)
 
     @app.exception_handler(RequestError)
     async def failed(_: Request, error: RequestError) -> Response:
-        server.metrics.error(error.error_type)
+        service.metrics.error(error.error_type)
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        server.metrics.error(InvalidParams.error_type)
+        service.metrics.error(InvalidParams.error_type)
         first = error.errors()[0]
         return error_response(InvalidParams(f"{first['loc'][-1]}: {first['msg']}"))
 
@@ -87,12 +88,12 @@ def make_app(server: SimulatorServer) -> FastAPI:
         if error.status_code in (404, 405):
             message = f"there is no {request.method} {request.url.path}: see /openapi.json, or / in a browser"
         error_type = "unknown_method" if error.status_code in (404, 405) else "invalid_params"
-        server.metrics.error(error_type)
+        service.metrics.error(error_type)
         return error_response(message, error_type=error_type, status=error.status_code)
 
     @app.exception_handler(Exception)  # the server logs it with its traceback
     async def broken(_: Request, error: Exception) -> Response:
-        server.metrics.error(InternalError.error_type)
+        service.metrics.error(InternalError.error_type)
         return error_response(InternalError("the server failed on this request; its log says why"))
 
     return app
@@ -138,26 +139,34 @@ def reset(asked: Observe) -> Response:
                 f"reset has no parameter {name!r}.{nearest(name, _RESET)} It takes: {', '.join(_RESET)}"[:500]
             )
     simulator, task = params.pop("simulator", None), params.pop("task", None)
-    begin, number = take_number(Call("reset", {name: params.pop(name) for name in _BEGIN if name in params}))
+    begin, number = take_number(
+        messages.Request("reset", {name: params.pop(name) for name in _BEGIN if name in params})
+    )
     begun = check_params(begin)
-    select = None if simulator is None else check_params(Call("select_simulator", {"simulator": simulator}))
+    select = (
+        None
+        if simulator is None
+        else check_params(messages.Request("select_simulator", {"simulator": simulator}))
+    )
     if task is None and select is not None:
-        _, task = family_and_task(select["simulator"], asked.server.simulators)
+        _, task = family_and_task(select["simulator"], asked.service.simulators)
     if token is None and (select is None or task is None):
         raise InvalidParams("reset needs a session, or 'simulator' and 'task' to begin one")
     if task is None and params:
         raise InvalidParams(f"{next(iter(params))} says how a task is built, and no task is named")
-    load = None if task is None else check_params(Call("load_task", {**params, "task_name": task}))
-    with asked.server.guest(token, label=asked.client) as session:
+    load = (
+        None if task is None else check_params(messages.Request("load_task", {**params, "task_name": task}))
+    )
+    with asked.service.borrow_session(token, label=asked.client) as session:
         if select is not None:
-            execute(asked.server, session, "select_simulator", select)
+            execute(asked.service, session, "select_simulator", select)
         if load is None:
             spec = None
         elif session.executed(number):  # the task was loaded before; again, it would end the episode
             spec = session.describe()["spec"]
         else:
-            spec = execute(asked.server, session, "load_task", load)
-        first = execute(asked.server, session, "reset", begun, number)
+            spec = execute(asked.service, session, "load_task", load)
+        first = execute(asked.service, session, "reset", begun, number)
         shown: dict[str, Any] = {"session": session.token}
     if spec is not None:
         shown["spec"] = {name: value for name, value in spec.items() if name != "status"}
@@ -204,7 +213,7 @@ def observation(
 ) -> Response:
     """Repeat the last reply with an observation, with reward and success; it does nothing."""
     token, _ = asked.session()
-    with asked.server.guest(token) as session:
+    with asked.service.borrow_session(token) as session:
         last = session.describe()["last"]
     if last is None:
         raise NotReset("reset comes before observation")
@@ -246,8 +255,8 @@ def render(
 def renew(asked: Ask) -> Response:
     """Let the session's time begin anew, as any call does."""
     token, _ = asked.session()
-    with asked.server.guest(token):
-        return asked.answer(ok(session_timeout_s=asked.server.options.session_timeout_s))
+    with asked.service.borrow_session(token):
+        return asked.answer(ok(session_timeout_s=asked.service.options.session_timeout_s))
 
 
 @_router.delete("/session", tags=["session"], **_says(models.Done))
@@ -290,7 +299,7 @@ def fork(asked: Ask) -> Response:
 @_router.get("/snapshot/list", tags=["snapshots"], **_says(models.SnapshotsReply))
 def list_snapshots(asked: Ask) -> Response:
     """List every snapshot that the server keeps."""
-    return asked.answer(ok(snapshots=asked.server.snapshots.describe()))
+    return asked.answer(ok(snapshots=asked.service.snapshots.describe()))
 
 
 @_router.delete("/snapshot/{snapshot_id}", tags=["snapshots"], **_says(models.Deleted))
@@ -298,10 +307,10 @@ def delete_snapshot(asked: Ask, snapshot_id: str) -> Response:
     """Forget a snapshot; while a session that made it runs, only that one may."""
     token, _ = asked.parameters()
     if token is None:
-        asked.server.snapshots.delete(snapshot_id, asker=asked)
+        asked.service.snapshots.delete(snapshot_id, asker=asked)
     else:
-        with asked.server.guest(token) as session:
-            asked.server.snapshots.delete(snapshot_id, asker=session)
+        with asked.service.borrow_session(token) as session:
+            asked.service.snapshots.delete(snapshot_id, asker=session)
     return asked.answer(ok())
 
 
@@ -311,7 +320,7 @@ def delete_snapshot(asked: Ask, snapshot_id: str) -> Response:
 @_router.get("/simulators", tags=["server"], **_says(models.SimulatorsReply))
 def simulators(asked: Ask) -> Response:
     """List the simulators that a session may run."""
-    return asked.answer(asked.server.list_simulators())
+    return asked.answer(asked.service.list_simulators())
 
 
 @_router.get("/tasks", tags=["server"], **_says(models.TasksReply))
@@ -328,11 +337,11 @@ def tasks(
         return asked.answer(asked.call("list_tasks", {"suite": suite}))
     if simulator is None:
         raise InvalidParams("tasks needs a session or 'simulator'")
-    select = check_params(Call("select_simulator", {"simulator": simulator}))
-    with asked.server.guest(label=asked.client) as session:
-        execute(asked.server, session, "select_simulator", select)
-        reply = execute(asked.server, session, "list_tasks", {"suite": suite})
-        execute(asked.server, session, "disconnect", {})
+    select = check_params(messages.Request("select_simulator", {"simulator": simulator}))
+    with asked.service.borrow_session(label=asked.client) as session:
+        execute(asked.service, session, "select_simulator", select)
+        reply = execute(asked.service, session, "list_tasks", {"suite": suite})
+        execute(asked.service, session, "disconnect", {})
     return asked.answer(reply)
 
 
@@ -341,15 +350,15 @@ def info(asked: Ask) -> Response:
     """Tell the facts of the server, and of a session: its task's spec, its process and its versions."""
     token, _ = asked.parameters()
     if token is None:
-        return asked.answer(ok(**asked.server.facts()))
-    with asked.server.guest(token) as session:
-        return asked.answer(ok(**asked.server.facts(), **session.info()))
+        return asked.answer(ok(**asked.service.info()))
+    with asked.service.borrow_session(token) as session:
+        return asked.answer(ok(**asked.service.info(), **session.info()))
 
 
 @_router.get("/stats", tags=["server"], **_says(models.StatsReply))
 def stats(asked: Ask) -> Response:
     """Count requests, errors and durations, of TCP and HTTP together."""
-    return asked.answer(ok(**asked.server.metrics.snapshot(), **asked.server.room()))
+    return asked.answer(ok(**asked.service.metrics.snapshot(), **asked.service.capacity()))
 
 
 # What a probe asks waits for no thread.
@@ -358,15 +367,15 @@ def stats(asked: Ask) -> Response:
 @_router.get("/health", tags=["server"], **_says(models.Health, media=()))
 async def health(request: Request) -> Response:
     """Say that the server answers; needs no token."""
-    server: SimulatorServer = request.app.state.server
-    return Response(to_json(ok(version=__version__, **server.room())), media_type="application/json")
+    service: SimulatorService = request.app.state.service
+    return Response(to_json(ok(version=__version__, **service.capacity())), media_type="application/json")
 
 
 @_router.get("/metrics", tags=["server"], response_class=Response)
 async def metrics(request: Request) -> Response:
     """Tell the same as /stats in Prometheus' text format; needs no token."""
-    server: SimulatorServer = request.app.state.server
-    return Response(server.metrics.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    service: SimulatorService = request.app.state.service
+    return Response(service.metrics.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @_router.get("/", include_in_schema=False)

@@ -13,10 +13,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from robowire.errors import InvalidParams, NoSimulatorSelected, Unauthenticated
 from robowire.frontends.http.formats import MSGPACK, read_body, to_file, to_json, to_msgpack
-from robowire.serving.simulator.service import SimulatorServer
+from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.simulator.session import SimulatorSession
-from robowire.wire.auth import check_token
-from robowire.wire.messages import Call
+from robowire.wire import messages
 from robowire.wire.methods import check_params, take_number
 from robowire.wire.pickle.reader import loads
 
@@ -25,7 +24,7 @@ __all__ = ["MAX_BODY", "Ask", "HttpRequest", "Observe", "execute"]
 # A chunk of 1000 actions of 14 numbers is 0.3 MB as JSON; lists of numbers take eight times a body's length.
 MAX_BODY = 2 * 1024 * 1024
 
-_bearer = HTTPBearer(auto_error=False, description="The server's --auth_token, where it has one.")
+_bearer = HTTPBearer(auto_error=False, description="The server's --token, where it has one.")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class HttpRequest:
     """One call.
 
     Attributes:
-        server: Whose it is.
+        service: What answers it.
         client: ``host:port``, for the log.
         shown: The session that the header or the query names.
         body: As it came.
@@ -42,7 +41,7 @@ class HttpRequest:
         pictures: Whether pictures are to be within the reply.
     """
 
-    server: SimulatorServer
+    service: SimulatorService
     client: str
     shown: str | None
     body: bytes
@@ -84,10 +83,10 @@ class HttpRequest:
             params: What it takes; the body's parameters if not given.
         """
         token, named = self.session()
-        call, number = take_number(Call(method, dict(named if params is None else params)))
+        call, number = take_number(messages.Request(method, dict(named if params is None else params)))
         checked = check_params(call)
-        with self.server.guest(token) as session:
-            return execute(self.server, session, call.method, checked, number)
+        with self.service.borrow_session(token) as session:
+            return execute(self.service, session, call.method, checked, number)
 
     def answer(self, reply: Any) -> Response:
         """Return the reply as JSON, or as MessagePack where the client accepts it."""
@@ -104,12 +103,12 @@ class HttpRequest:
         return self._respond(*to_file(reply[name]))
 
     def _respond(self, content: bytes, media_type: str) -> Response:
-        self.server.metrics.request(bytes_received=len(self.body), bytes_sent=len(content))
+        self.service.metrics.request(bytes_received=len(self.body), bytes_sent=len(content))
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-store"})
 
 
 def execute(
-    server: SimulatorServer,
+    service: SimulatorService,
     session: SimulatorSession,
     method: str,
     params: Mapping[str, Any],
@@ -118,7 +117,7 @@ def execute(
     """Return a session's reply; its lock is held. The parameters are checked."""
     started = time.monotonic()
     reply: dict[str, Any] = loads(session.execute(method, params, number))
-    server.metrics.observe(method, time.monotonic() - started)
+    service.metrics.observe(method, time.monotonic() - started)
     return reply
 
 
@@ -132,17 +131,17 @@ async def _ask(
         str | None, Query(description="The session, where no header can be sent. The header wins.")
     ] = None,
 ) -> HttpRequest:
-    server: SimulatorServer = request.app.state.server
-    if server.options.auth_token is not None:
+    service: SimulatorService = request.app.state.service
+    if service.needs_token:
         if credentials is None:
             raise Unauthenticated("this server wants a token: send 'Authorization: Bearer TOKEN'")
-        check_token(credentials.credentials, server.options.auth_token)
+        service.require_token(credentials.credentials)
     client = request.client
     return HttpRequest(
-        server=server,
+        service=service,
         client="a client" if client is None else f"{client.host}:{client.port}",
         shown=x_robowire_session if x_robowire_session is not None else session,
-        body=await _read(request, server.options.frame_timeout_s),
+        body=await _read(request, service.options.frame_timeout_s),
         content_type=request.headers.get("content-type", ""),
         accept=request.headers.get("accept", "").lower(),
     )

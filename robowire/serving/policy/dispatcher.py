@@ -1,6 +1,6 @@
-"""The one thread that owns the policy, and the one door to it: ``submit``.
+"""The one thread that runs the policy, and the one way to it: :meth:`Dispatcher.submit`.
 
-TCP and every gateway end here, so batching, limits, per-session state and timing exist once.
+Every frontend's requests end here, so batching, limits and timing exist once.
 """
 
 from __future__ import annotations
@@ -14,23 +14,20 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from robowire.chunking import ActionChunk
 from robowire.errors import BackendError, ConfigurationError, RequestError, ShuttingDown
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
-from robowire.serving.policy.batching import BatchQueue
+from robowire.serving.policy.batch_queue import BatchQueue
 from robowire.serving.policy.validation import check_observation
-from robowire.serving.sessions import Session
 
-__all__ = ["DispatchOptions", "Dispatcher", "Inference"]
+__all__ = ["DispatchOptions", "Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
-# How much the older of two chunks counts for more; arXiv 2304.13705, section IV-B.
-ENSEMBLE_K = 0.01
-
-# A line in the log for so many inferences, but no more than one in so many seconds: a robot that asks at
-# 10 Hz has a line every 10 s, and a benchmark does not have twenty a second.
+# One log line for this many inferences, but at most one in this many seconds: a robot at 10 Hz gets a line
+# every 10 s, and a benchmark does not get twenty a second.
 REPORT_EVERY = 100
 REPORT_GAP_S = 5.0
 
@@ -40,19 +37,19 @@ class DispatchOptions:
     """How observations become actions.
 
     Attributes:
-        chunk_size: Most actions to answer, in steps; a policy's longer chunk is cut off here, a shorter one
-            stays.
+        chunk_size: Most actions in a reply, in steps; a policy's longer chunk is cut, a shorter one is sent
+            as it is.
         temporal_agg: Answer one action, the average of what all past chunks of the episode predicted for it.
-        max_batch_size: Most observations the policy works on at once.
+        max_batch_size: Largest batch of observations that the policy works on at once.
         max_wait_ms: Milliseconds an observation may wait for others to share its batch; 0 never waits.
-        max_waiting: Observations that may wait for the policy; the next one is told "overloaded".
+        max_waiting: Observations that may wait for the policy; the next one is answered "overloaded".
     """
 
     chunk_size: int = 64
     temporal_agg: bool = False
     max_batch_size: int = 8
     max_wait_ms: float = 0.0
-    # A waiting observation keeps its pictures in memory.
+    # A waiting observation keeps its images in memory.
     max_waiting: int = 256
 
     def __post_init__(self) -> None:
@@ -63,26 +60,11 @@ class DispatchOptions:
             raise ConfigurationError(f"max_wait_ms is {self.max_wait_ms}, expected 0 to 60000 milliseconds")
 
 
-@dataclass(frozen=True, eq=False)
-class Inference:
-    """What ``submit`` returns.
-
-    Attributes:
-        actions: float32 (B, n, action_dim); n is the chunk's length, or 1 with temporal ensembling.
-        infer_ms: Milliseconds the policy worked on the batch these were part of; waiting is not in it.
-        raw_actions: The policy's own chunks, where temporal ensembling made something else of them.
-    """
-
-    actions: np.ndarray
-    infer_ms: float
-    raw_actions: np.ndarray | None = None
-
-
 @dataclass(eq=False)
 class _Ticket:
     observation: MetaObs
-    # What comes first counts: (n, action_dim) and seconds, or why there is none. A queue written in C: a
-    # Future, which waits in Python, hands over 5 to 15 us later.
+    # The first entry counts: (n, action_dim) and seconds, or the error. SimpleQueue is written in C: a
+    # Future, which waits in Python, wakes the waiting thread 5 to 15 us later.
     answers: SimpleQueue[tuple[np.ndarray, float] | RequestError] = field(default_factory=SimpleQueue)
 
     def wait(self) -> tuple[np.ndarray, float]:
@@ -96,10 +78,10 @@ class Dispatcher:
     """Run a policy in a thread of its own, which starts here and ends with :meth:`close`.
 
     Args:
-        policy: Nobody else may use it meanwhile.
-        options: Of batching and of the reply.
-        metrics: Counts batches and the time of inferences.
-        clock: Seconds, monotonic.
+        policy: Used by this thread only.
+        options: Batching and chunk length.
+        metrics: Counts batches and the duration of inferences.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -116,7 +98,7 @@ class Dispatcher:
         self._metrics = metrics
         self._clock = clock
         self._changed = threading.Condition()  # guards what follows
-        self._room: BatchQueue[_Ticket] = BatchQueue(
+        self._queue: BatchQueue[_Ticket] = BatchQueue(
             max_batch_size=options.max_batch_size,
             max_wait_s=options.max_wait_ms / 1e3,
             max_waiting=options.max_waiting,
@@ -127,23 +109,20 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
-    @property
-    def chunk_size(self) -> int:
-        """How many actions a reply holds."""
-        return 1 if self._options.temporal_agg else min(self._options.chunk_size, self.spec.chunk_size)
-
-    def submit(self, session: Session, observations: Sequence[MetaObs]) -> Inference:
-        """Return the next actions for each observation of one request; blocks until they are there.
+    def submit(self, observations: Sequence[MetaObs]) -> ActionChunk:
+        """Return the next actions for each observation of one request; blocks until they are computed.
 
         Args:
-            session: Who asks; its episode goes on.
             observations: Unbatched; the rows of the request.
+
+        Returns:
+            The whole chunk of the policy, (n, B, action_dim), B being the number of observations.
 
         Raises:
             SpecMismatch: An observation does not fit the policy.
-            Overloaded: Too many wait already.
+            Overloaded: Too many observations wait already.
             BackendError: The policy failed on one of them.
-            ShuttingDown: The server takes no new requests.
+            ShuttingDown: The server accepts no new requests.
         """
         started = self._clock()
         for observation in observations:
@@ -152,37 +131,36 @@ class Dispatcher:
         with self._changed:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
-            self._room.put([(_kind(ticket.observation), ticket) for ticket in tickets], now=started)
+            self._queue.put([(_kind(ticket.observation), ticket) for ticket in tickets], now=started)
             self._changed.notify_all()
         answers = [ticket.wait() for ticket in tickets]
-        # One row, the rule, needs no copy: (1, n, action_dim).
+        # A batch of one, the common case, needs no copy.
         chunks = [chunk for chunk, _ in answers]
-        actions = chunks[0][np.newaxis] if len(chunks) == 1 else np.stack(chunks)
-        raw_actions = actions if self._options.temporal_agg else None
-        if self._options.temporal_agg:
-            timesteps = [int(np.asarray(observation.timestep).item()) for observation in observations]
-            actions = session.episode.ensemble(timesteps, actions, k=ENSEMBLE_K)[:, np.newaxis]
+        actions = chunks[0][:, np.newaxis] if len(chunks) == 1 else np.stack(chunks, axis=1)
         self._report(self._metrics.observe("infer", self._clock() - started))
-        return Inference(actions, max(seconds for _, seconds in answers) * 1e3, raw_actions)
+        infer_ms = max(seconds for _, seconds in answers) * 1e3
+        # MetaAction's own defaults, where a policy leaves open what its actions are.
+        ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
+        return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=infer_ms)
 
     def close(self, *, timeout_s: float) -> None:
-        """Take nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
+        """Accept nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
         with self._changed:
-            left = self._in_hand + [ticket for batch in iter(self._room.take, []) for ticket in batch]
+            left = self._in_hand + [ticket for batch in iter(self._queue.take, []) for ticket in batch]
         for ticket in left:
             ticket.answers.put(ShuttingDown("the server shut down before the policy answered"))
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while (due := self._room.due_in(self._clock())) != 0 and not self._closing:
+                while (due := self._queue.due_in(self._clock())) != 0 and not self._closing:
                     self._changed.wait(due)
-                self._in_hand = self._room.take()
-            if not self._in_hand:  # closing, and nobody waits
+                self._in_hand = self._queue.take()
+            if not self._in_hand:  # closing, and the queue is empty
                 return
             self._infer(self._in_hand)
             self._in_hand = []  # an observation is freed before the next is awaited
@@ -193,8 +171,7 @@ class Dispatcher:
         try:
             chunks = self._checked(self._policy.infer([ticket.observation for ticket in batch]), len(batch))
         except Exception as exc:
-            # The top of what the policy's own code can do to us. One bad observation must not fail its
-            # neighbours.
+            # The top of the policy's own code. One bad observation must not fail the others of its batch.
             if len(batch) > 1:
                 logger.warning("a batch of %d failed and is tried one by one: %s", len(batch), exc)
                 for ticket in batch:
@@ -216,7 +193,7 @@ class Dispatcher:
                 ticket.answers.put(BackendError("the policy answered with numbers that are not finite"))
 
     def _checked(self, actions: np.ndarray, batch_size: int) -> np.ndarray:
-        """Return the policy's answer as float32 (B, at most chunk_size, action_dim)."""
+        """Return the policy's answer as float32 (B, chunk_size, action_dim)."""
         spec = self.spec
         shape = np.shape(actions)
         if (
@@ -229,7 +206,7 @@ class Dispatcher:
                 f"the policy answered with shape {shape}, "
                 f"its spec promises ({batch_size}, {spec.chunk_size}, {dim})"
             )
-        return np.asarray(actions, dtype=np.float32)[:, : self._options.chunk_size]
+        return np.asarray(actions, dtype=np.float32)
 
     def _report(self, count: int) -> None:
         if count < self._next_report_count:  # looked at again below, under the lock

@@ -1,129 +1,126 @@
-"""The policy port: what each request is answered with, and the server that puts the pieces together."""
+"""The policy service: observations in, chunks of actions out. No socket, no bytes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from robowire.errors import RequestError, UnknownMethod
+from robowire.chunking import ActionChunk
+from robowire.errors import UnknownMethod
 from robowire.interfaces import Policy
-from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
-from robowire.serving.sessions import Session
-from robowire.serving.tcp.frontend import TcpOptions, TcpServer
-from robowire.serving.text import answer_line
+from robowire.serving.policy.episode import Episode
+from robowire.serving.service import Service
+from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
-from robowire.wire.messages import (
-    PROTOCOL_VERSION,
-    Call,
-    Infer,
-    Reset,
-    error_reply,
-    ok,
-    parse_policy_request,
-)
-from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import ActionChunk, Buffer, encode_frame
+from robowire.wire.framing import DEFAULT_MAX_PAYLOAD
+from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
 from robowire.worker.fingerprint import imported_packages, versions
 
-__all__ = ["PolicyServer", "PolicyServerOptions"]
+__all__ = ["PolicyService", "PolicySession"]
 
-logger = logging.getLogger(__name__)
+# The weight of older chunks over newer ones; arXiv 2304.13705, section IV-B.
+ENSEMBLE_K = 0.01
 
 _METHODS = ("hello", "ping", "get_info", "reset", "stats")
 
-# What a client author must know and no spec's number says; the long form is MetaObs' and MetaAction's
-# documentation.
+# What the author of a client must know and no number of the spec says; the long form is the documentation of
+# MetaObs and MetaAction.
 _CONVENTIONS = {
     "image": "uint8 (cameras, 3, height, width), RGB, upright, in the order of camera_names",
     "units": "radians, metres, seconds",
     "gripper": "last entry of the action: 1 open, 0 closed",
 }
 
-
-@dataclass(frozen=True)
-class PolicyServerOptions(TcpOptions, DispatchOptions):
-    """Every option of a policy server but the policy."""
-
-    def __post_init__(self) -> None:
-        TcpOptions.__post_init__(self)
-        DispatchOptions.__post_init__(self)
+# The drain is over when the policy's thread is told to end, so only a policy that hangs is still at work.
+_GIVE_UP_S = 0.5
 
 
-class PolicyServer:
-    """Serve a policy. The port is bound and the policy's thread started when the object is made.
-
-    Then either call :meth:`serve_forever`, or use the object as a context manager, which serves in a thread
-    of its own.
-
-    Args:
-        policy: Nobody else may use it meanwhile.
-        options: Where to listen, limits, batching.
-        device: What the policy runs on, for ``get_info``.
-        model_name: Of its checkpoint, for ``get_info``: a name, and not where it lies; ``None`` where it has
-            none.
-
-    Raises:
-        ConfigurationError: The address cannot be listened on.
+@dataclass(eq=False)
+class PolicySession(Session):
+    """One client's session.
 
     Attributes:
-        metrics: What this server counts.
-        dispatcher: The door to the policy, for other front doors than TCP.
-        address: Host and port it listens on.
+        episode: What is remembered of the running episode.
     """
+
+    episode: Episode = field(default_factory=Episode)
+
+
+class PolicyService(Service[PolicySession]):
+    """Answer observations with a policy's actions.
+
+    Args:
+        policy: Used by this service only.
+        options: Batching and chunk length.
+        token: Token that clients must send; ``None`` for none.
+        device: Device the policy runs on, for ``get_info``.
+        model_name: Name of its checkpoint, not its path, for ``get_info``; ``None`` where it has none.
+        max_payload: Largest request that the native wire accepts, in bytes, for ``get_info``.
+
+    Attributes:
+        dispatcher: Runs the policy.
+    """
+
+    kind = "policy"
+    error_level = logging.WARNING
 
     def __init__(
         self,
         policy: Policy,
-        options: PolicyServerOptions,
+        options: DispatchOptions | None = None,
         *,
+        token: str | None = None,
+        metrics: Metrics | None = None,
         device: str = "cpu",
         model_name: str | None = None,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
     ) -> None:
-        self.metrics = Metrics()
-        self._options = options
+        super().__init__(token=token, metrics=metrics)
+        self._options = options or DispatchOptions()
         self._device = device
         self._model_name = model_name
+        self._max_payload = max_payload
         self._versions = versions(imported_packages())  # the policy has been loaded
-        self._tcp = TcpServer(options, lambda session: _PolicyHandler(session, self), self.metrics)
-        self.address = self._tcp.address
-        self.dispatcher = Dispatcher(policy, options, self.metrics)
+        self.dispatcher = Dispatcher(policy, self._options, self.metrics)
 
-    def __enter__(self) -> PolicyServer:
-        self._tcp.__enter__()
-        return self
+    @property
+    def chunk_size(self) -> int:
+        """Number of actions in a reply."""
+        return (
+            1
+            if self._options.temporal_agg
+            else min(self._options.chunk_size, self.dispatcher.spec.chunk_size)
+        )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._tcp.__exit__(kind, error, traceback)
-        self.shutdown()
+    def infer(self, session: PolicySession, request: Request) -> ActionChunk:
+        """Return the next actions for the observations of one request.
 
-    def serve_forever(self) -> None:
-        """Serve until :meth:`stop`, then finish the requests in hand and return."""
-        try:
-            self._tcp.serve_forever()
-        finally:
-            self.dispatcher.close(timeout_s=_GIVE_UP_S)
-
-    def stop(self) -> None:
-        """Tell :meth:`serve_forever` to end. Returns at once; a signal handler may call it."""
-        self._tcp.stop()
-
-    def shutdown(self) -> None:
-        """Finish the requests in hand, refuse new ones, and return when that is done or time is up."""
-        self._tcp.shutdown()
-        self.dispatcher.close(timeout_s=_GIVE_UP_S)
+        Raises:
+            SpecMismatch: An observation does not fit the policy.
+            Overloaded: Too many observations wait already.
+            BackendError: The policy failed.
+        """
+        chunk = self.dispatcher.submit(request.observations)
+        actions, raw = chunk.actions[: self._options.chunk_size], None
+        timesteps = [observation.timestep for observation in request.observations]
+        if self._options.temporal_agg:
+            raw = actions
+            rows = chunk.actions.swapaxes(0, 1)
+            # Over the policy's whole chunk: what a reply may hold has nothing to do with the average.
+            actions = session.episode.ensemble(timesteps, rows, k=ENSEMBLE_K)[np.newaxis]
+        if not request.batched:
+            actions, raw = actions[:, 0], None if raw is None else raw[:, 0]
+        timestep = np.array(timesteps)[:, np.newaxis] if request.batched else timesteps[0]
+        return replace(chunk, actions=actions, raw_actions=raw, timestep=timestep)
 
     def describe(self) -> str:
-        """Return one line for the person who started it."""
+        """Return one line for a person."""
         spec = self.dispatcher.spec
 
         def known(value: object) -> object:
@@ -132,125 +129,57 @@ class PolicyServer:
         cameras = "any" if spec.camera_names is None else ", ".join(spec.camera_names) or "none"
         if spec.image_height is not None or spec.image_width is not None:
             cameras += f" ({known(spec.image_height)}x{known(spec.image_width)})"
-        chunk = f"{self.dispatcher.chunk_size} (of {spec.chunk_size})"
         return (
-            f"policy {spec.policy}, device {self._device}, chunk_size {chunk}, cameras {cameras}, "
+            f"policy {spec.policy}, device {self._device}, "
+            f"chunk_size {self.chunk_size} (of {spec.chunk_size}), cameras {cameras}, "
             f"state_dim {known(spec.state_dim)}, action_dim {known(spec.action_dim)} "
             f"({known(spec.ctrl_space)} {known(spec.ctrl_type)})"
         )
 
-    def info(self) -> dict[str, Any]:
-        """Return what ``get_info`` and ``INFO`` say."""
+    def info(self, session: PolicySession | None = None) -> dict[str, Any]:
+        """Return what ``get_info`` and ``INFO`` report."""
         spec = self.dispatcher.spec
         return {
             **spec.to_wire(),
-            "chunk_size": self.dispatcher.chunk_size,
-            "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.dispatcher.chunk_size),
+            "chunk_size": self.chunk_size,
+            "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.chunk_size),
             "temporal_agg": self._options.temporal_agg,
             "device": self._device,
             "model_name": self._model_name,
-            "max_payload": self._options.max_payload,
+            "max_payload": self._max_payload,
             "conventions": _CONVENTIONS,
             "versions": self._versions,
             "version": __version__,
             "protocol_version": PROTOCOL_VERSION,
         }
 
-    @property
-    def auth_token(self) -> str | None:
-        """What clients must show, if anything."""
-        return self._options.auth_token
-
-
-# The drain has passed when the policy's thread is told to end, so only a policy that hangs is still at work.
-_GIVE_UP_S = 0.5
-
-
-class _PolicyHandler:
-    """Answer one connection."""
-
-    def __init__(self, session: Session, server: PolicyServer) -> None:
-        self._session = session
-        self._server = server
-
-    def payload(self, payload: bytearray) -> Sequence[Buffer]:
-        value = loads(payload)
-        try:
-            reply = self._reply(value)
-        except RequestError as error:
-            logger.warning("%s got an error, %s: %s", self._session, error.error_type, error)
-            self._server.metrics.error(error.error_type)
-            reply = self._failure(value, error)
-        return encode_frame(reply)
-
-    def line(self, line: str) -> bytes:
-        return answer_line(line, self._session, self._server.metrics, self._server.info)
-
     def close(self) -> None:
-        self._session.episode.clear()
+        """End the policy's thread."""
+        self.dispatcher.close(timeout_s=_GIVE_UP_S)
 
-    def _reply(self, value: Any) -> Any:
-        session = self._session
-        request = parse_policy_request(value, self._server.dispatcher.spec.camera_names)
-        if isinstance(request, Call) and request.method == "hello":
-            return session.hello(request.params, server="policy", auth_token=self._server.auth_token)
-        session.admit()
-        if isinstance(request, Infer):
-            return self._infer(request)
-        if isinstance(request, Reset):
+    def close_session(self, session: PolicySession) -> None:
+        """Free the episode."""
+        session.episode.clear()
+        super().close_session(session)
+
+    def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> PolicySession:
+        return PolicySession(number, peer, authenticated)
+
+    def _execute(self, session: PolicySession, request: Request) -> ActionChunk | dict[str, Any]:
+        # Parameters are ignored: none of these methods has any, and a newer client may send some.
+        if request.method == "infer" and request.observations:
+            return self.infer(session, request)
+        if request.method == "ping":
+            return ok()
+        if request.method == "get_info":
+            return ok(**self.info(session))
+        if request.method == "reset":
             session.episode.clear()
-            return {"status": "OK"}
-        return self._call(request)
-
-    def _infer(self, request: Infer) -> Any:
-        inference = self._server.dispatcher.submit(self._session, request.observations)
-        spec = self._server.dispatcher.spec
-        batch = request.dialect == "batch"
-        # The chunk comes first on the wire: (n, action_dim), or (n, B, action_dim).
-        actions = inference.actions.swapaxes(0, 1) if batch else inference.actions[0]
-        # MetaAction's own defaults, where a policy leaves open what its actions are.
-        chunk = ActionChunk(actions, spec.ctrl_space or "ee", spec.ctrl_type or "delta")
-        if self._session.reply == "list":
-            return chunk
-        timesteps = (
-            np.array([[observation.timestep] for observation in request.observations]) if batch else None
-        )
-        reply = ok(
-            actions=actions,
-            ctrl_space=chunk.ctrl_space,
-            ctrl_type=chunk.ctrl_type,
-            timestep=request.observations[0].timestep if timesteps is None else timesteps,
-            infer_ms=inference.infer_ms,
-        )
-        if (raw := inference.raw_actions) is not None:
-            reply["raw_actions"] = raw.swapaxes(0, 1) if batch else raw[0]
-        return reply
-
-    def _call(self, call: Call) -> dict[str, Any]:
-        # Parameters are left alone: none of these has any, and a newer client may send some.
-        if call.method == "ping":
             return ok()
-        if call.method == "get_info":
-            return ok(**self._server.info())
-        if call.method == "reset":
-            self._session.episode.clear()
-            return ok()
-        if call.method == "stats":
-            return ok(**self._server.metrics.snapshot())
-        method = call.method[:40]
+        if request.method == "stats":
+            return ok(**self.stats())
+        method = request.method[:40]
         raise UnknownMethod(
             f"the policy port has no method {method!r}.{nearest(method, _METHODS)} "
             f"Known: {', '.join(_METHODS)}"
         )
-
-    def _failure(self, value: Any, error: RequestError) -> Any:
-        """Return the reply that tells of an error, in words this client knows.
-
-        One that never said hello is an old client, and knows what clients of each dialect always were told.
-        """
-        if not self._session.said_hello:
-            if isinstance(value, MetaObs):
-                return []
-            if isinstance(value, dict) and "qpos" in value:
-                return {"status": "ERROR", "message": str(error)}
-        return error_reply(error)

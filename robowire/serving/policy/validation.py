@@ -1,4 +1,4 @@
-"""Whether an observation fits what a policy declared. What the policy leaves open is not looked at."""
+"""Whether an observation fits what a policy declared. What the spec leaves open is not checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
 def _check_image(image: Any, spec: PolicySpec) -> None:
     cameras, height, width = spec.camera_names, spec.image_height, spec.image_width
     if cameras == ():
-        return  # the policy looks at no picture
+        return  # the policy uses no image
     if image is None and cameras is None:
         return
     count = "cameras" if cameras is None else len(cameras)

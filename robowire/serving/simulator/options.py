@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robowire.errors import ConfigurationError
 from robowire.serving.process_memory import can_be_measured
-from robowire.serving.tcp.frontend import TcpOptions
+from robowire.serving.tcp import TcpOptions
 
 __all__ = ["SimulatorServerOptions"]
 

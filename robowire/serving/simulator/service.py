@@ -1,4 +1,4 @@
-"""The simulator port: which connection speaks for which session, and how all of them end."""
+"""The simulator service: which client has which session, and how all sessions end. No socket, no bytes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import hmac
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from robowire.errors import (
@@ -18,27 +17,23 @@ from robowire.errors import (
     InvalidParams,
     Overloaded,
     SessionNotFound,
-    ShuttingDown,
     SimulatorAlreadySelected,
 )
 from robowire.interfaces import TaskOptions
 from robowire.registry import Entry, nearest
-from robowire.serving.metrics import Metrics
-from robowire.serving.rpc import answer_call
-from robowire.serving.sessions import Session
+from robowire.serving.service import Service
+from robowire.serving.sessions import Peer, Session
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.pool import SimulatorPool
 from robowire.serving.simulator.process import SimulatorProcess
 from robowire.serving.simulator.session import SimulatorSession
 from robowire.serving.simulator.snapshot_store import SnapshotStore
-from robowire.serving.tcp.frontend import TcpServer
-from robowire.serving.text import answer_line
 from robowire.version import __version__
-from robowire.wire.messages import PROTOCOL_VERSION, Call, ok
+from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
 from robowire.wire.methods import check_params, take_number
 from robowire.wire.pickle.writer import Buffer
 
-__all__ = ["SimulatorServer", "SimulatorServerOptions"]
+__all__ = ["SimulatorClientSession", "SimulatorService"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +41,39 @@ logger = logging.getLogger(__name__)
 _REAPING_S = 5.0
 
 
-class SimulatorServer:
-    """Serve simulators, each session one in a process of its own. The port is bound when the object is made.
+@dataclass(eq=False)
+class SimulatorClientSession(Session):
+    """One client's session with the service, and the simulator session it speaks for.
 
-    Then use it as a context manager, which serves in a thread, or call :meth:`serve_forever`.
+    Attributes:
+        simulation: Its own simulator session, or one that it resumed.
+    """
+
+    simulation: SimulatorSession = field(kw_only=True)
+
+
+class SimulatorService(Service[SimulatorClientSession]):
+    """Run simulators for clients, each session in a process of its own.
 
     Args:
         simulators: What clients may select. They can't name anything else: a name leads to code.
-        options: Where to listen, and the limits.
+        options: Limits, timeouts, snapshots.
         task: How tasks are built where a client does not say.
-        pythons: Interpreter for a simulator; one that is not named runs with the server's own.
+        pythons: Interpreter of a simulator; one that is not named runs with the server's own.
 
     Raises:
-        ConfigurationError: The address can't be listened on, or an option is unusable.
+        ConfigurationError: An option is unusable.
+
+    Attributes:
+        simulators: As given.
+        options: As given.
+        task: As given, checked.
+        pythons: As given.
+        snapshots: Snapshots of all sessions.
+        pool: Warm processes.
     """
+
+    kind = "simulator"
 
     def __init__(
         self,
@@ -69,6 +83,7 @@ class SimulatorServer:
         task: TaskOptions | None = None,
         pythons: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__(token=options.token)
         self.simulators: Mapping[str, Entry] = dict(simulators)
         self.options = options
         self.task = _checked(task or TaskOptions())
@@ -83,84 +98,121 @@ class SimulatorServer:
             max_bytes=int(options.max_snapshot_mb * 1e6),
             folder=None if options.snapshot_dir is None else Path(options.snapshot_dir),
         )
-        self.metrics = Metrics()
-        self._tcp = TcpServer(options, lambda session: _Connection(self, session), self.metrics)
         self._changed = threading.Condition()  # guards what follows
         self._running: set[SimulatorSession] = set()
         self._closing = False
-        self._guests = 0  # requests in hand that came without a connection
-        self._drain_ends: float | None = None  # set by stop, which may take no lock
-        self._watch: threading.Thread | None = None  # ends sessions that nobody came back to
+        self._watch: threading.Thread | None = None  # ends sessions that no client resumed in time
         self.pool = SimulatorPool(
             self.simulators, self.pythons, warm=options.warm, load_timeout_s=options.load_timeout_s
         )
+        # By name, the methods that no single simulator session answers. Those that take the session's place
+        # among others, and so need to know which client asks, take it first.
+        self._server_methods: Mapping[str, Callable[..., dict[str, Any]]] = {
+            "list_simulators": self.list_simulators,
+            "list_snapshots": lambda: ok(snapshots=self.snapshots.describe()),
+            "renew": lambda: ok(session_timeout_s=self.options.session_timeout_s),
+            "ping": lambda: ok(),
+            "stats": lambda: ok(**self.stats()),
+        }
+        self._client_methods: Mapping[str, Callable[..., dict[str, Any]]] = {
+            "delete_snapshot": self._delete_snapshot,
+            "resume": self._resume,
+            "get_info": self._get_info,
+        }
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port it listens on."""
-        return self._tcp.address
+    # -- requests of connected clients ---------------------------------------------------------------------
 
-    def __enter__(self) -> SimulatorServer:
-        self._tcp.__enter__()
-        return self
+    def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> SimulatorClientSession:
+        simulation = SimulatorSession(self, f"client #{number}", peer.has_left)
+        session = SimulatorClientSession(number, peer, authenticated, simulation=simulation)
+        simulation.owner = session
+        return session
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
+    def close_session(self, session: SimulatorClientSession) -> None:
+        """End the simulator, or keep it for a client that resumes the session."""
+        simulation = session.simulation
+        if simulation.owner is session:  # otherwise another client has it, and may be using it
+            with simulation.lock:
+                if simulation.owner is session and not self.detach(simulation):
+                    simulation.close()
+        super().close_session(session)
+
+    def _hello(self, session: SimulatorClientSession, params: Mapping[str, Any]) -> dict[str, Any]:
+        reply = super()._hello(session, params)
+        session.simulation.resumable = params.get("resumable") is True
+        return reply
+
+    def _execute(self, session: SimulatorClientSession, request: Request) -> dict[str, Any] | Buffer:
+        started = time.monotonic()
         try:
-            self._tcp.__exit__(kind, error, traceback)
+            request, number = take_number(request)
+            params = check_params(request)  # and the method
+            if request.method in self._server_methods:
+                reply: dict[str, Any] | Buffer = self._server_methods[request.method](**params)
+            elif request.method in self._client_methods:
+                reply = self._client_methods[request.method](session, **params)
+            else:
+                with session.simulation.lock:
+                    self._require_owner(session)
+                    reply = session.simulation.execute(request.method, params, number)
         finally:
-            self._kill_all()
+            if session.simulation.owner is session:
+                session.simulation.touch()
+        self.metrics.observe(request.method, time.monotonic() - started)
+        return reply
 
-    def describe(self) -> str:
-        """Return one line for a person."""
-        names = ", ".join(sorted(self.simulators)) or "no simulator"
-        return f"simulators: {names}; at most {self.options.max_sessions} at one time"
+    def _require_owner(self, session: SimulatorClientSession) -> None:
+        if session.simulation.owner is not session:
+            raise SessionNotFound("another connection resumed this session")
 
-    def serve_forever(self) -> None:
-        """Serve until :meth:`stop`; then drain. No simulator process is left when it returns."""
-        try:
-            self._tcp.serve_forever()
-        finally:
-            self._kill_all()
+    def _delete_snapshot(self, session: SimulatorClientSession, snapshot_id: str) -> dict[str, Any]:
+        self.snapshots.delete(snapshot_id, asker=session.simulation)
+        return ok()
 
-    def stop(self) -> None:
-        """Tell :meth:`serve_forever` to end. May be called in a signal handler."""
-        if self._drain_ends is None:
-            self._drain_ends = time.monotonic() + self.options.drain_s
-        self._tcp.stop()
+    def _resume(self, session: SimulatorClientSession, token: str) -> dict[str, Any]:
+        if session.simulation.selected:
+            raise SimulatorAlreadySelected(
+                "this session runs a simulator already: open another connection, or disconnect first"
+            )
+        simulation = self.find(token)
+        with simulation.lock:  # after the request that another connection left behind
+            if simulation.token != token:
+                raise SessionNotFound("the session of this token has just ended")
+            simulation.owner = session
+            session.simulation = simulation
+            return ok(**simulation.describe())
+
+    def _get_info(self, session: SimulatorClientSession) -> dict[str, Any]:
+        with session.simulation.lock:
+            self._require_owner(session)
+            return ok(**self.info(session), **session.simulation.info())
+
+    # -- requests without a connection ---------------------------------------------------------------------
 
     @contextmanager
-    def guest(self, token: str | None = None, *, label: str = "guest") -> Iterator[SimulatorSession]:
-        """Lend a session to one request of a front door that has no connections; its lock is held meanwhile.
+    def borrow_session(
+        self, token: str | None = None, *, label: str = "a client"
+    ) -> Iterator[SimulatorSession]:
+        """Lend a simulator session to one request of a wire without connections; its lock is held meanwhile.
 
         Args:
-            token: Whose session. ``None`` makes a new one, which the request gives a simulator: then it waits
-                for others that show its token. It ends if the request fails.
-            label: Who a new one belongs to, for the log.
+            token: Token of the session. ``None`` makes a new one, in which the request selects a simulator:
+                then it waits for further requests with its token. It ends if the request fails.
+            label: Client of a new session, for the log.
 
         Raises:
             SessionNotFound: No session has this token.
-            ShuttingDown: The server takes no new requests.
+            ShuttingDown: The service accepts no new requests.
         """
-        with self._changed:
-            if self._drain_ends is not None:
-                raise ShuttingDown("the server shuts down and takes no new requests")
-            self._guests += 1
-        try:
+        with self.request_in_hand():
             if token is None:
                 yield from self._begin_session(label)
             else:
                 yield from self._lend_session(token)
-        finally:
-            with self._changed:
-                self._guests -= 1
-                self._changed.notify_all()
 
     def _begin_session(self, label: str) -> Iterator[SimulatorSession]:
         session = SimulatorSession(self, label)
-        session.owner, session.resumable = self, True  # not forgotten while it is made
+        session.owner, session.resumable = self, True  # not ended as abandoned while it is made
         with session.lock:
             try:
                 yield session
@@ -182,11 +234,13 @@ class SimulatorServer:
             finally:
                 session.touch()
 
+    # -- what simulator sessions use -----------------------------------------------------------------------
+
     def enter(self, session: SimulatorSession) -> None:
-        """Give a session one of the places for simulators.
+        """Reserve one of ``max_sessions`` simulators for a session.
 
         Raises:
-            Overloaded: All are taken.
+            Overloaded: All are in use.
         """
         with self._changed:
             if len(self._running) >= self.options.max_sessions:
@@ -196,7 +250,7 @@ class SimulatorServer:
             self._running.add(session)
 
     def leave(self, session: SimulatorSession) -> None:
-        """Take the place back, if it has one."""
+        """Release what :meth:`enter` reserved, if anything."""
         with self._changed:
             self._running.discard(session)
             self._changed.notify_all()
@@ -204,11 +258,11 @@ class SimulatorServer:
     def start_process(
         self, name: str, *, label: str, client_has_left: Callable[[], bool]
     ) -> SimulatorProcess:
-        """Return a process of a simulator, which lives until it is closed or the server ends.
+        """Return a process of a simulator, which lives until it is closed or the service ends.
 
         Raises:
-            BackendError: It cannot be started.
-            ShuttingDown: The server has ended.
+            BackendError: It can't be started.
+            ShuttingDown: The service has ended.
         """
         process = self.pool.take(name, label=label, client_has_left=client_has_left)
         if self._closing:
@@ -216,14 +270,14 @@ class SimulatorServer:
         return process
 
     def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
-        """Take note of how a task of a simulator was loaded: the next one may be loaded alike."""
+        """Remember how a task of a simulator was loaded: the next one may be loaded alike."""
         self.pool.task_was_loaded(name, params)
 
     def detach(self, session: SimulatorSession) -> bool:
-        """Keep a session until its deadline, for a connection that shows its token; its lock is held.
+        """Keep a session until its deadline, for a client that sends its token; its lock is held.
 
         Returns:
-            Whether it may be kept. One that may not is the caller's to close.
+            Whether it is kept. Otherwise the caller closes it.
         """
         with self._changed:
             if (
@@ -235,7 +289,7 @@ class SimulatorServer:
                 return False
             session.owner = None
             if self._watch is None:
-                self._watch = threading.Thread(target=self._end_forgotten, name="watch", daemon=True)
+                self._watch = threading.Thread(target=self._end_abandoned, name="watch", daemon=True)
                 self._watch.start()
             self._changed.notify_all()
         return True
@@ -246,15 +300,22 @@ class SimulatorServer:
         Raises:
             SessionNotFound: There is none, or no longer.
         """
-        shown = token.encode("utf-8", "surrogatepass")  # what comes over a wire can be no Unicode
+        sent = token.encode("utf-8", "surrogatepass")  # text from a wire may be invalid Unicode
         with self._changed:
             for session in self._running:
-                if session.token is not None and hmac.compare_digest(session.token.encode(), shown):
+                if session.token is not None and hmac.compare_digest(session.token.encode(), sent):
                     return session
         raise SessionNotFound(
             "no session has this token: it ended, or nothing was asked of it for "
             f"{self.options.session_timeout_s:g} s"
         )
+
+    # -- what it says of itself ----------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        names = ", ".join(sorted(self.simulators)) or "no simulator"
+        return f"simulators: {names}; at most {self.options.max_sessions} at one time"
 
     def list_simulators(self) -> dict[str, Any]:
         """Return the reply to ``list_simulators``."""
@@ -263,16 +324,20 @@ class SimulatorServer:
             summaries={name: entry.summary for name, entry in self.simulators.items()},
         )
 
-    def room(self) -> dict[str, Any]:
-        """Return what ``stats`` says of simulators: how many are in use, and of how many."""
+    def capacity(self) -> dict[str, Any]:
+        """Return how many simulator sessions are in use, and how many there may be."""
         with self._changed:
             return {"simulator_sessions": len(self._running), "max_sessions": self.options.max_sessions}
 
-    def facts(self) -> dict[str, Any]:
-        """Return what ``get_info`` and ``INFO`` say of the server."""
+    def stats(self) -> dict[str, Any]:
+        """Return what ``stats`` reports."""
+        return {**self.metrics.snapshot(), **self.capacity()}
+
+    def info(self, session: SimulatorClientSession | None = None) -> dict[str, Any]:
+        """Return what ``get_info`` and ``INFO`` report of the service, and the id of the client's session."""
         with self._changed:
-            sessions = [session.summary() for session in self._running if session.selected]
-        return {
+            sessions = [running.summary() for running in self._running if running.selected]
+        info = {
             "server": "simulator",
             "version": __version__,
             "protocol_version": PROTOCOL_VERSION,
@@ -284,9 +349,12 @@ class SimulatorServer:
             "call_timeout_s": self.options.call_timeout_s,
             "load_timeout_s": self.options.load_timeout_s,
         }
+        return info if session is None else {**info, "session": session.id}
 
-    def _end_forgotten(self) -> None:
-        """Be the thread that ends sessions without a connection when their time is up."""
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def _end_abandoned(self) -> None:
+        """End sessions without a client when their time is up; the target of a thread."""
         while True:
             with self._changed:
                 if self._closing:
@@ -299,17 +367,13 @@ class SimulatorServer:
                     continue
             with session.lock:
                 if session.owner is None and session.deadline <= time.monotonic():
-                    logger.info("a session that nobody came back to ends")
+                    logger.info("a session that no client came back to ends")
                     session.close()
 
-    def _kill_all(self) -> None:
-        """End the simulators of requests that did not finish within the drain, and of sessions that wait."""
-        self.stop()  # where something else than a word of ours ended the serving
-        assert self._drain_ends is not None
+    def close(self) -> None:
+        """End the simulators of requests that did not finish within the drain, and of all sessions."""
         with self._changed:
-            left = self._drain_ends - time.monotonic()
-            self._changed.wait_for(lambda: not self._guests, timeout=max(left, 0))
-            self._closing = True  # before the round below: a process that is just being started sees it
+            self._closing = True  # before the loop below: a process that is being started sees it
             for session in self._running:
                 session.kill()
             waiting = [session for session in self._running if session.owner is None]
@@ -326,99 +390,14 @@ class SimulatorServer:
 
 
 def _checked(task: TaskOptions) -> TaskOptions:
-    """Return the options, read as a client's are.
+    """Return the options, checked as a client's are.
 
     Raises:
         ConfigurationError: One has a value that no client could send.
     """
     options = {option.name: getattr(task, option.name) for option in fields(TaskOptions)}
     try:
-        checked = check_params(Call("load_task", {"task_name": "", **options}))
+        checked = check_params(Request("load_task", {"task_name": "", **options}))
     except InvalidParams as exc:
         raise ConfigurationError(str(exc)) from exc
     return TaskOptions(**{name: checked[name] for name in options})
-
-
-class _Connection:
-    """What one connection asks: of the server, or of its session."""
-
-    def __init__(self, server: SimulatorServer, session: Session) -> None:
-        self._server = server
-        self._session = session
-        self._simulation = SimulatorSession(server, str(session), session.has_left)
-        self._simulation.owner = self
-        self._methods: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "list_simulators": server.list_simulators,
-            "list_snapshots": lambda: ok(snapshots=server.snapshots.describe()),
-            "delete_snapshot": self._delete_snapshot,
-            "resume": self._resume,
-            "get_info": self._get_info,
-            "renew": lambda: ok(session_timeout_s=server.options.session_timeout_s),
-            "ping": lambda: ok(),
-            "stats": lambda: ok(**server.metrics.snapshot(), **server.room()),
-        }
-
-    def payload(self, payload: bytearray) -> Sequence[Buffer]:
-        """Return the frame that answers one request."""
-        try:
-            return answer_call(payload, self._session, self._server.metrics, self._answer)
-        finally:
-            if self._simulation.owner is self:
-                self._simulation.touch()
-
-    def line(self, line: str) -> bytes:
-        """Return the line that answers a line of text."""
-        return answer_line(line, self._session, self._server.metrics, self._facts)
-
-    def close(self) -> None:
-        """End the session, or let it wait for another connection."""
-        if self._simulation.owner is not self:
-            return  # another connection has it, and may be busy with it
-        with self._simulation.lock:
-            if self._simulation.owner is self and not self._server.detach(self._simulation):
-                self._simulation.close()
-
-    def _answer(self, call: Call) -> dict[str, Any] | Buffer:
-        if call.method == "hello":
-            reply = self._session.hello(
-                call.params, server="simulator", auth_token=self._server.options.auth_token
-            )
-            self._simulation.resumable = call.params.get("resumable") is True
-            return reply
-        self._session.admit()
-        call, number = take_number(call)
-        params = check_params(call)  # and the method
-        if call.method in self._methods:
-            return self._methods[call.method](**params)
-        with self._simulation.lock:
-            self._require_ours()
-            return self._simulation.execute(call.method, params, number)
-
-    def _require_ours(self) -> None:
-        if self._simulation.owner is not self:
-            raise SessionNotFound("another connection resumed this session")
-
-    def _delete_snapshot(self, snapshot_id: str) -> dict[str, Any]:
-        self._server.snapshots.delete(snapshot_id, asker=self._simulation)
-        return ok()
-
-    def _resume(self, token: str) -> dict[str, Any]:
-        if self._simulation.selected:
-            raise SimulatorAlreadySelected(
-                "this session runs a simulator already: open another connection, or disconnect first"
-            )
-        simulation = self._server.find(token)
-        with simulation.lock:  # after the request that another connection left behind
-            if simulation.token != token:
-                raise SessionNotFound("the session of this token has just ended")
-            simulation.owner = self
-            self._simulation = simulation
-            return ok(**simulation.describe())
-
-    def _get_info(self) -> dict[str, Any]:
-        with self._simulation.lock:
-            self._require_ours()
-            return ok(**self._facts(), **self._simulation.info())
-
-    def _facts(self) -> dict[str, Any]:
-        return {**self._server.facts(), "session": self._session.id}

@@ -9,16 +9,17 @@ value alone.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Callable, Union
 
 import numpy as np
 
+from robowire.chunking import ActionChunk
 from robowire.errors import LocalProtocolError
 from robowire.meta import MetaAction, MetaObs
 from robowire.wire.framing import frame_header
 
-__all__ = ["ActionChunk", "Buffer", "encode", "encode_frame"]
+__all__ = ["Buffer", "encode", "encode_frame"]
 
 Buffer = Union[bytes, bytearray, memoryview]
 
@@ -28,26 +29,6 @@ _MAX_DEPTH = 64  # what the reading side accepts
 _BY_REFERENCE_MIN = 16 * 1024
 
 _UINT32, _UINT64, _INT32, _DOUBLE = (struct.Struct(form) for form in ("<I", "<Q", "<i", ">d"))
-
-
-@dataclass(frozen=True, eq=False)
-class ActionChunk:
-    """A chunk of actions that leaves as the list clients of this wire expect.
-
-    Attributes:
-        actions: (chunk_size, action_dim), encoded as a list of :class:`MetaAction`, one a step; or
-            (chunk_size, B, action_dim), encoded as a list of object arrays (B,) of dicts with the same
-            fields.
-        ctrl_space: As in :class:`MetaAction`.
-        ctrl_type: As in :class:`MetaAction`.
-        raw_actions: The policy's own chunk, (n, action_dim) or (n, B, action_dim), where ``actions`` is not.
-            It has no place in that list; replies of the chunk form carry it.
-    """
-
-    actions: np.ndarray
-    ctrl_space: str
-    ctrl_type: str
-    raw_actions: np.ndarray | None = None
 
 
 def encode(value: Any) -> list[Buffer]:

@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 class BatchQueue(Generic[T]):
-    """A bounded queue that gives out batches of one kind: who waits longest goes next, with those alike.
+    """A bounded queue that returns batches of items of one kind, oldest first.
 
     Args:
-        max_batch_size: Most items in a batch.
-        max_wait_s: Seconds the first item of a batch may wait for others. With 0 a batch is what is there
-            already.
-        max_waiting: Most items in the room.
+        max_batch_size: Largest batch.
+        max_wait_s: Seconds that the first item of a batch may wait for others. With 0 a batch is what is
+            queued already.
+        max_waiting: Capacity, in items.
     """
 
     def __init__(self, *, max_batch_size: int, max_wait_s: float, max_waiting: int) -> None:
@@ -33,10 +33,10 @@ class BatchQueue(Generic[T]):
         return len(self._items)
 
     def put(self, items: Sequence[tuple[Hashable, T]], *, now: float) -> None:
-        """Let all of the items in, each with its kind, or none.
+        """Append all of the items, each with its kind, or none of them.
 
         Raises:
-            Overloaded: There is not enough room.
+            Overloaded: The capacity does not suffice.
         """
         if len(self._items) + len(items) > self._max_waiting:
             raise Overloaded(
@@ -46,7 +46,7 @@ class BatchQueue(Generic[T]):
         self._items.extend((kind, now, item) for kind, item in items)
 
     def due_in(self, now: float) -> float | None:
-        """Return the seconds until a batch should be taken: 0 for at once, ``None`` for an empty room."""
+        """Return the seconds until a batch should be taken: 0 for at once, ``None`` for an empty queue."""
         if not self._items:
             return None
         first, since, _ = self._items[0]
@@ -55,7 +55,7 @@ class BatchQueue(Generic[T]):
         return max(since + self._max_wait_s - now, 0.0)
 
     def take(self) -> list[T]:
-        """Remove and return the next batch; empty where nobody waits."""
+        """Remove and return the next batch; empty where nothing is queued."""
         batch: list[T] = []
         others: deque[tuple[Hashable, float, T]] = deque()
         for entry in self._items:

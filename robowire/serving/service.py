@@ -1,0 +1,224 @@
+"""A service: sessions, authentication, metrics, and the one place where requests are answered. No socket.
+
+A frontend opens a session for each client and passes each request to :meth:`Service.answer` as an
+:class:`Exchange`, which reads the request and writes its reply in the words of one wire. Authorisation comes
+before reading, every failure becomes a typed error that is logged and counted once, and a service that drains
+knows how many requests are in hand: a frontend can forget none of these.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+from robowire.errors import InternalError, RemoteProtocolError, RequestError, ShuttingDown
+from robowire.serving.metrics import Metrics
+from robowire.serving.sessions import Peer, Session
+from robowire.wire.auth import check_token
+from robowire.wire.messages import Request
+
+__all__ = ["Exchange", "Service"]
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Session)
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+
+class Exchange(Protocol[R_co]):
+    """One request and its reply on one wire."""
+
+    @property
+    def method(self) -> str:
+        """Name of the request's method, known before the request is read; ``""`` where it has none."""
+        ...
+
+    def read(self) -> Request:
+        """Return the request.
+
+        Raises:
+            RequestError: It is not a valid request.
+        """
+        ...
+
+    def reply(self, value: Any) -> R_co:
+        """Return the reply to a request that was executed, encoded."""
+        ...
+
+    def failure(self, error: RequestError) -> R_co:
+        """Return the reply that reports an error, encoded."""
+        ...
+
+
+class Service(ABC, Generic[S]):
+    """What every service does, whatever it serves.
+
+    Args:
+        token: Token that clients must send; ``None`` for none.
+        metrics: Where sessions, requests and errors are counted.
+
+    Attributes:
+        kind: ``"policy"``, ``"simulator"`` or ``"fleet"``: the ``server`` of the reply to ``hello``.
+        metrics: As given.
+    """
+
+    kind = ""
+
+    # Level of the log line of a typed error: a policy's are for the person who operates a robot.
+    error_level = logging.DEBUG
+
+    def __init__(self, *, token: str | None = None, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics()
+        self._token = token
+        self._requests = threading.Condition()  # guards the next four
+        self._next_id = 1
+        self._in_hand = 0
+        self._draining = False
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    def open_session(self, peer: Peer) -> S:
+        """Return the session of a client that has just connected."""
+        with self._requests:
+            number, self._next_id = self._next_id, self._next_id + 1
+        session = self._make_session(number, peer, authenticated=self._token is None)
+        self.metrics.session_opened()
+        logger.info("%s connected from %s", session, peer.address)
+        return session
+
+    def close_session(self, session: S) -> None:
+        """Free what a session holds. Called once, whatever ended the connection."""
+        self.metrics.session_closed()
+
+    @abstractmethod
+    def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> S:
+        """Return a new session."""
+
+    def require_token(self, token: object) -> None:
+        """Accept a client that sends the token, on wires that send it with every request.
+
+        Raises:
+            Unauthenticated: The token is missing or wrong.
+        """
+        check_token(token, self._token)
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether clients must send a token."""
+        return self._token is not None
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def answer(self, session: S, exchange: Exchange[R]) -> R:
+        """Return the encoded reply to one request, or the encoded error.
+
+        Raises:
+            RemoteProtocolError: The request cannot be read; the frontend closes the connection.
+        """
+        session.requests += 1
+        try:
+            with self.request_in_hand(session, greets=exchange.method == "hello"):
+                request = exchange.read()
+                if request.method == "hello":
+                    return exchange.reply(self._hello(session, request.params))
+                return exchange.reply(self._execute(session, request))
+        except RequestError as exc:
+            self.count_error(exc, str(session))
+            return exchange.failure(exc)
+        except RemoteProtocolError:
+            raise
+        except Exception:
+            logger.exception("%s met a bug of this server", session)
+            error = InternalError("the server failed on this request; its log says why")
+            self.metrics.error(error.error_type)
+            return exchange.failure(error)
+
+    @contextmanager
+    def request_in_hand(self, session: S | None = None, *, greets: bool = False) -> Iterator[None]:
+        """Count a request as in hand, so that a drain waits for it.
+
+        Args:
+            session: Who sent it; ``None`` where the frontend has authorised it by :meth:`require_token`.
+            greets: It is a ``hello``, which needs no authorisation and is answered during a drain.
+
+        Raises:
+            Unauthenticated: The session has not sent the token.
+            ShuttingDown: The service accepts no new requests.
+        """
+        if not greets and session is not None:
+            session.require_authenticated()
+        with self._requests:
+            if self._draining and not greets:
+                raise ShuttingDown("the server shuts down and takes no new requests")
+            self._in_hand += 1
+        try:
+            yield
+        finally:
+            with self._requests:
+                self._in_hand -= 1
+                self._requests.notify_all()
+
+    def count_error(self, error: RequestError, client: str) -> None:
+        """Count and log a typed error that a client receives."""
+        self.metrics.error(error.error_type)
+        logger.log(self.error_level, "%s got an error, %s: %s", client, error.error_type, error)
+
+    def _hello(self, session: S, params: Mapping[str, Any]) -> dict[str, Any]:
+        return session.hello(params, server=self.kind, token=self._token)
+
+    @abstractmethod
+    def _execute(self, session: S, request: Request) -> Any:
+        """Return the reply to an authorised request.
+
+        Raises:
+            RequestError: The request's own error.
+        """
+
+    # -- what it says of itself ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return one line for a person."""
+
+    @abstractmethod
+    def info(self, session: S | None = None) -> dict[str, Any]:
+        """Return what ``get_info`` and ``INFO`` report, of the service and of a session."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return what ``stats`` reports."""
+        return self.metrics.snapshot()
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start what runs without a request. Called once, before the first request."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._draining
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on; those in hand go on. A signal handler may call it."""
+        self._draining = True  # no lock: a signal handler runs on a thread that may hold it
+
+    @property
+    def requests_in_hand(self) -> int:
+        """Number of requests that are being answered."""
+        return self._in_hand
+
+    def wait_until_idle(self, deadline: float) -> bool:
+        """Return whether no request is in hand, at the latest at the deadline."""
+        with self._requests:
+            return self._requests.wait_for(
+                lambda: not self._in_hand, timeout=max(deadline - time.monotonic(), 0)
+            )
+
+    def close(self) -> None:
+        """Free everything; requests that are still in hand fail. May be called twice."""

@@ -1,0 +1,160 @@
+"""One connection of the TCP frontend: receive, pass to the service, send; until either side ends it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from robowire.errors import RemoteProtocolError, TransportError
+from robowire.serving.sessions import Peer, Session
+from robowire.serving.text import answer_line, http_response
+from robowire.transport.connection import Connection
+from robowire.transport.stream import Stream
+from robowire.wire.framing import TextLine
+from robowire.wire.pickle.writer import Buffer
+
+if TYPE_CHECKING:
+    from robowire.serving.tcp.server import TcpServer
+
+__all__ = ["ConnectionHandler"]
+
+logger = logging.getLogger(__name__)
+
+# Enough for a hello with a token; nothing that costs memory is accepted until the token was sent.
+UNAUTHENTICATED_MAX_PAYLOAD = 64 * 1024
+
+# A browser sends about 20 header lines; no client needs 100.
+_MAX_HEADER_LINES = 100
+
+# First bytes of a TLS client's hello, read as a frame's length: 369 MB, more than any limit allows.
+_TLS_CLIENT_HELLO = b"\x16\x03"
+
+
+class ConnectionHandler(socketserver.BaseRequestHandler):
+    """Serve one connection, in a thread of its own.
+
+    The session opens with the first request: a health check, which closes after one line of HTTP, is none.
+    """
+
+    server: TcpServer
+    request: socket.socket
+
+    def setup(self) -> None:
+        """Prepare the socket."""
+        self._session: Session | None = None
+        self._ending = ""
+        self._opened = time.monotonic()
+        # A robot that lost power never closes its connection: probe after a minute, give up after two.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, option):
+                self.request.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def handle(self) -> None:
+        """Serve the connection until it ends."""
+        try:
+            self._stream = Stream(self.request)
+        except TransportError as exc:
+            logger.debug("a connection ended before it was served: %s", exc)
+            return
+        self.server.opened(self)
+        try:
+            if self.server.tls is not None:
+                self._stream.accept_tls(self.server.tls, timeout_s=self.server.options.frame_timeout_s)
+            self._connection = Connection(
+                self._stream, max_payload=self.server.options.max_payload, text=True
+            )
+            while self._exchange():
+                pass
+        except RemoteProtocolError as exc:
+            logger.warning("%s sent what cannot be read: %s", self._open_session(), exc)
+            self.server.service.metrics.error("unreadable")
+        except TransportError as exc:
+            self._ending = f": {exc}"
+        finally:
+            self.server.closed(self)
+
+    def finish(self) -> None:
+        """Close the connection and its session."""
+        if hasattr(self, "_stream"):
+            self._stream.close()
+        session = self._session
+        if session is None:
+            if self._ending:  # no request came, so no log line says who it was
+                logger.info("a connection ended before its first request%s", self._ending)
+            return
+        self.server.service.close_session(session)
+        seconds = time.monotonic() - self._opened
+        logger.info("%s closed (%d requests, %.0f s)%s", session, session.requests, seconds, self._ending)
+
+    def stop_reading(self) -> None:
+        """End the connection after the reply in hand; any thread may call it."""
+        self._stream.shutdown_read()
+
+    def shut_down(self) -> None:
+        """End the connection at once; any thread may call it."""
+        self._stream.shutdown()
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            peer = Peer(self._stream.peer, self._stream.local_host, self._connection.ended)
+            self._session = self.server.service.open_session(peer)
+            threading.current_thread().name = f"session-{self._session.id}"
+        return self._session
+
+    def _exchange(self) -> bool:
+        """Serve one request, and return whether there may be another.
+
+        A method of its own, so that a payload is freed before the next one is received.
+        """
+        session, connection, options = self._session, self._connection, self.server.options
+        received_before, sent_before = connection.bytes_received, connection.bytes_sent
+        # A client without the token may neither make us allocate memory nor keep its place.
+        trusted = session.authenticated if session is not None else not self.server.service.needs_token
+        limit = options.max_payload if trusted else min(UNAUTHENTICATED_MAX_PAYLOAD, options.max_payload)
+        connection.decoder.max_payload = limit
+        event = connection.receive(
+            wait_s=options.session_timeout_s if trusted else options.frame_timeout_s,
+            finish_s=options.frame_timeout_s,
+        )
+        if event is None:
+            return False
+        started = time.monotonic()
+        if isinstance(event, TextLine) and event.startswith("GET "):
+            self._read_http_headers()
+            response = http_response(event, self.server.service)
+            connection.send([response], timeout_s=options.send_timeout_s)
+            return False
+        session = self._open_session()
+        more = True
+        if isinstance(event, TextLine):
+            logger.debug("< #%d %s", session.id, event[:40])
+            more = event.strip().upper() != "QUIT"
+            buffers: Sequence[Buffer] = [answer_line(event, session, self.server.service)]
+        else:
+            logger.debug("< #%d %d bytes", session.id, len(event))
+            buffers = self._answer(session, event)
+        connection.send(buffers, timeout_s=options.send_timeout_s)
+        sent = connection.bytes_sent - sent_before
+        self.server.service.metrics.request(
+            bytes_received=connection.bytes_received - received_before, bytes_sent=sent
+        )
+        logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
+        return more
+
+    def _answer(self, session: Session, payload: bytearray) -> Sequence[Buffer]:
+        exchange = self.server.codec.exchange(payload, session)
+        answer: Sequence[Buffer] = self.server.service.answer(session, exchange)
+        return answer
+
+    def _read_http_headers(self) -> None:
+        deadline = time.monotonic() + self.server.options.frame_timeout_s
+        for _ in range(_MAX_HEADER_LINES):
+            left: Any = max(deadline - time.monotonic(), 1e-3)
+            if not self._connection.receive(wait_s=left, finish_s=left):  # the blank line, or the end
+                return

@@ -1,0 +1,74 @@
+"""Checks of values that a peer calls arrays, before anything is converted or allocated. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+
+from robowire.errors import InvalidParams
+
+__all__ = ["describe", "is_numeric", "require_array", "require_timestep"]
+
+
+def describe(value: Any) -> str:
+    """Return what a value is, for an error message: its dtype and shape, or its type. Never its contents."""
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    return f"a {type(value).__name__}"
+
+
+def is_numeric(value: Any, kinds: str = "biuf") -> bool:
+    """Return whether a value is an array of numbers, of one of the dtype kinds."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in kinds
+
+
+def require_array(
+    name: str,
+    value: Any,
+    expected: str,
+    *,
+    kinds: str = "biuf",
+    dtype: type | None = None,
+    shape: Sequence[int | None] | None = None,
+) -> np.ndarray:
+    """Return the value, an array of numbers as expected.
+
+    Args:
+        name: What the message calls it.
+        value: Any value.
+        expected: Shape and kind, in words, for the message.
+        kinds: Accepted dtype kinds.
+        dtype: Accepted dtype; ``None`` accepts any of these kinds.
+        shape: Accepted shape; ``None`` in it accepts any length. Any shape where it is ``None``.
+
+    Raises:
+        InvalidParams: It is something else.
+    """
+    if (
+        is_numeric(value, kinds)
+        and (dtype is None or value.dtype == dtype)
+        and (shape is None or _fits(value.shape, shape))
+    ):
+        array: np.ndarray = value
+        return array
+    raise InvalidParams(f"{name} is {describe(value)}, expected {expected}")
+
+
+def require_timestep(value: Any) -> None:
+    """Accept an int, or an int array of one entry or with one for each row of a batch, (B, 1).
+
+    Raises:
+        InvalidParams: It is something else.
+    """
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return
+    if is_numeric(value, "iu") and (value.size == 1 or value.ndim == 2):
+        return
+    raise InvalidParams(f"timestep is {describe(value)}, expected an int or an int array (B, 1)")
+
+
+def _fits(shape: tuple[int, ...], accepted: Sequence[int | None]) -> bool:
+    return len(shape) == len(accepted) and all(
+        limit in (None, length) for length, limit in zip(shape, accepted)
+    )

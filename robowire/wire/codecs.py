@@ -1,0 +1,312 @@
+"""Payloads of the native wire become requests here, and replies become payloads. No sockets.
+
+A codec belongs to a port: :class:`PolicyCodec` reads the three ways to ask for actions (``MetaObs``, a batch
+of them, the ACT dialect) in addition to methods by name; :class:`CallCodec` reads methods by name only. Each
+payload becomes an exchange: its method is known at once, its parameters are read when the service has
+authorised it, and its reply is encoded in the words that this client knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, Mapping, Protocol, Sequence
+
+import numpy as np
+
+from robowire.chunking import ActionChunk
+from robowire.errors import InvalidParams, RequestError
+from robowire.meta import MetaObs
+from robowire.wire.arrays import describe, require_array, require_timestep
+from robowire.wire.framing import frame_header
+from robowire.wire.messages import Request, error_reply, ok, parse_call
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import Buffer, encode_frame
+
+__all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec"]
+
+_ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
+
+
+class Negotiated(Protocol):
+    """What a client's ``hello`` agreed on: the session of a service.
+
+    Attributes:
+        said_hello: Whether it understands typed errors.
+        reply: Format of a chunk: ``"list"`` or ``"chunk"``.
+    """
+
+    said_hello: bool
+    reply: str
+
+
+class PickleExchange:
+    """One payload and its reply. Methods by name only.
+
+    Args:
+        value: The decoded payload.
+        session: Whose ``hello`` decides the format of the reply.
+    """
+
+    def __init__(self, value: Any, session: Negotiated) -> None:
+        self._value = value
+        self._session = session
+
+    @property
+    def method(self) -> str:
+        """Name of the method; ``""`` where the payload names none."""
+        method = self._value.get("method") if isinstance(self._value, dict) else None
+        return method if isinstance(method, str) else ""
+
+    def read(self) -> Request:
+        """Return the request.
+
+        Raises:
+            InvalidParams: It is not a request, or its parts contradict each other.
+        """
+        return parse_call(self._value)
+
+    def reply(self, value: Any) -> Sequence[Buffer]:
+        """Return the frame of a reply: of a dict, or of a pickle that a simulator's process has written."""
+        if isinstance(value, dict):
+            return encode_frame(value)
+        return [frame_header(len(value)), value]
+
+    def failure(self, error: RequestError) -> Sequence[Buffer]:
+        """Return the frame that reports an error."""
+        return encode_frame(error_reply(error))
+
+
+class PolicyExchange(PickleExchange):
+    """One payload of the policy port and its reply.
+
+    Args:
+        value: The decoded payload.
+        session: Whose ``hello`` decides the format of the reply.
+        camera_names: The policy's cameras, in the order in which the ACT dialect's images are stacked;
+            ``None`` where it accepts any: then they are stacked in the order they came.
+        max_rows: Largest batch that is split into rows.
+    """
+
+    def __init__(
+        self, value: Any, session: Negotiated, camera_names: Sequence[str] | None, max_rows: int
+    ) -> None:
+        super().__init__(value, session)
+        self._camera_names = camera_names
+        self._max_rows = max_rows
+        # An old client gets the failure that its dialect always had, also where the request can't be read.
+        self._is_meta_obs = isinstance(value, MetaObs)
+        self._is_act = isinstance(value, dict) and "qpos" in value
+        self._is_reset = isinstance(value, str) and value == "RESET"
+
+    @property
+    def method(self) -> str:
+        """Name of the method; ``"infer"`` for an observation, ``"reset"`` for ``"RESET"``."""
+        if self._is_meta_obs or self._is_act:
+            return "infer"
+        return "reset" if self._is_reset else super().method
+
+    def read(self) -> Request:
+        """Return the request.
+
+        Raises:
+            InvalidParams: It is not a request, its parts contradict each other, or the batch is too large.
+        """
+        value = self._value
+        if self._is_meta_obs:
+            return _read_meta_obs(value, self._max_rows)
+        if self._is_act:
+            return Request("infer", observations=(_read_act(value, self._camera_names),))
+        if self._is_reset:
+            return Request("reset")
+        if isinstance(value, dict) and "method" in value:
+            return parse_call(value)
+        raise InvalidParams(
+            f"a {type(value).__name__} is no request: send a MetaObs, a dict with 'qpos' and 'images', "
+            "'RESET', or a dict with 'method'"
+        )
+
+    def reply(self, value: Any) -> Sequence[Buffer]:
+        """Return the frame of a reply; of a chunk, in the format that the client agreed on."""
+        if self._is_reset:
+            return encode_frame({"status": "OK"})
+        if not isinstance(value, ActionChunk):
+            return encode_frame(value)
+        if self._session.reply == "list":
+            return encode_frame(value)
+        reply = ok(
+            actions=value.actions,
+            ctrl_space=value.ctrl_space,
+            ctrl_type=value.ctrl_type,
+            timestep=value.timestep,
+            infer_ms=value.infer_ms,
+        )
+        if value.raw_actions is not None:
+            reply["raw_actions"] = value.raw_actions
+        return encode_frame(reply)
+
+    def failure(self, error: RequestError) -> Sequence[Buffer]:
+        """Return the frame that reports an error.
+
+        A client that never said hello is an old one, and knows what clients of each dialect always received.
+        """
+        if not self._session.said_hello:
+            if self._is_meta_obs:
+                return encode_frame([])
+            if self._is_act:
+                return encode_frame({"status": "ERROR", "message": str(error)})
+        return super().failure(error)
+
+
+class Codec(Protocol):
+    """What makes exchanges of payloads, for one port."""
+
+    def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
+        """Return the exchange that a payload begins. The payload is given away: large arrays view it.
+
+        Raises:
+            UnsafePayload: It can't be read.
+        """
+        ...
+
+
+class CallCodec:
+    """Methods by name: the simulator's and the fleet's port."""
+
+    def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
+        """Return the exchange that a payload begins."""
+        return PickleExchange(loads(payload), session)
+
+
+class PolicyCodec:
+    """Observations and methods by name: the policy port.
+
+    Args:
+        camera_names: The policy's cameras, in their order; ``None`` where it accepts any.
+        max_rows: Largest batch to accept.
+    """
+
+    def __init__(self, camera_names: Sequence[str] | None = None, *, max_rows: int = 256) -> None:
+        self._camera_names = camera_names
+        self._max_rows = max_rows
+
+    def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
+        """Return the exchange that a payload begins."""
+        return PolicyExchange(loads(payload), session, self._camera_names, self._max_rows)
+
+
+def _read_meta_obs(obs: MetaObs, max_rows: int) -> Request:
+    for name in _ARRAY_FIELDS:
+        value = getattr(obs, name)
+        if value is not None:
+            require_array(name, value, "an array of numbers or None")
+    require_timestep(obs.timestep)
+    size = _batch_size(obs)
+    if size is None:
+        (instruction,), (timestep,) = _instructions(obs.raw_lang, 1), _timesteps(obs.timestep, 1)
+        return Request("infer", observations=(replace(obs, raw_lang=instruction, timestep=timestep),))
+    # Before a row is made: rows of nothing cost memory, and no bytes.
+    if size > max_rows:
+        raise InvalidParams(f"the batch has {size} rows, expected at most {max_rows}: send several")
+    arrays = {name: getattr(obs, name) for name in _ARRAY_FIELDS if getattr(obs, name) is not None}
+    for name, array in arrays.items():
+        if array.ndim == 0 or len(array) != size:
+            raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size}")
+    instructions, timesteps = _instructions(obs.raw_lang, size), _timesteps(obs.timestep, size)
+    rows = (
+        MetaObs(raw_lang=text, timestep=step, **{name: array[row] for name, array in arrays.items()})
+        for row, (text, step) in enumerate(zip(instructions, timesteps))
+    )
+    return Request("infer", observations=tuple(rows), batched=True)
+
+
+def _batch_size(obs: MetaObs) -> int | None:
+    """Return the length of the leading batch axis, or ``None`` for a single observation.
+
+    ``timestep`` alone can't tell: known clients send (1, 1) with a single observation too.
+    """
+    if obs.state is not None:
+        batched = obs.state.ndim == 2
+        size = len(obs.state) if batched else 0
+    elif obs.image is not None:
+        batched = obs.image.ndim == 5
+        size = len(obs.image) if batched else 0
+    else:
+        batched = isinstance(obs.timestep, np.ndarray) and obs.timestep.ndim == 2 and len(obs.timestep) != 1
+        size = len(obs.timestep) if batched else 0
+    if batched and size == 0:
+        raise InvalidParams("the batch is empty")
+    return size if batched else None
+
+
+def _instructions(value: Any, size: int) -> list[str]:
+    if value is None or isinstance(value, str):
+        return [value or ""] * size
+    if isinstance(value, np.ndarray):
+        count = value.size
+    elif isinstance(value, (list, tuple)):
+        count = len(value)
+    else:
+        count = -1
+    if count not in (-1, size):
+        raise InvalidParams(f"raw_lang has {count} entries for a batch of {size}")
+    texts = value.ravel().tolist() if isinstance(value, np.ndarray) else value
+    if count == -1 or not all(isinstance(text, str) for text in texts):
+        raise InvalidParams(
+            f"raw_lang is {describe(value)}, expected text, or a text for each row of the batch"
+        )
+    return list(texts)
+
+
+def _timesteps(value: Any, size: int) -> list[int]:
+    count = int(np.size(value))
+    if count not in (1, size):
+        raise InvalidParams(f"timestep has {count} entries for a batch of {size}")
+    steps = np.ravel(value).tolist()
+    return [int(step) for step in (steps * size if count == 1 else steps)]
+
+
+def _read_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> MetaObs:
+    """Return the ACT dialect's ``{"qpos": (D,), "images": {camera: (H, W, 3) uint8}}`` as a MetaObs."""
+    images = value.get("images", {})
+    state = _read_qpos(value["qpos"])
+    if not isinstance(images, dict):
+        raise InvalidParams(
+            f"images is {describe(images)}, expected a dict of camera names to (H, W, 3) uint8"
+        )
+    wanted = list(images) if camera_names is None else list(camera_names)
+    missing = [name for name in wanted if name not in images]
+    if missing:
+        raise InvalidParams(
+            f"no image of camera {missing[0]!r}: the policy needs {wanted}, the request has {list(images)}"
+        )
+    for name in wanted:
+        image = images[name]
+        what = f"the image of camera {name!r}"
+        require_array(what, image, "(H, W, 3) uint8", dtype=np.uint8, shape=(None, None, 3))
+        if image.shape != images[wanted[0]].shape:
+            raise InvalidParams(
+                f"{what} has shape {image.shape}, that of {wanted[0]!r} {images[wanted[0]].shape}"
+            )
+    timestep = value.get("timestep", -1)
+    require_timestep(timestep)
+    # (cameras, 3, H, W), in one copy
+    stacked = np.stack([images[name].transpose(2, 0, 1) for name in wanted]) if wanted else None
+    return MetaObs(
+        state=state,
+        image=stacked,
+        raw_lang=_instructions(value.get("raw_lang"), 1)[0],
+        timestep=_timesteps(timestep, 1)[0],
+    )
+
+
+def _read_qpos(qpos: Any) -> np.ndarray:
+    """Return float32 (state_dim,)."""
+    if isinstance(qpos, (list, tuple)) and all(isinstance(number, (int, float)) for number in qpos):
+        try:
+            state: Any = np.array(qpos, dtype=np.float64)
+        except OverflowError:
+            raise InvalidParams("qpos holds an integer that no float can represent") from None
+    else:
+        state = qpos
+    array = require_array("qpos", state, "(state_dim,) numbers", shape=(None,))
+    return array.astype(np.float32)

@@ -78,8 +78,8 @@ class Runner(Generic[T_co]):
         # SimpleQueue.put is reentrant, which a signal handler needs; an Event's lock is not.
         self._stop_requests: SimpleQueue[None] = SimpleQueue()
         self._stopping = False
-        self._state = threading.Lock()  # held while it starts and while it closes
-        self._started = False
+        self._thread = threading.Thread(target=self._close_when_told, name="runner", daemon=True)
+        self._state = threading.Lock()  # held while it starts and while it is closed without having started
         self._closed = False
 
     @property
@@ -98,11 +98,11 @@ class Runner(Generic[T_co]):
         return "; ".join(filter(None, [self.service.describe(), *described]))
 
     def start(self) -> None:
-        """Serve in threads, unless it was told to stop already."""
+        """Serve in threads until :meth:`stop`, unless it was told to stop already."""
         with self._state:
-            if self._started or self._stopping:
+            if self._thread.ident is not None or self._stopping:
                 return
-            self._started = True
+            self._thread.start()
             self.service.start()
             for frontend in self.frontends:
                 frontend.start()
@@ -111,36 +111,55 @@ class Runner(Generic[T_co]):
         """Serve until :meth:`stop`; then drain and return when nothing is left, or time is up."""
         try:
             self.start()
-            self._stop_requests.get()
+            if self._thread.ident is not None:
+                self._thread.join()
         finally:
             self.shutdown()
 
     def stop(self) -> None:
-        """Tell :meth:`serve_forever` to end. Returns at once; a signal handler may call it."""
+        """Begin to shut down: finish requests in hand, refuse new ones. Returns at once.
+
+        A signal handler may call it.
+        """
         self._stopping = True
         self.service.begin_drain()
         self._stop_requests.put(None)
 
     def shutdown(self) -> None:
-        """Finish requests in hand, refuse new ones, and return when that is done or time is up."""
+        """Stop, and return when nothing is left, or time is up."""
         self.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
         with self._state:
-            if self._closed:
-                return
-            self._closed = True
-            deadline = time.monotonic() + self._drain_s
-            for frontend in self.frontends:
-                frontend.stop_listening()
-            self.service.wait_until_idle(deadline - _CLOSING_S)
-            for frontend in self.frontends:
-                frontend.drain(deadline)
-            # Requests that did not finish fail now, and their threads end.
-            self.service.close()
-            for frontend in self.frontends:
-                frontend.close()
+            self._close()
+
+    def _close_when_told(self) -> None:
+        self._stop_requests.get()
+        with self._state:  # after a start that is under way
+            self._close()
+
+    def _close(self) -> None:
+        """Drain and close everything. The second time nothing is left to do."""
+        if self._closed:
+            return
+        self._closed = True
+        deadline = time.monotonic() + self._drain_s
+        for frontend in self.frontends:
+            frontend.stop_listening()
+        self.service.wait_until_idle(deadline - _CLOSING_S)
+        for frontend in self.frontends:
+            frontend.drain(deadline)
+        # Requests that did not finish fail now, and their threads end.
+        self.service.close()
+        for frontend in self.frontends:
+            frontend.close()
 
     def __enter__(self: R) -> R:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.shutdown()
+            raise
         return self
 
     def __exit__(

@@ -197,13 +197,13 @@ def test_a_session_takes_a_warm_process_beyond_the_limit_of_sessions() -> None:
     with running_simulator_server(options) as server:
         with SimulatorClient(*server.address) as client:
             begin(client)
-            assert server.pool.wait_until_warm(timeout_s=30)
+            assert server.service.pool.wait_until_warm(timeout_s=30)
             assert client.get_info()["warm"] == {"fake": 1}
-            (warm,) = pids(server.pool)
+            (warm,) = pids(server.service.pool)
         with SimulatorClient(*server.address) as client:
             assert begin(client) == warm
             first = client.reset(seed=3)["goal"].tolist()
-            assert server.pool.wait_until_warm(timeout_s=30)
+            assert server.service.pool.wait_until_warm(timeout_s=30)
         with SimulatorClient(*server.address) as client:
             begin(client)
             assert client.reset(seed=3)["goal"].tolist() == first
@@ -214,8 +214,8 @@ def test_forks_take_warm_processes() -> None:
     with running_simulator_server(options) as server, SimulatorClient(*server.address) as client:
         begin(client)
         client.reset(seed=1)
-        assert server.pool.wait_until_warm(timeout_s=30)
-        warm = pids(server.pool)
+        assert server.service.pool.wait_until_warm(timeout_s=30)
+        warm = pids(server.service.pool)
         forks = set()
         for token in client.fork(client.snapshot(), 2):
             with SimulatorClient(*server.address) as child:

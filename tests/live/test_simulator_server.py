@@ -378,7 +378,7 @@ def test_a_client_that_is_gone_in_the_middle_of_a_step_takes_its_simulator_with_
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with running_simulator_server() as server:
-        assert server.options.call_timeout_s == 60  # so it is not this that ends the simulator
+        assert server.service.options.call_timeout_s == 60  # so it is not this that ends the simulator
         with peer(server) as client:
             pid = client.begin("hang_in_step")
             client.send("step", action=np.zeros(3))

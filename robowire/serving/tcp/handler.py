@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from robowire.errors import RemoteProtocolError, TransportError
+from robowire.errors import RemoteProtocolError, RequestTimeout, TlsFailed, TransportError
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.text import answer_line, http_response
 from robowire.transport.connection import Connection
@@ -30,9 +30,6 @@ UNAUTHENTICATED_MAX_PAYLOAD = 64 * 1024
 
 # A browser sends about 20 header lines; no client needs 100.
 _MAX_HEADER_LINES = 100
-
-# First bytes of a TLS client's hello, read as a frame's length: 369 MB, more than any limit allows.
-_TLS_CLIENT_HELLO = b"\x16\x03"
 
 
 class ConnectionHandler(socketserver.BaseRequestHandler):
@@ -59,6 +56,8 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         """Serve the connection until it ends."""
         try:
             self._stream = Stream(self.request)
+            # Asked now, because a connection that fails is closed before it is logged.
+            self._peer = Peer(self._stream.peer, self._stream.local_host, self._stream.ended)
         except TransportError as exc:
             logger.debug("a connection ended before it was served: %s", exc)
             return
@@ -71,11 +70,15 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             )
             while self._exchange():
                 pass
+        except TlsFailed as exc:
+            logger.warning("%s", exc)
         except RemoteProtocolError as exc:
             logger.warning("%s sent what cannot be read: %s", self._open_session(), exc)
             self.server.service.metrics.error("unreadable")
         except TransportError as exc:
             self._ending = f": {exc}"
+            if isinstance(exc, RequestTimeout):  # one who connects and stays silent is a client too
+                self._open_session()
         finally:
             self.server.closed(self)
 
@@ -85,8 +88,6 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             self._stream.close()
         session = self._session
         if session is None:
-            if self._ending:  # no request came, so no log line says who it was
-                logger.info("a connection ended before its first request%s", self._ending)
             return
         self.server.service.close_session(session)
         seconds = time.monotonic() - self._opened
@@ -102,8 +103,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
 
     def _open_session(self) -> Session:
         if self._session is None:
-            peer = Peer(self._stream.peer, self._stream.local_host, self._connection.ended)
-            self._session = self.server.service.open_session(peer)
+            self._session = self.server.service.open_session(self._peer)
             threading.current_thread().name = f"session-{self._session.id}"
         return self._session
 

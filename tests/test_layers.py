@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "__init__": ("client", *VALUES),
     "worker": ("transport", "wire", *VALUES),
     "serving": ("worker", "transport", "wire", *VALUES),
-    "frontends": ("serving", "wire", *VALUES),
+    "frontends": ("serving", "transport", "wire", *VALUES),
     "rollout": ("client", "wire", *VALUES),
     "integrations": ("rollout", "client", *VALUES),
     "fleet": ("serving", "client", "transport", "wire", *VALUES),

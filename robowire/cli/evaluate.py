@@ -17,6 +17,7 @@ from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.command import Program
 from robowire.cli.evaluation_flags import EvaluateFlags, RunFlags
+from robowire.cli.output_folder import check_output_folder
 from robowire.cli.simulator import simulator_server_of_environment
 from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
@@ -93,6 +94,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
         asynchronous=_clock(flags),
         **run_options(flags, simulator, task),
     )
+    check_output_folder(options)
     open_policy = policy_opener(flags)
 
     def open_async_policy(rules: AsyncOptions, added_s: Callable[[int], float]) -> AsyncPolicyClient:

@@ -16,6 +16,7 @@ from robowire.address import join_address
 from robowire.cli.command import Program
 from robowire.cli.evaluate import find_ffmpeg, simulator_server, without_tokens
 from robowire.cli.evaluation_flags import IGNORED_BY_LEROBOT_EVAL, LerobotEvalFlags
+from robowire.cli.output_folder import check_writable
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.integrations.lerobot import EnvConfig, SimClient, SimClientConfig
 from robowire.rollout.episodes import Episode
@@ -30,6 +31,7 @@ def run(flags: LerobotEvalFlags, program: Program) -> int:
         if getattr(flags, name.replace(".", "_")) is not None:
             sys.stderr.write(f"note: --{name} changes nothing: {reason}\n")
     folder = Path(flags.output_dir or f"outputs/lerobot-eval/{time.strftime('%Y%m%d-%H%M%S')}")
+    check_writable(folder)
     bar = tqdm(unit="episode", dynamic_ncols=True)
 
     def on_episode(task: str, episode: Episode, summary: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from robowire.cli.evaluate import (
     without_tokens,
 )
 from robowire.cli.evaluation_flags import SweepFlags
+from robowire.cli.output_folder import check_output_folder
 from robowire.cli.paired import mean_interval
 from robowire.cli.sweep_plot import plot
 from robowire.client.action_queue import load_aggregate_function
@@ -188,7 +189,10 @@ def run(flags: SweepFlags, program: Program) -> int:
     simulator, task = named_task(flags, program)
     flags = replace(flags, simulator=simulator, task=task)
     default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-sweep-{task.replace('/', '-')}"
-    sweep = _Sweep(flags, points, Path(flags.output_dir or default_dir))
+    folder = Path(flags.output_dir or default_dir)
+    for point in points:
+        check_output_folder(_options(flags, point, folder))
+    sweep = _Sweep(flags, points, folder)
     served = simulator_server(
         program,
         simulator,
@@ -206,6 +210,18 @@ def run(flags: SweepFlags, program: Program) -> int:
             plot(sweep.rows, sweep.folder / "sweep.png", title=sweep.title())
             sys.stdout.write(report(sweep.rows, sweep.folder))
     return 0 if any(row["episodes"] for row in sweep.rows) else 1
+
+
+def _options(flags: SweepFlags, point: Point, folder: Path) -> EvaluateOptions:
+    return EvaluateOptions(
+        output_dir=folder / "points" / point.name,
+        n_action_steps=flags.n_action_steps if point.clock is None else None,
+        record_video="off",
+        overwrite=flags.overwrite,
+        resume=not flags.overwrite,
+        asynchronous=point.clock,
+        **run_options(flags, flags.simulator, str(flags.task)),
+    )
 
 
 class _Sweep:
@@ -245,15 +261,7 @@ class _Sweep:
 
     def _evaluate(self, point: Point, pool: SimulatorPool, bar: Any) -> None:
         flags = self._flags
-        options = EvaluateOptions(
-            output_dir=self.folder / "points" / point.name,
-            n_action_steps=flags.n_action_steps if point.clock is None else None,
-            record_video="off",
-            overwrite=flags.overwrite,
-            resume=not flags.overwrite,
-            asynchronous=point.clock,
-            **run_options(flags, flags.simulator, str(flags.task)),
-        )
+        options = _options(flags, point, self.folder)
         summary = evaluate(
             options,
             open_policy=self._open_policy,

@@ -296,6 +296,27 @@ def test_servers_that_run_elsewhere_are_used(tmp_path: Path) -> None:
     assert (result["episodes"], result["mean_steps"]) == (6, 20)
 
 
+def test_a_folder_that_cannot_be_written_is_reported_before_a_server_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    _, stderr = run("1", tmp_path / "file" / "results", code=2)
+    assert stderr == (
+        f"client.py evaluate: cannot write results to {tmp_path}/file/results: {tmp_path}/file is a file\n"
+    )
+
+
+def test_other_results_than_those_to_resume_are_reported_before_a_server_is_asked(
+    port: str, tmp_path: Path
+) -> None:
+    run(port, tmp_path, episodes=1)
+    flags = ("--resume", "--seed", "7", "--robot", "Panda", "--mode", "async", "--clock", "virtual")
+    _, stderr = run("1", tmp_path, *flags, code=2)
+    assert stderr == (
+        f"client.py evaluate: {tmp_path} holds episodes of another evaluation: clock was None, is 'virtual'; "
+        "mode was None, is 'async'; robot was None, is 'Panda'; seed was 0, is 7. "
+        "Choose another --output_dir, or --overwrite them\n"
+    )
+
+
 def test_results_are_not_overwritten_unasked(port: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     _, stderr = run(port, tmp_path, code=2)

@@ -1,17 +1,17 @@
-"""Ask a policy server for actions: one session, which survives the loss of its connection where that is safe.
+"""A session with a policy server, which survives the loss of its connection where that is safe.
 
-What is repeated after a failure, and why no action can run twice. The client asks; the caller acts, and acts
-only on a reply that was handed over. So:
+What is repeated after a failure, and why no action can run twice. The client sends an observation; the caller
+executes actions, and only those of a reply that this client returned. So:
 
 - No connection (``ConnectFailed``): tried again, since nothing was sent.
 - The connection ended before the reply was complete (``ConnectionLost``): the request is sent again, over a
-  new connection. The lost reply reached nobody, so nothing was executed. But a new connection is a new
+  new connection. The lost reply was never returned, so nothing was executed. But a new connection is a new
   session, and its episode begins with the repeated observation. A policy without memory answers the same. One
   for which the server keeps something in the session (``get_info()["temporal_agg"]``) answers from this
   observation alone: its next actions are not smoothed with the chunks before the loss. A warning says so.
 - ``Overloaded``, ``ShuttingDown``: the server did not execute the request, so it is sent again, later.
-- No reply in time (``RequestTimeout``): never repeated. The server may still be at work, and what to do with
-  an action that is late is the caller's to judge. The connection is closed.
+- No reply in time (``RequestTimeout``): never repeated. The server may still be working on it, and what to do
+  with an action that is late is the caller's decision. The connection is closed.
 - Any other error of the server: never repeated, as it would be the same again. The connection stays open.
 
 A request is repeated at most ``retries`` times, with exponential backoff and full jitter.
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 import numpy as np
 
 from robowire.chunking import ActionChunk, ChunkCursor
+from robowire.client.session import ClientSession, client_context
 from robowire.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -38,19 +39,18 @@ from robowire.errors import (
     LocalProtocolError,
     Overloaded,
     RemoteProtocolError,
-    RequestTimeout,
     ShuttingDown,
     Unauthenticated,
     UnknownMethod,
 )
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import PolicySpec
-from robowire.transport.connection import Connection, require_seconds
-from robowire.wire.messages import hello, raise_for_status
-from robowire.wire.pickle.reader import loads
+from robowire.transport.connection import Connection
+from robowire.wire.messages import raise_for_status
 from robowire.wire.pickle.writer import Buffer, encode_frame
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
 __all__ = ["PolicyClient"]
@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Before repetition n the client waits between 0 and min(_BACKOFF_MAX_S, _BACKOFF_S * 2**n) seconds, for three
-# at most 3.5 s: enough for a dropped connection. A server that loads its model anew needs more retries.
+# at most 3.5 s: enough for a dropped connection. A server that loads its model again needs more retries.
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 8.0
 
@@ -73,10 +73,10 @@ class PolicyClient:
         with PolicyClient("localhost", 5000) as client:
             chunk = client.infer(MetaObs(image=image, state=state, timestep=0))  # (chunk_size, action_dim)
 
-    It connects at the first request, or by :meth:`connect`. Servers that do not know ``hello`` are spoken to
-    in the older form; they answer observations and :meth:`reset` only.
+    It connects at the first request, or by :meth:`connect`. With servers that do not know ``hello`` it uses
+    the older form; they answer observations and :meth:`reset` only.
 
-    Not thread-safe, but for :meth:`interrupt`: a session is one episode, so open a client for each thread. A
+    Not thread-safe, except :meth:`interrupt`: a session is one episode, so open a client for each thread. A
     second thread is refused.
 
     Args:
@@ -85,15 +85,21 @@ class PolicyClient:
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.
         retries: Repetitions of one request (the module says of which); 0 for none.
-        token: Shown to the server, where it wants one.
-        n_action_steps: Actions of each chunk that :meth:`select_action` hands out; ``None`` means all.
+        token: Token shown to the server, where it wants one.
+        n_action_steps: Actions of each chunk that :meth:`select_action` returns; ``None`` means all.
+        tls: Whether the server speaks TLS, or a context to use.
+        ca: PEM file of the certificates to trust, in the place of the system's; implies ``tls``.
+        tls_cert: PEM file of the client's own certificate, where the server asks for one.
+        tls_key: PEM file of its private key.
+        wait_s: Seconds that the first connection is tried for while the server does not answer.
         open_connection: Makes the connection; tests pass their own, as they do for the next three.
         rng: Draws the jitter.
         sleep: Waits between repetitions.
         clock: Seconds, monotonic.
 
     Every method that asks the server raises:
-        ConnectFailed: Nobody answers there, after the last repetition.
+        ConnectFailed: Nothing answers there, after the last repetition.
+        TlsFailed: A certificate is refused, or only one side speaks TLS.
         ConnectionLost: The connection ended before the reply, after the last repetition.
         RequestTimeout: No reply in time.
         RequestError: The server's own error, as its class: ``SpecMismatch``, ``InvalidParams``, ...
@@ -110,29 +116,40 @@ class PolicyClient:
         retries: int = 3,
         token: str | None = None,
         n_action_steps: int | None = None,
+        tls: bool | ssl.SSLContext = False,
+        ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        wait_s: float = 0.0,
         open_connection: Callable[..., Connection] = Connection.connect,
         rng: random.Random | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        require_seconds(connect_timeout_s=connect_timeout_s, timeout_s=timeout_s)
         if retries < 0:
             raise ValueError(f"retries is {retries}, expected 0 or more")
         self.host = host
         self.port = port
-        self._connect_timeout_s = connect_timeout_s
-        self._timeout_s = timeout_s
         self._retries = retries
         self._token = token
-        self._open_connection = open_connection
         self._rng = rng or random.Random()
         self._sleep = sleep
         self._clock = clock
         self._busy = threading.Lock()
-
-        self._connection: Connection | None = None
+        self._session = ClientSession(
+            host,
+            port,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=timeout_s,
+            tls=client_context(tls, ca, tls_cert, tls_key),
+            wait_s=wait_s,
+            open_connection=open_connection,
+            sleep=sleep,
+            clock=clock,
+        )
+        self._tls = bool(tls or ca or tls_cert)
         self._info: dict[str, Any] | None = None  # of the server connected to; None: it does not know hello
-        self._answered = 0  # observations this session was given an answer to since its episode began
+        self._answered = 0  # observations that this session had a reply to since its episode began
 
         self._cursor = ChunkCursor(n_action_steps)
         self._kept = ActionChunk(np.zeros((0, 0)), "", "")  # the chunk in the cursor
@@ -144,9 +161,9 @@ class PolicyClient:
             self._with_retries(lambda: None)
 
     def disconnect(self) -> None:
-        """End the session and drop the kept chunk. May be called twice; the next request connects anew."""
+        """End the session and drop the kept chunk. May be called twice; the next request connects again."""
         with self._one_thread():
-            self._drop()
+            self._session.close()
             self._info = None
             self._answered = 0
             self._forget_chunk()
@@ -156,9 +173,7 @@ class PolicyClient:
 
         It may be repeated as any lost one, so this is for clients with ``retries=0``.
         """
-        connection = self._connection
-        if connection is not None:
-            connection.stop_reading()
+        self._session.interrupt()
 
     def __enter__(self) -> PolicyClient:
         self.connect()
@@ -173,7 +188,7 @@ class PolicyClient:
         """Begin a new episode, in the server's session and here."""
         self._forget_chunk()
         with self._one_thread():
-            self._answered = 0  # whatever happens now, the old episode is over: losing it is no news
+            self._answered = 0  # the old episode is over whatever happens now: losing it needs no warning
             self._request("RESET")
 
     def infer(self, obs: MetaObs) -> np.ndarray:
@@ -187,13 +202,13 @@ class PolicyClient:
         return self.infer_chunk(obs).actions
 
     def infer_chunk(self, obs: MetaObs) -> ActionChunk:
-        """Return the same actions as :meth:`infer`, with what else the server said of them."""
+        """Return the same actions as :meth:`infer`, with the other fields of the reply."""
         with self._one_thread():
             reply = self._request(obs)
             try:
                 chunk = _read_chunk(reply)
             except RemoteProtocolError:
-                self._drop()
+                self._session.close()
                 raise
             self._answered += 1
             return chunk
@@ -238,17 +253,17 @@ class PolicyClient:
 
     @property
     def spec(self) -> PolicySpec:
-        """What the policy needs and gives, as the server said when this client connected."""
+        """What the policy needs and gives, from the server's info when this client connected."""
         with self._one_thread():
             return self._with_retries(lambda: PolicySpec.from_wire(self._known_info("spec")))
 
     def get_info(self) -> dict[str, Any]:
-        """Return what the server says of its policy and itself, asked anew."""
+        """Return the server's info, on its policy and itself; requested each time."""
         with self._one_thread():
             return self._with_retries(lambda: self._call("get_info"))
 
     def ping(self) -> float:
-        """Return the seconds of one round trip, the connection made before."""
+        """Return the seconds of one round trip, on a connection that is open before."""
 
         def timed() -> float:
             begun = self._clock()
@@ -259,27 +274,27 @@ class PolicyClient:
             return self._with_retries(timed)
 
     def _request(self, value: Any) -> Any:
-        buffers = encode_frame(value)  # before a connection is needed: what can't be encoded harms none
+        buffers = encode_frame(value)  # first: what can't be encoded opens no connection
         return self._with_retries(lambda: self._exchange(buffers))
 
     def _call(self, method: str) -> dict[str, Any]:
         self._known_info(method)
-        reply = raise_for_status(self._exchange(encode_frame({"method": method})))
-        return {key: value for key, value in reply.items() if key != "status"}
+        return self._session.call(method)
 
     def _known_info(self, wanted: str) -> dict[str, Any]:
         if self._info is None:
             raise UnknownMethod(
-                f"{self.host}:{self.port} is an older server of this wire: "
+                f"{self._session.address} is an older server of this wire: "
                 f"it answers observations and 'RESET', and has no {wanted}"
             )
         return self._info
 
     def _with_retries(self, attempt: Callable[[], T]) -> T:
-        """Return ``attempt()``, made with a connection at hand, as often as the module's rules allow."""
+        """Return ``attempt()``, made on an open connection, repeated as the module's rules allow."""
         repetition = 0
         while True:
-            lost_an_episode = self._answered > 0 and self._connection is None
+            lost_an_episode = self._answered > 0 and self._session.connection is None
+            waits = self._session.waits
             try:
                 self._ensure_connected()
                 if lost_an_episode:
@@ -288,8 +303,8 @@ class PolicyClient:
                 return attempt()
             except (ConnectFailed, ConnectionLost, Overloaded, ShuttingDown) as exc:
                 if isinstance(exc, ShuttingDown):
-                    self._drop()  # the server that comes after it answers on a new connection only
-                if repetition == self._retries:
+                    self._session.close()  # the server that comes after it answers on a new connection only
+                if repetition == self._retries or (waits and isinstance(exc, ConnectFailed)):
                     raise
                 delay_s = self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0**repetition))
                 repetition += 1
@@ -298,81 +313,72 @@ class PolicyClient:
 
     def _warn_of_new_session(self) -> None:
         if self._info is not None and self._info.get("temporal_agg") is False:
-            level, effect = logging.INFO, "nothing was kept in the old one, so its answers are the same"
+            level, effect = logging.INFO, "the old one kept nothing, so its answers are the same"
         else:
             level, effect = logging.WARNING, "what the old one kept, such as temporal ensembling, is lost"
-        _log.log(level, "the episode goes on in a new session of %s:%d: %s", self.host, self.port, effect)
+        _log.log(level, "the episode goes on in a new session of %s: %s", self._session.address, effect)
 
     def _exchange(self, buffers: Sequence[Buffer]) -> Any:
-        """Return the decoded reply to one frame. After any failure the connection is gone."""
-        connection = self._connection
-        assert connection is not None
-        try:
-            payload = connection.exchange(buffers, timeout_s=self._timeout_s)
-            size = len(payload)
-            reply = loads(payload)
-        except RequestTimeout as exc:
-            self._drop()
-            raise RequestTimeout(
-                f"{exc}. The request was not repeated: raise timeout_s, now {self._timeout_s:g}, "
-                "if the server needs longer"
-            ) from exc
-        except BaseException:  # KeyboardInterrupt too: a connection is never left half read
-            self._drop()
-            raise
-        _log.debug("%s < %d bytes > %d bytes", connection.peer, sum(map(len, buffers)), size)
+        """Return the decoded reply to one frame. After any failure the connection is closed."""
+        reply = self._session.exchange(buffers)
         if isinstance(reply, dict) and "status" in reply:
             raise_for_status(reply)
         return reply
 
     def _ensure_connected(self) -> None:
-        if self._connection is not None:
+        if self._session.connection is not None:
             return
-        try:
-            self._dial()
-            self._info = self._say_hello()
-        except BaseException:
-            self._drop()
-            raise
-        _log.info("connected to %s:%d%s", self.host, self.port, "" if self._info else ", an older server")
+        self._info = self._session.wait_for_server(self._greet)
+        _log.info("connected to %s%s", self._session.address, "" if self._info else ", an older server")
 
-    def _dial(self) -> None:
-        self._drop()
-        self._connection = self._open_connection(self.host, self.port, timeout_s=self._connect_timeout_s)
+    def _greet(self) -> dict[str, Any] | None:
+        """Open the session and return the server's ``get_info``; ``None`` where it does not know hello."""
+        self._session.dial()
+        try:
+            return self._say_hello()
+        except BaseException:
+            self._session.close()
+            raise
 
     def _say_hello(self) -> dict[str, Any] | None:
-        """Open the session and return the server's ``get_info``; ``None`` where it does not know hello."""
-        request = hello(reply="chunk")  # one array instead of 64 objects: 5 times faster on both sides
+        session = self._session
+        said: dict[str, Any] = {
+            "reply": "chunk"
+        }  # one array instead of 64 objects: 5 times faster on both sides
         if self._token is not None:
-            request["token"] = self._token
-        frame = encode_frame(request)
+            said["token"] = self._token
         try:
-            reply = self._exchange(frame)
-        except (ConnectionLost, RemoteProtocolError, UnknownMethod, InternalError) as exc:
-            if isinstance(exc, ConnectionLost) and (self._token is not None or self._info is not None):
-                raise  # a server that takes tokens, or understood hello before, is no older one: it was lost
+            reply = session.hello(**said)
+        except (ConnectionLost, RemoteProtocolError) as exc:
+            if isinstance(exc, ConnectionLost) and not self._may_be_older():
+                raise
             # Older servers take it for a broken observation: they close, or answer [] or an untyped error.
             reply = exc
         if isinstance(reply, dict) and reply.get("status") == "ok":
             if reply.get("server", "policy") != "policy":
                 raise ConfigurationError(
-                    f"{self.host}:{self.port} is a {reply['server']} server, not a policy server: "
+                    f"{session.address} is a {reply['server']} server, not a policy server: "
                     "use its policy port, or SimulatorClient"
                 )
-            return dict(raise_for_status(self._exchange(encode_frame({"method": "get_info"}))))
+            return session.call("get_info")
+        if isinstance(reply, dict):
+            try:
+                raise_for_status(reply)
+            except (UnknownMethod, InternalError) as exc:
+                reply = exc
         if self._token is not None:
             raise Unauthenticated(
-                f"{self.host}:{self.port} does not understand hello, so it can't be shown the token: "
-                "leave the token out to talk to an older server"
+                f"{session.address} does not understand hello, so it can't be shown the token: "
+                "leave the token out to use an older server"
             )
-        _log.debug("%s:%d does not know hello: %s", self.host, self.port, reply)
-        self._dial()
+        _log.debug("%s does not know hello: %s", session.address, reply)
+        session.dial()
         return None
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    def _may_be_older(self) -> bool:
+        """Return whether a server that closes on hello may be one that does not know it."""
+        # One that takes tokens, speaks TLS, or understood hello before is not: its connection was lost.
+        return self._token is None and not self._tls and self._info is None
 
     def _forget_chunk(self) -> None:
         self._cursor.clear()
@@ -381,7 +387,7 @@ class PolicyClient:
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
-            raise LocalProtocolError("another thread uses this PolicyClient now: open one for each thread")
+            raise LocalProtocolError("another thread is using this PolicyClient: open one for each thread")
         try:
             yield
         finally:
@@ -403,7 +409,7 @@ def _read_chunk(reply: Any) -> ActionChunk:
 
     Raises:
         InternalError: The inference failed, and the server is too old to say why.
-        RemoteProtocolError: These are no actions.
+        RemoteProtocolError: There are no actions in it.
     """
     raw = None
     if isinstance(reply, dict):

@@ -1,41 +1,25 @@
-"""Drive a simulator on a simulator server: one session, which outlives a connection that drops.
+"""Drive a simulator on a simulator server: one method of the client for each method of the wire.
 
-The address may be a fleet's: it names a simulator server with room, and the session is there.
-
-A request whose reply was lost is sent again over a new connection, under the same number: the server
-executes it once and repeats its reply. Where there is no such session, on an older server or without a
-simulator, nothing is repeated: a step that got no reply may have been executed.
+The address may be a fleet's: it names a simulator server that has capacity, and the session is there. What
+happens when a connection drops stands in ``resumable_session``.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from robowire.address import split_address
-from robowire.errors import (
-    ConfigurationError,
-    ConnectFailed,
-    ConnectionLost,
-    RemoteProtocolError,
-    RequestError,
-    RequestTimeout,
-    SessionNotFound,
-    SimulatorAlreadySelected,
-    TransportError,
-)
+from robowire.client.resumable_session import ResumableSession
+from robowire.client.session import client_context
 from robowire.images import decode_images, require_pillow
 from robowire.interfaces import StepResult
 from robowire.specs import SimulatorSpec
-from robowire.transport.connection import Connection, require_seconds
-from robowire.wire.messages import hello, raise_for_status
-from robowire.wire.methods import NUMBERED
-from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import encode_frame
+from robowire.transport.connection import Connection
+from robowire.wire.methods import LoadTask
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
     import numpy as np
@@ -44,27 +28,25 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkResult", "ResumedSession", "SimulatorClient"]
 
-logger = logging.getLogger(__name__)
-
-# Saying goodbye lets the server free the simulator before we return; it does so by itself if we are in a
-# hurry.
-_GOODBYE_S = 5.0
-
-# Between attempts to come back: short enough not to be felt, and not to be a burden for a server that starts.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+# These parameters of load_task have been there from the start. An older server refuses the others, so they
+# are sent only where they are used.
+_OLDEST_PARAMETERS = (
+    *("task_name", "robot", "controller", "camera_names", "image_height", "image_width", "horizon"),
+    *("reward_shaping", "control_hz", "names", "observation_format"),
+)
 
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What a chunk of steps gives.
+    """Result of a chunk of steps.
 
     Attributes:
-        observation: After the last step.
-        rewards: One for each executed step.
-        terminated: The task ended the episode.
-        truncated: The step limit ended it.
-        info: Of the last step.
-        steps: How many were executed; fewer than were sent where the episode ended.
+        observation: Observation after the last step.
+        rewards: Reward of each executed step.
+        terminated: Whether the task ended the episode.
+        truncated: Whether the step limit ended it.
+        info: Info of the last step.
+        steps: Number of executed steps; fewer than were sent where the episode ended.
     """
 
     observation: Any
@@ -80,9 +62,9 @@ class ResumedSession:
     """What a client that takes a session over must know.
 
     Attributes:
-        simulator: The selected one.
-        spec: Of the loaded task; ``None`` where none is loaded.
-        observation: The last one, which the next action answers; ``None`` where there was no reset.
+        simulator: Name of the selected simulator.
+        spec: Spec of the loaded task; ``None`` where none is loaded.
+        observation: Last observation, which the next action answers; ``None`` where there was no reset.
     """
 
     simulator: str
@@ -112,15 +94,21 @@ class SimulatorClient:
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. The server
             has limits of its own and says which call it gave up on, so let this be longer than they are.
-        token: Shown to the server, where it wants one.
+        token: Token shown to the server, where it wants one.
         reconnect_s: Seconds to try to come back to the session when the connection drops. 0 asks for a
             session that ends with its connection.
-        decode_images: Whether to decode pictures that come as JPEG or PNG, for which Pillow is needed.
+        decode_images: Whether to decode images that come as JPEG or PNG, for which Pillow is needed.
             Otherwise they stay as the wire has them: ``{"encoding", "shape", "data"}``.
+        tls: Whether the server speaks TLS, or a context to use.
+        ca: PEM file of the certificates to trust, in the place of the system's; implies ``tls``.
+        tls_cert: PEM file of the client's own certificate, where the server asks for one.
+        tls_key: PEM file of its private key.
+        wait_s: Seconds that the first connection is tried for while the server does not answer.
         open_connection: Makes the connection; tests pass their own.
 
     Every method that asks the server raises:
-        ConnectFailed: Nobody answers there.
+        ConnectFailed: Nothing answers there.
+        TlsFailed: A certificate is refused, or only one side speaks TLS.
         ConnectionLost: The connection ended before the reply: what was asked may have been done.
         RequestTimeout: No reply in time.
         RequestError: The server's own error, as its class: ``TaskNotFound``, ``NotReset``, ``BackendError``
@@ -138,39 +126,37 @@ class SimulatorClient:
         token: str | None = None,
         reconnect_s: float = 30.0,
         decode_images: bool = True,
+        tls: bool | ssl.SSLContext = False,
+        ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        wait_s: float = 0.0,
         open_connection: Callable[..., Connection] = Connection.connect,
     ) -> None:
-        require_seconds(connect_timeout_s=connect_timeout_s, timeout_s=timeout_s)
-        if reconnect_s < 0:
-            raise ValueError(f"reconnect_s is {reconnect_s!r}, expected 0 or more seconds")
         self.host = host
         self.port = port
-        self._reconnect_s = reconnect_s
-        self._connect_timeout_s = connect_timeout_s
-        self._timeout_s = timeout_s
-        self._token = token
         self._decode_images = decode_images
-        self._open_connection = open_connection
-        self._connection: Connection | None = None
-        self._over: str | None = None  # why the session ended; None before the first and while it lasts
-        self._session_token: str | None = None  # what a connection shows to go on with the session
-        self._service: str | None = None  # which of a fleet's servers has the session
-        self._number = 0  # of the last request that the server may have executed
-
-    # -- the session
-    # --------------------------------------------------------------------------------------------
+        self._session = ResumableSession(
+            host,
+            port,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=timeout_s,
+            token=token,
+            reconnect_s=reconnect_s,
+            tls=client_context(tls, ca, tls_cert, tls_key),
+            wait_s=wait_s,
+            open_connection=open_connection,
+        )
 
     @property
     def session_token(self) -> str | None:
         """What another client shows to :meth:`resume` this session; ``None`` where there is no simulator."""
-        return None if self._session_token is None else self._with_service(self._session_token)
+        token = self._session.token
+        return None if token is None else self._session.with_service(token)
 
     def connect(self) -> None:
         """Begin a session, unless there is one already."""
-        if self._connection is not None:
-            return
-        self._session_token, self._service, self._number = None, None, 0
-        self._connection, self._over = self._greet(), None
+        self._session.connect()
 
     def resume(self, session_token: str) -> ResumedSession:
         """Go on with a session that another connection left behind, or that :meth:`fork` made.
@@ -179,11 +165,7 @@ class SimulatorClient:
             SessionNotFound: It ended, or never was.
             SimulatorAlreadySelected: This client's own session has a simulator.
         """
-        token, _, service = session_token.partition("@")
-        if service and (self._connection is None or service != self._service):
-            self._move(service)
-        self.connect()
-        reply = self._resume(token)
+        reply = self._session.resume(session_token)
         spec, last = reply["spec"], reply["last"]
         return ResumedSession(
             reply["simulator"],
@@ -191,83 +173,9 @@ class SimulatorClient:
             None if last is None else self._observation(last),
         )
 
-    def _greet(self) -> Connection:
-        """Return a new connection with a simulator server, of the session's service where it has one."""
-        kept, pause = self._service, _FIRST_PAUSE_S
-        while True:
-            connection, reply = self._say_hello(self.host, self.port, redirect=True, service=kept)
-            if reply.get("server") != "fleet":
-                break
-            connection.close()
-            address, self._service = str(self._field(reply, "redirect")), self._field(reply, "service")
-            try:
-                host, port = split_address(address)
-            except ValueError:
-                raise RemoteProtocolError(
-                    f"the fleet sends to {address[:100]!r}, expected host:port"
-                ) from None
-            try:
-                connection, reply = self._say_hello(host, port)
-                break
-            except (ConnectFailed, ConnectionLost):
-                # It is about to end, and the fleet does not know yet. The next request may name another one.
-                if kept is not None or pause > _LONGEST_PAUSE_S:
-                    raise
-            time.sleep(pause)
-            pause *= 2
-        if reply.get("server") != "simulator":
-            connection.close()
-            raise ConfigurationError(
-                f"{self.host}:{self.port} is a {reply.get('server')} server, not a simulator server: "
-                "use its simulator port, or PolicyClient"
-            )
-        logger.info("connected to %s, session %s", connection.peer, reply.get("session"))
-        return connection
-
-    def _say_hello(self, host: str, port: int, **said: Any) -> tuple[Connection, dict[str, Any]]:
-        """Return a new connection and what its server replied to a hello."""
-        connection = self._open_connection(host, port, timeout_s=self._connect_timeout_s)
-        request = hello(resumable=self._reconnect_s > 0, token=self._token, **said)
-        try:
-            payload = connection.exchange(encode_frame(request), timeout_s=self._connect_timeout_s)
-            return connection, raise_for_status(loads(payload))
-        except BaseException:
-            connection.close()
-            raise
-
-    def _move(self, service: str) -> None:
-        """Connect to that service of the fleet, in the place of another one where nothing was begun."""
-        if self._connection is not None:
-            if self._session_token is not None:
-                raise SimulatorAlreadySelected(
-                    "this session runs a simulator already: resume with another client, or disconnect first"
-                )
-            self.disconnect()
-        self._session_token, self._service, self._number = None, service, 0
-        self._connection, self._over = self._greet(), None
-
-    def _with_service(self, token: str) -> str:
-        """Return what leads another client to the server that has the session, too."""
-        return token if self._service is None else f"{token}@{self._service}"
-
-    def _resume(self, session_token: str) -> dict[str, Any]:
-        reply = self._exchange("resume", {"token": session_token}, timeout_s=self._timeout_s)
-        for name in ("simulator", "token", "number", "spec", "last"):
-            self._field(reply, name)
-        self._session_token = session_token
-        self._number = max(self._number, reply["number"])
-        return reply
-
     def disconnect(self) -> None:
         """End the session; its simulator is freed. May be called twice."""
-        if self._connection is None:
-            return
-        try:
-            self._exchange("disconnect", {}, timeout_s=min(_GOODBYE_S, self._timeout_s))
-        except (TransportError, RequestError, RemoteProtocolError) as exc:
-            logger.debug("%s:%d did not say goodbye: %s", self.host, self.port, exc)
-        self._end("it was disconnected")
-        self._session_token = None
+        self._session.disconnect()
 
     def __enter__(self) -> SimulatorClient:
         self.connect()
@@ -277,9 +185,6 @@ class SimulatorClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.disconnect()
-
-    # -- choosing
-    # -----------------------------------------------------------------------------------------------
 
     def list_simulators(self) -> list[str]:
         """Return the names :meth:`select_simulator` takes."""
@@ -292,89 +197,49 @@ class SimulatorClient:
             name: One of :meth:`list_simulators`; with one of its tasks, ``"gymnasium:FetchReach-v4"``, that
                 task is the one that :meth:`load_task` loads where none is named.
         """
-        self._session_token = self._call("select_simulator", simulator=name).get("token")
+        self._session.token = self._call("select_simulator", simulator=name).get("token")
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
-        """Return the names :meth:`load_task` takes; of one suite, where the simulator has suites."""
+        """Return the names :meth:`load_task` takes; those of one suite, where the simulator has suites."""
         return list(self._call("list_tasks", suite=suite)["tasks"])
 
-    def load_task(
-        self,
-        task_name: str | None = None,
-        *,
-        robot: str | None = None,
-        controller: str | None = None,
-        camera_names: Sequence[str] | None = None,
-        image_height: int | None = None,
-        image_width: int | None = None,
-        horizon: int | None = None,
-        reward_shaping: bool | None = None,
-        control_hz: float | None = None,
-        names: str | None = None,
-        observation_format: str = "raw",
-        observation_keys: Sequence[str] | None = None,
-        image_encoding: str = "raw",
-        jpeg_quality: int = 95,
-    ) -> SimulatorSpec:
+    def load_task(self, task_name: str | LoadTask | None = None, **options: Any) -> SimulatorSpec:
         """Build a task, in a new process where the last one died, and return what it gives and takes.
 
         Args:
             task_name: One of :meth:`list_tasks`; ``None`` means the one that was selected with the simulator.
-            robot: For example ``"Panda"``. This and every other option: ``None`` means the server's default.
-            controller: For example ``"OSC_POSE"``.
-            camera_names: Cameras in the order of ``MetaObs.image``; an empty list for none.
-            image_height: Pixels.
-            image_width: Pixels.
-            horizon: Steps after which an episode is truncated.
-            reward_shaping: Dense reward instead of 1 at success.
-            control_hz: Actions per second of simulated time.
-            names: What raw observations are called: ``"raw"``, or what the simulator offers beside (LIBERO:
-                ``"center"``).
-            observation_format: ``"raw"``: a dict of the simulator's own names; ``"meta"``: a MetaObs, as
-                policies read it.
-            observation_keys: Of a raw observation, the names that are to be sent; ``None`` means all. A
-                camera that is not in ``camera_names`` is not even drawn.
-            image_encoding: How pictures of a raw observation cross the wire: ``"raw"``, ``"jpeg"`` or
-                ``"png"``. They arrive as arrays all the same.
-            jpeg_quality: 1 to 100.
+                Or a whole :class:`robowire.wire.methods.LoadTask`, without further options.
+            **options: Fields of :class:`robowire.wire.methods.LoadTask` by name: ``robot``, ``controller``,
+                ``camera_names``, ``image_height``, ``image_width``, ``horizon``, ``reward_shaping``,
+                ``control_hz``, ``names``, ``observation_format``, ``observation_keys``, ``image_encoding``,
+                ``jpeg_quality``. ``None`` means the server's default. Images that are encoded on the wire
+                arrive as arrays all the same.
 
         Raises:
-            MissingDependency: Pictures are to be decoded here, and Pillow is not installed.
+            MissingDependency: Images are to be decoded here, and Pillow is not installed.
         """
-        if image_encoding != "raw" and self._decode_images:
-            require_pillow(f"image_encoding {image_encoding!r} (without decode_images=False)")
-        # An older server refuses parameters that it does not know, so they go where they are asked for only.
-        newer: dict[str, Any] = {}
-        if observation_keys is not None:
-            newer["observation_keys"] = list(observation_keys)
-        if image_encoding != "raw":
-            newer.update(image_encoding=image_encoding, jpeg_quality=jpeg_quality)
-        reply = self._call(
-            "load_task",
-            task_name=task_name,
-            robot=robot,
-            controller=controller,
-            camera_names=None if camera_names is None else list(camera_names),
-            image_height=image_height,
-            image_width=image_width,
-            horizon=horizon,
-            reward_shaping=reward_shaping,
-            control_hz=control_hz,
-            names=names,
-            observation_format=observation_format,
-            **newer,
-        )
-        return SimulatorSpec.from_wire(reply)
-
-    # -- an episode
-    # ---------------------------------------------------------------------------------------------
+        if isinstance(task_name, LoadTask):
+            task = replace(task_name, **options)
+        else:
+            task = LoadTask(task_name=task_name, **options)
+        if task.image_encoding != "raw" and self._decode_images:
+            require_pillow(f"image_encoding {task.image_encoding!r} (without decode_images=False)")
+        params = task.params()
+        for name in ("camera_names", "observation_keys"):
+            params[name] = None if params[name] is None else list(params[name])
+        sent = {name: params[name] for name in _OLDEST_PARAMETERS}
+        if params["observation_keys"] is not None:
+            sent["observation_keys"] = params["observation_keys"]
+        if task.image_encoding != "raw":
+            sent.update(image_encoding=task.image_encoding, jpeg_quality=task.jpeg_quality)
+        return SimulatorSpec.from_wire(self._call("load_task", **sent))
 
     def reset(self, seed: int | None = None, init_state: int | None = None) -> Any:
         """Begin an episode and return its first observation, in the loaded task's ``observation_format``.
 
         Args:
-            seed: Of every random choice of the episode; ``None`` draws one.
-            init_state: A numbered initial state, where the simulator has them.
+            seed: Seed of every random choice of the episode; ``None`` draws one.
+            init_state: Number of an initial state, where the simulator has them.
         """
         return self._observation(self._call("reset", seed=seed, init_state=init_state))
 
@@ -400,9 +265,6 @@ class SimulatorClient:
         image: np.ndarray = self._field(self._call("render", camera_name=camera_name), "image")
         return image
 
-    # -- instants of an episode
-    # -------------------------------------------------------------------------------
-
     def snapshot(self) -> str:
         """Return the id of the episode's whole state, kept by the server; equal states have one id."""
         snapshot_id: str = self._field(self._call("snapshot"), "snapshot_id")
@@ -415,14 +277,14 @@ class SimulatorClient:
 
         Raises:
             SnapshotNotFound: The server has none of this id.
-            SnapshotMismatch: It is of another simulator, task, option, version or model; names it.
+            SnapshotMismatch: It was made by another simulator, task, option, version or model; names it.
         """
         return self._observation(self._call("restore", snapshot_id=snapshot_id))
 
     def verify(self, snapshot_id: str, steps: int = 50) -> str | None:
-        """Step twice from that instant and return what differed first, in words, or ``None``.
+        """Step twice from that instant and return the first difference as text, or ``None``.
 
-        The running episode goes on as if nothing had been.
+        The running episode continues afterwards, unchanged.
         """
         reply = self._call("verify", snapshot_id=snapshot_id, steps=steps)
         difference: str | None = self._field(reply, "difference")
@@ -434,7 +296,7 @@ class SimulatorClient:
         Clients go on with them by :meth:`resume`, within the server's ``session_timeout_s``.
         """
         tokens = self._field(self._call("fork", snapshot_id=snapshot_id, n=n), "tokens")
-        return [self._with_service(token) for token in tokens]
+        return [self._session.with_service(token) for token in tokens]
 
     def list_snapshots(self) -> list[dict[str, Any]]:
         """Return ``snapshot_id``, ``bytes``, ``simulator``, ``task``, ``steps`` of all the server keeps."""
@@ -449,15 +311,12 @@ class SimulatorClient:
         """
         self._call("delete_snapshot", snapshot_id=snapshot_id)
 
-    # -- questions
-    # ----------------------------------------------------------------------------------------------
-
     def get_info(self) -> dict[str, Any]:
-        """Return what the server says of itself; with a task loaded, its spec and the versions behind it."""
+        """Return the server's info; with a task loaded, its spec and the versions that made it."""
         return {key: value for key, value in self._call("get_info").items() if key != "status"}
 
     def renew(self) -> float:
-        """Keep the session for a while without asking anything of it; return for how many seconds."""
+        """Keep the session for a while without another request; return for how many seconds."""
         seconds: float = self._field(self._call("renew"), "session_timeout_s")
         return seconds
 
@@ -466,92 +325,18 @@ class SimulatorClient:
         return {key: value for key, value in self._call("stats").items() if key != "status"}
 
     def ping(self) -> float:
-        """Return the seconds of one round trip to the server, the connection made before."""
-        self._require_session()
+        """Return the seconds of one round trip to the server, on a connection that is open before."""
+        self._session.require()
         begun = time.perf_counter()
         self._call("ping")
         return time.perf_counter() - begun
 
-    # -- one request
-    # --------------------------------------------------------------------------------------------
-
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._require_session()
-        if method in NUMBERED and self._session_token is not None:
-            self._number += 1
-            params["number"] = self._number
-        try:
-            return self._exchange(method, params, timeout_s=self._timeout_s)
-        except ConnectionLost as exc:
-            if self._session_token is None or self._reconnect_s == 0:
-                raise
-            return self._go_on(method, params, exc)
-
-    def _go_on(self, method: str, params: dict[str, Any], lost: ConnectionLost) -> dict[str, Any]:
-        """Come back to the session and ask again what got no reply."""
-        assert self._session_token is not None
-        deadline, pause = time.monotonic() + self._reconnect_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                self._connection, self._over = self._greet(), None
-                self._resume(self._session_token)
-                logger.warning("came back to the session with %s:%d: %s", self.host, self.port, lost)
-                return self._exchange(method, params, timeout_s=self._timeout_s)
-            except (ConnectFailed, ConnectionLost) as exc:
-                if time.monotonic() + pause > deadline:
-                    self._end("the connection was lost")
-                    raise ConnectionLost(
-                        f"{lost}; coming back failed for {self._reconnect_s:g} s: {exc}"
-                    ) from exc
-            except SessionNotFound as exc:
-                self._end("it ended while the connection was lost")
-                raise ConnectionLost(f"{lost}; meanwhile the session ended: {exc}") from exc
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    def _require_session(self) -> None:
-        if self._over is not None:
-            kept = self._session_token is not None
-            raise ConnectionLost(
-                f"the session with {self.host}:{self.port} is over"
-                + (" for this client" if kept else ", and its simulator gone")
-                + f", because {self._over}: "
-                + ("resume(session_token) goes on with it, and " if kept else "")
-                + "connect() begins a new one, with select_simulator and load_task"
-            )
-        self.connect()
-
-    def _exchange(self, method: str, params: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        assert self._connection is not None
-        buffers = encode_frame({"method": method, **params})  # first: what can't be encoded harms no session
-        try:
-            reply = loads(self._connection.exchange(buffers, timeout_s=timeout_s))
-        except ConnectionLost as exc:
-            self._end("the connection was lost")
-            raise ConnectionLost(f"{exc}. {method!r} may have been executed, so it was not repeated") from exc
-        except RequestTimeout as exc:
-            self._end("a reply did not come in time")
-            raise RequestTimeout(
-                f"{exc}. {method!r} was not repeated: raise timeout_s, now {timeout_s:g}, if the server "
-                "needs longer"
-            ) from exc
-        except BaseException:
-            self._end("a request failed")
-            raise
-        return raise_for_status(reply)
-
-    def _end(self, reason: str) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._over = reason
+        return self._session.call(method, params)
 
     def _observation(self, reply: dict[str, Any]) -> Any:
         observation = self._field(reply, "observation")
         return decode_images(observation) if self._decode_images else observation
 
     def _field(self, reply: dict[str, Any], name: str) -> Any:
-        if name not in reply:
-            self._end("a reply was incomplete")
-            raise RemoteProtocolError(f"the reply has no {name!r}, only {', '.join(map(repr, reply))}")
-        return reply[name]
+        return self._session.field(reply, name)

@@ -1,34 +1,60 @@
-"""Ask a running fleet what it is to do, and how it is."""
+"""One request to a running fleet: its services, their number, its end."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from robowire.client.session import ServerClient
 from robowire.errors import ConfigurationError
-from robowire.transport.connection import Connection
-from robowire.wire.messages import hello, raise_for_status
-from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import encode_frame
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["ask_fleet"]
 
 
 def ask_fleet(
-    host: str, port: int, method: str, *, token: str | None = None, timeout_s: float = 5.0, **params: Any
+    host: str,
+    port: int,
+    method: str,
+    *,
+    token: str | None = None,
+    timeout_s: float = 5.0,
+    tls: bool | ssl.SSLContext = False,
+    ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    **params: Any,
 ) -> dict[str, Any]:
     """Return the fleet's reply to one request: ``list_services``, ``scale``, ``stop``.
 
+    Args:
+        host: Name or address of the fleet.
+        port: Its port.
+        method: Name of the request.
+        token: Token shown to the fleet, where it wants one.
+        timeout_s: Seconds to connect, and to wait for the reply.
+        tls: As for :class:`robowire.client.session.ServerClient`.
+        ca: The same.
+        tls_cert: The same.
+        tls_key: The same.
+        **params: Parameters of the request.
+
     Raises:
-        ConfigurationError: There is a server, but no fleet.
+        ConfigurationError: Another server than a fleet answers there.
         RobowireError: What a client's request raises.
     """
-    connection = Connection.connect(host, port, timeout_s=timeout_s)
-    try:
-        greeting = encode_frame(hello(token=token))
-        server = raise_for_status(loads(connection.exchange(greeting, timeout_s=timeout_s)))
-        if server.get("server") != "fleet":
-            raise ConfigurationError(f"{host}:{port} is a {server.get('server')} server, and no fleet")
-        request = encode_frame({"method": method, **params})
-        return raise_for_status(loads(connection.exchange(request, timeout_s=timeout_s)))
-    finally:
-        connection.close()
+    with ServerClient(
+        host,
+        port,
+        connect_timeout_s=timeout_s,
+        timeout_s=timeout_s,
+        token=token,
+        tls=tls,
+        ca=ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    ) as client:
+        if client.kind != "fleet":
+            raise ConfigurationError(f"{host}:{port} is a {client.kind} server, not a fleet")
+        return client.call(method, **params)

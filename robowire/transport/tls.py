@@ -30,7 +30,7 @@ _NOT_TLS = (
 
 
 def client_tls(
-    ca: str | None = None, cert: str | None = None, key: str | None = None, *, names: str = ""
+    ca: str | None = None, cert: str | None = None, key: str | None = None, *, flags: str = ""
 ) -> ssl.SSLContext:
     """Return the context of a client, which verifies the server's certificate and name.
 
@@ -38,23 +38,23 @@ def client_tls(
         ca: PEM file of the certificates to trust, in the place of the system's.
         cert: PEM file of the client's own certificate, where the server asks for one (mutual TLS).
         key: PEM file of its private key; ``None`` where ``cert`` holds it too.
-        names: How the arguments begin that a message names: ``"tls_"``, ``"--tls_"``.
+        flags: How the flags begin that a message names, ``"--"``; the arguments of clients by default.
 
     Raises:
         ConfigurationError: A file can't be read or used; names it.
     """
     context = ssl.create_default_context()
     if ca is not None:
-        context = _trusting(ssl.Purpose.SERVER_AUTH, ca, f"{names}ca")
+        context = _trusting(ssl.Purpose.SERVER_AUTH, ca, f"{flags}tls_ca" if flags else "ca")
     if cert is not None:
-        _load_own(context, cert, key, names)
+        _load_own(context, cert, key, flags)
     elif key is not None:
-        raise ConfigurationError(f"{names}key is given without {names}cert, its certificate")
+        raise ConfigurationError(f"{flags}tls_key is given without {flags}tls_cert, its certificate")
     return context
 
 
 def server_tls(
-    cert: str, key: str | None = None, client_ca: str | None = None, *, names: str = ""
+    cert: str, key: str | None = None, client_ca: str | None = None, *, flags: str = ""
 ) -> ssl.SSLContext:
     """Return the context of a server.
 
@@ -63,7 +63,7 @@ def server_tls(
         key: PEM file of its private key; ``None`` where ``cert`` holds it too.
         client_ca: PEM file of the authority whose certificates clients must show (mutual TLS); ``None`` asks
             clients for none.
-        names: How the arguments begin that a message names: ``"tls_"``, ``"--tls_"``.
+        flags: How the flags begin that a message names: ``"--"``.
 
     Raises:
         ConfigurationError: A file can't be read or used; names it.
@@ -71,9 +71,9 @@ def server_tls(
     if client_ca is None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     else:
-        context = _trusting(ssl.Purpose.CLIENT_AUTH, client_ca, f"{names}client_ca")
+        context = _trusting(ssl.Purpose.CLIENT_AUTH, client_ca, f"{flags}tls_client_ca")
         context.verify_mode = ssl.CERT_REQUIRED
-    _load_own(context, cert, key, names)
+    _load_own(context, cert, key, flags)
     # No client of ours resumes a TLS session, and a ticket would look like a reply that is ready to be read.
     context.num_tickets = 0
     return context
@@ -87,10 +87,10 @@ def _trusting(purpose: ssl.Purpose, path: str, name: str) -> ssl.SSLContext:
         raise ConfigurationError(f"{name} is {path!r}, which holds no PEM certificates: {exc}") from exc
 
 
-def _load_own(context: ssl.SSLContext, cert: str, key: str | None, names: str) -> None:
-    _require_file(cert, f"{names}cert")
+def _load_own(context: ssl.SSLContext, cert: str, key: str | None, flags: str) -> None:
+    _require_file(cert, f"{flags}tls_cert")
     if key is not None:
-        _require_file(key, f"{names}key")
+        _require_file(key, f"{flags}tls_key")
     try:
         # An encrypted key would make OpenSSL ask on the terminal, where nobody may be.
         context.load_cert_chain(cert, key, password="")
@@ -100,7 +100,7 @@ def _load_own(context: ssl.SSLContext, cert: str, key: str | None, names: str) -
             problem = "the key is not that of the certificate"
         else:
             problem = f"expected PEM files of a certificate and its private key, not encrypted ({reason})"
-        files = f"{names}cert is {cert!r}" + ("" if key is None else f" and {names}key is {key!r}")
+        files = f"{flags}tls_cert is {cert!r}" + ("" if key is None else f" and {flags}tls_key is {key!r}")
         raise ConfigurationError(f"{files}: {problem}") from exc
 
 

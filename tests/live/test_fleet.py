@@ -150,7 +150,7 @@ def test_one_that_does_not_ask_is_told(calm: FleetServer) -> None:
 def test_a_session_that_waits_is_found_by_its_token(calm: FleetServer) -> None:
     first = begin(SimulatorClient(*calm.address))
     position = first.step(ACTION).observation["position"]
-    first._connection.close()  # type: ignore[union-attr]
+    first._session.connection.close()  # type: ignore[union-attr]
     for _ in range(3):  # wherever the fleet would send a new client
         with SimulatorClient(*calm.address) as other:
             other.ping()
@@ -180,7 +180,7 @@ def test_a_connection_that_drops_is_taken_up_again(calm: FleetServer) -> None:
     with SimulatorClient(*calm.address) as client:
         token = begin(client).session_token
         before = client.step(ACTION).observation["position"]
-        client._connection.stop_reading()  # type: ignore[union-attr]
+        client._session.connection.stop_reading()  # type: ignore[union-attr]
         after = client.step(ACTION).observation["position"]
         assert (after > before).all()
         assert client.session_token == token
@@ -533,7 +533,7 @@ def test_a_server_that_is_no_fleet_is_told(calm: FleetServer) -> None:
     with running_simulator_server() as server:
         host, port = server.address
         with pytest.raises(
-            ConfigurationError, match=rf"^127\.0\.0\.1:{port} is a simulator server, and no fleet$"
+            ConfigurationError, match=rf"^127\.0\.0\.1:{port} is a simulator server, not a fleet$"
         ):
             ask_fleet(host, port, "list_services")
 

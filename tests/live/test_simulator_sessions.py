@@ -300,7 +300,7 @@ def test_a_session_that_nobody_comes_back_to_ends() -> None:
     with running_simulator_server(SimulatorServerOptions(session_timeout_s=1, drain_s=2)) as server:
         client = begin(SimulatorClient(*server.address))
         with ends(pid_of(client)):
-            client._connection.close()  # type: ignore[union-attr]
+            client._session.connection.close()  # type: ignore[union-attr]
         with SimulatorClient(*server.address) as other, pytest.raises(SessionNotFound):
             other.resume(client.session_token or "")
 
@@ -310,14 +310,14 @@ def test_a_session_that_says_nothing_ends_with_its_connection() -> None:
         client = begin(SimulatorClient(*server.address))
         with ends(pid_of(client)):
             pass
-        client._end("test")
+        client._session.end("test")
 
 
 def test_a_server_that_closes_ends_the_sessions_that_wait() -> None:
     with running_simulator_server(SimulatorServerOptions(drain_s=2)) as server:
         client = begin(SimulatorClient(*server.address))
         pid = pid_of(client)
-        client._connection.close()  # type: ignore[union-attr]
+        client._session.connection.close()  # type: ignore[union-attr]
     assert not psutil.pid_exists(pid)
 
 

@@ -401,13 +401,16 @@ def test_files_of_certificates_that_can_not_be_used_are_named(certificates: Cert
     for call, expected in [
         (lambda: client_tls(missing), f"ca is {missing!r}, which can't be read: No such file or directory"),
         (
-            lambda: server_tls(missing, names="--tls_"),
+            lambda: server_tls(missing, flags="--"),
             f"--tls_cert is {missing!r}, which can't be read: No such file or directory",
         ),
-        (lambda: client_tls(key=certificates.client_key), "key is given without cert, its certificate"),
+        (
+            lambda: client_tls(key=certificates.client_key),
+            "tls_key is given without tls_cert, its certificate",
+        ),
         (
             lambda: server_tls(certificates.server_cert, certificates.client_key),
-            f"cert is {certificates.server_cert!r} and key is {certificates.client_key!r}: "
+            f"tls_cert is {certificates.server_cert!r} and tls_key is {certificates.client_key!r}: "
             "the key is not that of the certificate",
         ),
     ]:

@@ -349,7 +349,7 @@ def test_a_second_thread_is_refused() -> None:
     server.sockets[0]._answer = intrude
     client.infer(observation())
     assert [str(exc) for exc in refused] == [
-        "another thread uses this PolicyClient now: open one for each thread"
+        "another thread is using this PolicyClient: open one for each thread"
     ]
 
 
@@ -453,7 +453,7 @@ def test_a_lost_session_that_kept_nothing_is_only_noted(caplog: pytest.LogCaptur
     assert [(record.levelname, record.getMessage()) for record in caplog.records][-1] == (
         "INFO",
         "the episode goes on in a new session of robot:5000: "
-        "nothing was kept in the old one, so its answers are the same",
+        "the old one kept nothing, so its answers are the same",
     )
 
 
@@ -611,7 +611,7 @@ def test_a_token_is_not_silently_left_out() -> None:
         FakeServer(CHUNK, hello=[]).client(token="sesame").connect()
     assert str(raised.value) == (
         "robot:5000 does not understand hello, so it can't be shown the token: "
-        "leave the token out to talk to an older server"
+        "leave the token out to use an older server"
     )
 
 

@@ -53,7 +53,7 @@ class HttpServer:
         tls = (
             None
             if limits.tls_cert is None
-            else server_tls(limits.tls_cert, limits.tls_key, limits.tls_client_ca, names="tls_")
+            else server_tls(limits.tls_cert, limits.tls_key, limits.tls_client_ca)
         )
         self._scheme = "http" if tls is None else "https"
         self._listener = listen(options.host, options.port, flags="--http_")

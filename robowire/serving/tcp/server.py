@@ -89,7 +89,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
             self.tls = (
                 None
                 if options.tls_cert is None
-                else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca, names="tls_")
+                else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
             )
             super().__init__(listener.getsockname(), ConnectionHandler, bind_and_activate=False)
         except BaseException:

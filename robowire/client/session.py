@@ -1,0 +1,363 @@
+"""One client's connection to a server: dial, hello, exchange, close. Every client is built on it.
+
+What is repeated after a failure is each client's own rule, and stands in its module.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
+
+from robowire.address import join_address
+from robowire.errors import ConnectFailed, LocalProtocolError, RequestTimeout
+from robowire.transport.connection import Connection, require_seconds
+from robowire.transport.stream import Buffer
+from robowire.wire.messages import hello, raise_for_status
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode_frame
+
+if TYPE_CHECKING:
+    import ssl
+    from types import TracebackType
+
+__all__ = ["ClientSession", "ServerClient", "client_context"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Between attempts to reach a server that is awaited: short enough not to be felt once it is there, and no
+# burden while it starts.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+
+# How often a client that waits says so.
+_REPORT_S = 5.0
+
+
+def client_context(
+    tls: bool | ssl.SSLContext = False,
+    ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+) -> ssl.SSLContext | None:
+    """Return what a client's TLS arguments ask for; ``None`` for a connection without TLS.
+
+    Args:
+        tls: Whether to use TLS, or a context that is used as it is. Files given imply it.
+        ca: PEM file of the certificates to trust, in the place of the system's.
+        tls_cert: PEM file of the client's own certificate, where the server asks for one.
+        tls_key: PEM file of its private key.
+
+    Raises:
+        ConfigurationError: A file can't be read or used.
+        ValueError: A context is given, and files too.
+    """
+    files = ca is not None or tls_cert is not None or tls_key is not None
+    if not isinstance(tls, bool):
+        if files:
+            raise ValueError(
+                "tls is a context, which has its own certificates: leave ca, tls_cert, tls_key out"
+            )
+        return tls
+    if not (tls or files):
+        return None
+    from robowire.transport.tls import client_tls  # here: importing ssl takes time
+
+    return client_tls(ca, tls_cert, tls_key)
+
+
+class ClientSession:
+    """A connection to one server, made when it is asked for. One thread uses it, but for :meth:`interrupt`.
+
+    After any failure of an exchange the connection is closed: it is never left half read.
+
+    Args:
+        host: Name or address of the server.
+        port: Its TCP port.
+        connect_timeout_s: Seconds to make a connection.
+        timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.
+        tls: Context, where the server speaks TLS; see :func:`client_context`.
+        wait_s: Seconds that the first connection is tried for while the server does not answer.
+        open_connection: Makes the connection; tests pass their own, as they do for the next two.
+        sleep: Waits between attempts.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        address: ``host:port``, for messages.
+        connection: The connection; ``None`` while there is none.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        connect_timeout_s: float,
+        timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+        wait_s: float = 0.0,
+        open_connection: Callable[..., Connection] = Connection.connect,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        require_seconds(connect_timeout_s=connect_timeout_s, timeout_s=timeout_s)
+        if not wait_s >= 0:
+            raise ValueError(f"wait_s is {wait_s!r}, expected 0 or more seconds")
+        self.address = join_address(host, port)
+        self.connection: Connection | None = None
+        self.timeout_s = timeout_s
+        self.connect_timeout_s = connect_timeout_s
+        self._host, self._port = host, port
+        self._tls = tls
+        self._wait_s = wait_s
+        self._open_connection = open_connection
+        self._sleep = sleep
+        self._clock = clock
+
+    @property
+    def waits(self) -> bool:
+        """Whether an attempt to connect may be repeated: ``wait_s`` was given, and nothing answered yet."""
+        return self._wait_s > 0
+
+    def dial(self, host: str | None = None, port: int | None = None) -> None:
+        """Make a new connection, in the place of the one there is.
+
+        Args:
+            host: Another server's, where a fleet names one.
+            port: Its port.
+
+        Raises:
+            ConnectFailed: Nothing answers there.
+            TlsFailed: TLS is refused by one side, or only one side speaks it.
+        """
+        self.close()
+        self.connection = self._open_connection(
+            host or self._host,
+            port or self._port,
+            timeout_s=self.connect_timeout_s,
+            # Only where it is used: connections that tests play know no TLS.
+            **({} if self._tls is None else {"tls": self._tls}),
+        )
+
+    def hello(self, *, timeout_s: float | None = None, **said: Any) -> Any:
+        """Say hello, and return the reply as it came.
+
+        Args:
+            timeout_s: As for :meth:`exchange`.
+            **said: What this client adds: its token, what it asks for.
+        """
+        return self.exchange(encode_frame(hello(**said)), timeout_s=timeout_s)
+
+    def call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the fields of the reply to one request by name, without its status.
+
+        Raises:
+            RequestError: The server's own error, as its class.
+        """
+        reply = raise_for_status(self.exchange(encode_frame({"method": method, **(params or {})})))
+        return {key: value for key, value in reply.items() if key != "status"}
+
+    def exchange(
+        self, buffers: Sequence[Buffer], *, timeout_s: float | None = None, what: str = "The request"
+    ) -> Any:
+        """Return the decoded reply to one frame. After a failure the connection is closed.
+
+        Args:
+            buffers: The request's frame.
+            timeout_s: Seconds to wait until the reply begins; ``None`` means the session's.
+            what: How a message names the request.
+
+        Raises:
+            RequestTimeout: No reply in time.
+            ConnectionLost: The connection ended before the reply was complete.
+            RemoteProtocolError: The reply can't be read.
+        """
+        connection = self.connection
+        if connection is None:
+            raise LocalProtocolError(f"not connected to {self.address}: call connect first")
+        seconds = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            payload = connection.exchange(buffers, timeout_s=seconds)
+            size = len(payload)
+            reply = loads(payload)
+        except RequestTimeout as exc:
+            self.close()
+            raise RequestTimeout(
+                f"{exc}. {what} was not repeated: raise timeout_s, now {seconds:g}, "
+                "if the server needs longer"
+            ) from exc
+        except BaseException:  # KeyboardInterrupt too
+            self.close()
+            raise
+        logger.debug("%s < %d bytes > %d bytes", connection.peer, sum(map(len, buffers)), size)
+        return reply
+
+    def wait_for_server(self, attempt: Callable[[], T]) -> T:
+        """Return ``attempt()``, repeated for ``wait_s`` while the server does not answer.
+
+        Only the first success of a session is waited for: a server that leaves later is what ``retries`` and
+        ``reconnect_s`` are for.
+
+        Args:
+            attempt: Connects and says hello.
+
+        Raises:
+            ConnectFailed: Nothing answered for ``wait_s``.
+            RequestTimeout: Something listened, and did not answer: a server that is still loading, for
+                example.
+        """
+        begun = reported = self._clock()
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                result = attempt()
+            except (ConnectFailed, RequestTimeout) as exc:
+                waited_s = self._clock() - begun
+                if waited_s + pause_s > self._wait_s:
+                    raise
+                if waited_s == 0 or self._clock() - reported >= _REPORT_S:
+                    reported = self._clock()
+                    logger.warning("waiting up to %g s, %.0f s so far: %s", self._wait_s, waited_s, exc)
+                self._sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            self._wait_s = 0.0
+            return result
+
+    def interrupt(self) -> None:
+        """End the exchange that another thread waits for, as if the connection was lost."""
+        connection = self.connection
+        if connection is not None:
+            connection.stop_reading()
+
+    def close(self) -> None:
+        """Close the connection. May be called twice."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+class ServerClient:
+    """A session with any server of this wire, for what all of them answer. Needs numpy and nothing else.
+
+    ::
+
+        with ServerClient("localhost", 5000) as client:
+            print(client.kind, client.ping(), client.get_info())
+
+    It connects at the first request, or by :meth:`connect`, and repeats nothing. Not thread-safe.
+
+    Args:
+        host: Name or address of a policy server, a simulator server or a fleet.
+        port: Its port.
+        connect_timeout_s: Seconds to make a connection.
+        timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.
+        token: Token shown to the server, where it wants one.
+        tls: Whether the server speaks TLS, or a context to use.
+        ca: PEM file of the certificates to trust, in the place of the system's; implies ``tls``.
+        tls_cert: PEM file of the client's own certificate, where the server asks for one.
+        tls_key: PEM file of its private key.
+        wait_s: Seconds that the first connection is tried for while the server does not answer.
+        open_connection: Makes the connection; tests pass their own.
+
+    Every method that asks the server raises:
+        ConnectFailed: Nothing answers there.
+        TlsFailed: A certificate is refused, or only one side speaks TLS.
+        ConnectionLost: The connection ended before the reply.
+        RequestTimeout: No reply in time.
+        RequestError: The server's own error, as its class: ``Unauthenticated``, ...
+        RemoteProtocolError: The reply can't be read, or is not of this wire.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
+        token: str | None = None,
+        tls: bool | ssl.SSLContext = False,
+        ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        wait_s: float = 0.0,
+        open_connection: Callable[..., Connection] = Connection.connect,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._token = token
+        self._session = ClientSession(
+            host,
+            port,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=timeout_s,
+            tls=client_context(tls, ca, tls_cert, tls_key),
+            wait_s=wait_s,
+            open_connection=open_connection,
+        )
+        self._hello: dict[str, Any] = {}
+
+    @property
+    def hello(self) -> dict[str, Any]:
+        """The server's reply to hello, without its status."""
+        self.connect()
+        return self._hello
+
+    @property
+    def kind(self) -> str:
+        """What kind of server it is: ``"policy"``, ``"simulator"`` or ``"fleet"``."""
+        return str(self.hello.get("server"))
+
+    def connect(self) -> None:
+        """Connect and say hello, unless connected already."""
+        if self._session.connection is None:
+            self._session.wait_for_server(self._greet)
+
+    def disconnect(self) -> None:
+        """End the session. May be called twice."""
+        self._session.close()
+
+    def __enter__(self) -> ServerClient:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disconnect()
+
+    def get_info(self) -> dict[str, Any]:
+        """Return what the server says of itself."""
+        return self.call("get_info")
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the server counts: sessions, requests, errors, and how long they took."""
+        return self.call("stats")
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip, on a connection that is open before."""
+        self.connect()
+        begun = time.perf_counter()
+        self._session.call("ping")
+        return time.perf_counter() - begun
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Return the fields of the reply to one request, without its status.
+
+        Args:
+            method: Name in the server's table of methods; see docs/protocol.md.
+            **params: Its parameters.
+        """
+        self.connect()
+        return self._session.call(method, params)
+
+    def _greet(self) -> None:
+        self._session.dial()
+        try:
+            reply = raise_for_status(self._session.hello(token=self._token))
+        except BaseException:
+            self._session.close()
+            raise
+        self._hello = {key: value for key, value in reply.items() if key != "status"}

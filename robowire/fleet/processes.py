@@ -22,6 +22,7 @@ from robowire.fleet.options import FleetOptions
 from robowire.fleet.placement import least_used
 from robowire.serving.process_memory import memory_of_tree
 from robowire.serving.simulator.process import how_it_ended
+from robowire.wire.text_safety import printable
 
 __all__ = ["EVERY_ADDRESS", "LocalEngine", "LocalService"]
 
@@ -170,7 +171,7 @@ class LocalService:
     def _read_output(self, stdout: IO[bytes]) -> None:
         with stdout:
             while line := stdout.readline(_MAX_LINE):
-                text = line.decode(errors="replace").rstrip()
+                text = printable(line.decode(errors="replace").expandtabs().rstrip(), _MAX_LINE)
                 if listening := _LISTENING.match(text):
                     self._port = int(listening[1])
                 if text:

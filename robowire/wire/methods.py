@@ -6,7 +6,9 @@ check parameters by name, type and value.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any, Callable, Iterable, Mapping
 
 import numpy as np
@@ -16,6 +18,7 @@ from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import nearest
 from robowire.wire.messages import Request
+from robowire.wire.text_safety import printable, quoted
 
 __all__ = [
     "FLEET_METHODS",
@@ -29,6 +32,7 @@ __all__ = [
     "check_params",
     "handlers",
     "methods_of_scope",
+    "read_numbers",
     "take_number",
     "worker_parameters",
 ]
@@ -38,6 +42,8 @@ _MAX_NAMES = 64
 # Each action of a chunk takes a kilobyte while it is checked and passed on, however few bytes it came in. A
 # whole episode of Lift has 1000.
 _MAX_CHUNK = 10_000
+# Two arms with hands have 50 joints; this bounds what one action costs where the task declares no length.
+_MAX_ACTION_DIM = 4096
 # An image of 4096 by 4096 pixels is 48 MiB: the largest that fits what clients accept by default.
 _MAX_PIXELS = 4096
 
@@ -345,7 +351,7 @@ def take_number(call: Request) -> tuple[Request, int | None]:
     try:
         checked = _count(number)
     except TypeError as exc:
-        raise InvalidParams(f"number is {number!r}"[:150] + f", expected {exc}") from None
+        raise InvalidParams(f"number is {quoted(number)}, expected {exc}") from None
     return Request(call.method, {name: v for name, v in call.params.items() if name != "number"}), checked
 
 
@@ -363,7 +369,7 @@ def check_params(call: Request, methods: Mapping[str, Method] = METHODS) -> dict
     method = methods.get(call.method)
     if method is None:
         raise UnknownMethod(
-            f"no method is called {call.method!r}."[:200]
+            f"no method is called {quoted(call.method)}."
             + f"{nearest(call.method[:100], methods)} Known: {', '.join(['hello', *methods])}"
         )
     known = method.parameters
@@ -371,7 +377,7 @@ def check_params(call: Request, methods: Mapping[str, Method] = METHODS) -> dict
         if name not in known:
             takes = ", ".join(known) or "nothing"
             raise InvalidParams(
-                f"{call.method} has no parameter {name!r}."[:200]
+                f"{call.method} has no parameter {quoted(name)}."
                 + f"{nearest(name[:100], known)} It takes: {takes}"
             )
     checked = {}
@@ -382,8 +388,45 @@ def check_params(call: Request, methods: Mapping[str, Method] = METHODS) -> dict
         try:
             checked[name] = parameter.default if value is None else parameter.read(value)
         except TypeError as exc:
-            raise InvalidParams(f"{name} is {value!r}"[:150] + f", expected {exc}") from None
+            raise InvalidParams(f"{name} is {quoted(value)}, expected {exc}") from None
     return checked
+
+
+def read_numbers(value: Any) -> np.ndarray | None:
+    """Return an action's numbers as an array, or ``None`` where the value holds anything else.
+
+    The type of each part is looked at before it is converted: ``np.asarray`` of a list of texts makes an
+    array as wide as the longest of them, and fails on an int of 400 digits with an error of its own.
+
+    Args:
+        value: Any value of a peer.
+
+    Returns:
+        The array itself, where it is one of numbers, of any shape; float64 (n,) for a list of numbers, where
+        one that is too large for a float is infinite; a 0-dimensional array for a number.
+    """
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.kind in "iuf" else None
+    if _is_number(value):
+        return np.asarray(_to_float(value))
+    if not isinstance(value, (list, tuple)) or not all(map(_is_number, value[: _MAX_ACTION_DIM + 1])):
+        return None
+    if len(value) > _MAX_ACTION_DIM:
+        return np.broadcast_to(0.0, (len(value),))  # refused for its shape, whatever is in it
+    return np.fromiter(map(_to_float, value), dtype=np.float64, count=len(value))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return not isinstance(value, bool)
+    return isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf"
+
+
+def _to_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def check_action(action: Any, action_dim: int | None) -> np.ndarray | MetaAction:
@@ -398,7 +441,7 @@ def check_action(action: Any, action_dim: int | None) -> np.ndarray | MetaAction
         The MetaAction, or float64 (action_dim,).
 
     Raises:
-        InvalidParams: It is none of these, or not finite.
+        InvalidParams: It has another type, or is not finite.
         SpecMismatch: Its shape is not (action_dim,).
     """
     if isinstance(action, MetaAction):
@@ -406,25 +449,26 @@ def check_action(action: Any, action_dim: int | None) -> np.ndarray | MetaAction
     elif isinstance(action, dict):
         if set(action) != {"action"}:
             raise InvalidParams(
-                f"action is a dict of {sorted(map(str, action))}, expected {{'action': array}}"[:200]
+                f"action is a dict of {quoted(list(islice(action, 9)))}, expected {{'action': array}}"
             )
         own, what = action["action"], "action"
     else:
         own, what = action, "action"
-    try:
-        array = np.asarray(own)
-    except ValueError:  # rows of different lengths
-        array = np.empty(0, dtype=object)
-    if array.dtype.kind not in "iuf":
-        found = f"a {own.dtype} array" if isinstance(own, np.ndarray) else f"a {type(own).__name__}"
-        raise InvalidParams(f"{what} is {found}, expected (action_dim,) numbers")
+    array = read_numbers(own)
+    if array is None:
+        kind = f"{printable(own.dtype, 50)} array" if isinstance(own, np.ndarray) else type(own).__name__
+        raise InvalidParams(f"{what} is a {kind}, expected (action_dim,) numbers")
     if array.ndim != 1 or (action_dim is not None and len(array) != action_dim):
         wanted = "(action_dim,)" if action_dim is None else f"({action_dim},)"
         raise SpecMismatch(f"{what} has shape {array.shape}, expected {wanted}")
+    if len(array) > _MAX_ACTION_DIM:
+        raise SpecMismatch(f"{what} has shape {array.shape}, expected at most {_MAX_ACTION_DIM} numbers")
     if not np.isfinite(array).all():
         index = int(np.flatnonzero(~np.isfinite(array))[0])
         raise InvalidParams(f"{what} is {array[index]} at index {index}, expected finite numbers")
-    return action if isinstance(action, MetaAction) else array.astype(np.float64)
+    if isinstance(action, MetaAction):
+        return action if isinstance(own, np.ndarray) else replace(action, action=array)
+    return array.astype(np.float64)
 
 
 def check_actions(actions: Any, action_dim: int | None) -> list[np.ndarray | MetaAction]:

@@ -1,4 +1,4 @@
-"""What every family of simulators takes and refuses in the same words; for families of your own too."""
+"""Input checks that all simulator families share, with the same messages; for families of your own too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from robowire.errors import InvalidParams
 from robowire.interfaces import StepResult
+from robowire.wire.methods import read_numbers
 
 __all__ = ["advance_chunk", "checked_action", "chosen_seed", "positive"]
 
@@ -16,14 +17,14 @@ def checked_action(action: np.ndarray, action_dim: int | None) -> np.ndarray:
     """Return the simulator's own action as float64 (action_dim,).
 
     Raises:
-        InvalidParams: It has another shape, or holds something that is no finite number.
+        InvalidParams: It has another shape, or holds something else than finite numbers.
     """
-    action = np.asarray(action)
-    if action.shape != (action_dim,) or action.dtype.kind not in "fiu":
-        raise InvalidParams(
-            f"the action is {action.dtype} {action.shape}, expected numbers of shape ({action_dim},)"
-        )
-    action = action.astype(np.float64)
+    numbers = read_numbers(action)
+    if numbers is None or numbers.shape != (action_dim,):
+        array = isinstance(action, np.ndarray)
+        found = f"{action.dtype} {action.shape}" if array else f"a {type(action).__name__}"
+        raise InvalidParams(f"the action is {found}, expected numbers of shape ({action_dim},)")
+    action = numbers.astype(np.float64)
     if not np.isfinite(action).all():
         raise InvalidParams(f"the action is not finite: {action.tolist()}")
     return action

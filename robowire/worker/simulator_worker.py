@@ -31,6 +31,7 @@ from robowire.errors import (
     MissingDependency,
     RequestError,
     RobowireError,
+    SnapshotMismatch,
     TransportError,
     TruncatedFrame,
 )
@@ -45,6 +46,7 @@ from robowire.wire.messages import error_reply, ok, parse_call
 from robowire.wire.methods import LoadTask, handlers, worker_parameters
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode, encode_frame
+from robowire.wire.text_safety import printable, quoted
 from robowire.worker.fingerprint import fingerprint, imported_packages, versions
 from robowire.worker.mujoco_probe import probe
 from robowire.worker.shared_memory import SharedMemory
@@ -113,7 +115,7 @@ class SimulatorWorker:
         known = tuple(self._simulator.names) if isinstance(self._simulator, Named) else ("raw",)
         if task.names is not None and task.names not in known:
             offered = " or ".join(map(repr, known))
-            raise InvalidParams(f"names is {task.names!r}"[:150] + f", but {self._name} offers {offered}")
+            raise InvalidParams(f"names is {quoted(task.names)}, but {self._name} offers {offered}")
         self._meta = task.observation_format == "meta"
         self._keys = task.observation_keys
         self._image_encoding, self._jpeg_quality = task.image_encoding, task.jpeg_quality
@@ -177,7 +179,12 @@ class SimulatorWorker:
         return {"image": self._simulator.render(camera_name)}
 
     def _snapshot(self) -> dict[str, Any]:
-        return {"payload": pack(restorable(self._simulator), self._own_fingerprint(), self._steps)}
+        payload = pack(restorable(self._simulator), self._own_fingerprint(), self._steps)
+        try:
+            unpack(payload, self._own_fingerprint())  # before an id is given out for it
+        except SnapshotMismatch as exc:
+            raise BackendError(f"{self._name} saves a state that cannot be restored: {exc}") from exc
+        return {"payload": payload}
 
     def _restore(self, payload: bytes) -> dict[str, Any]:
         state, steps = unpack(payload, self._own_fingerprint())
@@ -259,13 +266,14 @@ def _check_keys(keys: Sequence[str], observation: Mapping[str, Any]) -> None:
     for key in keys:
         if key not in observation:
             raise InvalidParams(
-                f"observation_keys names {key!r}, which this task does not observe."[:200]
+                f"observation_keys names {quoted(key)}, which this task does not observe."
                 + f"{nearest(key[:100], observation)} Known: {', '.join(sorted(observation))}"
             )
 
 
 def _describe(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    message = printable(exc, 300)
+    return f"{type(exc).__name__}: {message}" if message else type(exc).__name__
 
 
 def main(argv: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from robowire.interfaces import Restorable, Simulator
 from robowire.specs import SimulatorSpec
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode
+from robowire.wire.text_safety import printable
 
 __all__ = ["digests", "fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
 
@@ -58,17 +59,17 @@ def unpack(payload: bytes, fingerprint: Mapping[str, str]) -> tuple[dict[str, An
         snapshot = loads(payload)
         theirs, steps, state = (snapshot[name] for name in ("fingerprint", "steps", "state"))
         texts = {str(name): str(value) for name, value in theirs.items()}
-    except (UnsafePayload, LookupError, TypeError, AttributeError) as exc:
-        raise SnapshotMismatch(f"this is no snapshot: {exc}"[:200]) from exc
+    except (UnsafePayload, LookupError, TypeError, ValueError, AttributeError) as exc:
+        raise SnapshotMismatch(f"this is not a snapshot: {printable(exc, 150)}") from exc
     different = [
-        f"{name} was {texts.get(name, 'unknown')} and is {fingerprint.get(name, 'unknown')}"
+        printable(f"{name} was {texts.get(name, 'unknown')} and is {fingerprint.get(name, 'unknown')}", 150)
         for name in sorted({*texts, *fingerprint})
         if texts.get(name) != fingerprint.get(name)
     ]
     if different:
         more = f", and {len(different) - _MAX_NAMED} more" if len(different) > _MAX_NAMED else ""
         raise SnapshotMismatch(
-            "the snapshot is of something else: " + ", ".join(different[:_MAX_NAMED])[:600] + more
+            "the snapshot is of something else: " + ", ".join(different[:_MAX_NAMED]) + more
         )
     return state, steps
 

@@ -146,7 +146,7 @@ def test_a_crash_is_told_with_its_last_words(
     task: str, end: str, words: str, process: SimulatorProcess
 ) -> None:
     begin(process, task)
-    message = f"the simulator process {end}: load_task starts a new one; its last words: {words}"
+    message = f"the simulator process {end}: load_task starts a new one; its last output: {words}"
     with fails(message):
         call(process, "step", ACTION)
     with fails(message):  # and again, without asking
@@ -158,7 +158,7 @@ def test_last_words_are_those_of_the_last_call(process: SimulatorProcess) -> Non
     with pytest.raises(BackendError):
         call(process, "step", ACTION)
     begin(process, "exit_in_step")
-    with pytest.raises(BackendError, match=r"; its last words: about to exit$"):
+    with pytest.raises(BackendError, match=r"; its last output: about to exit$"):
         call(process, "step", ACTION)
 
 
@@ -166,7 +166,7 @@ def test_a_call_past_its_deadline_ends_the_process(process: SimulatorProcess) ->
     begin(process, "hang_in_step")
     with fails(
         "the simulator process did not answer 'step' within 0.3 s and was killed: load_task starts "
-        "a new one; its last words: about to hang"
+        "a new one; its last output: about to hang"
     ):
         call(process, "step", ACTION, timeout_s=0.3)
     assert not psutil.pid_exists(process.pid)
@@ -176,7 +176,7 @@ def test_a_process_killed_in_the_middle_of_a_call_ends_the_call(process: Simulat
     begin(process, "hang_in_step")
     message = (
         "the simulator process was killed by SIGKILL during 'step': load_task starts a new one; "
-        "its last words: about to hang"
+        "its last output: about to hang"
     )
     with when_it_says("about to hang", lambda: os.kill(process.pid, signal.SIGKILL)), fails(message):
         call(process, "step", ACTION)

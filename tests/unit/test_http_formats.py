@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -61,7 +62,7 @@ def test_a_chunk_may_be_of_meta_actions() -> None:
         (b"{", "", "the body is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
          "(char 1)"),
         (b"[1]", "", "the body is a list, expected an object of parameters"),
-        (b"[" * 100_000, "", "the body is not JSON: maximum recursion depth exceeded while decoding a JSON "
+        (b"[" * 30_000, "", "the body is not JSON: maximum recursion depth exceeded while decoding a JSON "
          "array from a unicode string"),
         (b"\x81\xa1", "application/msgpack", "the body is not MessagePack: Unpack failed: incomplete input"),
         (
@@ -83,11 +84,13 @@ def test_a_chunk_may_be_of_meta_actions() -> None:
         (
             b'{"action": {"ctrl_space": "ee", "action": ["x"]}}',
             "",
-            "the action of a MetaAction is no list of numbers",
+            "the action of a MetaAction is not a list of numbers",
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_told(body: bytes, content_type: str, message: str) -> None:
+def test_a_body_that_cannot_be_read_is_refused_with_the_reason(
+    body: bytes, content_type: str, message: str
+) -> None:
     with pytest.raises(InvalidParams) as caught:
         read_body(body, content_type)
     assert str(caught.value) == message
@@ -188,3 +191,43 @@ def test_a_number_past_float32_in_a_meta_action_is_infinite() -> None:
     body = {"action": {"ctrl_space": "ee", "action": [1e300]}}
     action = read_body(json.dumps(body).encode(), "")["action"]
     assert np.isinf(action.action).all()  # which the server refuses
+
+
+def body_of(action: Any) -> bytes:
+    return json.dumps({"action": {"ctrl_space": "ee", "action": action}}).encode()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [["1", "2"], "12", [[1, 2], [3]], [True, 1], [None], {"a": 1}, "x" * 200_000, [["x" * 100_000] * 9]],
+)
+def test_only_numbers_become_the_action_of_a_meta_action(action: Any) -> None:
+    with pytest.raises(InvalidParams, match=r"^the action of a MetaAction is not a list of numbers$"):
+        read_body(body_of(action), "")
+
+
+def test_a_number_too_large_for_a_float_is_an_infinite_action() -> None:
+    assert np.isinf(read_body(body_of([10**400]), "")["action"].action).all()
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b'{"action": [' + b"[]," * 500_000 + b"[]]}", ""),
+        (b'{"action": [' + b"{}," * 500_000 + b"{}]}", ""),
+        (msgpack.packb({"action": [[]] * 1_000_000}), "application/msgpack"),
+        (msgpack.packb({"action": [{}] * 1_000_000}), "application/msgpack"),
+        (body_of("x" * 200_000), ""),
+        (body_of(["x" * 1000] + ["y"] * 1000), ""),
+    ],
+    ids=["lists", "objects", "msgpack-lists", "msgpack-maps", "text", "texts"],
+)
+def test_a_body_takes_a_few_times_its_length(body: bytes, content_type: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidParams):
+            read_body(body, content_type)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(body) + 50_000

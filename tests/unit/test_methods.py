@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
+import tracemalloc
 from dataclasses import fields
 from typing import Any
 
@@ -209,6 +211,88 @@ def test_a_number_counts_from_one(number: Any) -> None:
 def test_a_chunk_longer_than_any_episode_is_refused_before_memory_is_set_aside() -> None:
     with refused(InvalidParams, "actions are 10001, expected at most 10000: send several chunks"):
         check_actions(np.zeros((10_001, 3), np.uint8), 3)
+
+
+# Types that are looked at before anything is converted: np.asarray made 955 MB of 203 KB of such texts.
+HOSTILE_ACTIONS: dict[str, Any] = {
+    "text": "x" * 200_000,
+    "bytes": b"x" * 200_000,
+    "texts": ["x" * 100_000, *["y"] * 1000],
+    "digits": ["1", "2", "3"],
+    "bools": [True, False, True],
+    "a bool and numbers": [True, 0.5, 0.5],
+    "none": [None, 0, 0],
+    "nested": [[[[0.0] * 3]]] * 3,
+    "array of texts": np.array(["x" * 100_000, "y"]),
+    "array of bools": np.zeros(3, bool),
+    "complex": [1j, 0, 0],
+    "dicts": [{"a": "x" * 1000}] * 3,
+    "set": {1.0, 2.0, 3.0},
+}
+
+
+@pytest.mark.parametrize("wrap", ["bare", "dict", "meta", "chunk"])
+@pytest.mark.parametrize("action", HOSTILE_ACTIONS.values(), ids=HOSTILE_ACTIONS)
+def test_an_action_of_another_type_costs_nothing(action: Any, wrap: str) -> None:
+    sent = {
+        "bare": action,
+        "dict": {"action": action},
+        "meta": MetaAction(action=action),
+        "chunk": [MetaAction(action=action)] * 10_000,
+    }[wrap]
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        with pytest.raises(InvalidParams, match=r"is an? .*, expected \(action_dim,\) numbers$") as caught:
+            check_actions(sent, 3) if wrap == "chunk" else check_action(sent, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+    assert time.process_time() - began < 0.25  # 50 ms, on a machine that does other work, traced
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**10_000], ids=["+", "-", "long"])
+def test_an_int_too_large_for_a_float_is_not_finite(value: int) -> None:
+    with refused(InvalidParams, f"action is {'-' * (value < 0)}inf at index 1, expected finite numbers"):
+        check_action([0, value, 0], 3)
+
+
+def test_an_action_longer_than_any_robots_is_refused_without_a_copy() -> None:
+    with refused(SpecMismatch, "action has shape (200000,), expected at most 4096 numbers"):
+        check_action([0.5] * 200_000, None)
+
+
+def test_a_list_in_a_meta_action_becomes_an_array() -> None:
+    checked = check_action(MetaAction(action=[0.5, 1, 0]), 3)  # type: ignore[arg-type]
+    assert isinstance(checked, MetaAction)
+    assert isinstance(checked.action, np.ndarray)
+    assert checked.action.tolist() == [0.5, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"horizon": 10**5000}, "horizon is an int of 16610 bits, expected a whole number, 1 or more"),
+        ({"robot": ["\n"]}, r"robot is ['\n'], expected text"),
+        ({"robot": np.array(["x" * 9999])}, "robot is a <U9999 array of shape (1,), expected text"),
+        (
+            {"image_height": "x" * 99999},
+            "image_height is '" + "x" * 146 + "..., expected a whole number, 1 or more",
+        ),
+    ],
+)
+def test_a_parameter_is_quoted_in_a_bounded_line(params: dict[str, Any], message: str) -> None:
+    with refused(InvalidParams, message):
+        check_params(Request("load_task", {"task_name": "reach", **params}))
+
+
+def test_an_unknown_method_is_quoted_without_control_characters() -> None:
+    with pytest.raises(UnknownMethod) as caught:
+        check_params(Request("ping\nINFO forged\x1b[2J" + "x" * 10_000))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
 
 
 def parameters_of(function: Any) -> dict[str, Any]:

@@ -4,6 +4,9 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -62,8 +65,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_forgotten(store: SnapshotSt
     first = store.put(b"12345678", maker="me")
     with says(
         Overloaded,
-        "a snapshot of 3 bytes does not fit: 1 take 8 of 10 bytes; delete_snapshot makes room, as does "
-        "max_snapshot_mb",
+        "a snapshot of 3 bytes does not fit: 1 take 8 of 10 bytes; delete_snapshot or a "
+        "higher max_snapshot_mb frees some",
     ):
         store.put(b"one", maker="me")
     assert store.get(first) == b"12345678"
@@ -114,6 +117,11 @@ def test_what_nobody_made_who_still_runs_is_anybodys(store: SnapshotStore) -> No
 # -- what there is -------------------------------------------------------------------------------------------
 
 
+def snapshot_of(steps: Any, fingerprint: Any = None) -> bytes:
+    fingerprint = fingerprint or {"simulator": "fake", "task": "reach"}
+    return b"".join(bytes(buffer) for buffer in encode({"fingerprint": fingerprint, "steps": steps}))
+
+
 def test_a_list_says_what_each_one_is_of(store: SnapshotStore) -> None:
     store = SnapshotStore(max_bytes=10_000, folder=store._folder)
     snapshot = {"fingerprint": {"simulator": "fake", "task": "reach"}, "steps": 7}
@@ -142,6 +150,123 @@ def test_a_damaged_file_is_not_restored(tmp_path: Path) -> None:
     (tmp_path / f"{snapshot_id}.snapshot").write_bytes(b"two")
     with says(SnapshotNotFound, f"snapshot {snapshot_id} was damaged on disk: delete it, and take another"):
         store.get(snapshot_id)
+
+
+BAD_FILES = ("truncated", "foreign", "empty", "folder", "pipe", "link", "locked", "huge")
+
+
+def make_bad(path: Path, kind: str) -> None:
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(path.parent / "nowhere")
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.write_bytes({"truncated": b"on", "foreign": b"two", "empty": b"", "locked": b"two"}[kind])
+        path.chmod(0 if kind == "locked" else 0o600)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "empty", "link", "locked", "pipe", "huge"])
+def test_a_snapshot_that_was_put_can_be_read_whatever_was_there(tmp_path: Path, kind: str) -> None:
+    make_bad(tmp_path / f"{DIGEST}.snapshot", kind)
+    store = SnapshotStore(max_bytes=10, folder=tmp_path)
+    assert store.put(b"one", maker="me") == DIGEST
+    assert store.get(DIGEST) == b"one"
+    assert os.listdir(tmp_path) == [f"{DIGEST}.snapshot"]
+
+
+def test_a_snapshot_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    store = SnapshotStore(max_bytes=10, folder=tmp_path)
+    (tmp_path / f"{DIGEST}.snapshot").mkdir()
+    with says(BackendError, "the snapshot cannot be written: Is a directory"):
+        store.put(b"one", maker="me")
+    assert os.listdir(tmp_path) == [f"{DIGEST}.snapshot"]
+
+
+@pytest.mark.parametrize("name", [DIGEST, "notes"])
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_one_row_with_its_reason(tmp_path: Path, kind: str, name: str) -> None:
+    good = SnapshotStore(max_bytes=1000, folder=tmp_path).put(snapshot_of(7), maker="me")
+    make_bad(tmp_path / f"{name}.snapshot", kind)
+    rows = {row["snapshot_id"]: row for row in SnapshotStore(max_bytes=1000, folder=tmp_path).describe()}
+    assert set(rows) == {good, name}
+    assert (rows[good]["task"], rows[good]["steps"], "problem" in rows[good]) == ("reach", 7, False)
+    assert (rows[name]["simulator"], rows[name]["task"], rows[name]["steps"]) == ("", "", -1)
+    assert rows[name]["problem"]
+
+
+def test_the_reasons_of_bad_files(tmp_path: Path) -> None:
+    store = SnapshotStore(max_bytes=1000, folder=tmp_path)
+    other = store.put(b"one", maker="me")
+    (tmp_path / "notes.snapshot").write_text("mine")
+    (tmp_path / f"{'0' * 64}.snapshot").write_bytes(b"")
+    (tmp_path / f"{'1' * 64}.snapshot").mkdir()
+    assert {row["snapshot_id"]: row["problem"] for row in store.describe()} == {
+        other: "its content is not a snapshot of this program",
+        "notes": "its name is not the digest of a snapshot",
+        "0" * 64: f"snapshot {'0' * 64} was damaged on disk: delete it, and take another",
+        "1" * 64: "it is not a file",
+    }
+
+
+def test_a_file_that_was_mended_is_described_again(tmp_path: Path) -> None:
+    payload = snapshot_of(7)
+    path = tmp_path / f"{hashlib.sha256(payload).hexdigest()}.snapshot"
+    path.write_bytes(payload[:-1])
+    store = SnapshotStore(max_bytes=1000, folder=tmp_path)
+    assert "problem" in store.describe()[0]
+    store.put(payload, maker="me")
+    assert store.describe()[0]["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    "steps", [float("inf"), float("nan"), None, "x", [1]], ids=["inf", "nan", "none", "text", "list"]
+)
+def test_odd_contents_are_one_row(tmp_path: Path, steps: Any) -> None:
+    store = SnapshotStore(max_bytes=10_000, folder=tmp_path)
+    store.put(snapshot_of(steps), maker="me")
+    assert store.describe()[0]["problem"] == "its content is not a snapshot of this program"
+
+
+def test_old_parts_of_a_killed_server_are_removed_and_young_ones_left(tmp_path: Path) -> None:
+    for name, age_s in (("old", 3600), ("young", 1)):
+        part = tmp_path / f"{DIGEST}.{name}.part"
+        part.write_bytes(b"on")
+        os.utime(part, (time.time() - age_s,) * 2)
+    (tmp_path / "mine.part").write_bytes(b"")
+    os.utime(tmp_path / "mine.part", (0, 0))
+    store = SnapshotStore(max_bytes=10, folder=tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f"{DIGEST}.young.part", "mine.part"]
+    assert store.describe() == []
+    store.put(b"one", maker="me")
+    assert store.get(DIGEST) == b"one"
+
+
+WRITES_UNTIL_KILLED = """
+import sys
+from pathlib import Path
+from robowire.serving.simulator.snapshot_store import SnapshotStore
+
+store = SnapshotStore(max_bytes=1 << 40, folder=Path(sys.argv[1]))
+for index in range(1_000_000):
+    print(store.put(index.to_bytes(8, "big") * 100_000, maker="me"), flush=True)
+"""
+
+
+def test_a_server_that_is_killed_while_it_writes_keeps_what_it_answered(tmp_path: Path) -> None:
+    writer = [sys.executable, "-c", WRITES_UNTIL_KILLED, str(tmp_path)]
+    with subprocess.Popen(writer, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        answered = [process.stdout.readline().strip() for _ in range(5)]
+        process.kill()
+        answered += process.stdout.read().splitlines()[:-1]
+    store = SnapshotStore(max_bytes=1 << 40, folder=tmp_path)
+    assert all(len(store.get(snapshot_id)) == 800_000 for snapshot_id in answered)
+    assert {row["problem"] for row in store.describe()} == {"its content is not a snapshot of this program"}
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -198,7 +323,7 @@ def test_another_version_is_something_else() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"cos\nsystem\n.", b"\x80\x05]."])
 def test_what_is_no_snapshot_is_refused(payload: bytes) -> None:
-    with pytest.raises(SnapshotMismatch, match=r"^this is no snapshot: "):
+    with pytest.raises(SnapshotMismatch, match=r"^this is not a snapshot: "):
         unpack(payload, {})
 
 

@@ -31,6 +31,7 @@ from robowire.wire.framing import MAX_MAX_PAYLOAD
 from robowire.wire.messages import raise_for_status
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
+from robowire.wire.text_safety import printable
 from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["Answer", "SimulatorProcess", "how_it_ended", "worker_environment"]
@@ -53,7 +54,7 @@ _LEFT_S = 3.0
 
 # Enough of what a dying process wrote to recognise the reason; all of it is in the log.
 _LAST_LINES = 3
-_MAX_QUOTE = 200
+_MAX_QUOTE = 150
 _MAX_LINE = 8192  # a longer one is logged in pieces: a simulator may write without end
 # Clients show it to the server; it is no simulator's business.
 _SECRETS = ("ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
@@ -290,7 +291,7 @@ class SimulatorProcess:
         return self._obituary()
 
     def _obituary(self) -> BackendError:
-        words = f"; its last words: {' | '.join(self._output)}" if self._output else ""
+        words = f"; its last output: {' | '.join(self._output)}" if self._output else ""
         return BackendError(f"the simulator process {self._end}: load_task starts a new one{words}")
 
     def _reap(self) -> None:
@@ -306,7 +307,8 @@ class SimulatorProcess:
     def _read_output(self, stdout: IO[bytes]) -> None:
         with stdout:
             while line := stdout.readline(_MAX_LINE):
-                text = line.decode(errors="replace").rstrip()
+                # A simulator may print what a client sent, and colours for a terminal.
+                text = printable(line.decode(errors="replace").expandtabs().rstrip(), _MAX_LINE)
                 if text:
                     logger.info("%s: %s: %s", self._label, self.name, text)
                 if text and not text.startswith(_STACK):

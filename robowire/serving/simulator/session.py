@@ -44,6 +44,7 @@ from robowire.wire.methods import (
 )
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
+from robowire.wire.text_safety import quoted
 
 __all__ = ["Host", "SimulatorSession"]
 
@@ -252,7 +253,7 @@ class SimulatorSession:
         simulator, task_name = family_and_task(simulator, known)
         if simulator not in known:
             raise UnknownSimulator(
-                f"no simulator is called {simulator!r}."[:200]
+                f"no simulator is called {quoted(simulator)}."
                 + f"{nearest(simulator[:100], known)} Known: {', '.join(sorted(known))}"
             )
         self._server.enter(self)

@@ -1,19 +1,26 @@
-"""Where the server keeps snapshots: by the digest of their bytes, in memory or in a folder, up to a limit.
+"""Store of snapshots, named by the digest of their bytes, in memory or in a folder, up to a limit.
 
-It is one store for all sessions. Who made a snapshot is remembered for as long as that session runs, so that
-nobody else deletes what it may still need: equal states are one snapshot, whoever was in them. What is in a
-snapshot is not looked at, but for what a list of them says.
+All sessions share one store. It remembers which sessions made a snapshot for as long as they run, so that no
+other session deletes what they may still need: equal states are one snapshot. The content of a snapshot is
+read only to describe it in a list.
+
+A snapshot whose id was given out can be restored: its file is written under another name, read back, synced
+to the disk and renamed, also over a damaged file of that name. A file that is not a snapshot is one row of
+the list, with the reason.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import stat
 import tempfile
 import threading
-from collections.abc import Mapping
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +33,43 @@ from robowire.errors import (
     SnapshotNotFound,
 )
 from robowire.wire.pickle.reader import loads
+from robowire.wire.text_safety import printable, quoted
 
 __all__ = ["SnapshotStore"]
 
+logger = logging.getLogger(__name__)
+
 _ID = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".snapshot"
+_PART = re.compile(r"[0-9a-f]{64}\..*\.part")
+
+# A snapshot is written within seconds: a file under its temporary name that is older was left by a server
+# that was killed. Younger ones may be another server's, in a folder that several share.
+_OLD_PART_S = 600.0
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the folder says of one file.
+
+    Attributes:
+        size: Bytes.
+        stamp: Changes when the file does.
+        problem: Why it is not a snapshot, as far as that can be seen without reading it; empty if it may be.
+    """
+
+    size: int
+    stamp: int = 0
+    problem: str = ""
 
 
 class SnapshotStore:
-    """Snapshots of every session; any thread may call it.
+    """Snapshots of all sessions; any thread may call it.
 
     Args:
-        max_bytes: Of all snapshots together. The next one is refused rather than an older one forgotten: a
-            handle that was given out is kept.
-        folder: Where to keep them, shared with other servers if need be; ``None`` keeps them in memory.
+        max_bytes: Limit of all snapshots together. One that does not fit is refused, instead of deleting an
+            older one whose id was given out.
+        folder: Folder to keep them in, which several servers may share; ``None`` keeps them in memory.
 
     Raises:
         ConfigurationError: The folder cannot be made or written.
@@ -50,43 +80,46 @@ class SnapshotStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._memory: dict[str, bytes] = {}
-        self._makers: dict[str, set[object]] = {}  # of each snapshot the makers that still run
-        self._described: dict[str, dict[str, Any]] = {}
+        self._makers: dict[str, set[object]] = {}  # of each snapshot, the makers that still run
+        self._described: dict[str, tuple[_File, dict[str, Any]]] = {}
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
+                _remove_old_parts(folder)
             except OSError as exc:
                 raise ConfigurationError(
                     f"snapshot_dir {str(folder)!r} cannot be used: {exc.strerror or exc}"
                 ) from exc
 
     def put(self, payload: bytes, *, maker: object) -> str:
-        """Keep a snapshot and return its id: equal ones have one id and take room once.
+        """Keep a snapshot and return its id; equal snapshots have one id and are kept once.
 
         Args:
             payload: Its bytes.
-            maker: Who made it, until :meth:`release`.
+            maker: The session that made it, until :meth:`release`.
 
         Raises:
-            Overloaded: There is no room for it.
+            Overloaded: It does not fit.
             BackendError: It cannot be written.
         """
         snapshot_id = hashlib.sha256(payload).hexdigest()
         with self._lock:
-            sizes = self._sizes()
-            taken = sum(sizes.values())
-            if snapshot_id not in sizes and taken + len(payload) > self._max_bytes:
-                raise Overloaded(
-                    f"a snapshot of {len(payload)} bytes does not fit: {len(sizes)} take {taken} of "
-                    f"{self._max_bytes} bytes; delete_snapshot makes room, as does max_snapshot_mb"
-                )
-            if snapshot_id not in sizes:
+            files = self._files()
+            kept = files.pop(snapshot_id, None)
+            if kept is None or not self._is_sound(snapshot_id):
+                files = {name: file for name, file in files.items() if not file.problem}
+                taken = sum(file.size for file in files.values())
+                if taken + len(payload) > self._max_bytes:
+                    raise Overloaded(
+                        f"a snapshot of {len(payload)} bytes does not fit: {len(files)} take {taken} of "
+                        f"{self._max_bytes} bytes; delete_snapshot or a higher max_snapshot_mb frees some"
+                    )
                 if self._folder is None:
                     self._memory[snapshot_id] = payload
                 else:
-                    self._write(self._folder, snapshot_id, payload)
+                    _write(self._folder, snapshot_id, payload)
             self._makers.setdefault(snapshot_id, set()).add(maker)
         return snapshot_id
 
@@ -94,7 +127,8 @@ class SnapshotStore:
         """Return a snapshot.
 
         Raises:
-            SnapshotNotFound: There is none of this id, or its file is not what was written.
+            SnapshotNotFound: There is none of this id, or its file was damaged.
+            BackendError: Its file cannot be read.
         """
         if _ID.fullmatch(snapshot_id):  # before it becomes a path
             if self._folder is None:
@@ -102,31 +136,19 @@ class SnapshotStore:
                 if kept is not None:
                     return kept
             else:
-                try:
-                    payload = self._file(self._folder, snapshot_id).read_bytes()
-                except FileNotFoundError:
-                    raise self._not_found(snapshot_id) from None
-                except OSError as exc:
-                    raise BackendError(
-                        f"snapshot {snapshot_id} cannot be read: {exc.strerror or exc}"
-                    ) from exc
-                if hashlib.sha256(payload).hexdigest() != snapshot_id:
-                    raise SnapshotNotFound(
-                        f"snapshot {snapshot_id} was damaged on disk: delete it, and take another"
-                    )
-                return payload
+                return self._read(self._folder, snapshot_id)
         raise self._not_found(snapshot_id)
 
     def delete(self, snapshot_id: str, *, asker: object) -> None:
-        """Forget a snapshot, unless others who made the same one still run.
+        """Delete a snapshot, unless other sessions that made the same one still run.
 
         Raises:
             SnapshotNotFound: There is none of this id.
-            InvalidParams: Others made it, who still run, and the asker did not.
+            InvalidParams: Other sessions made it, which still run, and the asker did not.
             BackendError: Its file cannot be deleted.
         """
         with self._lock:
-            if snapshot_id not in self._sizes():
+            if not _ID.fullmatch(snapshot_id) or snapshot_id not in self._files():
                 raise self._not_found(snapshot_id)
             makers = self._makers.get(snapshot_id, set())
             if makers and asker not in makers:
@@ -142,7 +164,7 @@ class SnapshotStore:
                 del self._memory[snapshot_id]
             else:
                 try:
-                    self._file(self._folder, snapshot_id).unlink(missing_ok=True)
+                    _path(self._folder, snapshot_id).unlink(missing_ok=True)
                 except OSError as exc:
                     raise BackendError(
                         f"snapshot {snapshot_id} cannot be deleted: {exc.strerror or exc}"
@@ -150,7 +172,7 @@ class SnapshotStore:
             self._described.pop(snapshot_id, None)
 
     def release(self, maker: object) -> None:
-        """Forget who made its snapshots, which stay: from now on anybody may delete them."""
+        """Forget which snapshots a session made. They stay, and any session may delete them from now on."""
         with self._lock:
             for snapshot_id in [name for name, makers in self._makers.items() if maker in makers]:
                 self._makers[snapshot_id].discard(maker)
@@ -158,63 +180,147 @@ class SnapshotStore:
                     del self._makers[snapshot_id]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return, for each snapshot, its id and bytes, and of which simulator, task and step it is."""
+        """Return a row for each snapshot: its id, bytes, simulator, task and step.
+
+        A file that cannot be restored has a row too, whose ``problem`` says why.
+        """
         with self._lock:
-            sizes = self._sizes()
+            files = self._files()
+            self._described = {name: row for name, row in self._described.items() if name in files}
         return [
-            {"snapshot_id": snapshot_id, "bytes": size, **self._description(snapshot_id)}
-            for snapshot_id, size in sorted(sizes.items())
+            {"snapshot_id": printable(name, 100), "bytes": file.size, **self._description(name, file)}
+            for name, file in sorted(files.items())
         ]
 
-    def _description(self, snapshot_id: str) -> dict[str, Any]:
-        known = self._described.get(snapshot_id)
-        if known is None:
+    def _description(self, name: str, file: _File) -> dict[str, Any]:
+        known = self._described.get(name)
+        if known is not None and known[0] == file:
+            return known[1]
+        row: dict[str, Any] = {"simulator": "", "task": "", "steps": -1}
+        problem = file.problem
+        if not problem:
             try:
-                value = loads(self.get(snapshot_id))
+                value = loads(self.get(name))
                 fingerprint, steps = value["fingerprint"], int(value["steps"])
-                known = {name: str(fingerprint.get(name, "")) for name in ("simulator", "task")}
-                known["steps"] = steps
-            except (
-                SnapshotNotFound,
-                RemoteProtocolError,
-                LookupError,
-                TypeError,
-                ValueError,
-                AttributeError,
-            ):
-                known = {"simulator": "", "task": "", "steps": -1}  # of another program, or damaged
-            self._described[snapshot_id] = known
-        return known
+                row = {key: printable(fingerprint.get(key, ""), 200) for key in ("simulator", "task")}
+                row["steps"] = steps
+            except (SnapshotNotFound, BackendError) as exc:
+                problem = printable(exc)
+            except (RemoteProtocolError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+                problem = "its content is not a snapshot of this program"
+        if problem:
+            row["problem"] = problem
+        self._described[name] = file, row
+        return row
 
-    def _sizes(self) -> Mapping[str, int]:
+    def _files(self) -> dict[str, _File]:
+        """Return what there is, by id; files of a wrong name, kind or size have a ``problem``."""
         if self._folder is None:
-            return {snapshot_id: len(payload) for snapshot_id, payload in self._memory.items()}
-        sizes = {}
+            return {snapshot_id: _File(len(payload)) for snapshot_id, payload in self._memory.items()}
+        files = {}
         try:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
-                    snapshot_id, suffix = os.path.splitext(entry.name)
-                    if suffix == _SUFFIX and _ID.fullmatch(snapshot_id):
+                    name, suffix = os.path.splitext(entry.name)
+                    if suffix == _SUFFIX:
                         with suppress(FileNotFoundError):  # another server deleted it
-                            sizes[snapshot_id] = entry.stat().st_size
-        except OSError as exc:  # somebody removed the folder, or took it away
+                            files[name] = self._look_at(name, entry)
+        except OSError as exc:  # the folder was removed, or its disk
             raise BackendError(f"the server's snapshot_dir cannot be read: {exc.strerror or exc}") from exc
-        return sizes
+        return files
 
-    def _write(self, folder: Path, snapshot_id: str, payload: bytes) -> None:
-        """Write the whole file or none: another server may read the folder, and this one may be killed."""
-        part = folder / f"{snapshot_id}.{os.getpid()}.part"
+    def _look_at(self, name: str, entry: os.DirEntry[str]) -> _File:
         try:
-            part.write_bytes(payload)
-            os.replace(part, self._file(folder, snapshot_id))
+            found = entry.stat()
+        except FileNotFoundError:
+            if not entry.is_symlink():
+                raise
+            return _File(0, problem="it is a link to nothing")
         except OSError as exc:
-            part.unlink(missing_ok=True)
-            raise BackendError(f"the snapshot cannot be written: {exc.strerror or exc}") from exc
+            return _File(0, problem=f"it cannot be read: {exc.strerror or exc}")
+        if not stat.S_ISREG(found.st_mode):
+            return _File(0, problem="it is not a file")
+        problem = ""
+        if not _ID.fullmatch(name):
+            problem = "its name is not the digest of a snapshot"
+        elif found.st_size > self._max_bytes:
+            problem = f"it is larger than the limit of {self._max_bytes} bytes for all snapshots"
+        return _File(found.st_size, found.st_mtime_ns, problem)
 
-    def _file(self, folder: Path, snapshot_id: str) -> Path:
-        return folder / f"{snapshot_id}{_SUFFIX}"
+    def _is_sound(self, snapshot_id: str) -> bool:
+        """Return whether a snapshot that is there can be restored."""
+        try:
+            self.get(snapshot_id)
+        except (SnapshotNotFound, BackendError) as exc:
+            logger.warning("%s; it is written again", exc)
+            return False
+        return True
+
+    def _read(self, folder: Path, snapshot_id: str) -> bytes:
+        try:
+            # Not blocking: a pipe of that name has no end.
+            fd = os.open(_path(folder, snapshot_id), os.O_RDONLY | os.O_NONBLOCK)
+            with open(fd, "rb") as file:
+                found = os.fstat(fd)
+                damaged = not stat.S_ISREG(found.st_mode) or found.st_size > self._max_bytes
+                payload = b"" if damaged else file.read(found.st_size)
+        except FileNotFoundError:
+            raise self._not_found(snapshot_id) from None
+        except OSError as exc:
+            raise BackendError(f"snapshot {snapshot_id} cannot be read: {exc.strerror or exc}") from exc
+        if hashlib.sha256(payload).hexdigest() != snapshot_id:
+            raise SnapshotNotFound(f"snapshot {snapshot_id} was damaged on disk: delete it, and take another")
+        return payload
 
     def _not_found(self, snapshot_id: str) -> SnapshotNotFound:
         return SnapshotNotFound(
-            f"there is no snapshot {snapshot_id!r}"[:100] + ": list_snapshots says which there are"
+            f"there is no snapshot {quoted(snapshot_id, 75)}: list_snapshots says which there are"
         )
+
+
+def _path(folder: Path, snapshot_id: str) -> Path:
+    return folder / f"{snapshot_id}{_SUFFIX}"
+
+
+def _write(folder: Path, snapshot_id: str, payload: bytes) -> None:
+    """Write the whole file or none: another server may read the folder, and this one may be killed.
+
+    Raises:
+        BackendError: It cannot be written, or what was written cannot be read back.
+    """
+    part = folder / f"{snapshot_id}.{os.getpid()}-{threading.get_ident()}.part"
+    try:
+        with open(part, "w+b") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            if file.read() != payload:
+                raise OSError("what was written cannot be read back")
+        os.replace(part, _path(folder, snapshot_id))
+        _sync_folder(folder)
+    except OSError as exc:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise BackendError(f"the snapshot cannot be written: {exc.strerror or exc}") from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the file system can."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_old_parts(folder: Path) -> None:
+    """Remove what servers left behind that were killed while they wrote."""
+    before = time.time() - _OLD_PART_S
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name):
+            with suppress(OSError):  # another server removed it, or owns it
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    logger.info("removed %s, which a server that was killed left behind", path.name)

@@ -58,7 +58,9 @@ class Command:
         """Raise ``ConfigurationError`` where this Python is too old."""
         if sys.version_info < self.python:
             wanted, found = (".".join(map(str, version)) for version in (self.python, sys.version_info[:2]))
-            raise ConfigurationError(f"{name} needs Python {wanted} or newer, and this is Python {found}")
+            raise ConfigurationError(
+                f"command {name!r} needs Python {wanted} or newer, and this is Python {found}"
+            )
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def _run_command(program: Program, arguments: Sequence[str]) -> int:
         if rest and f"{name} {rest[0]}" in program.commands:
             name, rest = f"{name} {rest[0]}", rest[1:]
         command = program.commands[name]
-        command.require_python(f"{prefix} {name}")
+        command.require_python(name)
         prefix = f"{program.name} {name}"
         options, log_level = parse(program.name, name, command, rest)
         _configure_logging(log_level)

@@ -9,8 +9,9 @@ from typing import Any
 
 from robowire.cli.command import Program
 from robowire.cli.serve import serve
+from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
-from robowire.registry import Entry, load
+from robowire.registry import Entry, entries, load
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.tcp import listen
 
@@ -40,6 +41,11 @@ class PolicyFlags(PolicyServerOptions):
 
 def run(flags: PolicyFlags, program: Program) -> int:
     """Serve until a signal, then drain."""
+    if program.checkout is None and ":" not in flags.policy and not entries("policy", program.policies):
+        raise ConfigurationError(
+            f"the policy {flags.policy!r} comes with the checkout of robowire, not with the installed "
+            "package: name your own with --policy module:function"
+        )
     server = make_policy_server(flags, program.policies)
     return serve(
         server, lambda host, port: program.example("client.py", "infer", "--host", host, "--port", port)

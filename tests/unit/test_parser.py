@@ -374,7 +374,7 @@ def test_a_python_that_is_too_old_is_named(capsys: pytest.CaptureFixture[str]) -
     found = ".".join(map(str, sys.version_info[:2]))
     assert (
         capsys.readouterr().err
-        == f"test.py: test.py new needs Python 4.2 or newer, and this is Python {found}\n"
+        == f"test.py: command 'new' needs Python 4.2 or newer, and this is Python {found}\n"
     )
 
 

@@ -25,11 +25,14 @@ OLDEST_SUPPORTED = (3, 8)
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 import robowire
-SERVER_ROOMS = {"serving", "rollout", "fleet"}
-NEED_EXTRAS = {"gateways", "dashboard", "cluster"}
+SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers"}
+SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags"}
+NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "evaluate", "sweep", "sweep_plot", "compare",
+               "paired", "lerobot_eval", "simulator_contract", "policy_contract", "__main__"}
 for module in pkgutil.walk_packages(robowire.__path__, "robowire."):
     names = set(module.name.split("."))
-    if not NEED_EXTRAS & names and (not SERVER_ROOMS & names or sys.version_info >= (3, 10)):
+    newer = SERVER_SIDE & names or ("cli" in names and SERVER_COMMANDS & names)
+    if not NEED_EXTRAS & names and (not newer or sys.version_info >= (3, 10)):
         importlib.import_module(module.name)
 installed = {name.split(".")[0] for name, module in sys.modules.items()
              if "site-packages" in (getattr(module, "__file__", None) or "")}
@@ -150,6 +153,78 @@ def test_the_wheel_is_for_python_3_8_and_newer(metadata: Message) -> None:
 def test_importing_every_module_loads_numpy_and_the_standard_library_only(bare_python: Path) -> None:
     loaded = run(bare_python, "-c", IMPORT_EVERYTHING, cwd=bare_python.parent)
     assert loaded.split() == ["numpy", "robowire"]
+
+
+def robowire_of(python: Path) -> Path:
+    return python.parent / "robowire"
+
+
+def refused(*command: str | Path, cwd: Path) -> str:
+    """Return the words of a command that was called wrongly."""
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ROBOWIRE"))
+    }
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", ["ping", "info", "infer", "bench"])
+def test_the_installed_program_works_with_numpy_alone(bare_python: Path, command: str) -> None:
+    flags = {"ping": ("--count", "1"), "infer": ("--num_requests", "1"), "bench": ("--duration_s", "0.2")}
+    with running_server(EchoPolicy(state_dim=3, chunk_size=2)) as server:
+        address = f"127.0.0.1:{server.address[1]}"
+        words = (command, "--address", address, *flags.get(command, ()))
+        told = run(robowire_of(bare_python), *words, cwd=bare_python.parent)
+    assert told.startswith(
+        {
+            "ping": f"reply from {address} in ",
+            "info": "",
+            "infer": "request 1: 2 actions of 3 in ",
+            "bench": "1 client(s), ",
+        }[command]
+    )
+
+
+def test_the_installed_program_decodes_a_reply(bare_python: Path) -> None:
+    with running_server(EchoPolicy(state_dim=3, chunk_size=2)) as server:
+        words = ("debug", "--port", str(server.address[1]), "--text", "PING")
+        told = run(robowire_of(bare_python), *words, cwd=bare_python.parent)
+    assert "text: PONG\n" in told
+
+
+def test_the_installed_program_shows_all_its_commands(bare_python: Path) -> None:
+    told = run(robowire_of(bare_python), "--help", cwd=bare_python.parent)
+    listed = {line.split("  ")[1] for line in told.splitlines() if line.startswith("  ")}
+    assert {"ping", "info", "infer", "bench", "debug", "evaluate", "policy", "fleet scale"} <= listed
+
+
+@pytest.mark.parametrize(("command", "extra"), [("evaluate", "evaluate"), ("sweep", "plots")])
+def test_a_command_that_needs_more_names_its_extra_or_its_python(
+    bare_python: Path, command: str, extra: str
+) -> None:
+    told = refused(robowire_of(bare_python), command, cwd=bare_python.parent)
+    version = version_of(bare_python)
+    assert version is not None
+    if version < (3, 10):
+        found = ".".join(map(str, version))
+        assert (
+            told == f"robowire: command {command!r} needs Python 3.10 or newer, and this is Python {found}\n"
+        )
+    else:
+        assert told.startswith(f"robowire: command '{command}' needs ")
+        assert told.endswith(f", which is not installed: pip install 'robowire[{extra}]'\n")
+        assert "--num_episodes" in run(robowire_of(bare_python), command, "--help", cwd=bare_python.parent)
+
+
+def test_a_policy_of_ones_own_is_served_by_the_installed_program(bare_python: Path) -> None:
+    version = version_of(bare_python)
+    told = refused(robowire_of(bare_python), "policy", cwd=bare_python.parent)
+    if version is not None and version >= (3, 10):
+        assert told == (
+            "robowire policy: the policy 'act' comes with the checkout of robowire, not with the "
+            "installed package: name your own with --policy module:function\n"
+        )
 
 
 def test_the_installed_client_completes_requests_with_the_server_of_the_checkout(bare_python: Path) -> None:

@@ -22,7 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "meta": (),
     "address": ("errors",),
     "specs": ("errors",),
-    "registry": ("errors",),
+    "registry": ("errors", "specs", "interfaces"),
     "images": ("errors",),
     "chunking": (),
     "interfaces": ("meta", "specs"),

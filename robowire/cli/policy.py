@@ -11,7 +11,7 @@ from robowire.cli.command import Program
 from robowire.cli.serve import serve
 from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
-from robowire.registry import Entry, entries, load
+from robowire.registry import Entry, entries, load_policy
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.tcp import listen
 
@@ -72,7 +72,7 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
     # First: a port in use is reported before a policy takes time to load.
     listener = listen(flags.host, flags.port)
     try:
-        policy = load("policy", flags.policy, policies)(options)
+        policy = load_policy(flags.policy, options, policies)
     except BaseException:
         listener.close()
         raise

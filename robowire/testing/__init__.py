@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from robowire.testing.echo_service import EchoService
     from robowire.testing.fake_policies import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy
     from robowire.testing.fake_simulator import FakeSimulator
+    from robowire.testing.policy_contract import PolicyContract
     from robowire.testing.servers import FAKE_SIMULATORS, running_server, running_simulator_server
     from robowire.testing.simulator_contract import SimulatorContract
 
@@ -19,6 +20,7 @@ __all__ = [
     "EchoService",
     "FailingPolicy",
     "FakeSimulator",
+    "PolicyContract",
     "SimulatorContract",
     "SlowPolicy",
     "running_server",
@@ -30,6 +32,7 @@ _MODULES = {
     "echo_service": ("EchoService",),
     "fake_policies": ("ConstantPolicy", "EchoPolicy", "FailingPolicy", "SlowPolicy"),
     "fake_simulator": ("FakeSimulator",),
+    "policy_contract": ("PolicyContract",),
     "servers": ("FAKE_SIMULATORS", "running_server", "running_simulator_server"),
     "simulator_contract": ("SimulatorContract",),
 }

@@ -38,7 +38,7 @@ from robowire.errors import (
 from robowire.images import encode_images, require_pillow
 from robowire.interfaces import Chunked, Named, Simulator, StepResult
 from robowire.meta import MetaAction
-from robowire.registry import Entry, load, nearest
+from robowire.registry import Entry, load_simulator, nearest
 from robowire.specs import SimulatorSpec
 from robowire.transport.connection import Connection
 from robowire.wire.framing import MAX_MAX_PAYLOAD, frame_header
@@ -292,11 +292,11 @@ def main(argv: Sequence[str]) -> None:
     simulator: Simulator | None = None
     try:
         try:
-            simulator = load("simulator", name, {name: entry})()
+            simulator = load_simulator(name, {name: entry})
         except Exception as exc:  # a border: importing and building a simulator may raise anything
-            logger.exception("cannot start")
-            # Ours are whole sentences already.
+            # Ours are whole sentences already, and their traceback would lead into our files.
             ours = isinstance(exc, RobowireError)
+            logger.error("cannot start: %s", exc, exc_info=not ours)
             reason = str(exc) if ours else f"simulator {name!r} cannot start: {_describe(exc)}"
             connection.send(encode_frame(error_reply(BackendError(reason))), timeout_s=_SEND_TIMEOUT_S)
             return

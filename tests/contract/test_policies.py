@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,21 @@ import pytest
 
 from policies.registry import POLICIES
 from robowire.interfaces import Policy, PolicyOptions
-from robowire.meta import MetaObs
-from robowire.registry import load
+from robowire.registry import load_policy
 from robowire.specs import Embodiment
+from robowire.testing import PolicyContract
 
 
-def random(folder: Path) -> Policy:
-    return load("policy", "random", POLICIES)(PolicyOptions())
+def make_random(options: PolicyOptions) -> Policy:
+    return load_policy("random", options, POLICIES)
 
 
-def act(folder: Path) -> Policy:
+def make_act(options: PolicyOptions) -> Policy:
+    """Return the embedded default."""
+    return load_policy("act", options, POLICIES)
+
+
+def make_untrained_act(options: PolicyOptions) -> Policy:
     """Return ACT with a small untrained model: the contract does not ask for skill."""
     from policies.act.checkpoint import Checkpoint, Statistics, save_checkpoint
     from policies.act.model import Act, ActSizes
@@ -50,89 +54,41 @@ def act(folder: Path) -> Policy:
     )
     state, action = np.ones(9, dtype=np.float32), np.ones(7, dtype=np.float32)
     statistics = Statistics(0 * state, state, 0 * action, action)
-    save_checkpoint(folder, Checkpoint(Act(sizes), body, {"demonstrations": statistics}))
-    return load("policy", "act", POLICIES)(PolicyOptions(str(folder), device="cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), Checkpoint(Act(sizes), body, {"demonstrations": statistics}))
+        return load_policy("act", PolicyOptions(folder, device="cpu"), POLICIES)
 
 
-# A case is a name in the table, and behind a space what is special about it.
-CASES: dict[str, Callable[[Path], Policy]] = {
-    "act default": lambda folder: load("policy", "act", POLICIES)(PolicyOptions(device="cpu")),
-    "act untrained": act,
-    "random": random,
-}
+class ShippedPolicy(PolicyContract):
+    """What the shipped policies keep in addition: declared actions, which depend on the observation."""
+
+    def test_the_spec_names_a_policy_of_the_table_and_declares_its_actions(self) -> None:
+        spec = self._policy().spec
+        assert spec.policy in POLICIES
+        assert spec.ctrl_space is not None
+        assert spec.ctrl_type is not None
+
+    def test_different_observations_get_different_answers(self) -> None:
+        policy = self._policy()
+        first, second = policy.infer(self.observations(policy.spec, 2))
+        assert not np.allclose(first, second)
+
+
+class TestRandom(ShippedPolicy):
+    make_policy = make_random
+
+
+class TestAct(ShippedPolicy):
+    make_policy = make_act
+
+
+class TestUntrainedAct(ShippedPolicy):
+    make_policy = make_untrained_act
 
 
 def test_every_policy_in_the_table_is_tested() -> None:
-    assert {case.partition(" ")[0] for case in CASES} == POLICIES.keys()
-
-
-@pytest.fixture(scope="module", params=sorted(CASES))
-def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return CASES[request.param](tmp_path_factory.mktemp(request.param))
-
-
-def observations(policy: Policy, count: int) -> list[MetaObs]:
-    """Return random observations that fit the spec; where it takes any, those of an arm with one camera."""
-    spec, rng = policy.spec, np.random.default_rng(count)
-    cameras = 1 if spec.camera_names is None else len(spec.camera_names)
-    shape = (cameras, 3, spec.image_height or 64, spec.image_width or 64)
-    return [
-        MetaObs(
-            state=rng.standard_normal(spec.state_dim or 8).astype(np.float32),
-            image=rng.integers(0, 256, shape, dtype=np.uint8),
-            raw_lang="lift the cube",
-            timestep=step,
-        )
-        for step in range(count)
-    ]
-
-
-def test_the_spec_says_what_a_client_must_know(policy: Policy) -> None:
-    spec = policy.spec
-    assert spec.policy in POLICIES
-    assert spec.chunk_size >= 1
-    assert spec.action_dim is not None
-    assert spec.ctrl_space is not None
-    assert spec.ctrl_type is not None
-    assert type(spec).from_wire(spec.to_wire()) == spec
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_infer_gives_finite_chunks_of_the_declared_shape(policy: Policy, count: int) -> None:
-    actions = policy.infer(observations(policy, count))
-    assert actions.dtype == np.float32
-    assert actions.shape == (count, policy.spec.chunk_size, policy.spec.action_dim)
-    assert np.isfinite(actions).all()
-
-
-def test_an_answer_is_fresh(policy: Policy) -> None:
-    asked = observations(policy, 2)
-    first = policy.infer(asked)
-    expected = first.copy()
-    first[:] = np.nan
-    np.testing.assert_array_equal(policy.infer(asked), expected)
-
-
-def test_an_answer_does_not_depend_on_what_it_was_batched_with(policy: Policy) -> None:
-    asked = observations(policy, 5)
-    alone = np.concatenate([policy.infer([one]) for one in asked])
-    np.testing.assert_allclose(policy.infer(asked), alone, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(policy.infer(asked[::-1]), alone[::-1], rtol=0, atol=1e-4)
-
-
-def test_different_observations_get_different_answers(policy: Policy) -> None:
-    first, second = policy.infer(observations(policy, 2))
-    assert not np.allclose(first, second)
-
-
-def test_infer_leaves_observations_as_they_were(policy: Policy) -> None:
-    asked = observations(policy, 2)
-    before = copy.deepcopy(asked)
-    policy.infer(asked)
-    for given, kept in zip(asked, before, strict=True):
-        assert vars(given).keys() == vars(kept).keys()
-        for name, value in vars(kept).items():
-            np.testing.assert_array_equal(vars(given)[name], value)
+    cases = (TestRandom, TestAct, TestUntrainedAct)
+    assert {case.make_policy(case.options).spec.policy for case in cases} == POLICIES.keys()
 
 
 @pytest.mark.parametrize("module", ["policies.registry", "policies.random.policy"])

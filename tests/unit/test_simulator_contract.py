@@ -404,7 +404,7 @@ def test_each_test_finds_what_it_is_there_for(test: str, broken: type[FakeSimula
 
 
 def test_the_five_lines_of_the_page_are_enough(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "simulators.md").read_text()
+    page = (ROOT / "docs" / "your_own_simulator.md").read_text()
     (lines,) = re.findall(r"^```python\n(from my\.module .*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert lines.count("\n") == 5
     lines = lines.replace("my.module", "robowire.testing.fake_simulator").replace("lift the cube", "reach")

@@ -290,18 +290,25 @@ def accept_error(exc: OSError, peer: str) -> TransportError:
 def lost_error(exc: OSError, peer: str) -> TransportError:
     """Return the error for a TLS connection that broke after the handshake.
 
-    In TLS 1.3 a server refuses a client's certificate only then.
+    In TLS 1.3 a server refuses a client's certificate only then. Any other alert is a connection that broke:
+    a server that is stopped in the middle of a record sends one too.
     """
-    return _refused(exc, peer) or ConnectionLost(f"connection with {peer} was lost: {_reason(exc)}")
+    refused = _refused(exc, peer) if _is_about_certificates(exc) else None
+    return refused or ConnectionLost(f"connection with {peer} was lost: {_reason(exc)}")
 
 
 def _refused(exc: Exception, where: str) -> TlsFailed | None:
     if not isinstance(exc, ssl.SSLError) or exc.reason is None or "ALERT" not in exc.reason:
         return None
-    hint = ""
-    if "CERTIFICATE" in exc.reason or "UNKNOWN_CA" in exc.reason or "HANDSHAKE_FAILURE" in exc.reason:
-        hint = ": pass a client certificate that it trusts as tls_cert and tls_key"
-    return TlsFailed(f"{where} refused the TLS connection ({_reason(exc)}){hint}")
+    hint = ": pass a client certificate that it trusts as tls_cert and tls_key"
+    return TlsFailed(
+        f"{where} refused the TLS connection ({_reason(exc)}){hint if _is_about_certificates(exc) else ''}"
+    )
+
+
+def _is_about_certificates(exc: Exception) -> bool:
+    reason = getattr(exc, "reason", None) or ""
+    return any(words in reason for words in ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE"))
 
 
 def _is_end(exc: Any) -> bool:

@@ -47,7 +47,7 @@ _RULES = {
     "chunk_size_threshold": "chunk_size_threshold",
     "actions_per_chunk": "actions_per_chunk",
     "aggregate_fn_name": "aggregate_fn_name",
-    "on_empty_queue": "when_dry",
+    "on_empty_queue": "on_empty_queue",
 }
 
 # With more late steps than this share, a latency costs fewer steps than it says.

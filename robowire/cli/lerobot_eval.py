@@ -93,7 +93,7 @@ def _config(flags: LerobotEvalFlags, folder: Path, simulator_address: str) -> Si
             clock=flags.clock,
             latency_ms=flags.latency_ms,
             num_envs=flags.num_envs,
-            when_dry=flags.on_empty_queue,
+            on_empty_queue=flags.on_empty_queue,
             policy_wait_s=flags.policy_wait_s,
             overwrite=flags.overwrite,
             resume=flags.resume,

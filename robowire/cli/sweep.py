@@ -67,7 +67,7 @@ def make_points(
     actions_per_chunk: Iterable[int | None],
     *,
     fps: float | None = None,
-    when_dry: str = "hold",
+    on_empty_queue: str = "hold",
 ) -> list[Point]:
     """Return the mode sync and every combination, all latencies of one combination after each other.
 
@@ -85,7 +85,7 @@ def make_points(
                         chunk_size_threshold=threshold,
                         actions_per_chunk=actions,
                         aggregate_fn_name=function,
-                        when_dry=when_dry,
+                        on_empty_queue=on_empty_queue,
                     )
                     for latency in read:
                         name = f"{function}_threshold_{threshold:g}_latency_{latency.text}"
@@ -184,7 +184,7 @@ def run(flags: SweepFlags, program: Program) -> int:
         _numbers("chunk_size_thresholds", flags.chunk_size_thresholds, float),
         _numbers("actions_per_chunk", flags.actions_per_chunk, int, everything="all"),
         fps=flags.fps,
-        when_dry=flags.on_empty_queue,
+        on_empty_queue=flags.on_empty_queue,
     )
     simulator, task = named_task(flags, program)
     flags = replace(flags, simulator=simulator, task=task)

@@ -19,15 +19,15 @@ where a latency is a number of steps and costs nothing::
 
 In each step what has arrived comes first, then :meth:`AsyncController.next_request`, then a reply that takes
 no time at all, then :meth:`AsyncController.next_action`. Ask :meth:`AsyncController.wants_observation` before
-taking or drawing pictures that nobody may need. Begin an episode with :meth:`AsyncController.reset`, and
+taking or rendering images that may not be needed. Begin an episode with :meth:`AsyncController.reset`, and
 forget the request in flight with it.
 
 **The rules** are those of LeRobot's ``async_inference``, under its names. An observation is sent when
 ``queue_size / action_chunk_size <= chunk_size_threshold``, the size counted without the action of this step,
 ``action_chunk_size`` being the longest chunk so far. Timesteps count executed actions, not periods of time: a
-step in which the queue is dry moves no timestep on, so a chunk is never too late for a robot that stood still
-and waited for it. Actions not later than the last executed one are dropped, others merged by the aggregate
-function. ``must_go`` is set on a request that leaves the queue empty.
+step in which the queue is empty moves no timestep on, so a chunk is never too late for a robot that stood
+still and waited for it. Actions not later than the last executed one are dropped, others merged by the
+aggregate function. ``must_go`` is set on a request that leaves the queue empty.
 
 **Where it differs from LeRobot**, and why:
 
@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,9 @@ from robowire.client.action_queue import ActionQueue, Merge, load_aggregate_func
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
 
-__all__ = ["WHEN_DRY", "AsyncController", "AsyncOptions", "AsyncStatistics", "Delivery", "Request"]
+__all__ = ["ON_EMPTY_QUEUE", "AsyncController", "AsyncOptions", "AsyncStatistics", "Delivery", "Request"]
 
-WHEN_DRY = ("hold", "zero", "wait")
+ON_EMPTY_QUEUE = ("hold", "zero", "wait")
 
 # How many delays the expectation of the next one is taken from; the paper's own buffer is of this kind.
 _DELAYS_KEPT = 10
@@ -68,7 +68,7 @@ _DELAYS_KEPT = 10
 
 @dataclass(frozen=True)
 class AsyncOptions:
-    """How chunks are asked for and put together. The first four are LeRobot's.
+    """When observations are sent and how chunks are merged. The first four are LeRobot's.
 
     Attributes:
         chunk_size_threshold: Send an observation when this share of a chunk, or less, is left: 0 when the
@@ -76,31 +76,38 @@ class AsyncOptions:
         actions_per_chunk: Use so many actions of each chunk; ``None`` means all.
         fps: Control steps per second. Nothing here waits; it turns steps into milliseconds in statistics.
         aggregate_fn_name: Name in ``action_queue.AGGREGATE_FUNCTIONS``, or ``"module:function"``.
-        when_dry: What to execute while the queue is empty. ``"hold"`` stands still: the last action again,
-            but for ``delta`` actions zeros. ``"zero"`` is zeros whatever they mean. Both keep the gripper
-            (the last entry) as it was. ``"wait"`` executes nothing. Before the first action of an episode
-            all wait: there is nothing to hold.
+        on_empty_queue: What to execute while the queue is empty. ``"hold"`` stands still: the last action
+            again, but for ``delta`` actions zeros. ``"zero"`` is zeros whatever they mean. Both keep the
+            gripper (the last entry) as it was. ``"wait"`` executes nothing. Before the first action of an
+            episode all wait: there is nothing to hold.
         similar_atol: Skip an observation whose state is nearer than this (2-norm) to that of the last one
             sent, unless it must go. ``None`` sends all; LeRobot has 1.0.
         reply_timeout_steps: A request not answered for so many steps is given up, and the next observation
             sent. Its reply is used all the same if it comes before a later one. ``None`` leaves giving up to
             the caller, who may know better than a count of steps.
+
+    Args:
+        when_dry: Older name of ``on_empty_queue``, still accepted; it wins where both are given.
     """
 
     chunk_size_threshold: float = 0.5
     actions_per_chunk: int | None = None
     fps: float = 30.0
     aggregate_fn_name: str = "weighted_average"
-    when_dry: str = "hold"
+    on_empty_queue: str = "hold"
     similar_atol: float | None = None
     reply_timeout_steps: int | None = None
+    when_dry: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, when_dry: str | None) -> None:
+        if when_dry is not None:
+            object.__setattr__(self, "on_empty_queue", when_dry)
         if not 0 <= self.chunk_size_threshold <= 1:
             raise ValueError(f"chunk_size_threshold is {self.chunk_size_threshold}, expected 0 to 1")
-        if self.when_dry not in WHEN_DRY:
-            hint = nearest(self.when_dry, WHEN_DRY)
-            raise ValueError(f"when_dry is {self.when_dry!r}, expected one of {', '.join(WHEN_DRY)}.{hint}")
+        if self.on_empty_queue not in ON_EMPTY_QUEUE:
+            hint = nearest(self.on_empty_queue, ON_EMPTY_QUEUE)
+            names = ", ".join(ON_EMPTY_QUEUE)
+            raise ValueError(f"on_empty_queue is {self.on_empty_queue!r}, expected one of {names}.{hint}")
         if not (self.fps > 0 and math.isfinite(self.fps)):
             raise ValueError(f"fps is {self.fps}, expected a positive number")
         for name in ("actions_per_chunk", "reply_timeout_steps"):
@@ -119,9 +126,9 @@ class Request:
         number: Counts the controller's requests, from 0.
         episode: Counts its episodes, from 0.
         step: Control step of the observation: its ``timestep`` on the wire, which thus advances even where
-            the queue runs dry. A server begins an episode anew where it does not.
-        timestep: Of the action that its chunk begins with: the one of this step, or the next one there will
-            be.
+            the queue runs empty. A server begins a new episode where it does not.
+        timestep: Timestep of the action that its chunk begins with: the one of this step, or the next one
+            there will be.
         must_go: The queue is empty after this step.
         prefix: What the latest raw chunk says from ``timestep`` on, float (n, action_dim), n 0 or more;
             ``None`` before the first chunk. With ``delay``, all that real-time chunking (arXiv 2506.07339)
@@ -143,12 +150,12 @@ class Delivery:
     """What a reply changed.
 
     Attributes:
-        request: The one it answers.
+        request: Request that it answers.
         delay: Steps from the observation to now.
         raw: The policy's own chunk, float (n, action_dim).
         processed: What will be executed from now on if nothing else arrives, (action_dim,) each: after
             aggregation, and with what lies beyond the chunk.
-        merge: What became of the chunk's actions.
+        merge: Number of the chunk's actions that were merged, added, dropped.
     """
 
     request: Request
@@ -160,17 +167,17 @@ class Delivery:
 
 @dataclass
 class AsyncStatistics:
-    """What happened in one episode.
+    """Statistics of one episode.
 
     Attributes:
-        fps: Of the options.
+        fps: Control steps per second, from the options.
         queue_sizes: Actions in the queue at each step, before that step's one was taken.
         starved_steps: Steps in which it was empty, the wait for the first chunk among them.
         observation_ages: For each executed action, steps since the newest observation that has a part in it.
         delays: Steps from each answered observation to its reply.
-        aggregated_actions: Merged with an earlier opinion of the same timestep.
+        aggregated_actions: Actions merged with an earlier one of the same timestep.
         aggregated_steps: Executed actions that more than one chunk has a part in.
-        dropped_actions: Arrived after their timestep.
+        dropped_actions: Actions that arrived after their timestep.
         requests: Observations to be sent.
         must_go_requests: Those of them that left the queue empty.
         filtered: Observations not sent because they were too similar.
@@ -219,7 +226,7 @@ class AsyncController:
 
     Attributes:
         options: As given.
-        statistics: Of the running episode; :meth:`reset` begins others.
+        statistics: Statistics of the running episode; :meth:`reset` begins new ones.
 
     Raises:
         UnknownName: There is no such aggregate function.
@@ -236,11 +243,11 @@ class AsyncController:
 
     @property
     def queue_size(self) -> int:
-        """How many actions are in the queue."""
+        """Number of actions in the queue."""
         return len(self._queue)
 
     def reset(self) -> None:
-        """Begin an episode. The queue is emptied, and a reply to a request of before will be ignored."""
+        """Begin an episode. The queue is emptied, and a reply to an earlier request will be ignored."""
         self._episode += 1
         self._queue.clear()
         self._in_flight: Request | None = None
@@ -352,8 +359,8 @@ class AsyncController:
         """Return what to execute in this step; the caller may keep and change it.
 
         Returns:
-            ``None`` where nothing is to be executed: the queue is empty, and ``when_dry`` is ``"wait"`` or
-            this is before the episode's first action. The same step may then be asked again.
+            ``None`` where nothing is to be executed: the queue is empty, and ``on_empty_queue`` is ``"wait"``
+            or this is before the episode's first action. The same step may then be asked again.
 
         Raises:
             ValueError: ``step`` is before the latest one of the episode, or has had its action already.
@@ -365,7 +372,7 @@ class AsyncController:
             self._counted = step
             self.statistics.queue_sizes.append(len(self._queue))
             self.statistics.starved_steps += not len(self._queue)
-        action = self._queued_action(step) if len(self._queue) else self._dry_action()
+        action = self._queued_action(step) if len(self._queue) else self._action_without_queue()
         self._step, self._acted = step, action is not None
         return action
 
@@ -376,12 +383,12 @@ class AsyncController:
         self._last = MetaAction(*self._ctrl, action=taken.action)
         return replace(self._last, action=taken.action.copy())
 
-    def _dry_action(self) -> MetaAction | None:
-        if self._last is None or self.options.when_dry == "wait":
+    def _action_without_queue(self) -> MetaAction | None:
+        if self._last is None or self.options.on_empty_queue == "wait":
             return None
         assert self._last.action is not None
         action = self._last.action.copy()
-        if self.options.when_dry == "zero" or self._last.ctrl_type == "delta":
+        if self.options.on_empty_queue == "zero" or self._last.ctrl_type == "delta":
             action[:-1] = 0  # the gripper's zero would be a command to close
         return replace(self._last, action=action)
 

@@ -1,14 +1,16 @@
-"""Act at every control step while a policy server is at work on the next chunk.
+"""Act at every control step while a policy server infers the next chunk.
 
 The rules are those of ``async_controller``; this module gives them a connection, a thread and a clock.
-One thread sends an observation and waits for its reply; the robot's own thread never waits for either, but
-where there is nothing to execute. A second thread for sending would have nothing to do: the server answers in
-order, and one request is in flight at a time.
+One thread sends an observation and waits for its reply; the robot's own thread waits only where there is
+nothing to execute. A second thread for sending would have nothing to do: the server answers in order, and one
+request is in flight at a time.
 
 What happens when something fails. The connection is lost, the server is away, refuses or does not answer in
-time: the request is given up, and the next observation, not the old one again, goes out over a new connection
+time: the request is given up, and the next observation, not the old one again, is sent over a new connection
 after a short pause. No action can run twice: the queue executes each timestep once, whatever arrives. Errors
 that would be the same again (``SpecMismatch``, ``Unauthenticated``, ...) are raised by the next ``step``.
+
+While the queue is empty, a warning every few seconds says since when, and why.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from robowire.meta import MetaAction, MetaObs
 from robowire.transport.connection import require_seconds
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
 __all__ = ["AsyncPolicyClient"]
@@ -37,17 +40,20 @@ __all__ = ["AsyncPolicyClient"]
 _log = logging.getLogger(__name__)
 
 # After failure n in a row the next request waits min(_PAUSE_MAX_S, _PAUSE_S * 2**n) seconds: a robot that
-# stands still should go on within a second of its server's return, and one knock a second harms no server.
+# stands still should go on within a second of its server's return, and a server bears one attempt a second.
 _PAUSE_S = 0.05
 _PAUSE_MAX_S = 1.0
 _MANY = 10  # the pause has long been the longest
 
-# How often stop() interrupts the thread: it may just have been about to ask.
+# How often stop() interrupts the thread: it may just have been about to send.
 _STOP_POLL_S = 0.05
+
+# How often a robot without actions is reported. Shorter waits are usual, at the start of an episode for one.
+_REPORT_S = 3.0
 
 
 class AsyncPolicyClient:
-    """One robot's session with a policy server, which hides the time an inference takes. Needs numpy only.
+    """One robot's session with a policy server, which hides the time of an inference. Needs numpy only.
 
     ::
 
@@ -61,15 +67,20 @@ class AsyncPolicyClient:
     Args:
         host: Name or address of the server.
         port: Its policy port.
-        options: When to ask, and how chunks are put together.
+        options: When to send an observation, and how chunks are merged.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. Longer than
             the slowest inference, the first one of a server among them.
         patience_s: Seconds that ``step`` and ``await_actions`` may wait where there is nothing to execute.
             Longer than a server needs to start again.
-        token: Shown to the server, where it wants one.
+        token: Token shown to the server, where it wants one.
         added_latency_s: For experiments: how long a reply is held back, by the number of its request since
             this client was made. ``None`` holds none back.
+        tls: Whether the server speaks TLS, or a context to use.
+        ca: PEM file of the certificates to trust, in the place of the system's; implies ``tls``.
+        tls_cert: PEM file of the client's own certificate, where the server asks for one.
+        tls_key: PEM file of its private key.
+        wait_s: Seconds that :meth:`start` tries to connect while the server does not answer.
         clock: Seconds, monotonic.
 
     Raises:
@@ -87,11 +98,26 @@ class AsyncPolicyClient:
         patience_s: float = 60.0,
         token: str | None = None,
         added_latency_s: Callable[[int], float] | None = None,
+        tls: bool | ssl.SSLContext = False,
+        ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        wait_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         require_seconds(patience_s=patience_s)
         self._client = PolicyClient(
-            host, port, connect_timeout_s=connect_timeout_s, timeout_s=timeout_s, retries=0, token=token
+            host,
+            port,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=timeout_s,
+            retries=0,
+            token=token,
+            tls=tls,
+            ca=ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            wait_s=wait_s,
         )
         self._patience_s = patience_s
         self._added_latency_s = added_latency_s
@@ -104,8 +130,10 @@ class AsyncPolicyClient:
         self._step = -1
         self._outbox: tuple[Request, MetaObs] | None = None
         self._failure: Exception | None = None
-        self._trouble: Exception | None = None  # the latest failure, until a reply comes
+        self._failed: Exception | None = None  # the latest request's, until a reply comes
         self._reply_s: list[float] = []
+        self._empty_since: float | None = None  # when a step found nothing to execute; None while there is
+        self._reported = 0.0  # when that was logged last
 
     def start(self) -> None:
         """Connect, and begin an episode.
@@ -121,7 +149,7 @@ class AsyncPolicyClient:
         self._session_episode = None
         self._stopping.clear()
         self.reset()
-        self._failure = self._trouble = None
+        self._failure = self._failed = None
         self._thread = threading.Thread(target=self._run, name="async policy client", daemon=True)
         self._thread.start()
 
@@ -129,20 +157,21 @@ class AsyncPolicyClient:
         """Return the action of this control step.
 
         It waits where there is nothing to execute: for the first chunk of an episode, and with
-        ``when_dry="wait"`` while the queue is empty.
+        ``on_empty_queue="wait"`` while the queue is empty.
 
         Args:
             observation: Now. Copied if it is sent, with ``timestep`` set to the number of this step.
 
         Raises:
             LocalProtocolError: The client is not started, or was stopped.
-            RequestTimeout: It waited for ``patience_s``; the message says what the last trouble was.
-            RobowireError: What the server said that would be the same again; what went wrong here.
+            RequestTimeout: It waited for ``patience_s``; the message has the last failure.
+            RobowireError: An error of the server that would be the same again, or one of this side.
         """
         with self._changed:
             self._require_running()
             self._step += 1
             self._ask(observation)
+            self._watch_queue()
             action = self._controller.next_action(self._step)
             until = self._clock() + self._patience_s
             while action is None:
@@ -162,18 +191,19 @@ class AsyncPolicyClient:
 
         Raises:
             LocalProtocolError: The client is not started, or was stopped.
-            RobowireError: What the server said that would be the same again; what went wrong here.
+            RobowireError: An error of the server that would be the same again, or one of this side.
         """
         with self._changed:
             self._require_running()
             self._step += 1
             self._ask(observation)
+            self._watch_queue()
             return self._controller.next_action(self._step)
 
     def await_actions(self, observation: MetaObs) -> None:
         """Wait, where nothing is in the queue, until something is.
 
-        For a caller whose world can stand still while the server is away: one step passes, however long this
+        For a caller whose clock can be stopped while the server is away: one step passes, however long this
         takes, and nothing is executed in it.
 
         Args:
@@ -181,7 +211,7 @@ class AsyncPolicyClient:
 
         Raises:
             LocalProtocolError: The client is not started, or was stopped.
-            RequestTimeout: It waited for ``patience_s``; the message says what the last trouble was.
+            RequestTimeout: It waited for ``patience_s``; the message has the last failure.
             RobowireError: As for :meth:`poll`.
         """
         with self._changed:
@@ -198,6 +228,7 @@ class AsyncPolicyClient:
             self._controller.reset()
             self._step = -1
             self._outbox = None
+            self._empty_since = None
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -226,7 +257,7 @@ class AsyncPolicyClient:
 
     @property
     def statistics(self) -> AsyncStatistics:
-        """A copy of the running episode's; :meth:`reset` begins others, :meth:`stop` keeps them."""
+        """Statistics of the running episode, a copy; reset by :meth:`reset`, kept by :meth:`stop`."""
         with self._changed:
             return copy.deepcopy(self._controller.statistics)
 
@@ -234,7 +265,7 @@ class AsyncPolicyClient:
     def stranded(self) -> bool:
         """Whether nothing is in the queue because the server is away, and not because it is slow."""
         with self._changed:
-            return self._trouble is not None and not self._controller.queue_size
+            return self._failed is not None and not self._controller.queue_size
 
     @property
     def reply_s(self) -> list[float]:
@@ -255,8 +286,27 @@ class AsyncPolicyClient:
         left_s = until - self._clock()
         if left_s <= 0:
             raise RequestTimeout(f"no action came within {self._patience_s:g} s: {self._reason()}")
-        self._changed.wait(left_s)
+        self._watch_queue()
+        self._changed.wait(min(left_s, _REPORT_S))
         self._require_running()
+
+    def _watch_queue(self) -> None:
+        """Report a queue that has been empty for a while, and again every few seconds."""
+        now = self._clock()
+        if self._controller.queue_size:
+            if self._empty_since is not None and self._reported > self._empty_since:
+                _log.info("actions again after %.1f s without", now - self._empty_since)
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = self._reported = now
+        elif now - self._reported >= _REPORT_S:
+            self._reported = now
+            _log.warning(
+                "no actions to execute for %.1f s, on_empty_queue is %r: %s",
+                now - self._empty_since,
+                self._controller.options.on_empty_queue,
+                self._reason(),
+            )
 
     def _require_running(self) -> None:
         if self._failure is not None:
@@ -265,7 +315,7 @@ class AsyncPolicyClient:
             raise LocalProtocolError("this AsyncPolicyClient does not run: call start first")
 
     def _reason(self) -> str:
-        return "the server is still at work" if self._trouble is None else str(self._trouble)
+        return "the server has not answered yet" if self._failed is None else str(self._failed)
 
     def _run(self) -> None:
         try:
@@ -278,7 +328,7 @@ class AsyncPolicyClient:
                 self._changed.notify_all()
 
     def _serve(self) -> None:
-        """Ask what is put in the outbox, until stopped or until an error that would be the same again."""
+        """Send what is put in the outbox, until stopped or until an error that would be the same again."""
         failures = 0  # in a row
         while True:
             with self._changed:
@@ -294,7 +344,7 @@ class AsyncPolicyClient:
                     return
                 level = logging.DEBUG if failures else logging.WARNING
                 _log.log(level, "no actions for step %d: %s", request.step, exc)
-                self._trouble = exc
+                self._failed = exc
                 # Given up after the pause, so that what is sent then was seen then.
                 self._stopping.wait(min(_PAUSE_MAX_S, _PAUSE_S * 2.0**failures))
                 failures = min(failures + 1, _MANY)
@@ -304,7 +354,7 @@ class AsyncPolicyClient:
                 continue
             if failures:
                 _log.info("the server answers again, at step %d", request.step)
-            failures, self._trouble = 0, None
+            failures, self._failed = 0, None
             took_s = self._clock() - begun
             if self._added_latency_s is not None:
                 self._stopping.wait(self._added_latency_s(request.number))

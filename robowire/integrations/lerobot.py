@@ -219,7 +219,7 @@ class SimClientConfig:
         latency_ms: ``"80"``, ``"normal:80,20"``, ``"recorded:FILE"``: the whole latency of a virtual clock,
             added to the real one in real time.
         num_envs: Simulators at one time.
-        when_dry: What to execute while the queue is empty: ``"hold"``, ``"zero"``, ``"wait"``.
+        on_empty_queue: What to execute while the queue is empty: ``"hold"``, ``"zero"``, ``"wait"``.
         policy_wait_s: Seconds that the policy server may be away in the middle.
         overwrite: Whether results in ``output_dir`` may be replaced.
         resume: Whether they may be added to.
@@ -248,7 +248,7 @@ class SimClientConfig:
     clock: str = "real"
     latency_ms: str = "0"
     num_envs: int = 1
-    when_dry: str = "hold"
+    on_empty_queue: str = "hold"
     policy_wait_s: float = 60.0
     overwrite: bool = False
     resume: bool = False
@@ -278,7 +278,7 @@ class SimClientConfig:
             chunk_size_threshold=self.chunk_size_threshold,
             actions_per_chunk=self.actions_per_chunk,
             aggregate_fn_name=self.aggregate_fn_name,
-            when_dry=self.when_dry,
+            on_empty_queue=self.on_empty_queue,
         )
         return _CLOCKS[self.clock](rules, Latency.parse(self.latency_ms), self.fps)
 

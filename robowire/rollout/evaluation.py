@@ -648,7 +648,11 @@ def _told(options: EvaluateOptions, environment: _Environment) -> dict[str, Any]
         "mode": "async",
         "clock": asynchronous.name,
         "latency_ms": asynchronous.latency.text,
-        **asdict(asynchronous.rules),
+        # Results keep the older name, so that they can be compared with and added to earlier ones.
+        **{
+            "when_dry" if name == "on_empty_queue" else name: value
+            for name, value in asdict(asynchronous.rules).items()
+        },
     }
 
 

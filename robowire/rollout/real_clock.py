@@ -9,7 +9,7 @@ late, and counted. The next one follows at once and the pace is kept, so that a 
 down; but what is a whole period late begins the pace anew, so that no burst of steps follows. Then the world
 is slower than it says, and a latency costs fewer of its steps.
 
-Where there is nothing to execute (before an episode's first action, and with ``when_dry="wait"``), time
+Where there is nothing to execute (before an episode's first action, and with ``on_empty_queue="wait"``), time
 passes and the simulator stands still, as on the virtual clock. While the server is away and the queue is
 empty the world stands still as well: an outage is no latency, and the policy is not to blame.
 """

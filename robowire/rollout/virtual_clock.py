@@ -5,10 +5,10 @@ is put off, by ``ceil(latency_ms * fps / 1000)`` control steps. No decision look
 latency of request k of an episode depends on the episode's seed and k alone. So an episode is a pure function
 of its seed and the latency, as far as policy and simulator are.
 
-Where the controller has nothing to execute (before an episode's first action, and with ``when_dry="wait"``),
-virtual time passes and the simulator stands still, which flatters ``"wait"``: a real world goes on. What a
-dry queue costs there is what ``"hold"`` and ``"zero"`` show: their actions are executed, and are steps of the
-episode.
+Where the controller has nothing to execute (before an episode's first action, and with
+``on_empty_queue="wait"``), virtual time passes and the simulator stands still, which flatters ``"wait"``: a
+real world goes on. What an empty queue costs there is what ``"hold"`` and ``"zero"`` show: their actions are
+executed, and are steps of the episode.
 """
 
 from __future__ import annotations

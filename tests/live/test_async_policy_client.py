@@ -21,8 +21,8 @@ from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.testing import ConstantPolicy, EchoPolicy, SlowPolicy, running_server
 
 # The tests' robots take their steps as fast as they can, and wait where nothing is left to execute.
-WAITING = AsyncOptions(aggregate_fn_name="latest_only", when_dry="wait")
-HOLDING = AsyncOptions(aggregate_fn_name="latest_only", when_dry="hold")
+WAITING = AsyncOptions(aggregate_fn_name="latest_only", on_empty_queue="wait")
+HOLDING = AsyncOptions(aggregate_fn_name="latest_only", on_empty_queue="hold")
 PATIENCE_S = 20.0
 
 
@@ -102,7 +102,7 @@ def test_a_dry_queue_holds_the_last_action() -> None:
 
 
 def test_a_dry_queue_may_be_waited_for() -> None:
-    options = AsyncOptions(chunk_size_threshold=0.0, when_dry="wait")
+    options = AsyncOptions(chunk_size_threshold=0.0, on_empty_queue="wait")
     with running_server(EchoPolicy(chunk_size=2)) as server, client_of(server.address, options) as client:
         client.step(observation(0, 0, 0))
         client.step(observation(0, 0, 0))  # the last of the chunk, so it asks
@@ -132,7 +132,7 @@ def test_observations_are_numbered_by_their_step_however_many_were_starved() -> 
 
 def test_an_observation_that_was_waited_for_is_sent_once() -> None:
     policy = Recorder(chunk_size=4)
-    options = AsyncOptions(chunk_size_threshold=1.0, when_dry="wait")
+    options = AsyncOptions(chunk_size_threshold=1.0, on_empty_queue="wait")
     with running_server(policy) as server, client_of(server.address, options) as client:
         first(client, 0, 0, 0)
         first(client, 1, 0, 0)
@@ -266,7 +266,26 @@ def test_a_caller_whose_clock_goes_on_is_never_kept_waiting() -> None:
     assert statistics.observation_ages == [3]
 
 
-def test_a_caller_whose_world_can_stand_still_waits_for_the_servers_return() -> None:
+def test_an_empty_queue_is_reported_every_few_seconds_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    policy = SlowPolicy(EchoPolicy(chunk_size=8))
+    with running_server(policy) as server, client_of(server.address, HOLDING, clock=lambda: now) as client:
+        for seconds in (0, 1, 2.9, 3.5, 5, 6.5):
+            now = seconds
+            client.poll(observation(0, 0, 0))
+        policy.release.set()
+        until(lambda: len(client.statistics.delays) == 1)
+        with caplog.at_level(logging.INFO):
+            client.poll(observation(0, 0, 0))
+    told = [record.getMessage() for record in caplog.records if "actions" in record.getMessage()]
+    assert told == [
+        "no actions to execute for 3.5 s, on_empty_queue is 'hold': the server has not answered yet",
+        "no actions to execute for 6.5 s, on_empty_queue is 'hold': the server has not answered yet",
+        "actions again after 6.5 s without",
+    ]
+
+
+def test_a_caller_whose_clock_can_be_stopped_waits_for_the_servers_return() -> None:
     with running_server(EchoPolicy(chunk_size=4)) as server:
         host, port = server.address
         client = AsyncPolicyClient(host, port, HOLDING, timeout_s=5.0, patience_s=PATIENCE_S)
@@ -298,7 +317,7 @@ def test_waiting_for_the_servers_return_ends_with_patience() -> None:
 def test_an_added_latency_holds_each_reply_back_and_is_no_part_of_its_time() -> None:
     added = {0: 0.3, 1: 0.0}
     with running_server(EchoPolicy(chunk_size=2)) as server:
-        options = AsyncOptions(chunk_size_threshold=0.0, when_dry="wait")
+        options = AsyncOptions(chunk_size_threshold=0.0, on_empty_queue="wait")
         with client_of(server.address, options, added_latency_s=lambda request: added[request]) as client:
             begun = time.monotonic()
             first(client, 0, 0, 0)
@@ -326,10 +345,10 @@ def test_patience_ends() -> None:
         with client_of(server.address, patience_s=0.2) as client, pytest.raises(RequestTimeout) as raised:
             first(client, 0, 0, 0)
         policy.release.set()
-    assert str(raised.value) == "no action came within 0.2 s: the server is still at work"
+    assert str(raised.value) == "no action came within 0.2 s: the server has not answered yet"
 
 
-def test_patience_ends_with_the_last_trouble() -> None:
+def test_patience_ends_with_the_last_failure() -> None:
     with running_server(EchoPolicy()) as server:
         client = AsyncPolicyClient(*server.address, patience_s=0.3)
         client.start()
@@ -349,7 +368,9 @@ def test_a_misfit_is_raised_by_step() -> None:
 
 def test_an_aggregate_function_that_fails_is_raised_by_step() -> None:
     # operator.getitem takes two arrays, as an aggregate function does, and floats are no indices.
-    options = AsyncOptions(aggregate_fn_name="operator:getitem", chunk_size_threshold=1.0, when_dry="wait")
+    options = AsyncOptions(
+        aggregate_fn_name="operator:getitem", chunk_size_threshold=1.0, on_empty_queue="wait"
+    )
     with running_server(EchoPolicy()) as server, client_of(server.address, options) as client:
         first(client, 0, 0, 0)
         first(client, 0, 0, 0)

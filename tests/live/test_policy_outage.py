@@ -124,7 +124,10 @@ def test_in_real_time_the_episode_waits_and_ends(
 ) -> None:
     with Reborn(tmp_path) as server, caplog.at_level(logging.WARNING):
         summary = run(
-            tmp_path / "killed", simulators, server.port, RealClock(AsyncOptions(when_dry="hold"), fps=100)
+            tmp_path / "killed",
+            simulators,
+            server.port,
+            RealClock(AsyncOptions(on_empty_queue="hold"), fps=100),
         )
         assert server.killed.is_set()
     assert (summary["episodes"], summary["errors"]) == (3, 0)

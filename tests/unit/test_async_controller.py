@@ -79,7 +79,7 @@ def test_the_share_is_of_the_longest_chunk_so_far() -> None:
 
 
 def test_actions_per_chunk_cuts_a_chunk() -> None:
-    controller = begun(10, actions_per_chunk=3, when_dry="wait")
+    controller = begun(10, actions_per_chunk=3, on_empty_queue="wait")
     assert run(controller, range(4)) == [0, 1, 2, None]
 
 
@@ -101,7 +101,7 @@ def test_an_observation_is_numbered_for_the_action_of_its_step() -> None:
 
 
 def test_a_robot_that_stood_still_loses_no_action_of_its_next_chunk() -> None:
-    controller = begun(2, when_dry="wait")
+    controller = begun(2, on_empty_queue="wait")
     run(controller, range(5))
     request = asked(controller, 5)
     assert run(controller, range(5, 9)) == [None] * 4
@@ -163,7 +163,7 @@ def test_a_reply_is_used_once() -> None:
 
 
 def test_a_reply_to_another_episode_is_ignored() -> None:
-    controller = AsyncController(AsyncOptions(when_dry="wait"))
+    controller = AsyncController(AsyncOptions(on_empty_queue="wait"))
     request = asked(controller, 0)
     controller.reset()
     assert controller.deliver(request, chunk(0), 0) is None
@@ -261,7 +261,7 @@ def test_changing_an_action_changes_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("when_dry", "ctrl_type", "expected"),
+    ("on_empty_queue", "ctrl_type", "expected"),
     [
         ("hold", "absolute", [7, 1]),
         ("hold", "relative", [7, 1]),
@@ -270,10 +270,10 @@ def test_changing_an_action_changes_no_other() -> None:
         ("zero", "delta", [0, 1]),
     ],
 )
-def test_a_dry_queue_moves_nothing_and_keeps_the_gripper(
-    when_dry: str, ctrl_type: str, expected: list[float]
+def test_an_empty_queue_moves_nothing_and_keeps_the_gripper(
+    on_empty_queue: str, ctrl_type: str, expected: list[float]
 ) -> None:
-    controller = AsyncController(AsyncOptions(when_dry=when_dry))
+    controller = AsyncController(AsyncOptions(on_empty_queue=on_empty_queue))
     controller.deliver(asked(controller, 0), chunk(7, ctrl_type=ctrl_type), 0)
     controller.next_action(0)
     for step in (1, 2):
@@ -283,12 +283,22 @@ def test_a_dry_queue_moves_nothing_and_keeps_the_gripper(
 
 
 def test_waiting_executes_nothing() -> None:
-    assert run(begun(1, when_dry="wait"), range(3)) == [0, None, None]
+    assert run(begun(1, on_empty_queue="wait"), range(3)) == [0, None, None]
 
 
-@pytest.mark.parametrize("when_dry", ["hold", "zero", "wait"])
-def test_before_the_first_action_there_is_nothing_to_hold(when_dry: str) -> None:
-    assert AsyncController(AsyncOptions(when_dry=when_dry)).next_action(0) is None
+def test_the_older_name_of_on_empty_queue_is_accepted() -> None:
+    options = AsyncOptions(when_dry="wait")
+    assert options == AsyncOptions(on_empty_queue="wait")
+    assert replace(options, fps=10) == AsyncOptions(on_empty_queue="wait", fps=10)
+    with pytest.raises(
+        ValueError, match=r"^on_empty_queue is 'holds', expected one of hold, zero, wait\. Did "
+    ):
+        AsyncOptions(when_dry="holds")
+
+
+@pytest.mark.parametrize("on_empty_queue", ["hold", "zero", "wait"])
+def test_before_the_first_action_there_is_nothing_to_hold(on_empty_queue: str) -> None:
+    assert AsyncController(AsyncOptions(on_empty_queue=on_empty_queue)).next_action(0) is None
 
 
 def test_a_new_episode_holds_nothing_of_the_old_one() -> None:
@@ -354,8 +364,8 @@ def test_a_chunk_of_another_policy_is_refused() -> None:
         ({"reply_timeout_steps": 0}, "reply_timeout_steps is 0, expected at least 1 or None"),
         ({"similar_atol": -1}, "similar_atol is -1, expected 0 or more, or None"),
         (
-            {"when_dry": "holds"},
-            "when_dry is 'holds', expected one of hold, zero, wait. Did you mean 'hold'?",
+            {"on_empty_queue": "holds"},
+            "on_empty_queue is 'holds', expected one of hold, zero, wait. Did you mean 'hold'?",
         ),
     ],
 )
@@ -512,7 +522,7 @@ def test_under_every_schedule_actions_come_in_order_once_and_soon(
         AsyncOptions(
             chunk_size_threshold=threshold,
             aggregate_fn_name="latest_only",
-            when_dry="wait",
+            on_empty_queue="wait",
             similar_atol=similar_atol,
             reply_timeout_steps=TIMEOUT,
         )

@@ -131,11 +131,11 @@ def figures(rollout: Rollout) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("latency_steps", [0, 1, 2, 4])
-@pytest.mark.parametrize("when_dry", ["hold", "zero", "wait"])
+@pytest.mark.parametrize("on_empty_queue", ["hold", "zero", "wait"])
 def test_with_an_ideal_clock_the_episode_is_that_of_the_virtual_one(
-    latency_steps: int, when_dry: str
+    latency_steps: int, on_empty_queue: str
 ) -> None:
-    rules = AsyncOptions(fps=FPS, when_dry=when_dry)
+    rules = AsyncOptions(fps=FPS, on_empty_queue=on_empty_queue)
     real = run(time := Time(), Client(time, latency_steps / FPS, rules))
     virtual = Rollout(SEED)
     run_virtual_episode(

@@ -165,13 +165,13 @@ def test_a_dry_queue_holds_still_in_steps_that_count() -> None:
 
 
 def test_waiting_executes_nothing_and_leaves_the_episode_its_steps() -> None:
-    rollout = run("300", chunk_size_threshold=0, when_dry="wait")
+    rollout = run("300", chunk_size_threshold=0, on_empty_queue="wait")
     assert ([0.0, 1.0] in executed(rollout), len(rollout.actions)) == (False, HORIZON)
 
 
 @pytest.mark.parametrize("latency", ["0", "100", "500"])
 def test_the_statistics_end_with_the_episode(latency: str) -> None:
-    rollout = run(latency, when_dry="wait")
+    rollout = run(latency, on_empty_queue="wait")
     assert rollout.statistics is not None
     assert len(rollout.statistics.observation_ages) == len(rollout.actions) == HORIZON
     sizes = rollout.statistics.queue_sizes

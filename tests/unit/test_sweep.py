@@ -66,13 +66,13 @@ def test_every_combination_is_a_point_and_all_latencies_of_one_come_together() -
 
 
 def test_a_point_has_its_rules_and_its_latency() -> None:
-    point = points(latencies=["normal:80,20"], actions_per_chunk=[8], fps=10.0, when_dry="zero")[1]
+    point = points(latencies=["normal:80,20"], actions_per_chunk=[8], fps=10.0, on_empty_queue="zero")[1]
     assert point.name == "latest_only_threshold_0.5_latency_normal-80,20_actions_8"
     assert point.clock is not None
     assert (point.clock.latency.mean, point.clock.latency.std) == (80, 20)
     rules = point.clock.rules
     assert (rules.aggregate_fn_name, rules.chunk_size_threshold) == ("latest_only", 0.5)
-    assert (rules.actions_per_chunk, rules.fps, rules.when_dry) == (8, 10.0, "zero")
+    assert (rules.actions_per_chunk, rules.fps, rules.on_empty_queue) == (8, 10.0, "zero")
 
 
 def test_a_point_named_twice_is_one() -> None:

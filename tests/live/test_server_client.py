@@ -1,0 +1,163 @@
+"""The client of any server, and every client over TLS."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+from certificates import Certificates
+
+from robowire.client.async_policy_client import AsyncPolicyClient
+from robowire.client.policy_client import PolicyClient
+from robowire.client.session import ServerClient
+from robowire.client.simulator_client import SimulatorClient
+from robowire.errors import ConfigurationError, ConnectFailed, TlsFailed, Unauthenticated
+from robowire.fleet.fleet_client import ask_fleet
+from robowire.meta import MetaObs
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
+from robowire.serving.simulator.options import SimulatorServerOptions
+from robowire.testing import ConstantPolicy, running_server, running_simulator_server
+
+
+def observation() -> MetaObs:
+    return MetaObs(state=np.zeros(ConstantPolicy().spec.state_dim or 1, np.float32), timestep=0)
+
+
+def test_a_policy_server_answers_what_all_servers_answer() -> None:
+    with running_server(ConstantPolicy()) as server, ServerClient(*server.address) as client:
+        assert client.kind == "policy"
+        assert client.hello["server"] == "policy"
+        assert client.get_info()["policy"] == "constant"
+        assert client.stats()["sessions_open"] == 1
+        assert 0 < client.ping() < 5
+
+
+def test_a_simulator_server_answers_what_all_servers_answer() -> None:
+    with running_simulator_server() as server, ServerClient(*server.address) as client:
+        assert client.kind == "simulator"
+        assert client.get_info()["simulators"] == ["fake"]
+        assert client.stats()["sessions_open"] == 1
+        assert 0 < client.ping() < 5
+        with pytest.raises(ConfigurationError, match=r" is a simulator server, not a fleet$"):
+            ask_fleet(*server.address, "list_services")
+
+
+def test_a_token_is_shown() -> None:
+    options = PolicyServerOptions(token="sesame", drain_s=2.0)
+    with running_server(ConstantPolicy(), options) as server:
+        with ServerClient(*server.address, token="sesame") as client:
+            client.ping()
+        with pytest.raises(Unauthenticated):
+            ServerClient(*server.address).connect()
+
+
+def test_every_client_waits_for_a_server_that_is_still_loading(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    connected: list[str] = []
+
+    def wait(client: PolicyClient | AsyncPolicyClient | ServerClient) -> None:
+        with client:
+            connected.append(type(client).__name__)
+
+    clients = [
+        PolicyClient("127.0.0.1", port, wait_s=30, retries=0),
+        AsyncPolicyClient("127.0.0.1", port, wait_s=30),
+        ServerClient("127.0.0.1", port, wait_s=30),
+    ]
+    threads = [threading.Thread(target=wait, args=(client,)) for client in clients]
+    with caplog.at_level(logging.WARNING):
+        for thread in threads:
+            thread.start()
+        while sum("so far" in record.getMessage() for record in caplog.records) < len(clients):
+            threading.Event().wait(0.01)
+        options = PolicyServerOptions(host="127.0.0.1", port=port, drain_s=2.0)
+        with PolicyServer(ConstantPolicy(), options):
+            for thread in threads:
+                thread.join()
+    assert sorted(connected) == ["AsyncPolicyClient", "PolicyClient", "ServerClient"]
+    with pytest.raises(ConnectFailed, match=r"^nothing listens on .*: is the server running there\?$"):
+        ServerClient("127.0.0.1", port).connect()
+
+
+@pytest.fixture
+def tls(certificates: Certificates) -> dict[str, str]:
+    """The arguments of a client that trusts the authority of the server."""
+    return {"ca": certificates.ca}
+
+
+def test_a_policy_is_asked_over_tls(certificates: Certificates, tls: dict[str, str]) -> None:
+    options = PolicyServerOptions(
+        tls_cert=certificates.server_cert, tls_key=certificates.server_key, drain_s=2.0
+    )
+    with running_server(ConstantPolicy(), options) as server:
+        with PolicyClient(*server.address, **tls) as client:
+            assert client.infer(observation()).ndim == 2
+            client.reset()
+        with AsyncPolicyClient(*server.address, **tls) as client:
+            assert client.step(observation()).action is not None
+        with ServerClient(*server.address, **tls) as client:
+            assert client.kind == "policy"
+        with pytest.raises(TlsFailed, match=r" speaks TLS: pass tls=True "):
+            PolicyClient(*server.address).connect()
+        with pytest.raises(TlsFailed, match=r" is not trusted "):
+            PolicyClient(*server.address, tls=True).connect()
+
+
+def test_a_simulator_is_driven_over_tls(certificates: Certificates, tls: dict[str, str]) -> None:
+    options = SimulatorServerOptions(
+        tls_cert=certificates.server_cert, tls_key=certificates.server_key, drain_s=2.0
+    )
+    with running_simulator_server(options) as server, SimulatorClient(*server.address, **tls) as client:
+        client.select_simulator("fake")
+        spec = client.load_task("reach")
+        client.reset(seed=0)
+        session = client._session
+        assert session.connection is not None
+        session.connection.stop_reading()
+        client.step(np.zeros(spec.action_dim or 1))  # it comes back to its session, over TLS again
+        assert session.connection is not None
+
+
+def test_a_server_can_ask_clients_for_a_certificate(certificates: Certificates, tls: dict[str, str]) -> None:
+    options = PolicyServerOptions(
+        tls_cert=certificates.server_cert,
+        tls_key=certificates.server_key,
+        tls_client_ca=certificates.ca,
+        drain_s=2.0,
+    )
+    with running_server(ConstantPolicy(), options) as server:
+        own = {"tls_cert": certificates.client_cert, "tls_key": certificates.client_key}
+        with PolicyClient(*server.address, **tls, **own) as client:
+            assert client.infer(observation()).ndim == 2
+        with pytest.raises(TlsFailed, match=r"pass a client certificate that it trusts as tls_cert and"):
+            PolicyClient(*server.address, **tls).connect()
+
+
+def test_a_tls_client_of_a_plain_server_is_told_so(tls: dict[str, str]) -> None:
+    told = pytest.raises(ConnectFailed, match=r"it does not speak TLS: leave tls out")
+    with running_server(ConstantPolicy()) as server, told:
+        PolicyClient(*server.address, retries=0, **tls).connect()
+
+
+def test_curl_probes_a_tls_port(certificates: Certificates) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    options = PolicyServerOptions(
+        tls_cert=certificates.server_cert, tls_key=certificates.server_key, drain_s=2.0
+    )
+    with running_server(ConstantPolicy(), options) as server:
+        host, port = server.address
+        run = subprocess.run(
+            ["curl", "-sS", "--cacert", certificates.ca, f"https://{host}:{port}/healthz"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == "ok\n"

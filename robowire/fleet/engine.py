@@ -1,4 +1,4 @@
-"""What the fleet asks of whatever runs its services: processes of this machine, or a cluster."""
+"""Interface between a fleet and the engine that runs its services: local processes, or a cluster."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class ServiceSpec:
         name: For the log.
         command: A program that serves simulators, and its flags, but for ``--port``. It prints
             ``listening on HOST:PORT`` once it listens, finishes what it has when it gets SIGTERM, and ends.
-        environ: What it finds in its environment beside ours.
-        share: How many services there are to be: it gets its part of what there is.
+        environ: Environment variables in addition to ours.
+        share: Number of services that share the machine's cores.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ServiceSpec:
 
 
 class Service(Protocol):
-    """One process that serves simulators. Any thread may ask it."""
+    """One process that serves simulators. Any thread may call it."""
 
     pid: int
     """Its process, on the machine it runs on."""
@@ -59,7 +59,7 @@ class Service(Protocol):
         ...
 
     def ended(self) -> str | None:
-        """Return how it ended, in words; ``None`` while it runs."""
+        """Return how it ended and its last output, in words; ``None`` while it runs."""
         ...
 
     def memory_mb(self) -> float:
@@ -75,12 +75,12 @@ class Service(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what is left here of one that ended."""
+        """Free what is left here of a service that ended."""
         ...
 
 
 class Engine(Protocol):
-    """Starts services. One thread asks it, which lives until all of them have ended."""
+    """Starts services. One thread calls it, which lives until all of them have ended."""
 
     def start(self, spec: ServiceSpec) -> Service:
         """Return a service that was just started.

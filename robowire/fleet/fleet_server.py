@@ -12,6 +12,7 @@ from robowire.errors import Unauthenticated, UnknownMethod
 from robowire.fleet.engine import ENGINES, Engine
 from robowire.fleet.lifecycle import State
 from robowire.fleet.options import FleetOptions
+from robowire.fleet.probe import service_tls
 from robowire.fleet.supervisor import Supervisor
 from robowire.registry import load
 from robowire.serving.metrics import Metrics
@@ -167,7 +168,13 @@ class FleetServer(Runner[FleetService]):
         try:
             engine: Engine = load("engine", options.engine, ENGINES)(options, host=tcp.host)
             self.supervisor = Supervisor(
-                engine, options, command, drain_s=tcp.drain_s, token=tcp.token, on_change=on_change
+                engine,
+                options,
+                command,
+                drain_s=tcp.drain_s,
+                token=tcp.token,
+                tls=service_tls(tcp),
+                on_change=on_change,
             )
             service = FleetService(options, self.supervisor, token=tcp.token, stop=self.stop)
         except BaseException:

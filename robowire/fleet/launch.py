@@ -1,7 +1,7 @@
 """Become a service: ``python launch.py PARENT CORES COMMAND...`` replaces itself by the command.
 
-A program of its own, because what it does must be done in the new process and before its first import:
-pinning counts for the threads that come later, and a service of which nobody knows must not come to be.
+A separate program, because its work must be done in the new process and before its first import: pinning
+applies to threads that start later, and no service may start whose fleet has ended.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def main(argv: Sequence[str]) -> None:
     """Run the command in this process, which Linux is asked to kill with its parent.
 
     Args:
-        argv: The parent's process id; core numbers with commas between, or nothing; the command.
+        argv: Process id of the parent; core numbers separated by commas, or an empty text; the command.
     """
     parent, cores, *command = argv
     if sys.platform == "linux":
-        # It is with the parent's *thread* that we end: that of the fleet's supervisor. Survives the exec.
+        # We end with the parent's *thread*, that of the fleet's supervisor. The setting survives the exec.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(parent):
             sys.exit(f"process {parent} ended before its service began")

@@ -1,4 +1,4 @@
-"""What becomes of one service, from what is seen of it. Pure: the clock is passed in."""
+"""Lifecycle of one fleet service: health checks, restart backoff, recycling. Pure: the clock is passed in."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _ENDING_S = 5.0
 
 
 class State(enum.Enum):
-    """Where a service is between its start and its end."""
+    """State of a service between its start and its end."""
 
     STARTING = "starting"
     HEALTHY = "healthy"  # the only state in which it is given new clients
     UNHEALTHY = "unhealthy"  # it runs and does not answer
-    BACKING_OFF = "backing off"  # it ended, and is started again when its time has come
-    DRAINING = "draining"  # it is to end, once its sessions have
+    BACKING_OFF = "backing off"  # it ended, and is started again after a pause
+    DRAINING = "draining"  # it ends once its sessions have ended
     STOPPED = "stopped"
 
 
 class Order(enum.Enum):
-    """What is to be done with a service's process now."""
+    """What to do with a service's process now."""
 
     WAIT = "wait"
     START = "start"
@@ -41,12 +41,11 @@ class LifecycleOptions:
         start_timeout_s: Seconds a service may take until it first answers.
         unhealthy_s: Seconds without an answer after which a service is killed and started again.
         backoff_s: Seconds before a service that ended is started again; twice as many each time.
-        max_backoff_s: The most that they become.
-        steady_s: Seconds that a service must have run well, so that its next end counts as the first.
+        max_backoff_s: Longest such pause.
+        steady_s: Seconds of health after which the next end of a service counts as its first.
         max_service_mb: Memory of a service and its simulators, in megabytes, above which it is replaced, once
             another one takes clients; no limit by default.
-        recycle_wait_s: Seconds that a service which is to be replaced or taken away waits for its sessions to
-            end.
+        recycle_wait_s: Seconds that a service which is replaced or removed waits for its sessions to end.
     """
 
     # Importing the server takes a second; on a machine that starts many at once it takes many.
@@ -57,7 +56,7 @@ class LifecycleOptions:
     max_backoff_s: float = 60.0
     steady_s: float = 60.0
     max_service_mb: float | None = None
-    # An episode of LIBERO, drawn on a CPU, takes up to three minutes.
+    # An episode of LIBERO, rendered on a CPU, takes up to three minutes.
     recycle_wait_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -73,20 +72,20 @@ class LifecycleOptions:
 
 
 class Lifecycle:
-    """One place in the fleet, in which one process after the other serves.
+    """Lifecycle of one slot of the fleet, in which one process after the other serves.
 
-    Tell it what was seen (:meth:`started`, :meth:`answered`, :meth:`missed`, :meth:`ended`) and what is
-    wanted (:meth:`retire`); :meth:`order` says what to do now, as often as it is asked.
+    Events go in by :meth:`started`, :meth:`answered`, :meth:`missed`, :meth:`ended` and :meth:`retire`;
+    :meth:`order` returns what to do now.
 
     Args:
-        options: When it counts as broken.
-        now: Seconds, as in every method here: of one monotonic clock.
+        options: Timeouts and limits.
+        now: Seconds of one monotonic clock, as in every method here.
         drain_s: Seconds that a process which was told to end may take to finish its requests.
 
     Attributes:
-        state: Where it is.
-        reason: Why it is there, in words; empty where there is nothing to say.
-        restarts: How often a process took another's place.
+        state: State of the service.
+        reason: Reason for the state, in words; may be empty.
+        restarts: Number of processes that replaced another one.
     """
 
     def __init__(self, options: LifecycleOptions, now: float, *, drain_s: float) -> None:
@@ -96,15 +95,15 @@ class Lifecycle:
         self._options = options
         self._drain_s = drain_s
         self._due = now  # when to start the next process
-        self._since = now  # of the state
+        self._since = now  # when it entered the state
         self._failures = 0  # ends in a row that came too early
         self._healthy_at: float | None = None  # when this process first answered
         self._answered_at = now
         self._sessions = 0
-        self._retired = False  # no other process takes its place
-        self._wait_s = 0.0  # how long a draining one waits for its sessions
-        self._told_at: float | None = None  # when it was told to end
-        self._blame = ""  # why we end this process, where we do
+        self._retired = False  # no other process replaces it
+        self._wait_s = 0.0  # how long it waits for its sessions while it drains
+        self._terminated_at: float | None = None  # when it was told to end
+        self._ended_for = ""  # why we end this process, where we do
 
     def order(self, now: float) -> Order:
         """Return what to do now."""
@@ -113,36 +112,36 @@ class Lifecycle:
         if self.state is State.BACKING_OFF and now >= self._due:
             return Order.START
         if self.state is State.STARTING and lasted > options.start_timeout_s:
-            self._blame = f"did not answer within {options.start_timeout_s:g} s of its start"
+            self._ended_for = f"did not answer within {options.start_timeout_s:g} s of its start"
             return Order.KILL
         if self.state is State.UNHEALTHY and silent:
-            self._blame = f"did not answer for {options.unhealthy_s:g} s"
+            self._ended_for = f"did not answer for {options.unhealthy_s:g} s"
             return Order.KILL
         if self.state is State.DRAINING:
-            if self._told_at is None:
+            if self._terminated_at is None:
                 if self._sessions and lasted < self._wait_s and not silent:
                     return Order.WAIT
-                self._told_at = now
+                self._terminated_at = now
                 return Order.TERMINATE
-            if now - self._told_at > self._drain_s + _ENDING_S:
+            if now - self._terminated_at > self._drain_s + _ENDING_S:
                 return Order.KILL
         return Order.WAIT
 
     def started(self, now: float) -> None:
-        """Take note that a process was started."""
+        """Record that a process was started."""
         self._enter(State.STARTING, now, self.reason)
-        self._healthy_at, self._told_at, self._blame = None, None, ""
+        self._healthy_at, self._terminated_at, self._ended_for = None, None, ""
         self._answered_at, self._sessions = now, 0
 
     def answered(self, now: float, *, sessions: int, memory_mb: float, needed: bool = False) -> None:
-        """Take note of an answer.
+        """Record an answer to a health check.
 
         Args:
             now: The time.
-            sessions: How many it has.
+            sessions: Number of its sessions.
             memory_mb: Its memory.
-            needed: Whether no other service would be there for new clients while this one is replaced: then
-                it stays for now, however large.
+            needed: Whether no other service could take new clients while this one is replaced: then it stays
+                for now, however large.
         """
         self._answered_at, self._sessions = now, sessions
         if self.state in (State.STARTING, State.UNHEALTHY):
@@ -151,16 +150,16 @@ class Lifecycle:
         limit = self._options.max_service_mb
         if self.state is State.HEALTHY and limit is not None and memory_mb > limit and not needed:
             self._wait_s = self._options.recycle_wait_s
-            self._blame = f"has {memory_mb:.0f} MB, of {limit:g}"
-            self._enter(State.DRAINING, now, self._blame)
+            self._ended_for = f"has {memory_mb:.0f} MB, of {limit:g}"
+            self._enter(State.DRAINING, now, self._ended_for)
 
     def missed(self, now: float, reason: str) -> None:
-        """Take note that it was asked and did not answer in time."""
+        """Record a health check that was not answered in time."""
         if self.state is State.HEALTHY:
             self._enter(State.UNHEALTHY, now, reason)
 
     def ended(self, now: float, reason: str) -> None:
-        """Take note that its process is gone, whatever the reason."""
+        """Record that its process has ended, whatever the reason."""
         if self._retired:
             self._enter(State.STOPPED, now, self.reason)
             return
@@ -168,21 +167,21 @@ class Lifecycle:
         steady = self._healthy_at is not None and now - self._healthy_at >= self._options.steady_s
         if steady:
             self._failures = 0
-        if steady and self.state is State.DRAINING:  # as was wanted
+        if steady and self.state is State.DRAINING:  # we ended it
             self._due = now
         else:
-            # 2.0**1024 is no float
+            # 2.0**1024 overflows
             delay = self._options.backoff_s * 2.0 ** min(self._failures, 64)
             self._due = now + min(delay, self._options.max_backoff_s)
             self._failures += 1
-        self._enter(State.BACKING_OFF, now, self._blame or reason)
+        self._enter(State.BACKING_OFF, now, self._ended_for or reason)
 
     def retire(self, now: float, *, wait: bool) -> None:
-        """Let it end, and no other process take its place.
+        """End it for good: no other process replaces it.
 
         Args:
             now: The time.
-            wait: Whether it may wait for its sessions, ``recycle_wait_s`` at most.
+            wait: Whether it first waits for its sessions to end, ``recycle_wait_s`` at most.
         """
         self._retired = True
         if self.state is State.BACKING_OFF:  # there is no process
@@ -194,7 +193,7 @@ class Lifecycle:
 
     @property
     def retired(self) -> bool:
-        """Whether no other process will take its place."""
+        """Whether no other process will replace it."""
         return self._retired
 
     def _enter(self, state: State, now: float, reason: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What a fleet may be told; how its services end and begin again is in ``lifecycle``."""
+"""Options of a fleet; those about health checks and restarts are in ``lifecycle``."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ MAX_SERVICES = 1024
 
 @dataclass(frozen=True)
 class FleetOptions(LifecycleOptions):
-    """How many services there are, on what, and how they are watched.
+    """Number of services, the machines they run on, and how they are watched.
 
     Attributes:
         num_services: Simulator servers to run; "fleet scale" changes it later.
         engine: local: processes of this machine; ray: actors of a Ray cluster.
-        gpus: GPUs to share out, by number, such as 0,1; services draw with EGL there. None by default.
-        cores_per_service: Cores that a service and its simulators are kept on, by default an equal share; 0
-            lets them use all. With Ray the CPUs that it reserves, 1 by default.
-        gpus_per_service: GPUs that Ray reserves for a service; may be a part of one, such as 0.25.
+        gpus: Numbers of the GPUs to distribute, such as 0,1; services render with EGL on them. None by
+            default.
+        cores_per_service: Cores that a service and its simulators are pinned to, by default an equal share; 0
+            pins none. With Ray, CPUs that a service reserves, 1 by default.
+        gpus_per_service: GPUs that Ray reserves for a service; may be a fraction, such as 0.25.
         ray_address: Ray cluster to join, or auto; by default one is started here.
-        first_service_port: Services listen on ports from here on, taken ones left out; 0 lets the kernel
-            choose.
-        advertise_host: Host under which clients find the services, where that is not the one under which they
-            find the fleet: behind NAT, or in a container.
-        health_interval_s: Seconds between two looks at a service.
-        health_timeout_s: Seconds that it may take to answer.
+        first_service_port: First port of the services; ports in use are skipped; 0 lets the kernel choose.
+        advertise_host: Host under which clients reach the services, where it differs from the fleet's: behind
+            NAT, or in a container.
+        health_interval_s: Seconds between two health checks of a service.
+        health_timeout_s: Seconds that a service has to answer one.
     """
 
     num_services: int = 2

@@ -1,4 +1,4 @@
-"""Who gets what: cores and GPUs for a service, a service for a client, the service to take away. Pure."""
+"""Placement: cores and GPUs for a service, a service for a client, the services to remove. Pure."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Load", "least_loaded", "least_used", "to_take_away"]
+__all__ = ["Load", "least_loaded", "least_used", "to_remove"]
 
 T = TypeVar("T", bound=object)
 
 
-def least_used(things: Sequence[T], used: Iterable[T], count: int) -> tuple[T, ...]:
-    """Return ``count`` of the things, those that are used least often first; all, where there are fewer.
+def least_used(resources: Sequence[T], used: Iterable[T], count: int) -> tuple[T, ...]:
+    """Return the ``count`` resources that are used least often; all, if there are fewer.
 
-    Equal ones are taken in their order, so that services which are placed one after the other go round.
+    Equal ones are taken in their order, so that services which start one after the other take turns.
 
     Args:
-        things: Cores or GPUs.
+        resources: Cores or GPUs.
         used: What the other services have, one entry for each use.
-        count: How many are wanted.
+        count: Number of resources wanted.
     """
     uses = Counter(used)
-    return tuple(sorted(things, key=lambda thing: uses[thing])[:count])
+    return tuple(sorted(resources, key=lambda resource: uses[resource])[:count])
 
 
-# How long a client that was sent to a service may take to be seen there.
+# Seconds from the redirection of a client until the service reports its session.
 ARRIVAL_S = 2.0
 
 
 @dataclass
 class Load:
-    """How much a service is used: what it said last, and who was sent to it since.
+    """Load of a service: what it reported last, and the clients that were redirected to it since.
 
     Attributes:
-        sessions: Simulators in use, or clients if there are more: each will want one.
-        max_sessions: Its limit.
+        sessions: Simulators in use, or clients if there are more, each of which will select one.
+        max_sessions: Limit of the service.
     """
 
     sessions: int = 0
@@ -45,31 +45,31 @@ class Load:
     _until: float = float("-inf")
 
     def count(self, now: float) -> int:
-        """Return the sessions there are, or will be when all have arrived that were sent."""
+        """Return the number of sessions, including clients that were redirected and have not arrived yet."""
         return max(self.sessions, self._expected) if now < self._until else self.sessions
 
     def share(self, now: float) -> float:
-        """Return how full it is: 1 when it has room for no other session."""
+        """Return the share of its capacity that is in use, 0 to 1."""
         return self.count(now) / self.max_sessions
 
     def see(self, sessions: int, max_sessions: int) -> None:
-        """Take note of what it says."""
+        """Record what the service reports."""
         self.sessions, self.max_sessions = sessions, max_sessions
         if sessions >= self._expected:  # all have arrived, and may leave again
             self._until = float("-inf")
 
     def send(self, now: float) -> None:
-        """Take note that a client is sent to it."""
-        # Not a sum with what is told later: then a client that arrived would count twice.
+        """Record that a client is redirected to it."""
+        # Not added to later reports: then a client that arrived would count twice.
         self._expected, self._until = self.count(now) + 1, now + ARRIVAL_S
 
 
 def least_loaded(loads: Sequence[Load], now: float) -> int | None:
-    """Return the index of the service that the next client is sent to; ``None`` where there is none."""
+    """Return the index of the service for the next client; ``None`` if there is no service."""
     return min(range(len(loads)), key=lambda index: loads[index].share(now), default=None)
 
 
-def to_take_away(serving: Sequence[bool], loads: Sequence[Load], count: int, now: float) -> list[int]:
+def to_remove(serving: Sequence[bool], loads: Sequence[Load], count: int, now: float) -> list[int]:
     """Return the indices of the services to end: those that do not serve, then those that are used least.
 
     Of equal ones the newest goes first.

@@ -1,4 +1,4 @@
-"""Services as processes of this machine: each gets a port, a GPU and cores, and none outlives the fleet."""
+"""Local engine: services as processes of this machine, each with a port, a GPU and cores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _LISTENING = re.compile(r"^listening on \S+:(\d+)")
 
-# Enough to recognise why a service ended; all of it is in the log.
+# Enough lines to recognise why a service ended; all of them are in the log.
 _LAST_LINES = 2
 _MAX_LINE = 8192
 
@@ -38,14 +38,14 @@ EVERY_ADDRESS = ("0.0.0.0", "::", "")
 
 
 class LocalEngine:
-    """Start services here. Ports, GPUs and cores of those that run are known, and the next gets others.
+    """Start services on this machine, each on the port, GPU and cores that running services use least.
 
     Args:
-        options: Which GPUs, cores and ports there are.
+        options: GPUs, cores and ports to distribute.
         host: Address that services listen on.
 
     Raises:
-        ConfigurationError: The options are for another engine.
+        ConfigurationError: An option is for another engine.
     """
 
     def __init__(self, options: FleetOptions, *, host: str) -> None:
@@ -57,14 +57,14 @@ class LocalEngine:
         self._services: list[LocalService] = []
 
     def start(self, spec: ServiceSpec) -> LocalService:
-        """Start it, on the cores and the GPU that are used least."""
+        """Start a service, on the cores and the GPU that are used least."""
         self._services = [service for service in self._services if service.ended() is None]
         options, environ = self._options, dict(spec.environ)
         port = self._free_port()
         gpus = least_used(options.gpus or (), [service.gpu for service in self._services], 1)
         if gpus:
             environ["CUDA_VISIBLE_DEVICES"] = environ["MUJOCO_EGL_DEVICE_ID"] = gpus[0]
-            # Who names GPUs wants them to draw; a simulator's own default is the CPU.
+            # GPUs are named to render on them; a simulator's own default is the CPU.
             environ.setdefault("MUJOCO_GL", os.environ.get("MUJOCO_GL", "egl"))
         ours = sorted(os.sched_getaffinity(0))
         wanted = options.cores_per_service
@@ -99,7 +99,7 @@ class LocalEngine:
 
 
 class LocalService:
-    """A process of this machine. It ends with the thread that makes this object, however that ends."""
+    """One service as a process of this machine. It ends with the thread that makes this object."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class LocalService:
         self._name = name
         self._host = host
         self._port: int | None = None
-        self._words: deque[str] = deque(maxlen=_LAST_LINES)
+        self._output: deque[str] = deque(maxlen=_LAST_LINES)
         try:
             self._popen = subprocess.Popen(
                 # Isolated: it needs nothing of ours, and starts in 20 ms.
@@ -141,19 +141,19 @@ class LocalService:
         self._reader.start()
 
     def address(self) -> tuple[str, int] | None:
-        """Return where it listens, as it said."""
+        """Return where it listens, as it printed."""
         return None if self._port is None else (self._host, self._port)
 
     def ended(self) -> str | None:
-        """Return how it ended, with its last words."""
+        """Return how it ended, and its last output after an error."""
         code = self._popen.poll()
         if code is None:
             return None
-        words = f": {' | '.join(self._words)}" if self._words and code > 0 else ""
-        return how_it_ended(code) + words
+        output = f": {' | '.join(self._output)}" if self._output and code > 0 else ""
+        return how_it_ended(code) + output
 
     def memory_mb(self) -> float:
-        """Return the memory of its process and of all that these started."""
+        """Return the memory of its process and of all descendants, in megabytes."""
         return memory_of_tree(self.pid) / 1e6
 
     def terminate(self) -> None:
@@ -175,8 +175,8 @@ class LocalService:
                 if listening := _LISTENING.match(text):
                     self._port = int(listening[1])
                 if text:
-                    self._words.append(text)
-                    # The fleet's table says what it says of itself at the start.
+                    self._output.append(text)
+                    # The fleet's table repeats what a service prints at its start.
                     banner = self._port is None or text.startswith("try it: ") or listening
                     logger.log(logging.DEBUG if banner else logging.INFO, "%s: %s", self._name, text)
 

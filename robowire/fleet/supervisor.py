@@ -1,8 +1,9 @@
-"""The thread that starts services, looks after them, replaces them, and ends them."""
+"""Thread that starts services, checks them, replaces them, and ends them."""
 
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import time
 from collections import Counter
@@ -15,26 +16,26 @@ from robowire.errors import InvalidParams, Overloaded, SessionNotFound
 from robowire.fleet.engine import CannotStart, Engine, Service, ServiceSpec
 from robowire.fleet.lifecycle import Lifecycle, Order, State
 from robowire.fleet.options import MAX_SERVICES, FleetOptions
-from robowire.fleet.placement import Load, least_loaded, to_take_away
+from robowire.fleet.placement import Load, least_loaded, to_remove
 from robowire.fleet.probe import Probe
 
 __all__ = ["Supervisor"]
 
 logger = logging.getLogger(__name__)
 
-# How often processes are looked at: what a dead one costs its clients beside its start.
+# Interval of looking for ended processes: what one costs its clients in addition to its start.
 _TICK_S = 0.1
 
-# What changes within this time is told at once: many services start together.
-_TELL_S = 1.0
+# Changes within this time are reported together: many services start at one time.
+_REPORT_S = 1.0
 
-# A client that comes while the only service starts again should wait and not fail; less than clients wait for
-# a hello.
+# A client that connects while the only service restarts should wait and not fail; less than clients wait for
+# the reply to hello.
 _READY_S = 3.0
 
 
-class _Place:
-    """A place in the fleet, and the process that fills it."""
+class _Slot:
+    """One slot of the fleet, and the process that runs in it."""
 
     def __init__(self, number: int, lifecycle: Lifecycle) -> None:
         self.number = number
@@ -47,12 +48,12 @@ class _Place:
 
     @property
     def name(self) -> str:
-        """The process's name: another process in this place has another one, and other sessions."""
+        """Name of the process: the next process in this slot has another name, and other sessions."""
         return f"{self.number}.{self.launches}"
 
     @property
     def serves(self) -> bool:
-        """Whether it is given new clients."""
+        """Whether it takes new clients."""
         alive = self.service is not None and self.service.ended() is None
         return alive and self.lifecycle.state is State.HEALTHY
 
@@ -76,18 +77,19 @@ class _Place:
 
 
 class Supervisor:
-    """Keep as many services running as are wanted.
+    """Keep the wanted number of services running.
 
     Args:
-        engine: Starts them; closed at the end.
-        options: How many, and how they are watched.
-        command: Of each: see :class:`robowire.fleet.engine.ServiceSpec`.
+        engine: Starts the services; closed at the end.
+        options: Number of services, and how they are watched.
+        command: Command line of each: see :class:`robowire.fleet.engine.ServiceSpec`.
         drain_s: Seconds that a service which is told to end has to finish its requests.
-        token: What services and their clients share; none by default.
-        on_change: Called with the fleet's rows when a service has another state, once a second at most.
+        token: Token that services and their clients share; none by default.
+        tls: TLS context for connections with services; ``None`` if they speak plain TCP.
+        on_change: Called with the fleet's rows when the state of a service changes, once a second at most.
 
     Attributes:
-        command: Of each service.
+        command: Command line of each service.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Supervisor:
         *,
         drain_s: float,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         on_change: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
     ) -> None:
         self._engine = engine
@@ -105,24 +108,25 @@ class Supervisor:
         self.command = tuple(command)
         self._drain_s = drain_s
         self._token = token
+        self._tls = tls
         self._on_change = on_change
-        self._told: list[Any] = []  # what on_change was told last
-        self._told_at = float("-inf")
-        self._changed = threading.Condition()  # guards what follows; this thread alone changes the places
+        self._reported: list[Any] = []  # the states of the last call of on_change
+        self._reported_at = float("-inf")
+        self._changed = threading.Condition()  # guards what follows; this thread alone changes the slots
         self._wanted = options.num_services
         self._stopping = False
-        self._places: list[_Place] = []
-        self._numbers = 0  # given out so far: none is given twice
+        self._slots: list[_Slot] = []
+        self._numbers = 0  # slots made so far: no number is used twice
         self._wake = threading.Event()
         # Not a daemon: Linux would end the services with it, before they are done.
         self._thread = threading.Thread(target=self._run, name="supervisor")
 
     def start(self) -> None:
-        """Begin to start services."""
+        """Start the thread, which starts the services."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End all services, which finish the requests they have, and return when they are gone."""
+        """End all services, which finish their requests in hand, and return when they have ended."""
         with self._changed:
             self._stopping = True
         self._wake.set()
@@ -131,10 +135,10 @@ class Supervisor:
         self._engine.close()
 
     def scale(self, num_services: int) -> None:
-        """Change how many services there are. Those that are too many finish their sessions first.
+        """Change the number of services. Surplus ones finish their sessions first.
 
         Raises:
-            InvalidParams: That many are not allowed.
+            InvalidParams: The number is too large.
         """
         if num_services > MAX_SERVICES:
             raise InvalidParams(f"num_services is {num_services}, expected 0 to {MAX_SERVICES}")
@@ -144,20 +148,20 @@ class Supervisor:
         self._wake.set()
 
     def place_client(self, *, host: str) -> tuple[str, str]:
-        """Return the name and address of the service that has most room, for a client that goes there now.
+        """Return the name and address of the service with the most capacity, for a client that connects now.
 
         Args:
-            host: Under which the client finds this machine.
+            host: Host under which the client reaches this machine.
 
         Raises:
-            Overloaded: None is ready, and none was within some seconds.
+            Overloaded: No service was ready within some seconds.
         """
         with self._changed:
             serving = self._changed.wait_for(self._serving, timeout=_READY_S)
             now = time.monotonic()
-            chosen = least_loaded([place.load for place in serving], now)
+            chosen = least_loaded([slot.load for slot in serving], now)
             if chosen is None:
-                states = Counter(place.lifecycle.state.value for place in self._places)
+                states = Counter(slot.lifecycle.state.value for slot in self._slots)
                 found = ", ".join(f"{count} {state}" for state, count in states.items()) or "there are none"
                 raise Overloaded(f"no service of this fleet is ready ({found}); try again later")
             serving[chosen].load.send(now)
@@ -167,38 +171,38 @@ class Supervisor:
         """Return the address of a service, for a client with a session there.
 
         Raises:
-            SessionNotFound: It ended, and its sessions with it.
+            SessionNotFound: The service ended, and its sessions with it.
         """
         with self._changed:
-            for place in self._places:
-                service = place.service
+            for slot in self._slots:
+                service = slot.service
                 if (
-                    place.name == name
+                    slot.name == name
                     and service is not None
                     and service.ended() is None
                     and service.address()
                 ):
-                    return self._address(place, host)
+                    return self._address(slot, host)
         raise SessionNotFound(f"service {name[:50]} has ended, and its sessions with it")
 
     def describe(self) -> list[dict[str, Any]]:
         """Return a row for each service."""
         with self._changed:
-            return [place.describe() for place in self._places]
+            return [slot.describe() for slot in self._slots]
 
     @property
     def num_services(self) -> int:
-        """How many are wanted."""
+        """Number of services that are wanted."""
         return self._wanted
 
-    def _serving(self) -> list[_Place]:
-        return [place for place in self._places if place.serves]
+    def _serving(self) -> list[_Slot]:
+        return [slot for slot in self._slots if slot.serves]
 
-    def _address(self, place: _Place, host: str) -> str:
-        assert place.service is not None
-        address = place.service.address()
+    def _address(self, slot: _Slot, host: str) -> str:
+        assert slot.service is not None
+        address = slot.service.address()
         assert address is not None, "it was healthy, so it listens"
-        return join_address(place.service.node or self._options.advertise_host or host, address[1])
+        return join_address(slot.service.node or self._options.advertise_host or host, address[1])
 
     # -- in the supervisor's thread
     # -------------------------------------------------------------------------------
@@ -208,63 +212,63 @@ class Supervisor:
         while not done:
             with self._changed:
                 self._match_number()
-            for place in self._places:
-                self._survive(partial(self._tend, place))
+            for slot in self._slots:
+                self._survive(partial(self._update, slot))
             with self._changed:
-                self._places = [p for p in self._places if p.lifecycle.state is not State.STOPPED]
+                self._slots = [p for p in self._slots if p.lifecycle.state is not State.STOPPED]
                 self._changed.notify_all()
-                done = self._stopping and not self._places
-            self._survive(partial(self._tell, now=done))
+                done = self._stopping and not self._slots
+            self._survive(partial(self._report, now=done))
             if not done:
                 self._wake.wait(_TICK_S)
                 self._wake.clear()
 
     def _survive(self, act: Callable[[], None]) -> None:
-        """Do it, and go on if it fails: all services end with this thread."""
+        """Call a function, and go on if it fails: all services would end with this thread."""
         try:
             act()
         except Exception:
             logger.exception("the fleet met a bug of this program")
 
     def _match_number(self) -> None:
-        """Add places, or retire some, until there are as many as are wanted."""
+        """Add slots, or retire some, until their number is the wanted one."""
         now = time.monotonic()
         if self._stopping:
-            for place in self._places:
-                place.lifecycle.retire(now, wait=False)
+            for slot in self._slots:
+                slot.lifecycle.retire(now, wait=False)
             return
-        kept = [place for place in self._places if not place.lifecycle.retired]
+        kept = [slot for slot in self._slots if not slot.lifecycle.retired]
         for _ in range(self._wanted - len(kept)):
             lifecycle = Lifecycle(self._options, now, drain_s=self._drain_s)
             self._numbers += 1
-            self._places.append(_Place(self._numbers, lifecycle))
-        too_many = len(kept) - self._wanted
-        if too_many > 0:
-            serves, loads = [place.serves for place in kept], [place.load for place in kept]
-            for index in to_take_away(serves, loads, too_many, now):
+            self._slots.append(_Slot(self._numbers, lifecycle))
+        surplus = len(kept) - self._wanted
+        if surplus > 0:
+            serves, loads = [slot.serves for slot in kept], [slot.load for slot in kept]
+            for index in to_remove(serves, loads, surplus, now):
                 kept[index].lifecycle.retire(now, wait=True)
 
-    def _tend(self, place: _Place) -> None:
-        service = place.service
+    def _update(self, slot: _Slot) -> None:
+        service = slot.service
         if service is not None:
             end = service.ended()
             if end is not None:
-                self._bury(place, service, end)
+                self._clean_up(slot, service, end)
             else:
-                self._look(place, service)
-        order = place.lifecycle.order(time.monotonic())
+                self._check(slot, service)
+        order = slot.lifecycle.order(time.monotonic())
         if order is Order.START:
-            self._start(place)
-        elif place.service is not None and order is Order.TERMINATE:
-            logger.info("service %s is told to end", place.name)
-            place.service.terminate()
-        elif place.service is not None and order is Order.KILL:
-            logger.warning("service %s is killed", place.name)
-            place.service.kill()
+            self._start(slot)
+        elif slot.service is not None and order is Order.TERMINATE:
+            logger.info("service %s is told to end", slot.name)
+            slot.service.terminate()
+        elif slot.service is not None and order is Order.KILL:
+            logger.warning("service %s is killed", slot.name)
+            slot.service.kill()
 
-    def _start(self, place: _Place) -> None:
-        place.launches += 1
-        spec = ServiceSpec(f"service {place.name}", self.command, self._environ(), share=self._wanted)
+    def _start(self, slot: _Slot) -> None:
+        slot.launches += 1
+        spec = ServiceSpec(f"service {slot.name}", self.command, self._environ(), share=self._wanted)
         now = time.monotonic()
         try:
             service: Service | None = self._engine.start(spec)
@@ -272,55 +276,56 @@ class Supervisor:
             service, reason = None, str(exc)
             logger.warning("%s", exc)
         with self._changed:
-            place.service, place.load, place.memory_mb = service, Load(), 0.0
-            place.lifecycle.started(now)
+            slot.service, slot.load, slot.memory_mb = service, Load(), 0.0
+            slot.lifecycle.started(now)
             if service is None:
-                place.lifecycle.ended(now, reason)
+                slot.lifecycle.ended(now, reason)
 
     def _environ(self) -> dict[str, str]:
         # Not a flag: other users of the machine can read those.
-        return {} if self._token is None else {"ROBOWIRE_SIM_AUTH_TOKEN": self._token}
+        return {} if self._token is None else {"ROBOWIRE_SIM_TOKEN": self._token}
 
-    def _look(self, place: _Place, service: Service) -> None:
-        if place.probe is None:
+    def _check(self, slot: _Slot, service: Service) -> None:
+        if slot.probe is None:
             address = service.address()
             if address is not None:
-                place.probe = Probe(
+                slot.probe = Probe(
                     address,
                     self._options,
                     token=self._token,
+                    tls=self._tls,
                     memory_mb=service.memory_mb,
-                    on_seen=self._wake.set,
+                    on_result=self._wake.set,
                 )
             return
-        seen = place.probe.take()
-        if seen is None:
+        health = slot.probe.take()
+        if health is None:
             return
         now = time.monotonic()
         with self._changed:
-            if seen.failure:
-                place.lifecycle.missed(now, seen.failure)
+            if health.failure:
+                slot.lifecycle.missed(now, health.failure)
                 return
-            place.load.see(seen.sessions, seen.max_sessions)
-            place.memory_mb = seen.memory_mb
-            # Services that grow alike would otherwise all wait for their sessions, and none take a client.
-            others = [p for p in self._places if p is not place and not p.lifecycle.retired]
+            slot.load.see(health.sessions, health.max_sessions)
+            slot.memory_mb = health.memory_mb
+            # Services that grow alike would otherwise all drain at one time, and none would take a client.
+            others = [p for p in self._slots if p is not slot and not p.lifecycle.retired]
             needed = bool(others) and not any(other.serves for other in others)
-            place.lifecycle.answered(now, sessions=seen.sessions, memory_mb=seen.memory_mb, needed=needed)
+            slot.lifecycle.answered(now, sessions=health.sessions, memory_mb=health.memory_mb, needed=needed)
 
-    def _bury(self, place: _Place, service: Service, end: str) -> None:
-        if place.probe is not None:
-            place.probe.close()
+    def _clean_up(self, slot: _Slot, service: Service, end: str) -> None:
+        if slot.probe is not None:
+            slot.probe.close()
         service.close()
-        wanted = place.lifecycle.state is State.DRAINING
+        wanted = slot.lifecycle.state is State.DRAINING
         with self._changed:
-            place.service, place.probe, place.load, place.memory_mb = None, None, Load(), 0.0
-            place.lifecycle.ended(time.monotonic(), end)
-        logger.log(logging.INFO if wanted else logging.WARNING, "service %s %s", place.name, end)
+            slot.service, slot.probe, slot.load, slot.memory_mb = None, None, Load(), 0.0
+            slot.lifecycle.ended(time.monotonic(), end)
+        logger.log(logging.INFO if wanted else logging.WARNING, "service %s %s", slot.name, end)
 
-    def _tell(self, *, now: bool) -> None:
+    def _report(self, *, now: bool) -> None:
         rows = self.describe()
         states = [(row["service"], row["state"]) for row in rows]
-        if states != self._told and (now or time.monotonic() - self._told_at > _TELL_S):
-            self._told, self._told_at = states, time.monotonic()
+        if states != self._reported and (now or time.monotonic() - self._reported_at > _REPORT_S):
+            self._reported, self._reported_at = states, time.monotonic()
             self._on_change(rows)

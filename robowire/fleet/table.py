@@ -1,4 +1,4 @@
-"""The fleet's services as a table for people."""
+"""Table of a fleet's services, as text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _COLUMNS = ("service", "address", "state", "sessions", "memory", "restarts", "gp
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return lines with a head; one that has something to say about its state says it at the end.
+    """Return a line for each service below a header; the reason for its state, if any, ends the line.
 
     Args:
-        rows: Of ``list_services``.
+        rows: Rows of ``list_services``.
     """
     if not rows:
         return "no services"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from certificates import Certificates
 from raw_client import RawClient
 from server_process import PATIENCE_S, ROOT, ServerProcess, run_server, shown_python
 
@@ -34,15 +35,19 @@ from robowire.errors import (
     Overloaded,
     SessionNotFound,
     SimulatorAlreadySelected,
+    TlsFailed,
     Unauthenticated,
 )
 from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
+from robowire.fleet.probe import service_tls
 from robowire.integrations.gymnasium_env import RemoteEnv, RemoteVectorEnv
+from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.tcp import TcpOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
+from robowire.transport.stream import Stream
 from server import COMMANDS
 
 FAKE = "robowire.testing.fake_simulator:make_simulator"
@@ -54,13 +59,15 @@ def running_fleet(
     num_services: int = 2,
     *flags: str,
     token: str | None = None,
+    tls: dict[str, str] | None = None,
     wait: bool = True,
     **options: Any,
 ) -> Iterator[FleetServer]:
     """Run a fleet in this process, its services as processes; ``flags`` are theirs."""
     quick: dict[str, Any] = {"health_interval_s": 0.1, "health_timeout_s": 10.0, "backoff_s": 0.1}
     fleet_options = FleetOptions(num_services=num_services, **{**quick, **options})
-    tcp = TcpOptions(host="127.0.0.1", port=0, drain_s=2.0, token=token)
+    tcp = TcpOptions(host="127.0.0.1", port=0, drain_s=2.0, token=token, **(tls or {}))
+    flags += tuple(word for name, path in (tls or {}).items() for word in (f"--{name}", path))
     serve = ["simulator", "--simulators", FAKE, "--host", "127.0.0.1", "--drain_s", "2"]
     command = [sys.executable, str(ROOT / "server.py"), *serve, "--log_level", "warning", *flags]
     with FleetServer(fleet_options, tcp, command) as fleet:
@@ -367,6 +374,41 @@ def test_a_token_is_the_fleets_and_its_services() -> None:
             assert raw.ask({"method": "acquire"})["error_type"] == "unauthenticated"
         (row,) = fleet.rows()
         assert "secret" not in " ".join(psutil.Process(row["pid"]).cmdline())
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
+def test_a_fleet_and_its_services_speak_tls(certificates: Certificates, mutual: bool) -> None:
+    tls = {"tls_cert": certificates.server_cert, "tls_key": certificates.server_key}
+    shown: dict[str, Any] = {"ca": certificates.ca}
+    if mutual:
+        tls["tls_client_ca"] = certificates.ca
+        shown.update(tls_cert=certificates.client_cert, tls_key=certificates.client_key)
+    with running_fleet(1, tls=tls, token="secret") as fleet:  # healthy: the probe got through
+        with SimulatorClient(*fleet.address, token="secret", **shown) as client:
+            assert begin(client).step(ACTION).reward is not None
+            assert service_of(client) == fleet.rows()[0]["service"]
+        command = Path(f"/proc/{fleet.rows()[0]['pid']}/cmdline").read_bytes()
+        assert b"secret" not in command
+        assert certificates.server_cert.encode() in command
+        plain = Stream.connect("127.0.0.1", int(fleet.rows()[0]["address"].rpartition(":")[2]), timeout_s=5)
+        plain.send([b"hello there, is this plain?"], timeout_s=5)
+        assert plain.recv_into(bytearray(1), 5) in (0, 1)  # an alert, or the end
+        plain.close()
+
+
+def test_the_probe_of_a_fleet_trusts_its_own_certificate_alone(certificates: Certificates) -> None:
+    own = TcpOptions(tls_cert=certificates.server_cert, tls_key=certificates.server_key)
+    other = dataclasses.replace(own, tls_cert=certificates.elsewhere_cert, tls_key=certificates.elsewhere_key)
+    options = SimulatorServerOptions(tls_cert=own.tls_cert, tls_key=own.tls_key)
+    with running_simulator_server(options) as server:  # one authority signed both certificates
+        for tcp, trusted in ((own, True), (other, False)):
+            client = SimulatorClient(*server.address, tls=service_tls(tcp) or False)
+            if trusted:
+                client.ping()
+                client.disconnect()
+            else:
+                with pytest.raises(TlsFailed):
+                    client.connect()
 
 
 def test_it_grows_and_shrinks_while_it_runs_and_leaves_nothing_behind() -> None:

@@ -9,7 +9,7 @@ import pytest
 from robowire.errors import ConfigurationError
 from robowire.fleet.fleet_server import is_loopback
 from robowire.fleet.options import FleetOptions
-from robowire.fleet.placement import ARRIVAL_S, Load, least_loaded, least_used, to_take_away
+from robowire.fleet.placement import ARRIVAL_S, Load, least_loaded, least_used, to_remove
 from robowire.fleet.table import table
 
 
@@ -78,7 +78,7 @@ def test_a_client_that_never_arrived_is_forgotten() -> None:
 
 def test_what_does_not_serve_is_taken_away_first_then_the_emptiest_then_the_newest() -> None:
     loads = [Load(sessions=2), Load(sessions=0), Load(sessions=5), Load(sessions=0)]
-    assert to_take_away([True, True, False, True], loads, 3, 0.0) == [2, 3, 1]
+    assert to_remove([True, True, False, True], loads, 3, 0.0) == [2, 3, 1]
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ _LEFT_S = 3.0
 _LAST_LINES = 3
 _MAX_QUOTE = 150
 _MAX_LINE = 8192  # a longer one is logged in pieces: a simulator may write without end
-# Clients show it to the server; it is no simulator's business.
-_SECRETS = ("ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
+# Clients send it to the server; simulators, which may be anybody's code, do not need it.
+_SECRETS = ("ROBOWIRE_TOKEN", "ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
 # What tracebacks and faulthandler write around the reason.
 _STACK = (" ", "Traceback", "Current thread", "Thread", "Extension modules")
 

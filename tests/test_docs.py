@@ -1,4 +1,4 @@
-"""docs/protocol.md is true: its Python runs against a server, its bytes are the golden ones."""
+"""The pages of docs/ are true: Python runs, bytes are the golden ones, shown files are the files of the repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from robowire import PolicyClient
 from robowire.errors import RequestError
+from robowire.serving.policy.service import PolicyServerOptions
 from robowire.testing import EchoPolicy, running_server
 from robowire.wire.framing import frame_header
 from robowire.wire.methods import FLEET_METHODS, METHODS, Method
@@ -17,6 +19,16 @@ from robowire.wire.methods import FLEET_METHODS, METHODS, Method
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "protocol.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+# A fence with a title shows a file: ```python title="examples/my_policy.py"
+SHOWN = [
+    (page, name, text)
+    for page in PAGES
+    for name, text in re.findall(
+        r'^```\w+ title="([^"]+)"\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL
+    )
+]
+LINK = re.compile(r"\]\(([^)#\s]+\.md)(?:#[^)]*)?\)")
 FRAMES = re.findall(r"^# one frame: (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -67,3 +79,44 @@ def test_the_table_of_the_simulator_port_lists_these_methods_and_no_other() -> N
     cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
     listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell.partition(":")[0])]
     assert sorted(set(listed)) == sorted({*METHODS, *FLEET_METHODS})
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "text"), SHOWN, ids=[f"{page.stem}-{name}" for page, name, _ in SHOWN]
+)
+def test_a_file_that_a_page_shows_is_the_file_of_the_repository(page: Path, name: str, text: str) -> None:
+    assert text == (ROOT / name).read_text()
+
+
+def test_every_page_is_two_clicks_from_the_start_page() -> None:
+    start = ROOT / "docs" / "index.md"
+    found = {start}
+    for _ in range(2):
+        found |= {
+            (page.parent / target).resolve() for page in found for target in LINK.findall(page.read_text())
+        }
+    assert [page.name for page in PAGES if page not in found] == []
+
+
+def test_every_page_begins_with_its_title_and_has_a_command_or_an_overview() -> None:
+    assert [page.name for page in PAGES if not re.match(r"# \S.*\n\n\S", page.read_text())] == []
+
+
+def test_no_page_loads_from_another_host() -> None:
+    loads = re.compile(r"!\[[^\]]*\]\(https?:|<(?:script|img|link|iframe)\b[^>]*https?:")
+    assert [page.name for page in PAGES if loads.search(page.read_text())] == []
+
+
+def test_the_script_makes_certificates_that_tls_accepts(tmp_path: Path) -> None:
+    script = ROOT / "deploy" / "make_certificates.sh"
+    subprocess.run([script, tmp_path, "localhost", "127.0.0.1"], check=True, capture_output=True, timeout=60)
+    policy = EchoPolicy(state_dim=3)
+    options = PolicyServerOptions(
+        tls_cert=str(tmp_path / "server.pem"),
+        tls_key=str(tmp_path / "server.key"),
+        tls_client_ca=str(tmp_path / "ca.pem"),
+    )
+    with running_server(policy, options) as server:
+        own = {"tls_cert": str(tmp_path / "client.pem"), "tls_key": str(tmp_path / "client.key")}
+        with PolicyClient("127.0.0.1", server.address[1], ca=str(tmp_path / "ca.pem"), **own) as client:
+            assert client.get_info()["policy"] == "echo"

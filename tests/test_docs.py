@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: Python runs, bytes are the golden ones, shown files are the files of the repository."""
+"""The pages of docs/ are true: their Python runs, bytes are the golden ones, files are the checkout's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from robowire import PolicyClient
 from robowire.errors import RequestError
-from robowire.serving.policy.service import PolicyServerOptions
+from robowire.serving.policy.server import PolicyServerOptions
 from robowire.testing import EchoPolicy, running_server
 from robowire.wire.framing import frame_header
 from robowire.wire.methods import FLEET_METHODS, METHODS, Method
@@ -120,3 +120,19 @@ def test_the_script_makes_certificates_that_tls_accepts(tmp_path: Path) -> None:
         own = {"tls_cert": str(tmp_path / "client.pem"), "tls_key": str(tmp_path / "client.key")}
         with PolicyClient("127.0.0.1", server.address[1], ca=str(tmp_path / "ca.pem"), **own) as client:
             assert client.get_info()["policy"] == "echo"
+
+
+def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
+    folders = ("robowire", "benchmark", "policies")
+    sources = [path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py")]
+    # Text that is written over several lines is one text.
+    code = "".join(re.sub(r'"\s*\n\s*(?:\+ )?f?"', "", path.read_text()) for path in sources)
+    code += (ROOT / "setup_environment.sh").read_text()
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().partition("\n## Rendering")[0]
+    parts = [
+        part.strip(" ,:'")
+        for heading in re.findall(r"^### (.+?)(?: \(policies\))?$", page, re.MULTILINE)
+        for part in heading.split("...")
+    ]
+    unknown = [part for part in parts if len(part) > 3 and part.removeprefix("set-up: ") not in code]
+    assert unknown == []

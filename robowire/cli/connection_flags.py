@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from robowire.address import parse_address
 from robowire.client.policy_client import PolicyClient
+from robowire.client.session import ServerClient
 from robowire.errors import ConfigurationError
 
-__all__ = ["ConnectionFlags", "at_least", "open_policy_client"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = [
+    "ConnectionFlags",
+    "TlsFlags",
+    "at_least",
+    "open_policy_client",
+    "open_server_client",
+    "tls_context",
+]
 
 # A person at a terminal does not wait longer to read that nothing listens there.
 _CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class ConnectionFlags:
+class TlsFlags:
+    """TLS of a connection.
+
+    Attributes:
+        tls: Connect with TLS; implied by the three flags below.
+        tls_ca: PEM file of the certificates to trust instead of the system's, such as the server's own.
+        tls_cert: PEM file of the client's own certificate, where the server asks for one (mutual TLS).
+        tls_key: PEM file of its private key; by default it is in tls_cert.
+    """
+
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    def tls_context(self) -> ssl.SSLContext | bool:
+        """Return the context of connections, or ``False`` for connections without TLS.
+
+        Raises:
+            ConfigurationError: A file cannot be read or used.
+        """
+        return tls_context(self.tls, self.tls_ca, self.tls_cert, self.tls_key)
+
+
+@dataclass(frozen=True)
+class ConnectionFlags(TlsFlags):
     """Server to connect to.
 
     Attributes:
@@ -23,6 +60,7 @@ class ConnectionFlags:
         host: Name or address of the server.
         port: TCP port of the server.
         timeout_s: Seconds to wait for a reply.
+        wait_s: Seconds to keep trying while the server does not answer yet.
         token: Token of the server, where it needs one.
     """
 
@@ -30,6 +68,7 @@ class ConnectionFlags:
     host: str = "localhost"
     port: int = 5000
     timeout_s: float = 30.0
+    wait_s: float = 0.0
     token: str | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +83,43 @@ class ConnectionFlags:
             raise ConfigurationError(
                 f"timeout_s is {self.timeout_s:g}, expected a positive number of seconds"
             )
+        if not self.wait_s >= 0:
+            raise ConfigurationError(f"wait_s is {self.wait_s:g}, expected 0 or more seconds")
+
+
+def tls_context(
+    tls: bool, ca: str | None, cert: str | None, key: str | None, *, flags: str = "--"
+) -> ssl.SSLContext | bool:
+    """Return the context of connections, or ``False`` where nothing asks for TLS.
+
+    Args:
+        tls: Whether to use TLS; files imply it.
+        ca: PEM file of the certificates to trust.
+        cert: PEM file of the client's own certificate.
+        key: PEM file of its private key.
+        flags: Prefix of the flags that a message names.
+
+    Raises:
+        ConfigurationError: A file cannot be read or used.
+    """
+    if not tls and ca is None and cert is None and key is None:
+        return False
+    from robowire.transport.tls import client_tls  # here: importing ssl takes time
+
+    return client_tls(ca, cert, key, flags=flags)
+
+
+def open_server_client(flags: ConnectionFlags) -> ServerClient:
+    """Return a client of any server of this wire, not connected yet."""
+    return ServerClient(
+        flags.host,
+        flags.port,
+        timeout_s=flags.timeout_s,
+        connect_timeout_s=min(_CONNECT_TIMEOUT_S, flags.timeout_s),
+        token=flags.token,
+        tls=flags.tls_context(),
+        wait_s=flags.wait_s,
+    )
 
 
 def open_policy_client(flags: ConnectionFlags) -> PolicyClient:
@@ -55,6 +131,8 @@ def open_policy_client(flags: ConnectionFlags) -> PolicyClient:
         connect_timeout_s=min(_CONNECT_TIMEOUT_S, flags.timeout_s),
         retries=0,
         token=flags.token,
+        tls=flags.tls_context(),
+        wait_s=flags.wait_s,
     )
 
 

@@ -60,7 +60,10 @@ def run(flags: DebugFlags, program: Program) -> int:
     begun = time.perf_counter()
     try:
         sock = socket.create_connection((flags.host, flags.port), timeout=flags.timeout_s)
-    except OSError as exc:
+        context = flags.tls_context()
+        if not isinstance(context, bool):
+            sock = context.wrap_socket(sock, server_hostname=flags.host)
+    except OSError as exc:  # ssl.SSLError too
         raise ConnectFailed(f"cannot connect to {flags.host}:{flags.port}: {exc.strerror or exc}") from exc
     with sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -16,7 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.command import Program
-from robowire.cli.evaluation_flags import EvaluateFlags, RunFlags
+from robowire.cli.connection_flags import open_server_client
+from robowire.cli.evaluation_flags import EpisodeServersFlags, EvaluateFlags, RunFlags
 from robowire.cli.output_folder import check_output_folder
 from robowire.cli.simulator import simulator_server_of_environment
 from robowire.client.action_queue import load_aggregate_function
@@ -35,6 +36,7 @@ __all__ = [
     "report",
     "run",
     "run_options",
+    "simulator_opener",
     "simulator_server",
     "skip",
     "without_tokens",
@@ -49,6 +51,9 @@ _RULES = {
     "aggregate_fn_name": "aggregate_fn_name",
     "on_empty_queue": "on_empty_queue",
 }
+
+# Flags whose values are secrets.
+_TOKEN = r"(?:simulator[_-])?(?:auth[_-])?token"
 
 # With more late steps than this share, a latency costs fewer steps than it says.
 _LATE_SHARE = 0.05
@@ -139,19 +144,13 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     late: list[int] = []
 
     bar = tqdm(total=options.num_episodes, unit="episode", desc=options.task, dynamic_ncols=True)
-    served = simulator_server(
-        program,
-        simulator,
-        num_envs=flags.num_envs,
-        address=flags.simulator_address,
-        token=flags.simulator_token,
-    )
+    served = simulator_server(program, flags, simulator, num_envs=flags.num_envs)
     with served as (host, port), bar, logging_redirect_tqdm():
         try:
             latest = evaluate(
                 options,
                 open_policy=open_policy,
-                open_simulator=lambda: SimulatorClient(host, port, token=flags.simulator_token),
+                open_simulator=simulator_opener(flags, host, port),
                 open_async_policy=open_async_policy,
                 policy_wait_s=flags.policy_wait_s,
                 ffmpeg=find_ffmpeg(),
@@ -180,11 +179,24 @@ def policy_opener(flags: RunFlags) -> Callable[[], PolicyClient]:
 
     def open_policy() -> PolicyClient:
         # Without retries of its own: the evaluation waits for the server, and must know that it was lost.
-        return PolicyClient(flags.host, flags.port, timeout_s=flags.timeout_s, retries=0, token=flags.token)
+        return PolicyClient(
+            flags.host, flags.port, timeout_s=flags.timeout_s, retries=0, token=flags.token, tls=tls
+        )
 
-    with open_policy() as policy:
-        policy.ping()
+    tls = flags.tls_context()
+    with open_server_client(flags) as server:  # the one that waits for a server, where --wait_s is given
+        server.ping()
     return open_policy
+
+
+def simulator_opener(flags: EpisodeServersFlags, host: str, port: int) -> Callable[[], SimulatorClient]:
+    """Return what opens sessions with the simulator server at this address."""
+    tls = flags.simulator_tls_context()
+
+    def open_simulator() -> SimulatorClient:
+        return SimulatorClient(host, port, token=flags.simulator_token, tls=tls, wait_s=flags.wait_s)
+
+    return open_simulator
 
 
 def skip(bar: Any, episodes: int) -> None:
@@ -264,14 +276,14 @@ def _clock(flags: EvaluateFlags) -> AsyncClock | None:
 
 @contextmanager
 def simulator_server(
-    program: Program, simulator: str, *, num_envs: int, address: str | None, token: str | None
+    program: Program, flags: EpisodeServersFlags, simulator: str, *, num_envs: int
 ) -> Iterator[tuple[str, int]]:
-    """Yield the address of a simulator server: the one at ``address``, or one that runs in this process.
+    """Yield the address of a simulator server: the one that is named, or one that runs in this process.
 
     The latter is what the command ``simulator`` would start: ``ROBOWIRE_SIM_*`` count for it too.
     """
-    if address is not None:
-        yield parse_address("simulator_address", address, example="localhost:5555")
+    if flags.simulator_address is not None:
+        yield parse_address("simulator_address", flags.simulator_address, example="localhost:5555")
         return
     # The user's own: no other client can reach this server to name other code.
     own = (simulator,) if ":" in simulator else ()
@@ -284,7 +296,11 @@ def simulator_server(
         max_sessions=sessions,
         max_connections=sessions,
         drain_s=2.0,
-        token=token,
+        token=flags.simulator_token,
+        # It is reached by the loopback only.
+        tls_cert=None,
+        tls_key=None,
+        tls_client_ca=None,
         simulators=own,
     ) as server:
         yield server.address
@@ -294,9 +310,9 @@ def without_tokens(words: Sequence[str]) -> list[str]:
     """Return a command line that can be shown: results are shared, and tokens are secrets."""
     shown: list[str] = []
     for word in words:
-        if shown and re.fullmatch(r"--(simulator_)?token", shown[-1]):
+        if shown and re.fullmatch(rf"--{_TOKEN}", shown[-1]):
             word = "..."
-        shown.append(re.sub(r"^(--(simulator_)?token=).*", r"\1...", word))
+        shown.append(re.sub(rf"^(--{_TOKEN}=).*", r"\1...", word))
     return shown
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from robowire.cli.connection_flags import ConnectionFlags
+from robowire.cli.connection_flags import ConnectionFlags, tls_context
 from robowire.cli.parser import setting
 from robowire.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = [
     "IGNORED_BY_LEROBOT_EVAL",
     "CompareFlags",
+    "EpisodeServersFlags",
     "EvaluateFlags",
     "LerobotEvalFlags",
     "RunFlags",
@@ -24,13 +28,54 @@ _ON_EMPTY_QUEUE = ("hold", "zero", "wait")
 _DELETES = setting(suggested=False)
 
 
-def _check_policy_wait(flags: Any) -> None:
-    if flags.policy_wait_s < 0:
-        raise ConfigurationError(f"policy_wait_s is {flags.policy_wait_s:g}, expected 0 or more seconds")
+@dataclass(frozen=True)
+class EpisodeServersFlags(ConnectionFlags):
+    """Simulator server of a command that runs episodes.
+
+    Attributes:
+        policy_wait_s: Seconds that the policy server may be away once the evaluation has begun, each time.
+        simulator_address: Simulator server as host:port; default: one is started here.
+        simulator_token: Token of the simulator server, where it needs one.
+        simulator_tls: Connect to the simulator server with TLS; implied by the three flags below.
+        simulator_tls_ca: PEM file of the certificates to trust instead of the system's, for that server.
+        simulator_tls_cert: PEM file of the client's own certificate for that server (mutual TLS).
+        simulator_tls_key: PEM file of its private key; by default it is in simulator_tls_cert.
+    """
+
+    # A policy server that is started again imports torch and reads its weights, which takes seconds; one
+    # that a person has to notice and start takes longer.
+    policy_wait_s: float = 60.0
+    simulator_address: str | None = None
+    simulator_token: str | None = None
+    simulator_tls: bool = False
+    simulator_tls_ca: str | None = None
+    simulator_tls_cert: str | None = None
+    simulator_tls_key: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy_wait_s < 0:
+            raise ConfigurationError(f"policy_wait_s is {self.policy_wait_s:g}, expected 0 or more seconds")
+
+    def simulator_tls_context(self) -> ssl.SSLContext | bool:
+        """Return the context of connections with the simulator server, or ``False`` without TLS.
+
+        Raises:
+            ConfigurationError: A file cannot be read or used.
+        """
+        if self.simulator_address is None:
+            return False
+        return tls_context(
+            self.simulator_tls,
+            self.simulator_tls_ca,
+            self.simulator_tls_cert,
+            self.simulator_tls_key,
+            flags="--simulator_",
+        )
 
 
 @dataclass(frozen=True)
-class RunFlags(ConnectionFlags):
+class RunFlags(EpisodeServersFlags):
     """Flags of every command that runs episodes: which, and where.
 
     Attributes:
@@ -46,9 +91,6 @@ class RunFlags(ConnectionFlags):
         robot: Robot, such as Panda; default: the simulator's.
         controller: Controller, such as OSC_POSE; default: the simulator's.
         camera_names: Cameras of the simulator, in the order of the policy's.
-        policy_wait_s: Seconds that the policy server may be away once the evaluation has begun, each time.
-        simulator_address: Simulator server as host:port; default: one is started here.
-        simulator_token: Token of the simulator server, where it needs one.
     """
 
     simulator: str = "robosuite"
@@ -61,15 +103,6 @@ class RunFlags(ConnectionFlags):
     robot: str | None = None
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
-    # A policy server that is started again imports torch and reads its weights, which takes seconds; one
-    # that a person has to notice and start takes longer.
-    policy_wait_s: float = 60.0
-    simulator_address: str | None = None
-    simulator_token: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_policy_wait(self)
 
 
 @dataclass(frozen=True)
@@ -165,7 +198,7 @@ IGNORED_BY_LEROBOT_EVAL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LerobotEvalFlags(ConnectionFlags):
+class LerobotEvalFlags(EpisodeServersFlags):
     """Flags of ``lerobot-eval``.
 
     Attributes:
@@ -194,9 +227,6 @@ class LerobotEvalFlags(ConnectionFlags):
         output_dir: Folder for the results; default: outputs/lerobot-eval/<date-time>.
         overwrite: Replace results that the folder holds.
         resume: Run the episodes that the folder lacks.
-        policy_wait_s: Seconds that the policy server may be away once the evaluation has begun.
-        simulator_address: Simulator server as host:port; default: one is started here.
-        simulator_token: Token of the simulator server, where it needs one.
         policy_device: Accepted without effect.
         client_device: Accepted without effect.
         debug_visualize_queue_size: Accepted without effect.
@@ -232,9 +262,6 @@ class LerobotEvalFlags(ConnectionFlags):
     output_dir: str | None = None
     overwrite: bool = field(default=False, metadata=_DELETES)
     resume: bool = False
-    policy_wait_s: float = 60.0
-    simulator_address: str | None = None
-    simulator_token: str | None = None
     policy_device: str | None = None
     client_device: str | None = None
     debug_visualize_queue_size: str | None = None
@@ -243,7 +270,3 @@ class LerobotEvalFlags(ConnectionFlags):
     env_init_states: str | None = field(default=None, metadata=setting(name="env.init_states"))
     eval_use_async_envs: str | None = field(default=None, metadata=setting(name="eval.use_async_envs"))
     videos_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_policy_wait(self)

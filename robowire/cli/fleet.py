@@ -12,8 +12,9 @@ from typing import Any
 
 from robowire.address import parse_address
 from robowire.cli.command import Program
+from robowire.cli.connection_flags import TlsFlags
 from robowire.cli.parser import setting
-from robowire.cli.serve import serve
+from robowire.cli.serve import connection_words, serve
 from robowire.cli.simulator import SimulatorFlags, offered_simulators
 from robowire.errors import ConfigurationError
 from robowire.fleet.fleet_client import ask_fleet
@@ -55,7 +56,9 @@ def run(flags: FleetFlags, program: Program) -> int:
     fleet = make_fleet(flags, program.simulators, program.start_command("server.py"))
     return serve(
         fleet,
-        lambda host, port: program.example("server.py", "fleet", "status", "--address", f"{host}:{port}"),
+        lambda host, port: program.example(
+            "server.py", "fleet", "status", "--address", f"{host}:{port}", *connection_words(flags)
+        ),
     )
 
 
@@ -117,7 +120,7 @@ def _words(options: Any, options_class: type, *, but: Sequence[str]) -> list[str
 
 
 @dataclass(frozen=True)
-class FleetStatusFlags:
+class FleetStatusFlags(TlsFlags):
     """Fleet to connect to.
 
     Attributes:
@@ -131,7 +134,7 @@ class FleetStatusFlags:
     def request(self, method: str, **params: Any) -> dict[str, Any]:
         """Return the fleet's reply to one request."""
         host, port = parse_address("address", self.address, example="localhost:5555")
-        return ask_fleet(host, port, method, token=self.token, **params)
+        return ask_fleet(host, port, method, token=self.token, tls=self.tls_context(), **params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robowire.cli.command import Program
-from robowire.cli.connection_flags import ConnectionFlags, open_policy_client
+from robowire.cli.connection_flags import ConnectionFlags, open_server_client
 
 __all__ = ["InfoFlags", "run"]
 
@@ -26,7 +26,7 @@ class InfoFlags(ConnectionFlags):
 
 def run(flags: InfoFlags, program: Program) -> int:
     """Print the reply to ``get_info``."""
-    with open_policy_client(flags) as client:
+    with open_server_client(flags) as client:
         info = client.get_info()
     text = json.dumps(info, default=str) if flags.json else "\n".join(_aligned(info))
     sys.stdout.write(f"{text}\n")

@@ -38,13 +38,7 @@ def run(flags: LerobotEvalFlags, program: Program) -> int:
         bar.set_description(task)
         bar.update()
 
-    served = simulator_server(
-        program,
-        flags.env_type,
-        num_envs=flags.num_envs,
-        address=flags.simulator_address,
-        token=flags.simulator_token,
-    )
+    served = simulator_server(program, flags, flags.env_type, num_envs=flags.num_envs)
     with served as (host, port), bar, logging_redirect_tqdm():
         client = SimClient(
             _config(flags, folder, f"{host}:{port}"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robowire.cli.command import Program
-from robowire.cli.connection_flags import ConnectionFlags, at_least, open_policy_client
+from robowire.cli.connection_flags import ConnectionFlags, at_least, open_server_client
 
 __all__ = ["PingFlags", "quantiles", "run"]
 
@@ -32,7 +32,7 @@ class PingFlags(ConnectionFlags):
 def run(flags: PingFlags, program: Program) -> int:
     """Print every round trip and a summary."""
     times = []
-    with open_policy_client(flags) as client:
+    with open_server_client(flags) as client:
         for _ in range(flags.count):
             times.append(client.ping())
             sys.stdout.write(f"reply from {flags.host}:{flags.port} in {times[-1] * 1e3:.3f} ms\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robowire.cli.command import Program
-from robowire.cli.serve import serve
+from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
 from robowire.registry import Entry, entries, load_policy
@@ -47,8 +47,10 @@ def run(flags: PolicyFlags, program: Program) -> int:
             "package: name your own with --policy module:function"
         )
     server = make_policy_server(flags, program.policies)
+    words = connection_words(flags)
     return serve(
-        server, lambda host, port: program.example("client.py", "infer", "--host", host, "--port", port)
+        server,
+        lambda host, port: program.example("client.py", "infer", "--host", host, "--port", port, *words),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from types import FrameType
 from typing import Protocol
 
 from robowire.address import join_address
+from robowire.serving.tcp.options import TcpOptions
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "connection_words", "serve"]
 
 
 class Server(Protocol):
@@ -31,6 +33,31 @@ class Server(Protocol):
 
     def stop(self) -> None:
         """Make :meth:`serve_forever` end; called in a signal handler."""
+
+
+def connection_words(options: TcpOptions, *, prefix: str = "--") -> list[str]:
+    """Return the flags that a client needs for a server with these options, beside its address.
+
+    Args:
+        options: Options of the server.
+        prefix: Prefix of the flags.
+    """
+    words = []
+    if options.tls_cert is not None:
+        words = (
+            [f"{prefix}tls_ca", options.tls_cert] if _is_own_authority(options.tls_cert) else [f"{prefix}tls"]
+        )
+        if options.tls_client_ca is not None:
+            words += [f"{prefix}tls_cert", "CLIENT.pem"]
+    # Its value is a secret, and the banner is in logs.
+    return words if options.token is None else [*words, f"{prefix}token", "TOKEN"]
+
+
+def _is_own_authority(cert: str) -> bool:
+    """Return whether a certificate signed itself, so that clients trust it by its own file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cert)
+    return any(found["subject"] == found["issuer"] for found in context.get_ca_certs())
 
 
 def serve(server: Server, example: Callable[[str, str], str]) -> int:

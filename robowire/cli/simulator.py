@@ -11,7 +11,7 @@ from typing import Any
 
 from robowire.cli.command import Program
 from robowire.cli.parser import environment_values
-from robowire.cli.serve import serve
+from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
 from robowire.frontends.http.options import HttpOptions
 from robowire.interfaces import TaskOptions
@@ -63,6 +63,7 @@ def run(flags: SimulatorFlags, program: Program) -> int:
         lambda host, port: program.example(
             "client.py",
             *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
+            *connection_words(flags, prefix="--simulator_"),
             *("--simulator", "robosuite", "--task", "Lift"),
         ),
     )

@@ -21,12 +21,12 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from robowire import SimulatorClient
 from robowire.cli.command import Program
 from robowire.cli.evaluate import (
     named_task,
     policy_opener,
     run_options,
+    simulator_opener,
     simulator_server,
     skip,
     without_tokens,
@@ -193,16 +193,10 @@ def run(flags: SweepFlags, program: Program) -> int:
     for point in points:
         check_output_folder(_options(flags, point, folder))
     sweep = _Sweep(flags, points, folder)
-    served = simulator_server(
-        program,
-        simulator,
-        num_envs=flags.num_envs,
-        address=flags.simulator_address,
-        token=flags.simulator_token,
-    )
+    served = simulator_server(program, flags, simulator, num_envs=flags.num_envs)
     try:
         with served as (host, port), logging_redirect_tqdm():
-            sweep.run(lambda: SimulatorClient(host, port, token=flags.simulator_token))
+            sweep.run(simulator_opener(flags, host, port))
     except SpecMismatch as exc:
         raise ConfigurationError(str(exc)) from exc
     finally:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -303,6 +304,67 @@ def test_a_session_that_nobody_comes_back_to_ends() -> None:
             client._session.connection.close()  # type: ignore[union-attr]
         with SimulatorClient(*server.address) as other, pytest.raises(SessionNotFound):
             other.resume(client.session_token or "")
+
+
+def vanish(client: SimulatorClient, server: SimulatorServer) -> None:
+    """Close a client's connection as a killed client does, and wait until the server knows."""
+    connection = client._session.connection
+    assert connection is not None
+    connection.close()
+    deadline = time.monotonic() + 10
+    while any(session["connected"] for session in server.service.info()["sessions"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_session_whose_client_is_gone_yields_its_place_when_there_is_no_other() -> None:
+    options = SimulatorServerOptions(max_sessions=1, detached_grace_s=0, drain_s=2)
+    with running_simulator_server(options) as server:
+        gone = begin(SimulatorClient(*server.address, reconnect_s=5))
+        token = gone.session_token
+        vanish(gone, server)
+        with SimulatorClient(*server.address) as client:
+            begin(client).reset(seed=0)
+            with SimulatorClient(*server.address) as late, pytest.raises(SessionNotFound):
+                late.resume(token or "")
+
+
+def test_a_session_whose_client_is_gone_is_kept_for_the_grace() -> None:
+    options = SimulatorServerOptions(max_sessions=1, detached_grace_s=60, drain_s=2)
+    with running_simulator_server(options) as server:
+        gone = begin(SimulatorClient(*server.address, reconnect_s=5))
+        gone.reset(seed=0)
+        vanish(gone, server)
+        with SimulatorClient(*server.address) as client, pytest.raises(Overloaded):
+            client.select_simulator("fake")
+        gone.step(ACTIONS[0])  # it was on its way back
+        gone.disconnect()
+
+
+def test_a_session_whose_client_is_gone_is_kept_while_there_is_another_place() -> None:
+    options = SimulatorServerOptions(max_sessions=2, detached_grace_s=0, drain_s=2)
+    with running_simulator_server(options) as server:
+        gone = begin(SimulatorClient(*server.address, reconnect_s=5))
+        gone.reset(seed=0)
+        vanish(gone, server)
+        with SimulatorClient(*server.address) as client:
+            begin(client)
+            gone.step(ACTIONS[0])
+        gone.disconnect()
+
+
+def test_sessions_that_never_had_a_connection_or_have_one_again_yield_no_place() -> None:
+    options = SimulatorServerOptions(max_sessions=3, detached_grace_s=0, drain_s=2)
+    with running_simulator_server(options) as server, SimulatorClient(*server.address) as parent:
+        begin(parent).reset(seed=0)
+        tokens = parent.fork(parent.snapshot(), 2)
+        parent._session.connection.close()  # type: ignore[union-attr]
+        parent.step(ACTIONS[0])  # comes back
+        with SimulatorClient(*server.address) as client, pytest.raises(Overloaded):
+            client.select_simulator("fake")
+        for token in tokens:
+            with SimulatorClient(*server.address) as child:
+                child.resume(token)
 
 
 def test_a_session_that_says_nothing_ends_with_its_connection() -> None:

@@ -18,7 +18,9 @@ class SimulatorServerOptions(TcpOptions):
     Attributes:
         session_timeout_s: Seconds without a request after which a session and its simulator are ended,
             whether its client is connected or may come back.
-        max_sessions: Simulators at one time; the next select_simulator is told "overloaded".
+        detached_grace_s: Seconds after which a session whose connection was lost yields its simulator's place
+            to a new client, if there is no other place; until then, and otherwise, its client may resume it.
+        max_sessions: Simulators at one time; the next select_simulator is answered "overloaded".
         call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
         load_timeout_s: The same for select_simulator, load_task, reset and verify.
         max_snapshot_mb: Room for snapshots, all together, in megabytes.
@@ -31,6 +33,8 @@ class SimulatorServerOptions(TcpOptions):
 
     port: int = 5555
     session_timeout_s: float = 300.0
+    # A connection that drops is back within seconds; a client that was killed never comes back.
+    detached_grace_s: float = 10.0
     # A robosuite process takes 0.5 GB, 0.8 with a camera, LIBERO up to 1.8, and a core while it renders.
     max_sessions: int = 8
     # A chunk of 64 steps of the slowest LIBERO suite, rendered on a CPU, takes 15 s.
@@ -56,6 +60,10 @@ class SimulatorServerOptions(TcpOptions):
             raise ConfigurationError(f"max_session_mb is {self.max_session_mb}, expected 0 or more")
         if self.max_session_mb and not can_be_measured():
             raise ConfigurationError("max_session_mb needs Linux, whose /proc tells the memory of a process")
+        if not self.detached_grace_s >= 0:
+            raise ConfigurationError(
+                f"detached_grace_s is {self.detached_grace_s}, expected 0 or more seconds"
+            )
         for name in ("call_timeout_s", "load_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(

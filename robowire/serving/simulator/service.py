@@ -133,8 +133,11 @@ class SimulatorService(Service[SimulatorClientSession]):
         simulation = session.simulation
         if simulation.owner is session:  # otherwise another client has it, and may be using it
             with simulation.lock:
-                if simulation.owner is session and not self.detach(simulation):
-                    simulation.close()
+                if simulation.owner is session:
+                    if self.detach(simulation):
+                        simulation.detached_at = time.monotonic()
+                    else:
+                        simulation.close()
         super().close_session(session)
 
     def _hello(self, session: SimulatorClientSession, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +181,7 @@ class SimulatorService(Service[SimulatorClientSession]):
         with simulation.lock:  # after the request that another connection left behind
             if simulation.token != token:
                 raise SessionNotFound("the session of this token has just ended")
-            simulation.owner = session
+            simulation.owner, simulation.detached_at = session, None
             session.simulation = simulation
             return ok(**simulation.describe())
 
@@ -229,6 +232,7 @@ class SimulatorService(Service[SimulatorClientSession]):
             if session.token != token:
                 raise SessionNotFound("the session of this token has just ended")
             session.touch()
+            session.detached_at = None
             try:
                 yield session
             finally:
@@ -239,15 +243,41 @@ class SimulatorService(Service[SimulatorClientSession]):
     def enter(self, session: SimulatorSession) -> None:
         """Reserve one of ``max_sessions`` simulators for a session.
 
+        Where all are in use, sessions end whose client has been gone for ``detached_grace_s``.
+
         Raises:
             Overloaded: All are in use.
         """
-        with self._changed:
-            if len(self._running) >= self.options.max_sessions:
+        while True:
+            with self._changed:
+                if len(self._running) < self.options.max_sessions:
+                    self._running.add(session)
+                    return
+            if not self._end_one_detached():
                 raise Overloaded(
                     f"all {self.options.max_sessions} simulator sessions are taken; try again later"
                 )
-            self._running.add(session)
+
+    def _end_one_detached(self) -> bool:
+        """End the session whose client has been gone longest, if that is long enough; return whether."""
+        before = time.monotonic() - self.options.detached_grace_s
+        with self._changed:
+            gone = [
+                (session.detached_at, session)
+                for session in self._running
+                if session.detached_at is not None and session.detached_at <= before
+            ]
+        for _, session in sorted(gone, key=lambda entry: entry[0]):
+            # Not blocking: the caller holds the lock of its own session, and a held one is being resumed.
+            if session.lock.acquire(blocking=False):
+                try:
+                    if session.owner is None and session.detached_at is not None:
+                        logger.info("a session whose client is gone yields its place to a new client")
+                        session.close()
+                        return True
+                finally:
+                    session.lock.release()
+        return False
 
     def leave(self, session: SimulatorSession) -> None:
         """Release what :meth:`enter` reserved, if anything."""

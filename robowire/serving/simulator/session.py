@@ -129,7 +129,9 @@ class SimulatorSession:
         owner: The connection it belongs to; ``None`` while it waits for one.
         resumable: Whether its client asked for a token.
         token: What a connection shows to go on with it; ``None`` while there is nothing to go on with.
-        deadline: When it ends if nobody asks anything, on the clock of :func:`time.monotonic`.
+        deadline: When it ends if no request comes, on the clock of :func:`time.monotonic`.
+        detached_at: When its connection was lost, on the same clock; ``None`` while it has one, and for
+            sessions that need none.
     """
 
     def __init__(self, server: Host, label: str, has_left: Callable[[], bool] = lambda: False) -> None:
@@ -138,6 +140,7 @@ class SimulatorSession:
         self.resumable = False
         self.token: str | None = None
         self.deadline = 0.0
+        self.detached_at: float | None = None
         self._server = server
         self._label = label
         self._has_left = has_left

@@ -331,7 +331,7 @@ def worker_environment() -> dict[str, str]:
     A checkout is found whatever the interpreter. An installed wheel lies among packages of our interpreter,
     which another one must not see: there robowire is installed in the worker's environment too.
     """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     if (root / "pyproject.toml").exists():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))

@@ -138,7 +138,7 @@ class Doctor:
 
     def _egl(self) -> dict[str, Any]:
         """Return EGL's devices, or why they are not known; either is well, as long as something draws."""
-        command = [sys.executable, "-m", "robowire.worker.egl"]
+        command = [sys.executable, "-m", "robowire.worker.egl_devices"]
         try:
             done = subprocess.run(
                 command, env=worker_environment(), capture_output=True, text=True, timeout=_EGL_TIMEOUT_S

@@ -1,6 +1,6 @@
-"""What a process's numbers depend on, as short texts by name: versions, the machine, MuJoCo's answers.
+"""Fingerprint of a process: what its numbers depend on, as short texts by name: versions, machine, MuJoCo.
 
-A simulator's process may run Python 3.8, so this file keeps to what the client side keeps to.
+A simulator's process may run Python 3.8, so this file uses its grammar.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ def imported_packages() -> frozenset[str]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the version of every distribution that brings one of these import names; Python's; and ours.
+    """Return the version of each distribution that contains one of these import names, of Python, and ours.
 
     Keys are distributions as ``pip`` writes them, in lower case with dashes: ``pillow``, not ``PIL``.
     """
     installed = _installed()
     found = {name: version for package in packages for name, version in installed.get(package, ())}
-    # Ours last: a checkout is not installed, or an older wheel lies beside it.
+    # Ours last: a checkout is not installed, or an older wheel is installed too.
     return {**dict(sorted(found.items())), "python": platform.python_version(), "robowire": __version__}
 
 
 def fingerprint(packages: Iterable[str]) -> dict[str, str]:
-    """Return all that must be equal for results to be comparable: flat, and without anything that passes.
+    """Return everything that must be equal for results to be comparable; flat, and constant over time.
 
-    Beside :func:`versions`: ``machine``, ``platform`` (system and C library, whose functions round), and
-    where MuJoCo is imported ``gl``, ``gl_renderer`` and ``physics``, each if it can be had.
+    In addition to :func:`versions`: ``machine``, ``platform`` (system and C library, whose functions round),
+    and where MuJoCo is imported ``gl``, ``gl_renderer`` and ``physics``, each if it is known.
     """
     libc = " ".join(platform.libc_ver()).strip()
     return {
@@ -51,13 +51,13 @@ def fingerprint(packages: Iterable[str]) -> dict[str, str]:
 
 
 def short_hash(parts: dict[str, str]) -> str:
-    """Return twelve hexadecimal digits that name a fingerprint."""
+    """Return twelve hexadecimal digits that identify a fingerprint."""
     text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _mujoco_parts() -> dict[str, str]:
-    # MuJoCo is asked only where the simulator imported it: nothing here needs it.
+    # Only where the simulator imported it: nothing here needs it.
     mujoco = sys.modules.get("mujoco")
     return {} if mujoco is None else dict(_ask(mujoco))
 
@@ -82,17 +82,17 @@ def _installed() -> dict[str, list[tuple[str, str]]]:
 
 
 def owners(distributions: Iterable[Any]) -> dict[str, list[tuple[str, str]]]:
-    """Return name and version of the distributions that bring each import name; ``google`` has several.
+    """Return name and version of the distributions that contain each import name; ``google`` has several.
 
-    :func:`importlib.metadata.packages_distributions` is of Python 3.10, and gives no versions.
+    :func:`importlib.metadata.packages_distributions` exists since Python 3.10 only, and returns no versions.
 
     Args:
-        distributions: In the order of the path: of two with one name, the first is the one that is imported.
+        distributions: Distributions in the order of the path: of two with one name, the first is imported.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     seen = set()
     for distribution in distributions:
-        # A removed one may leave a folder without a name behind.
+        # A removed one may leave a folder without a name.
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         if not name or name in seen:
             continue

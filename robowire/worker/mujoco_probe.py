@@ -1,6 +1,6 @@
-"""What MuJoCo computes and draws here. It is handed in, by whoever has imported it.
+"""Probe of MuJoCo: what it computes and renders here. The caller passes the imported module.
 
-A simulator's process may run Python 3.8, so this file keeps to what the client side keeps to.
+A simulator's process may run Python 3.8, so this file uses its grammar.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["draw", "gl_backend", "gl_renderer", "probe", "settle"]
 
-# Shapes that fall on each other and come to rest, beside a driven pendulum: contacts, friction, a joint with
-# damping and a motor, the solver. Chaos between fall and rest makes one different bit a different end.
+# Shapes that fall on each other and come to rest, and a driven pendulum: contacts, friction, a joint with
+# damping and a motor, the solver. The fall is chaotic, so that one different bit gives a different end.
 _SCENE = """
 <mujoco>
   <option timestep="0.002"/>
@@ -48,19 +48,19 @@ _PIXELS = 256
 
 
 def probe(mujoco: Any) -> dict[str, Any]:
-    """Return what both did and how long it took, or in ``problem`` why there is no picture. Plain data."""
+    """Return what :func:`settle` and :func:`draw` return, with their times, or why there is no image."""
     begun = time.perf_counter()
-    told: dict[str, Any] = {"physics": settle(mujoco), "physics_ms": (time.perf_counter() - begun) * 1e3}
+    report: dict[str, Any] = {"physics": settle(mujoco), "physics_ms": (time.perf_counter() - begun) * 1e3}
     try:
-        picture, seconds = draw(mujoco)
-    except Exception as exc:  # a border, as below
-        _log.debug("no picture", exc_info=True)
-        return {**told, "problem": f"{type(exc).__name__}: {exc}"}
-    return {**told, "frame": picture, "frame_ms": seconds * 1e3}
+        image, seconds = draw(mujoco)
+    except Exception as exc:  # drivers raise anything, as below
+        _log.debug("no image", exc_info=True)
+        return {**report, "problem": f"{type(exc).__name__}: {exc}"}
+    return {**report, "frame": image, "frame_ms": seconds * 1e3}
 
 
 def settle(mujoco: Any) -> str:
-    """Return a digest of the last bit of a fall of one second, 16 hexadecimal digits; takes some 10 ms."""
+    """Return a digest of the state after one second of simulation, 16 hexadecimal digits; in 10 ms."""
     _, data = _settled(mujoco)
     state = np.concatenate([[data.time], data.qpos, data.qvel, data.qacc]).astype("<f8")
     return hashlib.sha256(state.tobytes()).hexdigest()[:16]
@@ -78,27 +78,27 @@ def draw(mujoco: Any) -> tuple[np.ndarray, float]:
         renderer.update_scene(data, camera="view")
         renderer.render()  # compiles shaders
         begun = time.perf_counter()
-        picture: np.ndarray = renderer.render()
-        return picture, time.perf_counter() - begun
+        image: np.ndarray = renderer.render()
+        return image, time.perf_counter() - begun
     finally:
         renderer.close()
 
 
 def gl_backend(mujoco: Any) -> str | None:
-    """Return how MuJoCo draws: ``osmesa``, ``egl``, ``glfw``, ``cgl``, or ``None`` where it cannot."""
+    """Return MuJoCo's rendering backend: ``osmesa``, ``egl``, ``glfw``, ``cgl``, or ``None``."""
     context = getattr(mujoco, "GLContext", None)
     return None if context is None else str(context.__module__).rpartition(".")[2]
 
 
 def gl_renderer(mujoco: Any) -> str | None:
-    """Return who draws, and its version, as OpenGL says it; ``None`` where it does not say."""
+    """Return name and version of the renderer, as OpenGL reports them; ``None`` if it does not."""
     if gl_backend(mujoco) not in ("egl", "osmesa"):
         return None  # a window system's contexts belong to the main thread
     found: list[str] = []
 
     def ask() -> None:
         try:
-            # MuJoCo brings PyOpenGL, which looks for its library at the first import: MuJoCo's own, before.
+            # PyOpenGL, a dependency of MuJoCo, chooses its library at the first import, which is MuJoCo's.
             gl = importlib.import_module("OpenGL.GL")
             context = mujoco.GLContext(8, 8)
             try:
@@ -108,10 +108,10 @@ def gl_renderer(mujoco: Any) -> str | None:
                 )
             finally:
                 context.free()
-        except Exception:  # a border: drivers raise what they like, and that there is no answer is the answer
-            _log.debug("OpenGL does not say who draws", exc_info=True)
+        except Exception:  # drivers raise anything; then the renderer is unknown
+            _log.debug("OpenGL does not name the renderer", exc_info=True)
 
-    # A context is current for one thread: the simulator's own stays current where it is.
+    # A context is current in one thread: the simulator's own stays current in this one.
     thread = threading.Thread(target=ask, name="gl-renderer")
     thread.start()
     thread.join()

@@ -1,7 +1,7 @@
-"""Bytes handed from one process to another through memory without a name, which leaves nothing behind.
+"""Anonymous shared memory between two processes, which leaves nothing behind.
 
 Not :mod:`multiprocessing.shared_memory`: its segments have names, and one whose owners are killed stays in
-``/dev/shm``. Memory behind an inherited file descriptor is gone with the last process that has it, however
+``/dev/shm``. Memory of an inherited file descriptor is freed with the last process that has it, however
 that process ends.
 """
 
@@ -16,15 +16,15 @@ from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["SharedMemory"]
 
-# Grown in steps of at least this much, so that a worker does not map anew for each slightly longer reply.
+# Smallest growth, so that a worker does not map again for each slightly longer reply.
 _STEP = 1 << 20
 
 
 class SharedMemory:
-    """A region that one process writes and another reads, in turns which their messages agree on.
+    """A region that one process writes and another reads, in turns that their messages agree on.
 
     Args:
-        fd: File descriptor of the memory, owned by this object from now on.
+        fd: File descriptor of the memory, owned by this object.
     """
 
     def __init__(self, fd: int) -> None:
@@ -40,7 +40,7 @@ class SharedMemory:
             return cls(os.dup(file.fileno()))
 
     def write(self, buffers: Sequence[Buffer]) -> int:
-        """Write the buffers, one after the other, from the beginning; return how many bytes they are."""
+        """Write the buffers one after the other from the beginning; return the number of bytes."""
         length = sum(len(buffer) for buffer in buffers)
         if os.fstat(self.fd).st_size < length:
             os.ftruncate(self.fd, -(-length // _STEP) * _STEP)
@@ -53,12 +53,12 @@ class SharedMemory:
     def view(self, length: int) -> memoryview:
         """Return the first ``length`` bytes, shared: the other process's next write changes them."""
         if self._map is None or len(self._map) < length:
-            # An older map lives on for as long as somebody holds a view of it.
+            # An older map stays for as long as a view of it exists.
             self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)
         return memoryview(self._map)[:length]
 
     def close(self) -> None:
-        """Close the descriptor; the memory itself goes with the last view of it. May be called twice."""
+        """Close the descriptor; the memory is freed with the last view of it. May be called twice."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd, self._map = -1, None

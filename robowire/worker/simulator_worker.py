@@ -1,14 +1,13 @@
-"""The process of one simulator: calls come over an inherited socket, one by one, and are answered.
+"""The process of one simulator: it executes requests from an inherited socket, one at a time.
 
 ``python -m robowire.worker.simulator_worker`` is started by :mod:`robowire.serving.simulator.process`, with
-the Python of that simulator family, which may be as old as 3.8: this file keeps to what the client side keeps
-to.
+the Python of that simulator family, which may be as old as 3.8.
 
-Its half of the agreement between the two processes. A call comes as a frame, ``{"method": ..., parameters}``.
-The answer is a frame with a head: an error reply, or ``{"status": "ok", "over", "length", "shared"}``. After
-an ok come the ``length`` bytes of the reply's pickle, ready for the client: as a second frame, or in the
-shared memory, which leaves the server nothing to do but to send them. The first answer is spoken unasked: the
-simulator has been imported, or not.
+The protocol between the two processes: a request is a frame, ``{"method": ..., parameters}``. The answer is a
+frame with a head: an error reply, or ``{"status": "ok", "over", "length", "shared"}``. After an ok follow the
+``length`` bytes of the reply's pickle, ready for the client: as a second frame, or in the shared memory, so
+that the server only has to send them. The first answer comes without a request: whether the simulator could
+be imported.
 """
 
 from __future__ import annotations
@@ -67,12 +66,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class SimulatorWorker:
-    """What the calls mean, for one simulator. The server has checked their order and their parameters.
+    """Executes the methods of one simulator. The server has checked their order and their parameters.
 
     Args:
-        name: The simulator's name in the server's table.
+        name: Name of the simulator in the server's table.
         entry: Its row.
-        simulator: Itself, without a task.
+        simulator: The simulator, without a task.
     """
 
     def __init__(self, name: str, entry: Entry, simulator: Simulator) -> None:
@@ -80,31 +79,31 @@ class SimulatorWorker:
         self._entry = entry
         self._simulator = simulator
         self._spec: SimulatorSpec | None = None
-        self._meta = False  # whether observations leave as MetaObs
-        self._keys: tuple[str, ...] | None = None  # those of an observation that leave; None: all
+        self._meta = False  # whether observations are sent as MetaObs
+        self._keys: tuple[str, ...] | None = None  # keys of an observation that are sent; None: all
         self._image_encoding, self._jpeg_quality = "raw", 0
         self._steps = 0
-        self._begun = False  # whether there is an episode, running or over
-        self._fingerprint: dict[str, str] | None = None  # of the loaded task, once asked for
-        # What the simulator and its task needed. Later imports, of an encoder say, are no part of the result.
+        self._begun = False  # whether there is an episode, running or ended
+        self._fingerprint: dict[str, str] | None = None  # of the loaded task, once it was needed
+        # What the simulator and its task imported. Later imports, such as an encoder, do not affect results.
         self._packages = imported_packages()
         self._methods: Mapping[str, Callable[..., dict[str, Any]]] = handlers(
             self, (*worker_parameters(), "probe")
         )
 
     def call(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the reply to one call.
+        """Return the reply to one method.
 
         Raises:
-            RequestError: The call's own error; an exception of the simulator becomes ``BackendError``.
+            RequestError: The method's own error; an exception of the simulator becomes ``BackendError``.
         """
         try:
             return ok(**self._methods[method](**params))
         except RequestError:
             raise
-        except Exception as exc:  # a border: a simulator may raise anything, and the next call may work
+        except Exception as exc:  # a simulator may raise anything, and the next method may work
             logger.exception("%r failed", method)
-            raise BackendError(f"{method} failed in {self._name}: {_describe(exc)}") from exc
+            raise BackendError(f"{method} failed in {self._name}: {_message(exc)}") from exc
 
     def _list_tasks(self, suite: str | None) -> dict[str, Any]:
         return {"tasks": list(self._simulator.list_tasks(suite))}
@@ -131,7 +130,7 @@ class SimulatorWorker:
         return self._spec.to_wire()
 
     def _require_raw(self) -> None:
-        """Refuse for a MetaObs what only raw observations have."""
+        """Refuse options of raw observations for a MetaObs."""
         for name, asked in (
             ("observation_keys", self._keys is not None),
             ("image_encoding", self._image_encoding != "raw"),
@@ -139,7 +138,7 @@ class SimulatorWorker:
             if asked and self._meta:
                 raise InvalidParams(
                     f"{name} is for observation_format 'raw': a MetaObs has its own fields and one array of "
-                    "pictures, which camera_names, image_height and image_width make smaller"
+                    "images, which camera_names, image_height and image_width make smaller"
                 )
 
     def _require_encoder(self) -> None:
@@ -164,7 +163,7 @@ class SimulatorWorker:
         }
 
     def _step_chunk(self, actions: Sequence[np.ndarray | MetaAction]) -> dict[str, Any]:
-        # All are converted before any is executed: a chunk that does not fit costs nothing.
+        # All are converted before any is executed: a chunk that does not fit changes nothing.
         rewards, result = self._advance_chunk([self._own(action) for action in actions])
         return {
             "observation": self._outgoing(result.observation),
@@ -217,13 +216,12 @@ class SimulatorWorker:
             "platform": platform.platform(),
             "versions": versions(self._packages),
             "fingerprint": fingerprint(self._packages),
-            # What a GL backend or a library was told before its import changes pictures, and sometimes
-            # physics.
+            # Settings of a GL backend or a library before its import change images, and sometimes physics.
             "environ": {name: os.environ.get(name, "") for name in self._entry.environ},
         }
 
     def _probe(self) -> dict[str, Any]:
-        mujoco = sys.modules.get("mujoco")  # of the simulator's, where it is one of MuJoCo
+        mujoco = sys.modules.get("mujoco")  # imported by the simulator, if it uses MuJoCo
         return {} if mujoco is None else probe(mujoco)
 
     def _advance(self, action: np.ndarray) -> StepResult:
@@ -255,7 +253,7 @@ class SimulatorWorker:
                 return chosen
             return encode_images(chosen, self._image_encoding, quality=self._jpeg_quality)
         meta = self._simulator.to_meta_obs(observation)
-        # What a single observation does not tell and a policy may want.
+        # Not part of a single observation, and a policy may need it.
         meta.timestep = self._steps
         if not meta.raw_lang and self._spec is not None:
             meta.raw_lang = self._spec.instruction
@@ -271,7 +269,7 @@ def _check_keys(keys: Sequence[str], observation: Mapping[str, Any]) -> None:
             )
 
 
-def _describe(exc: BaseException) -> str:
+def _message(exc: BaseException) -> str:
     message = printable(exc, 300)
     return f"{type(exc).__name__}: {message}" if message else type(exc).__name__
 
@@ -285,25 +283,25 @@ def main(argv: Sequence[str]) -> None:
     """
     _die_with_the_server()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    told = json.loads(argv[0])
-    name, entry = told["name"], Entry(told["target"], told["extra"], told["environ"])
-    connection = Connection(socket.socket(fileno=told["socket"]), max_payload=MAX_MAX_PAYLOAD)
-    memory = SharedMemory(told["memory"])
+    start = json.loads(argv[0])
+    name, entry = start["name"], Entry(start["target"], start["extra"], start["environ"])
+    connection = Connection(socket.socket(fileno=start["socket"]), max_payload=MAX_MAX_PAYLOAD)
+    memory = SharedMemory(start["memory"])
     simulator: Simulator | None = None
     try:
         try:
             simulator = load_simulator(name, {name: entry})
-        except Exception as exc:  # a border: importing and building a simulator may raise anything
-            # Ours are whole sentences already, and their traceback would lead into our files.
+        except Exception as exc:  # importing and building a simulator may raise anything
+            # Our own errors are whole sentences, and their traceback would lead into our files.
             ours = isinstance(exc, RobowireError)
             logger.error("cannot start: %s", exc, exc_info=not ours)
-            reason = str(exc) if ours else f"simulator {name!r} cannot start: {_describe(exc)}"
+            reason = str(exc) if ours else f"simulator {name!r} cannot start: {_message(exc)}"
             connection.send(encode_frame(error_reply(BackendError(reason))), timeout_s=_SEND_TIMEOUT_S)
             return
         _send_reply(connection, memory, ok())
         _serve(connection, memory, SimulatorWorker(name, entry, simulator))
     except (TransportError, TruncatedFrame) as exc:
-        logger.warning("the server is gone: %s", exc)
+        logger.warning("the server has ended: %s", exc)
     finally:
         if simulator is not None:
             simulator.close()
@@ -313,7 +311,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _serve(connection: Connection, memory: SharedMemory, worker: SimulatorWorker) -> None:
     while True:
-        # The rest of a call follows its first byte at once, or the server is dead and the socket ends.
+        # The rest of a request follows its first byte at once, or the server is dead and the socket ends.
         payload = connection.receive(wait_s=None, finish_s=_SEND_TIMEOUT_S)
         if payload is None:
             return
@@ -328,8 +326,8 @@ def _serve(connection: Connection, memory: SharedMemory, worker: SimulatorWorker
 def _send_reply(connection: Connection, memory: SharedMemory, reply: Mapping[str, Any]) -> None:
     try:
         buffers = encode(reply)
-    except RobowireError as exc:  # an ``info`` that is no plain data, for example
-        raise BackendError(f"the simulator's answer cannot be sent: {exc}") from exc
+    except RobowireError as exc:  # an ``info`` that is not plain data, for example
+        raise BackendError(f"the simulator's reply cannot be sent: {exc}") from exc
     length = sum(len(buffer) for buffer in buffers)
     over = bool(reply.get("terminated") or reply.get("truncated"))
     shared = length >= SHARED_MIN

@@ -1,7 +1,7 @@
-"""Snapshots as a simulator's process makes and reads them: a state, and what it is the state of.
+"""Snapshots: a simulator's state, and the fingerprint of what it is a state of, as bytes and back.
 
 A snapshot is one pickle, ``{"fingerprint": {name: text}, "steps": int, "state": plain data}``. It is read by
-:func:`robowire.wire.pickle.reader.loads` alone, so one that came from elsewhere can do no harm.
+:func:`robowire.wire.pickle.reader.loads` alone, so one from elsewhere can do no harm.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from robowire.wire.text_safety import printable
 
 __all__ = ["digests", "fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
 
-# Names in one message: enough to see the reason, and a line long.
+# Names in one message: enough to see the reason, in one line.
 _MAX_NAMED = 4
 
 
 def restorable(simulator: Simulator) -> Restorable:
-    """Return the simulator, as one that saves its state.
+    """Return the simulator, which saves its state.
 
     Raises:
-        UnknownMethod: It does not.
+        UnknownMethod: It does not save its state.
     """
     if not isinstance(simulator, Restorable):
         raise UnknownMethod(f"this simulator offers no snapshots: {type(simulator).__name__} saves no state")
@@ -53,7 +53,7 @@ def unpack(payload: bytes, fingerprint: Mapping[str, str]) -> tuple[dict[str, An
     """Return a snapshot's state and its count of steps.
 
     Raises:
-        SnapshotMismatch: It is none, or one of something else; names what differs.
+        SnapshotMismatch: It is not a snapshot, or one of something else; names what differs.
     """
     try:
         snapshot = loads(payload)
@@ -80,17 +80,17 @@ def first_difference(
     """Step twice from the same instant, with another episode in between, and compare bit for bit.
 
     Args:
-        simulator: A :class:`Simulator` that is a :class:`Restorable`; left in whatever state.
-        state: The instant.
-        action_dim: Length of its actions, which are drawn from -1 to 1.
-        steps: At most so many are compared; an episode that ends, ends the comparison.
+        simulator: A :class:`Simulator` that is a :class:`Restorable`; its state afterwards is undefined.
+        state: Saved state to start from.
+        action_dim: Length of the random actions, which are uniform in -1 to 1.
+        steps: Most steps to compare; the end of the episode ends the comparison.
 
     Returns:
-        How many steps were compared, and what differed first in words, or ``None``.
+        Number of compared steps, and the first difference in words, or ``None``.
     """
 
     def actions() -> Iterator[np.ndarray]:
-        rng = np.random.default_rng(0)  # drawn as they are needed: an episode may end long before ``steps``
+        rng = np.random.default_rng(0)  # one at a time: an episode may end long before ``steps``
         return (rng.uniform(-1, 1, action_dim) for _ in range(steps))
 
     before = list(_walk(simulator, state, actions()))
@@ -109,7 +109,7 @@ def first_difference(
 def _walk(
     simulator: Any, state: Mapping[str, Any], actions: Iterator[np.ndarray]
 ) -> Iterator[dict[str, bytes]]:
-    """Yield digests of all there is to see, by name: of the instant, then of each step."""
+    """Yield digests of everything observable, by name: of the restored state, then of each step."""
     yield digests({"observation": simulator.restore_state(state), "state": simulator.save_state()})
     for action in actions:
         result = simulator.step(action)
@@ -121,11 +121,11 @@ def _walk(
 
 
 def digests(value: Any, name: str = "") -> dict[str, bytes]:
-    """Return a digest of everything in a value by its name, ``observation.position``, to say what differs.
+    """Return a digest of each part of a value by its name, ``observation.position``, to name what differs.
 
     Args:
-        value: Plain data, of dicts perhaps.
-        name: Of the value itself; what is in it is called after it.
+        value: Plain data, possibly nested dicts.
+        name: Name of the value; the names of its parts begin with it.
     """
     if isinstance(value, dict):
         found: dict[str, bytes] = {}

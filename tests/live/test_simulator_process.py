@@ -118,7 +118,7 @@ def test_an_exception_costs_one_call(process: SimulatorProcess) -> None:
 def test_an_answer_that_is_no_plain_data_costs_one_call(process: SimulatorProcess) -> None:
     begin(process, "babble_in_step")
     with fails(
-        "the simulator's answer cannot be sent: cannot send a FakeSimulator: only plain data and "
+        "the simulator's reply cannot be sent: cannot send a FakeSimulator: only plain data and "
         "numpy arrays cross the wire"
     ):
         call(process, "step", ACTION)

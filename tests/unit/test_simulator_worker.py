@@ -79,7 +79,7 @@ def test_a_key_that_is_not_observed_is_refused_when_the_task_is_loaded() -> None
 def test_what_raw_observations_have_a_meta_obs_has_not(options: dict[str, Any]) -> None:
     message = (
         f"{next(iter(options))} is for observation_format 'raw': a MetaObs has its own fields and one array "
-        "of pictures, which camera_names, image_height and image_width make smaller"
+        "of images, which camera_names, image_height and image_width make smaller"
     )
     with pytest.raises(InvalidParams, match=f"^{re.escape(message)}$"):
         make_worker(observation_format="meta", **options)

@@ -1,7 +1,7 @@
-"""Which devices EGL draws on, in the order that ``MUJOCO_EGL_DEVICE_ID`` counts them.
+"""Devices that EGL renders on, in the order that ``MUJOCO_EGL_DEVICE_ID`` counts them.
 
-``python -m robowire.worker.egl`` prints them as JSON: asking loads every driver of the machine, so whoever
-wants to survive that asks in a process.
+``python -m robowire.worker.egl_devices`` prints them as JSON: the query loads every driver of the
+machine, one of which may crash, so a caller that must survive runs it in a process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ __all__ = ["EglDevice", "devices"]
 
 _MAX_DEVICES = 64
 
-# From the registry of EGL, https://registry.khronos.org/EGL: the extension of a device that has the property
-# brings its number.
+# Numbers of the properties, each from its extension in the registry, https://registry.khronos.org/EGL.
 _EXTENSIONS, _VENDOR, _RENDERER = 0x3055, 0x3053, 0x335F
 _DRM_DEVICE_FILE, _DRM_RENDER_NODE_FILE, _CUDA_DEVICE = 0x3233, 0x3377, 0x323A
 
@@ -27,11 +26,11 @@ class EglDevice:
     """One device.
 
     Attributes:
-        index: What ``MUJOCO_EGL_DEVICE_ID`` says to draw on it.
-        name: As the driver calls it, where it does.
-        cuda: CUDA's number for it, as long as ``CUDA_VISIBLE_DEVICES`` is not set.
-        drm: The device file that a user needs access to.
-        software: Whether it is the CPU.
+        index: Value of ``MUJOCO_EGL_DEVICE_ID`` that selects it.
+        name: Name that the driver gives, if any.
+        cuda: CUDA's number for it while ``CUDA_VISIBLE_DEVICES`` is not set.
+        drm: Device file that a user needs access to.
+        software: Whether it renders on the CPU.
     """
 
     index: int
@@ -42,10 +41,10 @@ class EglDevice:
 
 
 def devices(library: Any = None) -> list[EglDevice]:
-    """Return EGL's devices; none is a good answer.
+    """Return EGL's devices; there may be none.
 
     Args:
-        library: EGL, as :mod:`ctypes` gives it; ``None`` loads this machine's.
+        library: EGL library loaded by :mod:`ctypes`; ``None`` loads this machine's.
 
     Raises:
         OSError: There is no EGL library here, or one that lists no devices; says which.
@@ -73,7 +72,7 @@ def devices(library: Any = None) -> list[EglDevice]:
     for index in range(count.value):
         device = found[index]
         extensions = (text(device, _EXTENSIONS) or "").split()
-        # What a device's extensions do not offer is an error to ask for.
+        # A query that the device's extensions do not offer is an error.
         named = "EGL_EXT_device_query_name" in extensions
         listed.append(
             EglDevice(
@@ -88,7 +87,7 @@ def devices(library: Any = None) -> list[EglDevice]:
 
 
 def _drm(device: int | None, extensions: list[str], text: Any) -> str | None:
-    """Return the file that is opened to draw, else that of the whole card."""
+    """Return the device file for rendering, else that of the whole card."""
     file: str | None = None
     if "EGL_EXT_device_drm_render_node" in extensions:
         file = text(device, _DRM_RENDER_NODE_FILE)

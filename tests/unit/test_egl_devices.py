@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from robowire.worker.egl import EglDevice, devices
+from robowire.worker.egl_devices import EglDevice, devices
 
 EXTENSIONS, VENDOR, RENDERER, DRM, RENDER_NODE, CUDA = 0x3055, 0x3053, 0x335F, 0x3233, 0x3377, 0x323A
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import ConnectionFlags, at_least
-from robowire.errors import ConfigurationError, ConnectFailed, UnsafePayload
+from robowire.errors import ConfigurationError, RequestTimeout, TransportError, UnsafePayload
+from robowire.transport.stream import Stream
 from robowire.wire.framing import frame_header
 from robowire.wire.inspection import describe, hex_dump
 from robowire.wire.pickle.reader import loads
@@ -58,20 +59,19 @@ def run(flags: DebugFlags, program: Program) -> int:
     """Print what is sent, what comes back, and how the connection ended."""
     pieces = _pieces(_debug_bytes(flags), flags.cut)
     begun = time.perf_counter()
-    try:
-        sock = socket.create_connection((flags.host, flags.port), timeout=flags.timeout_s)
-        context = flags.tls_context()
-        if not isinstance(context, bool):
-            sock = context.wrap_socket(sock, server_hostname=flags.host)
-    except OSError as exc:  # ssl.SSLError too
-        raise ConnectFailed(f"cannot connect to {flags.host}:{flags.port}: {exc.strerror or exc}") from exc
-    with sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    context = flags.tls_context()
+    stream = Stream.connect(
+        flags.host,
+        flags.port,
+        timeout_s=flags.timeout_s,
+        tls=None if isinstance(context, bool) else context,
+    )
+    with closing(stream):
         _print(f"connected to {flags.host}:{flags.port} in {(time.perf_counter() - begun) * 1e3:.2f} ms")
         for number in range(flags.count):
             _print(f"#{number + 1}: {sum(map(len, pieces))} bytes in {len(pieces)} piece(s)")
             _print(hex_dump(b"".join(pieces), limit=64))
-            exchange = _exchange(sock, pieces, flags)
+            exchange = _exchange(stream, pieces, flags)
             _print_reply(exchange)
             if exchange.ending:
                 break
@@ -122,30 +122,30 @@ class _Exchange:
     ending: str = ""
 
 
-def _exchange(sock: socket.socket, pieces: Sequence[bytes], flags: DebugFlags) -> _Exchange:
+def _exchange(stream: Stream, pieces: Sequence[bytes], flags: DebugFlags) -> _Exchange:
     """Send the pieces and read one frame; after raw bytes and text, read until nothing more comes."""
     exchange, several = _Exchange(bytearray()), flags.raw or flags.text is not None
+    buffer = memoryview(bytearray(1 << 16))
     try:
         for index, piece in enumerate(pieces):
             if index:
                 time.sleep(flags.pause_s)
-            sock.settimeout(flags.timeout_s)
-            sock.sendall(piece)
+            stream.send([piece], flags.timeout_s)
         sent = time.perf_counter()
         while not (whole := _is_whole(exchange.data)) or several:
-            sock.settimeout(_QUIET_S if whole else max(sent + flags.timeout_s - time.perf_counter(), 1e-3))
-            received = sock.recv(1 << 16)
+            left_s = _QUIET_S if whole else max(sent + flags.timeout_s - time.perf_counter(), 1e-3)
+            received = stream.recv_into(buffer, left_s)
             if not received:
                 exchange.ending = "closed by the server"
                 break
             exchange.last_s = time.perf_counter() - sent
             exchange.first_s = exchange.first_s or exchange.last_s
-            exchange.data += received
-    except TimeoutError:  # an alias of TimeoutError since Python 3.10
+            exchange.data += buffer[:received]
+    except RequestTimeout:
         if not _is_whole(exchange.data):
             exchange.ending = f"closed by us: no complete reply within {flags.timeout_s:g} s"
-    except OSError as exc:
-        exchange.ending = f"lost: {exc.strerror or exc}"
+    except TransportError as exc:
+        exchange.ending = f"lost: {exc}"
     return exchange
 
 

@@ -45,12 +45,7 @@ __all__ = [
 _CLOCKS: dict[str, type[AsyncClock]] = {clock.name: clock for clock in (RealClock, VirtualClock)}
 
 # Flags that are fields of AsyncOptions.
-_RULES = {
-    "chunk_size_threshold": "chunk_size_threshold",
-    "actions_per_chunk": "actions_per_chunk",
-    "aggregate_fn_name": "aggregate_fn_name",
-    "on_empty_queue": "on_empty_queue",
-}
+_RULES = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_empty_queue")
 
 # Flags whose values are secrets.
 _TOKEN = r"(?:simulator[_-])?(?:auth[_-])?token"
@@ -110,6 +105,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
             timeout_s=flags.timeout_s,
             patience_s=max(flags.policy_wait_s, 1e-3),  # 0 would mean no attempt at all
             token=flags.token,
+            tls=flags.tls_context(),
             added_latency_s=added_s,
         )
 
@@ -266,7 +262,7 @@ def _clock(flags: EvaluateFlags) -> AsyncClock | None:
             raise ConfigurationError(f"only the mode async knows {names}: add --mode async")
         return None
     try:
-        options = AsyncOptions(**{_RULES[name]: given[name] for name in _RULES if name in given})
+        options = AsyncOptions(**{name: given[name] for name in _RULES if name in given})
         load_aggregate_function(options.aggregate_fn_name)
         clock = _CLOCKS[given.get("clock", "real")]
         return clock(options, Latency.parse(given.get("latency_ms", "0")), given.get("fps"))

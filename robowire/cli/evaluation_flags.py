@@ -84,7 +84,8 @@ class RunFlags(EpisodeServersFlags):
         task: Task of the simulator; default: the one named with it, else Lift.
         num_episodes: Episodes to run, at most 1000.
         num_envs: Simulators at the same time, a process each.
-        seed: Evaluation seed, 0 or more; the simulator's seed of episode i is seed * 1000 + i.
+        seed: Evaluation seed, 0 or more; episode i has the simulator seed seed * 1000 + i below 1000, and
+            (seed + 1000) * 1000 + i from there on.
         n_action_steps: Actions executed of each chunk; default: what the policy server says, else the whole
             chunk.
         max_episode_steps: Steps after which an episode is over; default: the task's own limit.
@@ -214,7 +215,8 @@ class LerobotEvalFlags(EpisodeServersFlags):
         task: Instruction for the policy; default: each task's own.
         n_episodes: Episodes of each task.
         num_envs: Simulators at the same time.
-        seed: Evaluation seed, 0 or more; the simulator's seed of episode i is seed * 1000 + i.
+        seed: Evaluation seed, 0 or more; episode i has the simulator seed seed * 1000 + i below 1000, and
+            (seed + 1000) * 1000 + i from there on.
         actions_per_chunk: Actions used of each chunk; default: all.
         chunk_size_threshold: Share of a chunk that is left when the next is requested.
         aggregate_fn_name: Aggregation of overlapping chunks.

@@ -209,7 +209,7 @@ class SimClientConfig:
         fps: Control steps a second; ``None`` means the simulator's own rate.
         aggregate_fn_name: How chunks that overlap are put together.
         n_episodes: Of each task.
-        seed: 0 to 999; episode i of a task is seed * 1000 + i to the simulator.
+        seed: Evaluation seed, 0 or more; :func:`robowire.rollout.seeds.episode_seed` gives those of episodes.
         save_videos: Whether to film, which takes ffmpeg.
         max_episodes_rendered: How many of the first episodes of each task.
         debug_visualize_queue_size: Noted; the rows of the results have the queue's mean size.

@@ -69,7 +69,7 @@ class EvaluateOptions:
         task: One of its tasks.
         num_episodes: Episodes, 1 to 1000.
         num_envs: Environments at the same time, each with a simulator process of its own.
-        seed: 0 to 999; :func:`episode_seed` says which episodes it means.
+        seed: Evaluation seed, 0 or more; :func:`episode_seed` says which episodes it means.
         n_action_steps: Actions executed of each chunk before the policy is asked again; ``None`` means what
             the policy server says, else the whole chunk, and 1 where that server ensembles chunks.
         record_video: ``"off"``, ``"failures"``, ``"all"``, or how many of the first episodes.

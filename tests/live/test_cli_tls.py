@@ -92,7 +92,7 @@ def test_the_line_to_try_runs_over_tls(tmp_path: Path) -> None:
     assert (tried.returncode, tried.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("mode", ["sync"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_an_evaluation_talks_to_both_servers_over_tls(
     mode: str, certificates: Certificates, tmp_path: Path
 ) -> None:

@@ -164,7 +164,7 @@ def test_environments_have_lerobots_defaults() -> None:
         ),
         ({"chunk_size_threshold": 2}, ValueError, "chunk_size_threshold is 2, expected 0 to 1"),
         ({"n_episodes": 0}, ConfigurationError, "num_episodes is 0, expected at least 1"),
-        ({"seed": 1000}, ConfigurationError, "seed is 1000, expected 0 to 999"),
+        ({"seed": -1}, ConfigurationError, "seed is -1, expected 0 or more"),
     ],
 )
 def test_unusable_settings_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:

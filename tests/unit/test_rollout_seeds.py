@@ -16,13 +16,25 @@ def test_no_two_evaluation_seeds_share_an_episode() -> None:
 
 def test_no_evaluation_episode_was_a_demonstration() -> None:
     assert episode_seed(999, EPISODES_PER_SEED - 1) == FIRST_DEMONSTRATION_SEED - 1
+    assert episode_seed(1000, 0) == 2 * FIRST_DEMONSTRATION_SEED
+
+
+def test_lerobots_default_seed_is_a_block_of_its_own() -> None:
+    seeds = (999, 1000, 1001, 4_293_966)
+    blocks = [{episode_seed(seed, episode) for episode in (0, EPISODES_PER_SEED - 1)} for seed in seeds]
+    assert len(set().union(*blocks)) == 8
+
+
+@pytest.mark.parametrize("seed", [1000, 4_293_966, 4_293_967, 2**31, 2**32 - 1, 2**63, 10**30])
+def test_any_seed_gives_32_bits_outside_the_demonstrations(seed: int) -> None:
+    for episode in (0, EPISODES_PER_SEED - 1):
+        assert 2 * FIRST_DEMONSTRATION_SEED <= episode_seed(seed, episode) < 2**32
 
 
 @pytest.mark.parametrize(
     ("seed", "episode", "message"),
     [
-        (-1, 0, "seed is -1, expected 0 to 999"),
-        (1000, 0, "seed is 1000, expected 0 to 999"),
+        (-1, 0, "seed is -1, expected 0 or more"),
         (0, 1000, "episode 1000 has no seed: one seed has 1000 episodes"),
     ],
 )

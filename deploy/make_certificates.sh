@@ -30,8 +30,9 @@ sign() {
     rm -f -- "$1.csr"
 }
 
+# A server of a fleet that asks for certificates (--tls_client_ca) is also a client: of its health checks.
 common="basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\nauthorityKeyIdentifier=keyid\n"
-sign server "$1" "${common}extendedKeyUsage=serverAuth\nsubjectAltName=${names#,}\n"
+sign server "$1" "${common}extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=${names#,}\n"
 sign client "robowire client" "${common}extendedKeyUsage=clientAuth\n"
 chmod 644 ca.pem server.pem client.pem
 echo "certificates for $* are in $PWD"

@@ -13,8 +13,7 @@ evaluate() { # evaluate NAME --policy POLICY [FLAGS]: serve the policy while it 
     shift
     "$python" ../server.py policy --host 127.0.0.1 --port "$port" "$@" &
     trap 'kill %% 2> /dev/null || true' EXIT
-    until "$python" ../client.py ping --address "127.0.0.1:$port" --count 1 2> /dev/null; do sleep 0.2; done
-    "$python" ../client.py evaluate --address "127.0.0.1:$port" --record_video off \
+    "$python" ../client.py evaluate --address "127.0.0.1:$port" --wait_s 30 --record_video off \
         --simulator my_simulator:make_simulator --task reach --num_episodes 20 --output_dir "$output/$name"
     kill %%
     wait

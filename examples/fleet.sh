@@ -7,7 +7,8 @@ port=${PORT:-5555}
 
 "$python" ../server.py fleet --simulator my_simulator:make_simulator --num_services 2 --host 127.0.0.1 --port "$port" &
 trap 'kill %% 2> /dev/null || true' EXIT
-until "$python" ../server.py fleet status --address "127.0.0.1:$port" 2> /dev/null; do sleep 0.5; done
+"$python" ../client.py ping --address "127.0.0.1:$port" --wait_s 60 --count 1
+"$python" ../server.py fleet status --address "127.0.0.1:$port"
 "$python" ../server.py fleet scale 3 --address "127.0.0.1:$port"
 "$python" ../server.py fleet stop --address "127.0.0.1:$port"
 wait

@@ -10,7 +10,6 @@ port=${PORT:-5000}
 
 "$python" ../server.py policy --policy my_policy:make_policy --host 127.0.0.1 --port "$port" &
 trap 'kill %% 2> /dev/null || true' EXIT
-until "$python" ../client.py ping --address "127.0.0.1:$port" --count 1 2> /dev/null; do sleep 0.2; done
-"$python" ../client.py sweep --address "127.0.0.1:$port" \
+"$python" ../client.py sweep --address "127.0.0.1:$port" --wait_s 30 \
     --simulator my_simulator:make_simulator --task reach --num_episodes 10 \
     --latencies_ms 0,200,400 --aggregate_fn_names weighted_average --output_dir "$output"

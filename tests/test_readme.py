@@ -130,3 +130,12 @@ def test_every_python_block_of_the_readme_runs() -> None:
             if done.returncode != 0:
                 failures.append(f"{place}: {done.stderr}")
     assert not failures, "\n".join(failures)
+
+
+def test_no_line_of_the_readme_is_longer_than_120_columns() -> None:
+    assert [line for line in README.read_text().splitlines() if len(line) > 120] == []
+
+
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", README.read_text())
+    assert [target for target in targets if not (ROOT / target).exists()] == []

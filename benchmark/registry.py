@@ -13,7 +13,7 @@ SIMULATORS: dict[str, Entry] = {
     ),
     "gymnasium": Entry(
         "benchmark.gymnasium_family:make_simulator",
-        extra="gymnasium",
+        install="./setup_simulator.sh gymnasium",
         # SDL draws what MuJoCo does not.
         environ={
             "MUJOCO_GL": "osmesa",
@@ -24,7 +24,7 @@ SIMULATORS: dict[str, Entry] = {
     ),
     "highway": Entry(
         "benchmark.highway:make_simulator",
-        extra="driving",
+        install="./setup_simulator.sh driving",
         # "dummy", which servers without a screen are often told, gives black frames.
         environ={"SDL_VIDEODRIVER": "offscreen", "PYGAME_HIDE_SUPPORT_PROMPT": "1"},
         summary="highway-env's roads, driven by steer, throttle, brake: highway, merge, roundabout ...",
@@ -36,7 +36,7 @@ SIMULATORS: dict[str, Entry] = {
     ),
     "robosuite": Entry(
         "benchmark.robosuite:make_simulator",
-        extra="robosuite",
+        install="./setup_environment.sh",
         # Without a GPU, OSMesa and Mesa's EGL give the same pictures in the same time (12 ms a camera), but
         # EGL prints an error when the process ends. With a GPU, set MUJOCO_GL=egl: what is set already stays.
         environ={"MUJOCO_GL": "osmesa"},

@@ -9,7 +9,7 @@ __all__ = ["POLICIES"]
 POLICIES: dict[str, Entry] = {
     "act": Entry(
         "policies.act.policy:make_policy",
-        extra="act",
+        install="./setup_environment.sh",
         summary="Action Chunking with Transformers (arXiv 2304.13705): our checkpoints or the original's",
     ),
     "random": Entry(

@@ -58,12 +58,14 @@ class Entry:
         environ: Environment variables to set, unless already set, before that import: a simulator binds its
             GL backend on first import and never again.
         summary: One line for listings.
+        install: Command that installs what the module imports, where no extra of this project does.
     """
 
     target: str
     extra: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     summary: str = ""
+    install: str = ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -118,7 +120,8 @@ def load(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., Any]
             raise UnknownName(
                 f"{kind} {name!r} points at {entry.target!r}, and there is no module {exc.name!r}{hint}"
             ) from exc
-        remedy = f": pip install 'robowire[{entry.extra}]'" if entry.extra else ""
+        install = entry.install or (f"pip install 'robowire[{entry.extra}]'" if entry.extra else "")
+        remedy = f": {install}" if install else ""
         raise MissingDependency(
             f"{kind} {name!r} needs {exc.name!r}, which is not installed{remedy}"
         ) from exc

@@ -278,13 +278,16 @@ def main(argv: Sequence[str]) -> None:
     """Import the simulator that ``argv`` describes and answer calls until the server closes the socket.
 
     Args:
-        argv: One JSON object: ``name``; ``target``, ``extra``, ``environ`` of its entry; ``socket`` and
-            ``memory``, two inherited file descriptors.
+        argv: One JSON object: ``name``; ``target``, ``extra``, ``environ``, ``install`` of its entry;
+            ``socket`` and ``memory``, two inherited file descriptors.
     """
     _die_with_the_server()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     start = json.loads(argv[0])
-    name, entry = start["name"], Entry(start["target"], start["extra"], start["environ"])
+    name, entry = (
+        start["name"],
+        Entry(start["target"], start["extra"], start["environ"], install=start.get("install", "")),
+    )
     connection = Connection(socket.socket(fileno=start["socket"]), max_payload=MAX_MAX_PAYLOAD)
     memory = SharedMemory(start["memory"])
     simulator: Simulator | None = None

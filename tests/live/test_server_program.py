@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -224,6 +225,35 @@ def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
         f"server.py policy: port {port} is in use: stop what listens there, or choose another with --port\n"
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
+
+
+def test_a_port_in_use_is_reported_before_the_policy_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        missing = str(tmp_path / "none")
+        ended = run_server("policy", "--host", "127.0.0.1", "--port", str(port), "--model_path", missing)
+    assert f"port {port} is in use" in ended.stderr
+    assert "checkpoint" not in ended.stderr
+
+
+def test_log_lines_carry_the_date(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log") as server:
+        with RawClient(server.address) as client:
+            client.ask({"method": "ping"})
+        server.wait_for_log("closed")
+        assert re.search(
+            r"^20\d\d-\d\d-\d\d \d\d:\d\d:\d\d INFO    client #1 closed", server.log, re.MULTILINE
+        )
+
+
+@pytest.mark.parametrize("name", ["ROBOWIRE_TOKEN", "ROBOWIRE_AUTH_TOKEN"])
+def test_the_token_has_an_older_name(name: str, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log", environ={name: "sesame"}) as server, RawClient(
+        server.address
+    ) as client:
+        assert client.ask({"method": "ping"})["error_type"] == "unauthenticated"
+        assert client.ask({"method": "hello", "token": "sesame"})["status"] == "ok"
+        assert server.banner[-1].endswith(" --token TOKEN")
 
 
 def test_a_checkpoint_that_is_missing_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

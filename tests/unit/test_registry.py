@@ -15,6 +15,7 @@ from robowire.testing.fake_simulator import FakeSimulator
 
 TABLE = {
     "act": Entry("needs_torch:make", extra="act"),
+    "lab": Entry("needs_torch:make", install="./setup_environment.sh"),
     "json": Entry("json:dumps"),
     "ghost": Entry("no_such_module:make"),
     "typo": Entry("json:dmups"),
@@ -51,9 +52,9 @@ def test_an_import_string_of_your_own_is_a_name() -> None:
         (
             "atc",
             UnknownName,
-            "no policy is called 'atc'. Did you mean 'act'? Known: act, ghost, json, typo",
+            "no policy is called 'atc'. Did you mean 'act'? Known: act, ghost, json, lab, typo",
         ),
-        ("zzz", UnknownName, "no policy is called 'zzz'. Known: act, ghost, json, typo"),
+        ("zzz", UnknownName, "no policy is called 'zzz'. Known: act, ghost, json, lab, typo"),
         (
             "ghost",
             UnknownName,
@@ -64,6 +65,11 @@ def test_an_import_string_of_your_own_is_a_name() -> None:
             "act",
             MissingDependency,
             "policy 'act' needs 'torch_is_absent', which is not installed: pip install 'robowire[act]'",
+        ),
+        (
+            "lab",
+            MissingDependency,
+            "policy 'lab' needs 'torch_is_absent', which is not installed: ./setup_environment.sh",
         ),
         (
             "needs_torch:make",

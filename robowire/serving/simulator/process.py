@@ -133,6 +133,7 @@ class SimulatorProcess:
                 "name": self.name,
                 "target": entry.target,
                 "extra": entry.extra,
+                "install": entry.install,
                 "environ": dict(entry.environ),
                 "socket": theirs.fileno(),
                 "memory": self._memory.fd,

@@ -1,4 +1,4 @@
-"""How much memory a process and its children hold, as Linux tells it."""
+"""Memory of a process and its children, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PSS = re.compile(rb"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
 
 def can_be_measured() -> bool:
-    """Return whether this system tells."""
+    """Return whether this system shows it."""
     return (_PROC / "self" / "smaps_rollup").exists()
 
 
 def memory_of_group(group: int) -> int:
     """Return the bytes of memory that the processes of a group hold; 0 where there are none.
 
-    The proportional set size: a page that several processes have in memory, a library's or a forked child's,
-    counts for each of them in part, so that the sum over all processes is what there is. Time: about 2 ms for
-    each hundred processes of the machine, and 5 ms for each gigabyte of the group's.
+    This is the proportional set size: a page that several processes share, of a library or a forked child, is
+    divided among them, so that the sum over all processes is the memory in use. It takes about 2 ms for each
+    hundred processes of the machine, and 5 ms for each gigabyte of the group.
     """
     return sum(_proportional_size(pid) for pid, _, its_group in _processes() if its_group == group)
 
@@ -30,7 +30,7 @@ def memory_of_group(group: int) -> int:
 def memory_of_tree(root: int) -> int:
     """Return the bytes of memory that a process and its descendants hold; 0 where there are none.
 
-    Counted as those of a group, which children can leave.
+    Measured as :func:`memory_of_group`; but children can leave a group.
     """
     children: dict[int, list[int]] = {}
     for pid, parent, _ in _processes():

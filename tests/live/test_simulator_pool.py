@@ -18,7 +18,7 @@ import pytest
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import BackendError, NotReset, ShuttingDown, SnapshotMismatch
 from robowire.registry import Entry
-from robowire.serving.simulator.pool import SimulatorPool
+from robowire.serving.simulator.pool import ProcessPool
 from robowire.serving.simulator.process import SimulatorProcess
 from robowire.serving.simulator.server import SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS, running_simulator_server
@@ -33,19 +33,19 @@ SIMULATORS: Mapping[str, Entry] = {"red": FAKE, "blue": FAKE, "broken": Entry("r
 
 
 @pytest.fixture
-def pool() -> Iterator[SimulatorPool]:
-    pool = SimulatorPool(SIMULATORS, {}, warm=2, load_timeout_s=30)
+def pool() -> Iterator[ProcessPool]:
+    pool = ProcessPool(SIMULATORS, {}, warm=2, load_timeout_s=30)
     yield pool
     pool.close()
 
 
-def take(pool: SimulatorPool, name: str = "red") -> SimulatorProcess:
+def take(pool: ProcessPool, name: str = "red") -> SimulatorProcess:
     process = pool.take(name, label="client #1", client_has_left=lambda: False)
     process.wait_until_ready(timeout_s=30)
     return process
 
 
-def once(pool: SimulatorPool, name: str = "red") -> None:
+def once(pool: ProcessPool, name: str = "red") -> None:
     take(pool, name).close()
     assert pool.wait_until_warm(timeout_s=30)
 
@@ -54,7 +54,7 @@ def task(name: str = "reach", **options: Any) -> dict[str, Any]:
     return check_params(Request("load_task", {"task_name": name, **options}))
 
 
-def pids(pool: SimulatorPool) -> set[int]:
+def pids(pool: ProcessPool) -> set[int]:
     return {process.pid for process in pool._ready}
 
 
@@ -65,12 +65,12 @@ def wait_for_end(pid: int) -> None:
     assert ended, f"process {pid} did not end"
 
 
-def test_nothing_is_started_before_a_simulator_is_selected(pool: SimulatorPool) -> None:
+def test_nothing_is_started_before_a_simulator_is_selected(pool: ProcessPool) -> None:
     assert pool.ready() == {}
     assert psutil.Process().children() == []
 
 
-def test_the_next_selection_gets_a_warm_process_and_another_takes_its_place(pool: SimulatorPool) -> None:
+def test_the_next_selection_gets_a_warm_process_and_another_takes_its_place(pool: ProcessPool) -> None:
     once(pool)
     before = pids(pool)
     assert pool.ready() == {"red": 2}
@@ -82,7 +82,7 @@ def test_the_next_selection_gets_a_warm_process_and_another_takes_its_place(pool
     process.close()
 
 
-def test_a_task_is_built_as_the_last_one_was(pool: SimulatorPool) -> None:
+def test_a_task_is_built_as_the_last_one_was(pool: ProcessPool) -> None:
     pool.task_was_loaded("red", task(image_width=48))
     once(pool)
     process = take(pool)
@@ -96,7 +96,7 @@ def test_a_task_is_built_as_the_last_one_was(pool: SimulatorPool) -> None:
     process.close()
 
 
-def test_a_task_that_was_built_is_not_built_again(pool: SimulatorPool) -> None:
+def test_a_task_that_was_built_is_not_built_again(pool: ProcessPool) -> None:
     pool.task_was_loaded("red", task())
     once(pool)
     process = take(pool)
@@ -106,14 +106,14 @@ def test_a_task_that_was_built_is_not_built_again(pool: SimulatorPool) -> None:
     process.close()
 
 
-def test_a_task_that_is_loaded_later_is_built_in_processes_that_have_none(pool: SimulatorPool) -> None:
+def test_a_task_that_is_loaded_later_is_built_in_processes_that_have_none(pool: ProcessPool) -> None:
     once(pool)
     pool.task_was_loaded("red", task())
     assert pool.wait_until_warm(timeout_s=30)
     assert [process.has_task_ahead for process in pool._ready] == [True, True]
 
 
-def test_another_task_than_the_one_that_was_built_is_built_then(pool: SimulatorPool) -> None:
+def test_another_task_than_the_one_that_was_built_is_built_then(pool: ProcessPool) -> None:
     pool.task_was_loaded("red", task(image_width=48))
     once(pool)
     process = take(pool)
@@ -123,7 +123,7 @@ def test_another_task_than_the_one_that_was_built_is_built_then(pool: SimulatorP
 
 @pytest.mark.parametrize("name", ["exit_in_load_task", "raise_in_load_task", "raise_in_reset"])
 def test_a_task_that_fails_is_not_tried_again(
-    pool: SimulatorPool, name: str, caplog: pytest.LogCaptureFixture
+    pool: ProcessPool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool.task_was_loaded("red", task(name))
     once(pool)
@@ -131,7 +131,7 @@ def test_a_task_that_fails_is_not_tried_again(
     assert caplog.text.count("a task of red is not built ahead of time: ") == 1
 
 
-def test_each_of_the_last_selections_has_a_process(pool: SimulatorPool) -> None:
+def test_each_of_the_last_selections_has_a_process(pool: ProcessPool) -> None:
     once(pool, "red")
     once(pool, "blue")
     assert pool.ready() == {"red": 1, "blue": 1}
@@ -139,7 +139,7 @@ def test_each_of_the_last_selections_has_a_process(pool: SimulatorPool) -> None:
     assert pool.ready() == {"blue": 2}
 
 
-def test_a_warm_process_that_dies_is_replaced(pool: SimulatorPool) -> None:
+def test_a_warm_process_that_dies_is_replaced(pool: ProcessPool) -> None:
     once(pool)
     victim = min(pids(pool))
     os.kill(victim, signal.SIGKILL)
@@ -149,7 +149,7 @@ def test_a_warm_process_that_dies_is_replaced(pool: SimulatorPool) -> None:
     assert pool.ready() == {"red": 2}
 
 
-def test_a_warm_process_that_died_is_not_given_out(pool: SimulatorPool) -> None:
+def test_a_warm_process_that_died_is_not_given_out(pool: ProcessPool) -> None:
     once(pool)
     for pid in pids(pool):
         os.kill(pid, signal.SIGKILL)
@@ -160,7 +160,7 @@ def test_a_warm_process_that_died_is_not_given_out(pool: SimulatorPool) -> None:
 
 
 def test_a_simulator_that_cannot_start_is_not_tried_until_it_is_selected_again(
-    pool: SimulatorPool, caplog: pytest.LogCaptureFixture
+    pool: ProcessPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(BackendError, match="there is no module"):
         take(pool, "broken")
@@ -170,7 +170,7 @@ def test_a_simulator_that_cannot_start_is_not_tried_until_it_is_selected_again(
 
 
 def test_a_pool_that_closes_ends_what_it_is_about_to_warm() -> None:
-    pool = SimulatorPool({"red": FAKE}, {}, warm=2, load_timeout_s=60)
+    pool = ProcessPool({"red": FAKE}, {}, warm=2, load_timeout_s=60)
     pool.task_was_loaded("red", task("hang_in_load_task"))
     process = take(pool)
     process.close()
@@ -265,9 +265,10 @@ def test_a_simulator_that_holds_too_much_is_replaced_at_the_next_reset(
             assert observation["goal"].tolist() == other.reset(seed=3)["goal"].tolist()
         assert server.metrics.snapshot()["simulators_replaced"] == 1
     assert re.search(
-        r"client #1: simulator process \d+ held 2\d\d MB, more than max_session_mb 150 allows; process \d+, "
-        r"which begins with \d\d MB, took its place",
+        r"client #1: simulator process \d+ held 2\d\d MB, more than max_session_mb 150 allows, and was "
+        r"replaced by process \d+, which begins with \d\d MB$",
         caplog.text,
+        re.MULTILINE,
     )
 
 

@@ -1,4 +1,4 @@
-"""Every option of a simulator server, its reason beside it, checked."""
+"""Options of a simulator server, validated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SimulatorServerOptions"]
 
 @dataclass(frozen=True)
 class SimulatorServerOptions(TcpOptions):
-    """Every option of a simulator server but the simulators and how tasks are built.
+    """Options of a simulator server, except the simulators and how tasks are built.
 
     Attributes:
         session_timeout_s: Seconds without a request after which a session and its simulator are ended,
@@ -23,10 +23,10 @@ class SimulatorServerOptions(TcpOptions):
         max_sessions: Simulators at one time; the next select_simulator is answered "overloaded".
         call_timeout_s: Seconds for one call, or one chunk; a simulator that needs longer is killed.
         load_timeout_s: The same for select_simulator, load_task, reset and verify.
-        max_snapshot_mb: Room for snapshots, all together, in megabytes.
-        snapshot_dir: Folder to keep snapshots in, where other servers find them too; memory by default.
-        warm: Processes to keep ready beside the sessions, with the simulators selected last imported and
-            their last task built and reset once; 0 keeps none.
+        max_snapshot_mb: Limit of all snapshots together, in megabytes.
+        snapshot_dir: Folder of snapshots, which several servers may share; memory by default.
+        warm: Processes to keep ready in addition to the sessions, with the simulators selected last imported
+            and their last task built and reset once; 0 keeps none.
         max_session_mb: Memory of one session's simulator, in megabytes; one that holds more is replaced by a
             new process at the next reset or restore; 0 means no limit.
     """
@@ -44,7 +44,7 @@ class SimulatorServerOptions(TcpOptions):
     # A snapshot of robosuite takes 0.1 to 0.3 MB.
     max_snapshot_mb: float = 256.0
     snapshot_dir: str | None = None
-    # Each takes as much memory as a session, whether somebody comes or not.
+    # Each takes as much memory as a session, in use or not.
     warm: int = 0
     max_session_mb: float = 0.0
 
@@ -59,7 +59,7 @@ class SimulatorServerOptions(TcpOptions):
         if not self.max_session_mb >= 0:
             raise ConfigurationError(f"max_session_mb is {self.max_session_mb}, expected 0 or more")
         if self.max_session_mb and not can_be_measured():
-            raise ConfigurationError("max_session_mb needs Linux, whose /proc tells the memory of a process")
+            raise ConfigurationError("max_session_mb needs Linux, whose /proc shows the memory of a process")
         if not self.detached_grace_s >= 0:
             raise ConfigurationError(
                 f"detached_grace_s is {self.detached_grace_s}, expected 0 or more seconds"

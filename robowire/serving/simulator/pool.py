@@ -1,9 +1,9 @@
-"""Where processes of simulators come from: one thread starts them all, some of them ahead of time.
+"""Pool of simulator processes: one thread starts them all, some of them ahead of time.
 
-Which ones: for each of the last few selections, one of that simulator. So a server of one simulator keeps all
-of them for it, and a server of several keeps some for those in use. The task that was loaded last of a
-simulator is built in them too, which is the larger part of a start: a server's clients mostly want the same.
-A process that has another task than the one it is then asked for loads that one, as a new process would.
+For each of the last few selections, one process of that simulator is kept warm: a server of one simulator
+keeps all of them for it, and a server of several keeps some for those in use. The task of a simulator that
+was loaded last is built in them too, which is most of the time of a start: clients of one server mostly load
+the same task. A process with another task than the requested one loads that one, as a new process would.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from robowire.errors import BackendError, RequestError, ShuttingDown
 from robowire.registry import Entry
 from robowire.serving.simulator.process import SimulatorProcess
 
-__all__ = ["SimulatorPool"]
+__all__ = ["ProcessPool"]
 
 logger = logging.getLogger(__name__)
 
-# How often warm processes are looked after: nobody waits for one that died.
+# Interval of looking for warm processes that died: no client waits for them.
 _LOOK_S = 1.0
 
 
-class SimulatorPool:
+class ProcessPool:
     """Starts processes and keeps some warm; any thread may call it.
 
     Args:
-        simulators: What may be asked for.
-        pythons: Interpreter for a simulator; one that is not named runs with the server's own.
-        warm: How many processes to keep ready, beside those that were taken.
+        simulators: Simulators that clients may select.
+        pythons: Interpreter of a simulator; one that is not named runs with the server's own.
+        warm: Number of processes to keep ready, in addition to those in use.
         load_timeout_s: Seconds to import a simulator, and to build a task, ahead of time.
     """
 
@@ -56,13 +56,13 @@ class SimulatorPool:
         self._changed = threading.Condition()  # guards what follows
         self._closing = False
         self._wanted: deque[str] = deque(maxlen=warm)  # the simulators selected last
-        self._tasks: dict[str, Mapping[str, Any]] = {}  # of each simulator the one loaded last
+        self._tasks: dict[str, Mapping[str, Any]] = {}  # parameters of the last load_task of each simulator
         self._ready: list[SimulatorProcess] = []  # warm, the oldest first
-        self._in_hand: SimulatorProcess | None = None  # of the thread that warms
+        self._in_hand: SimulatorProcess | None = None  # the process that the warming thread works on
         self._warmer: threading.Thread | None = None
 
     def take(self, name: str, *, label: str, client_has_left: Callable[[], bool]) -> SimulatorProcess:
-        """Return a process of a simulator, a warm one if there is one; the caller's to close.
+        """Return a process of a simulator, a warm one if there is one; the caller closes it.
 
         Raises:
             BackendError: It cannot be started.
@@ -78,7 +78,7 @@ class SimulatorPool:
         return process
 
     def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
-        """Build tasks ahead of time as this one was."""
+        """Build tasks ahead of time with these parameters."""
         with self._changed:
             self._tasks[name] = params
             self._changed.notify_all()
@@ -89,14 +89,14 @@ class SimulatorPool:
             return dict(Counter(process.name for process in self._ready))
 
     def wait_until_warm(self, *, timeout_s: float) -> bool:
-        """Return whether nothing is left to do ahead of time, in ``timeout_s`` at most."""
+        """Return whether nothing is left to do ahead of time, after ``timeout_s`` at most."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._in_hand is None and self._next_job() is None, timeout_s
             )
 
     def close(self) -> None:
-        """End the warm processes; those that were taken have ended by then. May be called twice."""
+        """End the warm processes; those in use have ended by then. May be called twice."""
         with self._changed:
             self._closing = True
             if self._in_hand is not None:
@@ -105,7 +105,7 @@ class SimulatorPool:
         if self._warmer is not None:
             self._warmer.join()
         for process in self._ready:
-            process.kill()  # it does nothing that has to be finished
+            process.kill()  # it has no request to finish
             process.close()
         self._ready = []
         self._starter.shutdown()
@@ -127,7 +127,7 @@ class SimulatorPool:
     # -----------------------------------------------------------------------------------
 
     def _pick(self, name: str) -> SimulatorProcess | None:
-        """Take a warm process out, one with a task built rather than one without."""
+        """Take a warm process out, preferably one with a task built."""
         fitting = [process for process in self._ready if process.name == name and not process.ended()]
         if not fitting:
             return None
@@ -143,7 +143,7 @@ class SimulatorPool:
         self._changed.notify_all()
 
     def _next_job(self) -> Callable[[], None] | None:
-        """Return what brings the warm processes nearer to those that are wanted."""
+        """Return the next step from the warm processes to those that are wanted."""
         wanted = Counter(self._wanted)
         have = Counter(process.name for process in self._ready)
         for process in self._ready:
@@ -162,7 +162,7 @@ class SimulatorPool:
         while True:
             with self._changed:
                 while (job := self._next_job()) is None and not self._closing:
-                    self._changed.notify_all()  # whoever waits until all is warm
+                    self._changed.notify_all()  # for wait_until_warm
                     self._changed.wait(_LOOK_S if self._ready else None)
                 if job is None or self._closing:
                     return
@@ -170,9 +170,9 @@ class SimulatorPool:
 
     def _retire(self, process: SimulatorProcess) -> None:
         if self._hold(process, out_of_ready=True):
-            logger.info("a warm simulator process is not wanted any more, or died")
+            logger.info("a warm simulator process is no longer wanted, or died")
             process.close()
-            self._let_go(process, ready=False)
+            self._release(process, ready=False)
 
     def _start_one(self, name: str) -> None:
         try:
@@ -180,14 +180,14 @@ class SimulatorPool:
             self._hold(process)
             process.wait_until_ready(timeout_s=self._load_timeout_s)
         except BackendError as exc:
-            if not self._closing:  # else it was told to end
+            if not self._closing:  # otherwise we ended it
                 logger.warning("no %s is kept warm until it is selected again: %s", name, exc)
             with self._changed:
                 self._in_hand = None
                 remaining = [other for other in self._wanted if other != name]
                 self._wanted = deque(remaining, maxlen=self._warm)
             return
-        self._let_go(process, ready=True)
+        self._release(process, ready=True)
 
     def _build_task(self, process: SimulatorProcess) -> None:
         if not self._hold(process, out_of_ready=True):
@@ -201,10 +201,10 @@ class SimulatorPool:
             with self._changed:
                 if self._tasks[process.name] is params:
                     del self._tasks[process.name]
-        self._let_go(process, ready=True)
+        self._release(process, ready=True)
 
     def _hold(self, process: SimulatorProcess, *, out_of_ready: bool = False) -> bool:
-        """Take a process in hand, so that :meth:`close` can end it; return whether it was there to be had."""
+        """Mark a process as worked on, so that :meth:`close` can end it; return whether that worked."""
         with self._changed:
             if out_of_ready:
                 if process not in self._ready:
@@ -215,7 +215,7 @@ class SimulatorPool:
                 process.kill()
             return True
 
-    def _let_go(self, process: SimulatorProcess, *, ready: bool) -> None:
+    def _release(self, process: SimulatorProcess, *, ready: bool) -> None:
         with self._changed:
             self._in_hand = None
             if ready:

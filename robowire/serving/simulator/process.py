@@ -1,8 +1,8 @@
-"""The server's end of one simulator process: started, called under a deadline, ended, and never left behind.
+"""One simulator process, as the server starts it, calls it under a deadline, and ends it.
 
-A process started anew, not a fork: the family's own Python may run it, and threads, GL contexts and locks of
-the server are not in it. Whatever goes wrong in there, a crash, a hang, a kill, comes out of
-:meth:`SimulatorProcess.call` as one ``BackendError``; the process is gone and reaped by then.
+It is a new process, not a fork: the family's own Python may run it, and it has no threads, GL contexts or
+locks of the server. Whatever goes wrong in it, a crash, a hang or a kill, becomes one ``BackendError`` of
+:meth:`SimulatorProcess.call`; by then the process is gone and reaped.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ _GRACE_S = 2.0
 # Once an answer has begun, the rest of it follows from a buffer: at a gigabyte a second, 64 MiB take 0.06 s.
 _FINISH_S = 10.0
 
-# How often a waiting server looks whether the client is still there, and how long it goes on for one that is
-# not. Not at once: a script may send its requests, end its half of the connection, and read what comes.
+# How often a waiting server checks that the client is still connected, and how long it goes on after one that
+# left. It does not stop at once: a script may send its requests, end its half of the connection, and read on.
 _LOOK_S = 0.5
 _LEFT_S = 3.0
 
-# Enough of what a dying process wrote to recognise the reason; all of it is in the log.
+# Enough of the last output of a process to recognise why it ended; all of it is in the log.
 _LAST_LINES = 3
 _MAX_QUOTE = 150
 _MAX_LINE = 8192  # a longer one is logged in pieces: a simulator may write without end
 # Clients send it to the server; simulators, which may be anybody's code, do not need it.
 _SECRETS = ("ROBOWIRE_TOKEN", "ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
-# What tracebacks and faulthandler write around the reason.
+# Lines of tracebacks and of faulthandler that do not hold the reason.
 _STACK = (" ", "Traceback", "Current thread", "Thread", "Extension modules")
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a call returned.
+    """Result of a call.
 
     Attributes:
-        payload: The pickle of the reply dict, ready to be sent. It may be shared memory, valid until the next
+        payload: Pickle of the reply dict, ready to be sent. It may be shared memory, valid until the next
             call.
         over: Whether the reply says that the episode ended.
     """
@@ -84,18 +84,18 @@ class Answer:
 class SimulatorProcess:
     """A simulator in a process of its own. One thread calls it; any thread may :meth:`kill` it.
 
-    The thread that starts it must outlive it: Linux ends a process with the thread that asked to be its
-    parent, which is how a killed server takes its workers with it.
+    The thread that starts it must outlive it: Linux ends a process with the thread that started it, so that a
+    killed server leaves no workers behind.
 
     Args:
-        name: The simulator's name in the server's table.
+        name: Name of the simulator in the server's table.
         entry: Its row.
-        label: Who it belongs to, for the log: ``client #3``.
-        python: The interpreter to run it with; one other than ours needs numpy and what the simulator needs.
-        client_has_left: Whether nobody may want the answer any more; asked now and then during a call.
+        label: Client of the session, for the log: ``client #3``.
+        python: Interpreter to run it with; one other than ours needs numpy and what the simulator needs.
+        client_has_left: Returns whether the client has disconnected; checked now and then during a call.
 
     Raises:
-        BackendError: There is no such interpreter, or no room for another process.
+        BackendError: There is no such interpreter, or the system can't start another process.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class SimulatorProcess:
         self._client_has_left = client_has_left
         self._label = label
         self._ready = False
-        self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was asked for
+        self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was requested
         self._end: str | None = None  # how the process ended, in words
         self._output: deque[str] = deque(maxlen=_LAST_LINES)
         try:
-            with ExitStack() as undo:  # what there is already, if the rest does not come to be
+            with ExitStack() as undo:  # frees what was made, if the rest fails
                 self._start(entry, python, undo)
                 undo.pop_all()
         except (OSError, RuntimeError) as exc:  # out of files, processes or threads
@@ -129,7 +129,7 @@ class SimulatorProcess:
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         with theirs:
-            told = {
+            start = {
                 "name": self.name,
                 "target": entry.target,
                 "extra": entry.extra,
@@ -139,14 +139,14 @@ class SimulatorProcess:
                 "memory": self._memory.fd,
             }
             self._popen = subprocess.Popen(
-                # Unbuffered, so that last words arrive; with faulthandler, so that a crash has some.
-                [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(told)],
+                # Unbuffered, so that the last output arrives; with faulthandler, so that a crash has some.
+                [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(start)],
                 stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(), self._memory.fd),
                 env=worker_environment(),
-                start_new_session=True,  # Ctrl-C is for the server; children die with it, as one group
+                start_new_session=True,  # Ctrl-C is for the server; children are killed with it
             )
         undo.push(self._popen)  # waits for it
         undo.callback(self._popen.kill)
@@ -165,14 +165,14 @@ class SimulatorProcess:
 
     @property
     def has_task_ahead(self) -> bool:
-        """Whether :meth:`load_ahead` built a task that nobody asked for yet."""
+        """Whether :meth:`load_ahead` built a task that was not requested yet."""
         return self._ahead is not None
 
     def wait_until_ready(self, *, timeout_s: float) -> None:
         """Wait until the simulator has been imported; comes before :meth:`call`. After an error it is gone.
 
         Raises:
-            BackendError: It can't be imported, or not in time; says why.
+            BackendError: It can't be imported, or not in time; gives the reason.
         """
         if self._ready:
             return
@@ -193,12 +193,12 @@ class SimulatorProcess:
         """
         answer = self.call("load_task", params, timeout_s=timeout_s)
         built = dict(params), Answer(bytes(answer.payload), answer.over)
-        # No seed: who draws on from what a seed began would draw the same in every process.
+        # No seed: a later episode without one must not continue the same random numbers in every process.
         self.call("reset", {"seed": None, "init_state": None}, timeout_s=timeout_s)
         self._ahead = built
 
     def adopt(self, *, label: str, client_has_left: Callable[[], bool]) -> None:
-        """Belong to somebody else from now on; the arguments are those of the class."""
+        """Belong to another session from now on; the arguments are those of the class."""
         logger.info("%s: takes simulator process %d, which was kept warm", label, self.pid)
         self._label, self._client_has_left = label, client_has_left
 
@@ -214,10 +214,10 @@ class SimulatorProcess:
         """Do nothing, if the process is believed to run.
 
         Raises:
-            BackendError: It ended; says how.
+            BackendError: It ended; the message says how.
         """
         if self._end is not None:
-            raise self._obituary()
+            raise self._ended_error()
 
     def call(self, method: str, params: Mapping[str, Any], *, timeout_s: float) -> Answer:
         """Return the answer to one call.
@@ -232,7 +232,7 @@ class SimulatorProcess:
             ahead, self._ahead = self._ahead, None
             if ahead is not None and ahead[0] == params:
                 return ahead[1]
-        self._output.clear()  # last words are those of the last call
+        self._output.clear()  # the last output is that of the last call
         try:
             self._connection.send(encode_frame({"method": method, **params}), timeout_s=timeout_s)
         except (ConnectionLost, RequestTimeout) as exc:
@@ -253,7 +253,7 @@ class SimulatorProcess:
                 os.killpg(self.pid, signal.SIGKILL)  # and children of its own with it
 
     def _receive(self, method: str, timeout_s: float) -> Answer:
-        """Return the answer to the call in hand, or end the process and raise."""
+        """Return the answer to the call that was sent, or end the process and raise."""
         try:
             head = raise_for_status(loads(self._payload(self._wait(timeout_s))))
             shared, length = head["shared"], head["length"]
@@ -262,7 +262,7 @@ class SimulatorProcess:
             raise self._died(method, exc, timeout_s) from exc
 
     def _wait(self, timeout_s: float) -> float:
-        """Wait for an answer, less long for a client that left, and return how many seconds are left."""
+        """Wait for an answer, less long for a client that left, and return the remaining seconds."""
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0 and not self._connection.wait(min(left, _LOOK_S)):
             if self._client_has_left():
@@ -277,7 +277,7 @@ class SimulatorProcess:
         return payload
 
     def _died(self, method: str, exc: Exception, timeout_s: float) -> BackendError:
-        """End what is left of the process and return the error that tells of it."""
+        """End what is left of the process and return the error that reports it."""
         if isinstance(exc, RequestTimeout):
             self.kill()
             self._reap()
@@ -289,20 +289,20 @@ class SimulatorProcess:
             self._reap()
             self._end = f"{how_it_ended(self._popen.returncode)} during {method!r}"
         logger.warning("%s: simulator process %d %s", self._label, self.pid, self._end)
-        return self._obituary()
+        return self._ended_error()
 
-    def _obituary(self) -> BackendError:
-        words = f"; its last output: {' | '.join(self._output)}" if self._output else ""
-        return BackendError(f"the simulator process {self._end}: load_task starts a new one{words}")
+    def _ended_error(self) -> BackendError:
+        output = f"; its last output: {' | '.join(self._output)}" if self._output else ""
+        return BackendError(f"the simulator process {self._end}: load_task starts a new one{output}")
 
     def _reap(self) -> None:
-        """Wait until the process is gone, helped along where it does not go by itself."""
+        """Wait until the process is gone, and kill it if it does not end by itself."""
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(_GRACE_S)
         self.kill()  # it, or the children it left behind
         self._popen.wait()
-        self._reader.join(_GRACE_S)  # what it wrote last; a child that fled the group may hold the pipe open
+        self._reader.join(_GRACE_S)  # its last output; a child that left the group may hold the pipe open
         self._memory.close()
 
     def _read_output(self, stdout: IO[bytes]) -> None:
@@ -317,7 +317,7 @@ class SimulatorProcess:
 
 
 def how_it_ended(returncode: int) -> str:
-    """Return in words what ``Popen.returncode`` says."""
+    """Return the meaning of ``Popen.returncode`` in words."""
     if returncode >= 0:
         return f"exited with code {returncode}"
     try:
@@ -327,10 +327,10 @@ def how_it_ended(returncode: int) -> str:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the environment of a worker: ours, and in a checkout the way to its modules.
+    """Return the environment of a worker: ours without secrets, and in a checkout the path of its modules.
 
-    A checkout is found whatever the interpreter. An installed wheel lies among packages of our interpreter,
-    which another one must not see: there robowire is installed in the worker's environment too.
+    A checkout is found by any interpreter. An installed wheel is among the packages of our interpreter, which
+    another one must not see: then robowire must be installed in the worker's environment too.
     """
     root = Path(__file__).resolve().parents[3]
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}

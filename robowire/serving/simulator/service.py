@@ -24,7 +24,7 @@ from robowire.registry import Entry, nearest
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.simulator.options import SimulatorServerOptions
-from robowire.serving.simulator.pool import SimulatorPool
+from robowire.serving.simulator.pool import ProcessPool
 from robowire.serving.simulator.process import SimulatorProcess
 from robowire.serving.simulator.session import SimulatorSession
 from robowire.serving.simulator.snapshot_store import SnapshotStore
@@ -102,7 +102,7 @@ class SimulatorService(Service[SimulatorClientSession]):
         self._running: set[SimulatorSession] = set()
         self._closing = False
         self._watch: threading.Thread | None = None  # ends sessions that no client resumed in time
-        self.pool = SimulatorPool(
+        self.pool = ProcessPool(
             self.simulators, self.pythons, warm=options.warm, load_timeout_s=options.load_timeout_s
         )
         # By name, the methods that no single simulator session answers. Those that take the session's place

@@ -1,7 +1,7 @@
-"""What a client selected, loaded and reset: calls are put in order, and executed once.
+"""One session with a simulator: its requests are executed in order, and each of them once.
 
-A session outlives its connection where the client asked for a token: it waits, with its simulator, until
-another connection shows the token or its time is up.
+A session outlives its connection if its client asked for a token: it waits, with its simulator, until another
+connection sends the token or its time is up.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
 from robowire.wire.text_safety import quoted
 
-__all__ = ["Host", "SimulatorSession"]
+__all__ = ["SessionContext", "SimulatorSession"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """A numbered request and what came of it: a reply's pickle or an error."""
+    """A numbered request and its outcome: the pickle of its reply, or an error."""
 
     number: int
     method: str
@@ -74,15 +74,15 @@ class _Done:
         return self.payload
 
 
-class Host(Protocol):
-    """What a session takes from its server.
+class SessionContext(Protocol):
+    """What a session needs of its service.
 
     Attributes:
-        options: Its limits.
-        simulators: What clients may select.
-        task: How tasks are built where a client does not say.
-        snapshots: Where they are kept.
-        metrics: Where things are counted.
+        options: Limits and timeouts.
+        simulators: Simulators that clients may select.
+        task: Defaults of how tasks are built.
+        snapshots: Store of snapshots.
+        metrics: Counters.
     """
 
     options: SimulatorServerOptions
@@ -92,15 +92,15 @@ class Host(Protocol):
     metrics: Metrics
 
     def enter(self, session: SimulatorSession) -> None:
-        """Give a session a place, or raise ``Overloaded``."""
+        """Reserve capacity for a session, or raise ``Overloaded``."""
         ...
 
     def leave(self, session: SimulatorSession) -> None:
-        """Take the place back, if it has one."""
+        """Release what :meth:`enter` reserved, if anything."""
         ...
 
     def detach(self, session: SimulatorSession) -> bool:
-        """Keep a session for a connection that shows its token, if that may be."""
+        """Keep a session for a connection that sends its token; return whether it is kept."""
         ...
 
     def start_process(
@@ -110,50 +110,52 @@ class Host(Protocol):
         ...
 
     def task_was_loaded(self, name: str, params: Mapping[str, Any]) -> None:
-        """Take note of how a task of a simulator was loaded: the next one may be loaded alike."""
+        """Record how a task of a simulator was loaded: the next one may be loaded alike."""
         ...
 
 
 class SimulatorSession:
-    """A simulator, its task and its episode; of one connection, or waiting for one that knows its token.
+    """A simulator, its task and its episode; of one connection, or waiting for one that sends its token.
 
-    Whoever calls :meth:`execute` or :meth:`close` holds :attr:`lock`; any thread may :meth:`kill`.
+    The caller of :meth:`execute` or :meth:`close` holds :attr:`lock`; any thread may :meth:`kill`.
 
     Args:
-        server: What it takes simulators, limits and a place from.
-        label: Who it belongs to, for the log: ``client #3``.
-        has_left: Whether the client may be gone in the middle of a call.
+        context: Simulators, limits and stores of the service.
+        label: Client of the session, for the log: ``client #3``.
+        has_left: Returns whether the client may be gone in the middle of a request.
 
     Attributes:
         lock: Held while a request is executed, and while the session changes hands.
         owner: The connection it belongs to; ``None`` while it waits for one.
         resumable: Whether its client asked for a token.
-        token: What a connection shows to go on with it; ``None`` while there is nothing to go on with.
+        token: Token with which a connection resumes it; ``None`` while there is nothing to resume.
         deadline: When it ends if no request comes, on the clock of :func:`time.monotonic`.
         detached_at: When its connection was lost, on the same clock; ``None`` while it has one, and for
             sessions that need none.
     """
 
-    def __init__(self, server: Host, label: str, has_left: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, context: SessionContext, label: str, has_left: Callable[[], bool] = lambda: False
+    ) -> None:
         self.lock = threading.Lock()
         self.owner: object | None = None
         self.resumable = False
         self.token: str | None = None
         self.deadline = 0.0
         self.detached_at: float | None = None
-        self._server = server
+        self._context = context
         self._label = label
         self._has_left = has_left
-        self._options = server.options
+        self._options = context.options
         self._name: str | None = None  # the selected simulator
         self._process: SimulatorProcess | None = None  # its process, which may have died
         self._selected_task: str | None = None  # the one that was selected with the simulator
-        self._task = LoadTask()  # how the task was loaded, for forks
+        self._task = LoadTask()  # how the task was loaded; forks load it alike
         self._spec: SimulatorSpec | None = None  # of the loaded task
         self._begun = False  # whether the task was reset since it was loaded
         self._not_reset: str | None = None  # why there is no episode to step in; None while there is one
         self._done: _Done | None = None  # the last numbered request
-        self._seen: bytes | None = None  # the last reply with an observation
+        self._last_observation: bytes | None = None  # the last reply with an observation
         self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = handlers(
             self, methods_of_scope("session")
         )
@@ -164,7 +166,7 @@ class SimulatorSession:
         return self._name is not None
 
     def summary(self) -> dict[str, Any]:
-        """Return what it runs and whether a connection has it; any thread may ask."""
+        """Return what it runs and whether it has a connection; any thread may call it."""
         spec = self._spec
         return {
             "simulator": self._name,
@@ -176,12 +178,12 @@ class SimulatorSession:
         """Return the pickle of the reply to one request, executed once however often it is repeated.
 
         Args:
-            method: Any but those that the connection answers.
-            params: Checked.
-            number: Of the request, higher than those before; the last one's again repeats its reply.
+            method: A method of the scope ``"session"``.
+            params: Its parameters, checked.
+            number: Number of the request, higher than those before; the last number again repeats its reply.
 
         Raises:
-            RequestError: The request's own; that of a repeated one is repeated too.
+            RequestError: The request's own error, which a repeated request repeats too.
         """
         if self.executed(number):
             assert self._done is not None
@@ -195,10 +197,10 @@ class SimulatorSession:
             raise
         payload = reply.payload if isinstance(reply, Answer) else b"".join(map(bytes, encode(reply)))
         if self.token is not None:
-            # A copy: it may be shared memory, which is the next call's, perhaps from another connection.
+            # A copy: it may be shared memory, which the next request overwrites.
             payload = bytes(payload)
             if METHODS[method].observing:
-                self._seen = payload
+                self._last_observation = payload
         if number is not None:
             self._done = _Done(number, method, payload=bytes(payload))
         return payload
@@ -208,17 +210,17 @@ class SimulatorSession:
         return number is not None and self._done is not None and number <= self._done.number
 
     def describe(self) -> dict[str, Any]:
-        """Return what a connection that goes on with it must know."""
+        """Return what a connection that resumes it needs to know."""
         return {
             "simulator": self._name,
             "token": self.token,
             "number": self._done.number if self._done is not None else 0,
             "spec": self._spec.to_wire() if self._spec is not None else None,
-            "last": loads(self._seen) if self._seen is not None else None,
+            "last": loads(self._last_observation) if self._last_observation is not None else None,
         }
 
     def info(self) -> dict[str, Any]:
-        """Return what it runs: the task's spec and the process behind it, once there is a task."""
+        """Return what it runs: the task's spec and the process behind it, once a task is loaded."""
         info: dict[str, Any] = {"simulator": self._name, "task": None}
         if self._spec is not None:
             answer = self._call("get_info", {})
@@ -227,16 +229,16 @@ class SimulatorSession:
         return info
 
     def touch(self) -> None:
-        """Begin to count anew when it is forgotten."""
+        """Restart the time after which the session ends."""
         self.deadline = time.monotonic() + self._options.session_timeout_s
 
     def close(self) -> None:
         """End the simulator."""
         if self._process is not None:
             self._process.close()
-        self._name = self._process = self._spec = self.token = self._done = self._seen = None
-        self._server.snapshots.release(self)
-        self._server.leave(self)
+        self._name = self._process = self._spec = self.token = self._done = self._last_observation = None
+        self._context.snapshots.release(self)
+        self._context.leave(self)
 
     def kill(self) -> None:
         """End the simulator at once, from another thread."""
@@ -252,14 +254,14 @@ class SimulatorSession:
             raise SimulatorAlreadySelected(
                 f"this session runs {self._name!r} already: open another connection, or disconnect first"
             )
-        known = self._server.simulators
+        known = self._context.simulators
         simulator, task_name = family_and_task(simulator, known)
         if simulator not in known:
             raise UnknownSimulator(
                 f"no simulator is called {quoted(simulator)}."
                 + f"{nearest(simulator[:100], known)} Known: {', '.join(sorted(known))}"
             )
-        self._server.enter(self)
+        self._context.enter(self)
         try:
             self._select(simulator)
         except BaseException:
@@ -276,16 +278,16 @@ class SimulatorSession:
         self._ensure_alive()
         requested = LoadTask(**params)
         task = replace(
-            requested.with_defaults(self._server.task),
+            requested.with_defaults(self._context.task),
             task_name=requested.task_name or self._selected_task,
         )
         if task.task_name is None:
             raise InvalidParams("load_task needs 'task_name': no task was selected with the simulator")
         self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
-        self._task, self._seen = task, None
+        self._task, self._last_observation = task, None
         answer = self._load()
         assert self._name is not None
-        self._server.task_was_loaded(self._name, task.params())
+        self._context.task_was_loaded(self._name, task.params())
         return answer
 
     def _reset(self, seed: int | None, init_state: int | None) -> Answer:
@@ -314,11 +316,11 @@ class SimulatorSession:
         self._require_episode()
         answer = self._call("snapshot", {})
         payload = answer.read()["payload"]
-        return ok(snapshot_id=self._server.snapshots.put(payload, maker=self), bytes=len(payload))
+        return ok(snapshot_id=self._context.snapshots.put(payload, maker=self), bytes=len(payload))
 
     def _restore(self, snapshot_id: str) -> Answer:
         self._require_task()
-        payload = self._server.snapshots.get(snapshot_id)
+        payload = self._context.snapshots.get(snapshot_id)
         self._replace_if_grown()
         try:
             answer = self._call("restore", {"payload": payload})
@@ -330,7 +332,7 @@ class SimulatorSession:
 
     def _verify(self, snapshot_id: str, steps: int) -> Answer:
         self._require_task()
-        payload = self._server.snapshots.get(snapshot_id)
+        payload = self._context.snapshots.get(snapshot_id)
         try:
             return self._call("verify", {"payload": payload, "steps": steps})
         except BackendError:
@@ -339,13 +341,13 @@ class SimulatorSession:
 
     def _fork(self, snapshot_id: str, n: int) -> dict[str, Any]:
         self._require_task()
-        payload = self._server.snapshots.get(snapshot_id)
+        payload = self._context.snapshots.get(snapshot_id)
         children: list[SimulatorSession] = []
         try:
-            for index in range(n):  # each only once there is a place for it: n is the client's word
-                child = SimulatorSession(self._server, f"fork {index} of {self._label}")
-                child.owner = self  # not forgotten while it is made
-                self._server.enter(child)
+            for index in range(n):  # each only when there is capacity for it: n is the client's number
+                child = SimulatorSession(self._context, f"fork {index} of {self._label}")
+                child.owner = self  # not ended as abandoned while it is made
+                self._context.enter(child)
                 children.append(child)
             with ThreadPoolExecutor(min(n, os.cpu_count() or 1), "fork") as pool:
                 list(pool.map(lambda child: child._begin_like(self, payload), children))
@@ -356,18 +358,18 @@ class SimulatorSession:
         tokens = [child.token for child in children]
         for child in children:
             child.touch()
-            if not self._server.detach(child):
+            if not self._context.detach(child):
                 child.close()
         return ok(tokens=tokens)
 
     def _begin_like(self, parent: SimulatorSession, payload: bytes) -> None:
-        """Start the parent's simulator with its task, at the instant of a snapshot."""
+        """Start the parent's simulator with its task, and restore a snapshot in it."""
         assert parent._name is not None
         self.resumable = True
         self._select(parent._name)
         self._task = parent._task
         self._load()
-        self._seen = bytes(self._call("restore", {"payload": payload}, within="fork").payload)
+        self._last_observation = bytes(self._call("restore", {"payload": payload}, within="fork").payload)
         self._begun, self._not_reset = True, None
 
     def _disconnect(self) -> dict[str, Any]:
@@ -384,22 +386,22 @@ class SimulatorSession:
             self.token = secrets.token_urlsafe(18)
 
     def _start(self, name: str) -> None:
-        self._process = self._server.start_process(
+        self._process = self._context.start_process(
             name,
             label=self._label,
-            # One who may come back has not left.
+            # A client that may come back has not left.
             client_has_left=lambda: self.token is None and self._has_left(),
         )
         self._process.wait_until_ready(timeout_s=self._timeout_s("select_simulator"))
 
     def _load(self) -> Answer:
-        """Load the task that was asked for, and take its spec."""
+        """Load the task that was requested, and keep its spec."""
         answer = self._call("load_task", self._task.params())
         self._spec = SimulatorSpec.from_wire(answer.read())
         return answer
 
     def _replace_if_grown(self) -> None:
-        """Load the task in a new process, if this one holds more memory than it may."""
+        """Load the task in a new process, if this one holds more memory than max_session_mb."""
         limit_mb = self._options.max_session_mb
         assert self._process is not None
         assert self._name is not None
@@ -411,15 +413,15 @@ class SimulatorSession:
         old.close()
         self._start(self._name)
         self._load()
-        self._server.metrics.simulator_replaced()
+        self._context.metrics.simulator_replaced()
         logger.warning(
-            "%s: simulator process %d held %.0f MB, more than max_session_mb %g allows; process %d, which "
-            "begins with %.0f MB, took its place",
+            "%s: simulator process %d held %.0f MB, more than max_session_mb %g allows, and was replaced by "
+            "process %d, which begins with %.0f MB",
             *(self._label, old.pid, held_mb, limit_mb, self._process.pid, self._process.memory() / 1e6),
         )
 
     def _ensure_alive(self) -> None:
-        """Start a new process in the place of one that died."""
+        """Replace a process that died by a new one."""
         if self._name is None or self._process is None:
             raise NoSimulatorSelected("select_simulator comes first")
         if self._process.end is not None:

@@ -237,7 +237,9 @@ def _is_plain(value: Any) -> bool:
 
 def _copy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return value.copy()
+        # In its own memory order: BLAS rounds products of a transposed matrix otherwise, and a controller's
+        # mass matrix and Jacobian are in Fortran order right after a reset.
+        return value.copy(order="K")
     if isinstance(value, (list, tuple)):
         return type(value)(map(_copy, value))
     if isinstance(value, dict):

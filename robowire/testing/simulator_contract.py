@@ -341,6 +341,17 @@ class SimulatorContract:
         _require_error(SnapshotMismatch, lambda: simulator.restore_state({_NOWHERE: 3}), "a foreign state")
         _require_same([before], [digests(simulator.save_state())], "the state after refusing a foreign one")
 
+    def test_an_episode_goes_on_bit_for_bit_from_its_first_instant(self) -> None:
+        simulator = self._restorable()
+        if simulator is None:
+            return
+        simulator.reset(seed=4)
+        payload = b"".join(bytes(buffer) for buffer in encode(simulator.save_state()))
+        following = self._steps(4)  # of the run itself: two restored ones may agree with each other
+        self._episode(seed=8)
+        simulator.restore_state(loads(bytearray(payload)))
+        _require_same(following, self._steps(4), "what follows a restore right after a reset")
+
     def test_a_reset_after_a_restore_is_the_reset_it_was(self) -> None:
         simulator = self._restorable()
         if simulator is None:

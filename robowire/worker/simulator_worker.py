@@ -196,8 +196,11 @@ class SimulatorWorker:
         state, _ = unpack(payload, self._own_fingerprint())
         action_dim = self._spec.action_dim if self._spec is not None else None
         own = simulator.save_state() if self._begun else None
+        running = own is not None and pack(simulator, self._own_fingerprint(), self._steps) == payload
         try:
-            compared, difference = first_difference(simulator, state, action_dim=action_dim or 0, steps=steps)
+            compared, difference = first_difference(
+                simulator, state, action_dim=action_dim or 0, steps=steps, running=running
+            )
         finally:
             if own is not None:
                 simulator.restore_state(own)

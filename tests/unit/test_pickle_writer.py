@@ -39,6 +39,15 @@ def test_an_array_in_any_order_arrives_equal(strided: bool) -> None:
     np.testing.assert_array_equal(there_and_back(image), image)
 
 
+@pytest.mark.parametrize("size", [3, 200], ids=["copied", "by reference"])
+def test_a_matrix_in_fortran_order_arrives_in_it(size: int) -> None:
+    matrix = np.asfortranarray(np.arange(size * size, dtype=np.float64).reshape(size, size))
+    for arrived in (there_and_back(matrix), pickle.loads(b"".join(encode(matrix)))):
+        np.testing.assert_array_equal(arrived, matrix)
+        assert arrived.flags.f_contiguous
+    assert any(np.shares_memory(buffer, matrix) for buffer in encode(matrix)) == (size == 200)
+
+
 def test_a_frame_announces_all_its_buffers() -> None:
     header, *buffers = encode_frame({"image": np.zeros((200, 200), np.uint8)})
     assert int.from_bytes(header, "big") == sum(len(buffer) for buffer in buffers)

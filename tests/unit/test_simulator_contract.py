@@ -248,6 +248,27 @@ class Yielding(FakeSimulator):
         return super().restore_state(state)
 
 
+class Rounding(FakeSimulator):
+    """Copies a matrix into another memory order, by which its products round otherwise."""
+
+    _matrix = np.eye(2)
+
+    def reset(self, *, seed: int | None = None, init_state: int | None = None) -> Observation:
+        self._matrix = np.asfortranarray(np.arange(4.0).reshape(2, 2))
+        return super().reset(seed=seed, init_state=init_state)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        return super().step(action + (1e-3 if self._matrix.flags.fnc else 0.0))
+
+    def save_state(self) -> dict[str, Any]:
+        return {**super().save_state(), "matrix": np.array(self._matrix, order="C")}
+
+    def restore_state(self, state: Mapping[str, Any]) -> Observation:
+        own = dict(state)
+        self._matrix = own.pop("matrix")
+        return super().restore_state(own)
+
+
 class Marked(FakeSimulator):
     _mark = 0.0
 
@@ -382,6 +403,11 @@ TABLE = [
         "a_state_of_something_else_is_refused_and_changes_nothing",
         Yielding,
         "the state after refusing a foreign one: moment 0 differs in steps",
+    ),
+    (
+        "an_episode_goes_on_bit_for_bit_from_its_first_instant",
+        Rounding,
+        "what follows a restore right after a reset: moment 0 differs in observation.position",
     ),
     (
         "a_reset_after_a_restore_is_the_reset_it_was",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,36 @@ def test_a_snapshot_does_not_tell_how_observations_leave() -> None:
         reset(worker)
         saved.append(worker.call("snapshot", {})["payload"])
     assert saved[0] == saved[1]
+
+
+class Rounding(FakeSimulator):
+    """Copies a matrix into another memory order, by which its products round otherwise."""
+
+    _matrix = np.eye(2)
+
+    def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
+        self._matrix = np.asfortranarray(np.arange(4.0).reshape(2, 2))
+        return super().reset(seed=seed, init_state=init_state)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        return super().step(action + (1e-3 if self._matrix.flags.fnc else 0.0))
+
+    def save_state(self) -> dict[str, Any]:
+        return {**super().save_state(), "matrix": np.array(self._matrix, order="C")}
+
+    def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        own = dict(state)
+        self._matrix = own.pop("matrix")
+        return super().restore_state(own)
+
+
+def test_verify_compares_with_the_run_that_was_saved() -> None:
+    worker = make_worker(simulator=Rounding())
+    reset(worker)
+    payload = worker.call("snapshot", {})["payload"]
+    reply = worker.call("verify", {"payload": payload, "steps": 5})
+    assert (reply["exact"], reply["steps"]) == (False, 1)
+    assert reply["difference"] == "after step 1: info.distance, observation.position, state.position"
 
 
 def test_meta_observations_are_what_policies_read() -> None:

@@ -178,7 +178,11 @@ class _Writer:
             raise LocalProtocolError(
                 f"cannot send an array of dtype {array.dtype}: only numbers, text and objects"
             )
-        self._array_head(array.shape, array.dtype)
+        # Fortran order stays: products of matrices round by it, and a snapshot goes on bit for bit.
+        fortran = array.flags.fnc and not array.dtype.hasobject
+        self._array_head(array.shape, array.dtype, fortran=fortran)
+        if fortran:
+            array = array.T
         if array.dtype.hasobject:
             self.value(array.ravel().tolist(), depth + 1)
         elif array.nbytes < _BY_REFERENCE_MIN:  # copied anyway, and this is the shortest way
@@ -187,14 +191,14 @@ class _Writer:
             self._data(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._tail.append(b"tb")
 
-    def _array_head(self, shape: Any, dtype: np.dtype[Any]) -> None:
-        """Open an array; its data and ``tb`` close it."""
+    def _array_head(self, shape: Any, dtype: np.dtype[Any], *, fortran: bool = False) -> None:
+        """Open an array; its data, in C or Fortran order, and ``tb`` close it."""
         self._once(_RECONSTRUCT)
         self._once(_EMPTY_ARRAY)
         self._tail.append(b"R(K\x01")
         self._once(b"(" + b"".join(map(_integer, shape)) + b"t")
         self._dtype(dtype)
-        self._tail.append(b"\x89")
+        self._tail.append(b"\x88" if fortran else b"\x89")
 
     def _record(self, record: MetaObs | MetaAction, depth: int) -> None:
         self._once(_RECORDS[type(record)])

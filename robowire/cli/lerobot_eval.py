@@ -93,6 +93,9 @@ def _config(flags: LerobotEvalFlags, folder: Path, simulator_address: str) -> Si
             resume=flags.resume,
             token=flags.token,
             simulator_token=flags.simulator_token,
+            tls=flags.tls_context(),
+            simulator_tls=flags.simulator_tls_context(),
+            wait_s=flags.wait_s,
         )
     except (ValueError, UnknownName) as exc:
         raise ConfigurationError(str(exc)) from exc

@@ -1,4 +1,4 @@
-"""LeRobot's names for an evaluation in a simulator: the client, its configuration, its observations.
+"""LeRobot's client for an evaluation in a simulator.
 
 For scripts written against LeRobot's ``async_inference``: the import changes, the rest stays. ::
 
@@ -12,24 +12,19 @@ For scripts written against LeRobot's ``async_inference``: the import changes, t
         client.control_loop(task="")
         client.stop()
 
-The loop is :func:`robowire.rollout.evaluation.evaluate`, so there are results, errors and seeds as everywhere
-here. ``docs/lerobot.md`` says what maps to what, and what has no meaning here. Needs Python 3.10 and numpy.
+The loop is :func:`robowire.rollout.evaluation.evaluate`, so results, errors and seeds are the same as there.
+``docs/lerobot.md`` has the table of names, and what has no effect here. Needs Python 3.10 and numpy.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Protocol
+from typing import TYPE_CHECKING, Any, Callable
 
-import numpy as np
-
-from robowire.address import parse_address, split_address
-from robowire.client.action_queue import load_aggregate_function
+from robowire.address import split_address
 from robowire.client.async_controller import AsyncOptions
 from robowire.client.async_policy_client import AsyncPolicyClient
 from robowire.client.policy_client import PolicyClient
@@ -42,12 +37,14 @@ from robowire.errors import (
     TaskNotFound,
     TransportError,
 )
+from robowire.integrations.lerobot_config import Env, EnvConfig, LiberoEnv, RobosuiteEnv, SimClientConfig
+from robowire.integrations.lerobot_observations import from_lerobot, to_lerobot
 from robowire.interfaces import StepResult
-from robowire.meta import MetaObs
 from robowire.rollout.episodes import Episode
-from robowire.rollout.evaluation import EvaluateOptions, evaluate
-from robowire.rollout.real_clock import RealClock
-from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
+from robowire.rollout.evaluation import evaluate
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = [
     "Env",
@@ -62,267 +59,20 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_STATE, _TASK = "observation.state", "task"
-_IMAGE = re.compile(r"observation\.images\.image([2-9]|[1-9]\d+)?$")
-
-_CLOCKS: Mapping[str, type[AsyncClock]] = {clock.name: clock for clock in (RealClock, VirtualClock)}
-
-
-# observations
-
-
-def to_lerobot(observation: MetaObs) -> dict[str, Any]:
-    """Return an observation under LeRobot's names, as its policies take them (without a batch axis).
-
-    Returns:
-        ``observation.images.image``, ``observation.images.image2``, ... in the order of the policy's
-        cameras: float32 (3, height, width), 0 to 1; ``observation.state``: float32 (state_dim,); ``task``:
-        the instruction. What there is not is left out. Fresh arrays.
-    """
-    named: dict[str, Any] = {_TASK: observation.raw_lang}
-    for number, picture in enumerate(() if observation.image is None else observation.image, 1):
-        named[_image_name(number)] = picture.astype(np.float32) / np.float32(255)
-    if observation.state is not None:
-        named[_STATE] = np.array(observation.state, np.float32)
-    return named
-
-
-def from_lerobot(observation: Mapping[str, Any], *, timestep: int = -1) -> MetaObs:
-    """Return the observation that LeRobot's names tell of; other names are left out.
-
-    Args:
-        observation: Pictures are float (3, height, width), 0 to 1, as LeRobot's policies take them, or uint8
-            (height, width, 3), as its robots and simulators give them; all of one size.
-        timestep: Step of the episode.
-
-    Raises:
-        InvalidParams: A picture or state is not of this form, or the pictures are not numbered without a gap.
-    """
-    names = sorted((name for name in observation if _IMAGE.match(name)), key=lambda name: (len(name), name))
-    wanted = [_image_name(number) for number in range(1, len(names) + 1)]
-    if names != wanted:
-        raise InvalidParams(f"the pictures are called {', '.join(names)}, expected {', '.join(wanted)}")
-    pictures = [_picture(name, np.asarray(observation[name])) for name in names]
-    if len({picture.shape for picture in pictures}) > 1:
-        sizes = ", ".join(f"{name} {picture.shape}" for name, picture in zip(names, pictures))
-        raise InvalidParams(f"the pictures differ in size: {sizes}")
-    state = None
-    if _STATE in observation:
-        state = np.array(observation[_STATE], np.float32)
-        if state.ndim != 1:
-            raise InvalidParams(f"{_STATE} has shape {state.shape}, expected (state_dim,)")
-    return MetaObs(
-        state=state,
-        image=np.stack(pictures) if pictures else None,
-        raw_lang=str(observation.get(_TASK, "")),
-        timestep=timestep,
-    )
-
-
-def _image_name(number: int) -> str:
-    return f"observation.images.image{'' if number == 1 else number}"
-
-
-def _picture(name: str, picture: np.ndarray) -> np.ndarray:
-    """Return uint8 (3, height, width)."""
-    if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))
-    if picture.dtype.kind == "f" and picture.ndim == 3 and picture.shape[0] == 3:
-        if not (picture.min(initial=0) >= 0 and picture.max(initial=0) <= 1):
-            raise InvalidParams(f"{name} is {picture.dtype} from beyond 0 to 1, expected 0 to 1")
-        levels: np.ndarray = np.rint(picture * 255).astype(np.uint8)
-        return levels
-    raise InvalidParams(
-        f"{name} is {picture.dtype} {picture.shape}, expected float (3, height, width) or uint8 "
-        "(height, width, 3)"
-    )
-
-
-# configuration
-
-
-class Env(Protocol):
-    """What is looked at of an environment's configuration; LeRobot's own has it too."""
-
-    @property
-    def type(self) -> str:
-        """The simulator's name: ``"libero"``, ``"robosuite"``, ..."""
-        ...
-
-    @property
-    def task(self) -> str | None:
-        """A task, a suite, or several of either with commas."""
-        ...
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """An environment.
-
-    Attributes:
-        type: The simulator's name.
-        task: A task, a suite (all its tasks are run), or several of either with commas.
-        task_ids: Of each suite, only the tasks with these numbers; ``None`` means all.
-        episode_length: Steps after which an episode is over; ``None`` means the task's own.
-        camera_name: The simulator's cameras in the order of the policy's, with commas; LeRobot's ending
-            ``_image`` may be there. ``None`` means those that the policy server names.
-    """
-
-    type: str
-    task: str | None = None
-    task_ids: tuple[int, ...] | None = None
-    episode_length: int | None = None
-    camera_name: str | None = None
-
-
-@dataclass(frozen=True)
-class LiberoEnv(EnvConfig):
-    """LIBERO, with LeRobot's default task."""
-
-    type: str = "libero"
-    task: str | None = "libero_10"
-
-
-@dataclass(frozen=True)
-class RobosuiteEnv(EnvConfig):
-    """robosuite, which LeRobot does not have."""
-
-    type: str = "robosuite"
-    task: str | None = "Lift"
-
-
-@dataclass(frozen=True)
-class SimClientConfig:
-    """What is evaluated, under LeRobot's names; those from ``simulator_address`` on are ours.
-
-    Attributes:
-        policy_type: Of the policy that the server is expected to hold, such as ``"act"``; it is not loaded
-            from here.
-        pretrained_name_or_path: Its checkpoint; the last part of it is compared with what the server says.
-        env: Where it is evaluated.
-        actions_per_chunk: Use so many actions of each chunk.
-        task: Instruction for the policy; empty means the task's own.
-        server_address: ``host:port`` of the policy server.
-        policy_device: Noted; the server was told its device when it was started.
-        client_device: Noted; actions are numpy arrays.
-        chunk_size_threshold: Ask when this share of a chunk is left, or less.
-        fps: Control steps a second; ``None`` means the simulator's own rate.
-        aggregate_fn_name: How chunks that overlap are put together.
-        n_episodes: Of each task.
-        seed: Evaluation seed, 0 or more; :func:`robowire.rollout.seeds.episode_seed` gives those of episodes.
-        save_videos: Whether to film, which takes ffmpeg.
-        max_episodes_rendered: How many of the first episodes of each task.
-        debug_visualize_queue_size: Noted; the rows of the results have the queue's mean size.
-        simulator_address: ``host:port`` of the simulator server.
-        output_dir: Folder for the results, with a folder for each task where there are several.
-        clock: ``"real"`` or ``"virtual"``.
-        latency_ms: ``"80"``, ``"normal:80,20"``, ``"recorded:FILE"``: the whole latency of a virtual clock,
-            added to the real one in real time.
-        num_envs: Simulators at one time.
-        on_empty_queue: What to execute while the queue is empty: ``"hold"``, ``"zero"``, ``"wait"``.
-        policy_wait_s: Seconds that the policy server may be away in the middle.
-        overwrite: Whether results in ``output_dir`` may be replaced.
-        resume: Whether they may be added to.
-        token: Shown to the policy server.
-        simulator_token: Shown to the simulator server.
-    """
-
-    policy_type: str
-    pretrained_name_or_path: str
-    env: Env
-    actions_per_chunk: int | None = None
-    task: str = ""
-    server_address: str = "localhost:5000"
-    policy_device: str = "cpu"
-    client_device: str = "cpu"
-    chunk_size_threshold: float = 0.5
-    fps: float | None = None
-    aggregate_fn_name: str = "weighted_average"
-    n_episodes: int = 10
-    seed: int = 0
-    save_videos: bool = False
-    max_episodes_rendered: int = 10
-    debug_visualize_queue_size: bool = False
-    simulator_address: str = "localhost:5555"
-    output_dir: str = "outputs/lerobot-eval"
-    clock: str = "real"
-    latency_ms: str = "0"
-    num_envs: int = 1
-    on_empty_queue: str = "hold"
-    policy_wait_s: float = 60.0
-    overwrite: bool = False
-    resume: bool = False
-    token: str | None = field(default=None, repr=False)
-    simulator_token: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        for name in ("policy_type", "pretrained_name_or_path"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty, expected what the policy server holds")
-        if not self.env.task:
-            raise ValueError("env.task is empty, expected a task or a suite")
-        if self.clock not in _CLOCKS:
-            raise ValueError(f"clock is {self.clock!r}, expected one of {', '.join(_CLOCKS)}")
-        for name in ("server_address", "simulator_address"):
-            try:
-                parse_address(name, getattr(self, name), example="localhost:5000")
-            except ConfigurationError as exc:
-                raise ValueError(str(exc)) from None
-        load_aggregate_function(self.aggregate_fn_name)
-        self.asynchronous()
-        self.options("", "")
-
-    def asynchronous(self) -> AsyncClock:
-        """Return the clock, with the rules and the latency."""
-        rules = AsyncOptions(
-            chunk_size_threshold=self.chunk_size_threshold,
-            actions_per_chunk=self.actions_per_chunk,
-            aggregate_fn_name=self.aggregate_fn_name,
-            on_empty_queue=self.on_empty_queue,
-        )
-        return _CLOCKS[self.clock](rules, Latency.parse(self.latency_ms), self.fps)
-
-    def options(self, task: str, folder: str) -> EvaluateOptions:
-        """Return what one task's evaluation is."""
-        cameras: str | None = getattr(self.env, "camera_name", None)
-        return EvaluateOptions(
-            Path(self.output_dir) / folder,
-            simulator=self.env.type,
-            task=task,
-            num_episodes=self.n_episodes,
-            num_envs=self.num_envs,
-            seed=self.seed,
-            record_video=str(self.max_episodes_rendered) if self.save_videos else "off",
-            max_episode_steps=getattr(self.env, "episode_length", None),
-            camera_names=None if cameras is None else tuple(_camera(name) for name in cameras.split(",")),
-            overwrite=self.overwrite,
-            resume=self.resume,
-            asynchronous=self.asynchronous(),
-        )
-
-
-def _camera(name: str) -> str:
-    """Return the simulator's name of a camera, for LeRobot's name of its picture."""
-    name = name.strip()
-    return name[: -len("_image")] if name.endswith("_image") else name
-
-
-# the client
-
 
 class SimClient:
     """Evaluates a policy that a robowire policy server holds, in simulators of a robowire simulator server.
 
     Args:
-        config: What is evaluated.
-        ffmpeg: The program that makes films; by default the one on ``PATH``.
-        command_line: Written into the summaries.
+        config: Configuration of the evaluation.
+        ffmpeg: Path of the program that makes videos; by default the one on ``PATH``.
+        command_line: Command line written into the summaries.
         on_episode: Called after each episode, from the thread of :meth:`control_loop`, with its task, itself,
             and that task's summary so far.
 
     Attributes:
-        tasks: What is run, known after :meth:`start`.
-        results: The summaries of the tasks that were run, by task.
+        tasks: Names of the tasks, known after :meth:`start`.
+        results: Summaries of the tasks that were run, by task.
     """
 
     def __init__(
@@ -343,11 +93,11 @@ class SimClient:
         self._stopped.set()
 
     def start(self) -> bool:
-        """Look at both servers and find the tasks; return whether both answer, the log says which does not.
+        """Query both servers and find the tasks; return whether both answer, the log says which does not.
 
         Raises:
             ConfigurationError: The policy server holds another policy.
-            RequestError: A server refuses: there is no such simulator, task or suite, or no room.
+            RequestError: A server refuses: there is no such simulator, task or suite, or no capacity left.
         """
         try:
             self._check_policy()
@@ -368,15 +118,15 @@ class SimClient:
 
         Args:
             task: Instruction for the policy; empty means the configuration's, or else each task's own.
-            verbose: LeRobot's, noted; logging levels say how much is told.
+            verbose: Without effect; the logging level says how much is logged.
 
         Raises:
-            LocalProtocolError: :meth:`start` was not called, or said no.
+            LocalProtocolError: :meth:`start` was not called, or returned ``False``.
             EvaluationStopped: A server is gone and no further episode can run.
             SpecMismatch: The policy does not fit a task.
         """
         if self._stopped.is_set():
-            raise LocalProtocolError("this SimClient does not run: call start first, and look at its answer")
+            raise LocalProtocolError("this SimClient does not run: call start first, and look at its result")
         for number, name in enumerate(self.tasks):
             folder = "" if len(self.tasks) == 1 else f"{number:03d}-{name.replace('/', '-')}"
             try:
@@ -393,6 +143,7 @@ class SimClient:
         config = self.config
         host, port = split_address(config.server_address)
         simulator = split_address(config.simulator_address)
+        policy_tls, simulator_tls = config.policy_context(), config.simulator_context()
 
         def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
             self.results[name] = summary
@@ -407,13 +158,18 @@ class SimClient:
                 rules,
                 patience_s=max(config.policy_wait_s, 1e-3),
                 token=config.token,
+                tls=policy_tls or False,
                 added_latency_s=added_s,
             )
 
         summary = evaluate(
             config.options(name, folder),
-            open_policy=lambda: PolicyClient(host, port, retries=0, token=config.token),
-            open_simulator=lambda: _Instructed(*simulator, instruction, token=config.simulator_token),
+            open_policy=lambda: PolicyClient(
+                host, port, retries=0, token=config.token, tls=policy_tls or False
+            ),
+            open_simulator=lambda: _Instructed(
+                *simulator, instruction, token=config.simulator_token, tls=simulator_tls
+            ),
             open_async_policy=open_async,
             policy_wait_s=config.policy_wait_s,
             ffmpeg=self._ffmpeg or shutil.which("ffmpeg"),
@@ -427,12 +183,13 @@ class SimClient:
         """Compare the policy that was asked for with the one that the server holds."""
         config = self.config
         host, port = split_address(config.server_address)
-        with PolicyClient(host, port, retries=0, token=config.token) as client:
+        tls = config.policy_context() or False
+        with PolicyClient(host, port, retries=0, token=config.token, tls=tls, wait_s=config.wait_s) as client:
             info = client.get_info()
         if info["policy"] != config.policy_type:
             raise ConfigurationError(
                 f"policy_type is {config.policy_type!r}, but the server at {config.server_address} holds "
-                f"{info['policy']!r}: the server is told its policy when it is started"
+                f"{info['policy']!r}: the policy is set when that server is started"
             )
         wanted, held = Path(config.pretrained_name_or_path).name, info.get("model_name")
         if held is None:
@@ -444,7 +201,7 @@ class SimClient:
         elif wanted != held:
             raise ConfigurationError(
                 f"pretrained_name_or_path is {config.pretrained_name_or_path!r}, but the server at "
-                f"{config.server_address} holds {held!r}: it is told its checkpoint when it is started"
+                f"{config.server_address} holds {held!r}: the checkpoint is set when that server is started"
             )
         asked, chunk_size = config.actions_per_chunk, info["chunk_size"]
         if asked is not None and asked > chunk_size:
@@ -453,8 +210,15 @@ class SimClient:
     def _find_tasks(self) -> list[str]:
         env = self.config.env
         host, port = split_address(self.config.simulator_address)
-        # Its session ends with it: the evaluation opens its own, and there may be no room for one more.
-        with SimulatorClient(host, port, token=self.config.simulator_token, reconnect_s=0) as client:
+        # Its session ends with it: the evaluation opens its own, and there may be no capacity for one more.
+        with SimulatorClient(
+            host,
+            port,
+            token=self.config.simulator_token,
+            reconnect_s=0,
+            tls=self.config.simulator_context() or False,
+            wait_s=self.config.wait_s,
+        ) as client:
             client.select_simulator(env.type)
             found: list[str] = []
             for name in str(env.task).split(","):
@@ -468,7 +232,7 @@ class SimClient:
         except InvalidParams:  # no suite of this name, or no suites at all
             return [name]
         if self.config.env.type == "libero":
-            # In the order of publications, which its numbers tell and its names do not.
+            # In the order of publications, which its numbers have and its names do not.
             tasks = [f"{name}/{number}" for number in range(len(tasks))]
         ids: tuple[int, ...] | None = getattr(self.config.env, "task_ids", None)
         if ids is None:
@@ -480,14 +244,16 @@ class SimClient:
 
 
 class _StopRequested(EvaluationStopped):
-    """The user's own wish."""
+    """The user called stop."""
 
 
 class _Instructed(SimulatorClient):
-    """A session whose observations say what the user wants done, where the user says so."""
+    """A session whose observations have the user's instruction, where there is one."""
 
-    def __init__(self, host: str, port: int, instruction: str, *, token: str | None) -> None:
-        super().__init__(host, port, token=token)
+    def __init__(
+        self, host: str, port: int, instruction: str, *, token: str | None, tls: ssl.SSLContext | None
+    ) -> None:
+        super().__init__(host, port, token=token, tls=tls or False)
         self._instruction = instruction
 
     def reset(self, seed: int | None = None, init_state: int | None = None) -> Any:

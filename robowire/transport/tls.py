@@ -75,7 +75,8 @@ def server_tls(
         context.verify_mode = ssl.CERT_REQUIRED
     _load_own(context, cert, key, flags)
     # No client of ours resumes a TLS session, and a ticket would look like a reply that is ready to be read.
-    context.num_tickets = 0
+    with contextlib.suppress(ValueError):  # Python 3.9 and older can't set it on a default context
+        context.num_tickets = 0
     return context
 
 

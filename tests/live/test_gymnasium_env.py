@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 import psutil
 import pytest
+from certificates import Certificates
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -28,6 +29,7 @@ from robowire.errors import (
     Overloaded,
     SnapshotNotFound,
     TaskNotFound,
+    TlsFailed,
 )
 from robowire.integrations.gymnasium_env import ENV_ID, RemoteEnv, RemoteVectorEnv
 from robowire.meta import MetaAction
@@ -67,6 +69,20 @@ def kill_simulator(env: RemoteEnv) -> None:
 
 # -- one environment
 # --------------------------------------------------------------------------------------------
+
+
+def test_environments_are_driven_over_tls(certificates: Certificates) -> None:
+    options = SimulatorServerOptions(
+        drain_s=2, tls_cert=certificates.server_cert, tls_key=certificates.server_key
+    )
+    with running_simulator_server(options) as server:
+        with closing(RemoteEnv(**of(server, ca=certificates.ca, wait_s=5))) as env:
+            env.reset(seed=0)
+            assert env.step(STILL)[1] is not None
+        with closing(RemoteVectorEnv(2, **of(server, ca=certificates.ca))) as envs:
+            envs.reset(seed=0)
+        with pytest.raises(TlsFailed, match=r" speaks TLS: pass tls=True "):
+            RemoteEnv(**of(server))
 
 
 @pytest.mark.parametrize("observation_format", ["raw", "meta"])
@@ -152,7 +168,7 @@ def test_a_lost_simulator_is_an_error_and_the_next_reset_mends_it(server: Simula
         kill_simulator(env)
         with pytest.raises(BackendError):
             env.step(STILL)
-        with says(ResetNeeded, "the session of this episode was lost: reset() loads the task anew"):
+        with says(ResetNeeded, "the session of this episode was lost: reset() loads the task again"):
             env.step(STILL)
         after, _ = env.reset(seed=1)
         assert data_equivalence(before, after, exact=True)
@@ -281,7 +297,7 @@ def test_all_sessions_work_at_the_same_time(server: SimulatorServer) -> None:
 
 
 @pytest.mark.parametrize("fault", ["exit", "raise"])
-def test_sessions_that_fail_in_a_step_are_masked_and_begun_anew(server: SimulatorServer, fault: str) -> None:
+def test_sessions_that_fail_in_a_step_are_masked_and_begun_again(server: SimulatorServer, fault: str) -> None:
     with closing(RemoteVectorEnv(2, **of(server, f"{fault}_in_step"))) as envs:
         first, _ = envs.reset(seed=0)
         observations, rewards, terminations, truncations, infos = envs.step(np.zeros((2, 3)))

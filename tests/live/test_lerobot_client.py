@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Certificates
 from server_process import ROOT, environment
 
 from policies.registry import POLICIES
@@ -23,7 +25,7 @@ from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import Entry
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
-from robowire.serving.simulator.server import SimulatorServer
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_simulator_server
 
@@ -100,6 +102,30 @@ def test_a_script_written_for_lerobots_client_runs(
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "complete"
 
 
+def test_both_servers_may_speak_tls(certificates: Certificates, tmp_path: Path) -> None:
+    tls: dict[str, Any] = {
+        "tls_cert": certificates.server_cert,
+        "tls_key": certificates.server_key,
+        "drain_s": 2.0,
+    }
+    with ExitStack() as stack:
+        simulators = stack.enter_context(running_simulator_server(SimulatorServerOptions(**tls)))
+        options = PolicyServerOptions(host="127.0.0.1", port=0, **tls)
+        held = stack.enter_context(PolicyServer(Listener(), options, model_name="act_libero_10"))
+        address = f"127.0.0.1:{held.address[1]}"
+        for clock in ("virtual", "real"):
+            client = SimClient(
+                config(address, simulators, tmp_path / clock, ca=certificates.ca, clock=clock, fps=100)
+            )
+            assert client.start()
+            (summary,) = client.control_loop().values()
+            assert (summary["episodes"], summary["errors"]) == (2, 0)
+        client = SimClient(
+            config(address, simulators, tmp_path / "plain", ca=certificates.ca, simulator_tls=False)
+        )
+        assert not client.start()
+
+
 def test_a_suite_means_all_its_tasks(server: str, simulators: SimulatorServer, tmp_path: Path) -> None:
     client = SimClient(
         config(server, simulators, tmp_path, env=EnvConfig("fake", "sound,reach", episode_length=8))
@@ -143,13 +169,13 @@ def test_an_environment_that_the_server_does_not_have_is_refused(
     [
         (
             {"policy_type": "smolvla"},
-            "policy_type is 'smolvla', but the server at {server} holds 'constant': the server is told its "
-            "policy when it is started",
+            "policy_type is 'smolvla', but the server at {server} holds 'constant': the policy is set "
+            "when that server is started",
         ),
         (
             {"pretrained_name_or_path": "lerobot/act_aloha"},
             "pretrained_name_or_path is 'lerobot/act_aloha', but the server at {server} holds "
-            "'act_libero_10': it is told its checkpoint when it is started",
+            "'act_libero_10': the checkpoint is set when that server is started",
         ),
     ],
 )

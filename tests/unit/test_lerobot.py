@@ -75,17 +75,17 @@ def test_nothing_of_the_observation_is_shared() -> None:
     assert (seen.state.tolist(), again.state.tolist()) == ([0, 0], [1, 1])  # type: ignore[union-attr]
 
 
-def test_pictures_as_robots_give_them_are_taken_too() -> None:
-    picture = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
-    image = from_lerobot({IMAGE: picture}).image
+def test_images_as_robots_give_them_are_taken_too() -> None:
+    taken = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    image = from_lerobot({IMAGE: taken}).image
     assert image is not None
-    assert np.array_equal(image[0], picture.transpose(2, 0, 1))
+    assert np.array_equal(image[0], taken.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({IMAGE2: np.zeros((3, 2, 2))}, f"the pictures are called {IMAGE2}, expected {IMAGE}"),
+        ({IMAGE2: np.zeros((3, 2, 2))}, f"the images are called {IMAGE2}, expected {IMAGE}"),
         (
             {IMAGE: np.zeros((1, 3, 2, 2))},
             f"{IMAGE} is float64 (1, 3, 2, 2), expected float (3, height, width) or uint8 (height, width, 3)",
@@ -94,7 +94,7 @@ def test_pictures_as_robots_give_them_are_taken_too() -> None:
         ({IMAGE: np.full((3, 2, 2), np.nan)}, f"{IMAGE} is float64 from beyond 0 to 1, expected 0 to 1"),
         (
             {IMAGE: np.zeros((3, 2, 2)), IMAGE2: np.zeros((3, 4, 2))},
-            f"the pictures differ in size: {IMAGE} (3, 2, 2), {IMAGE2} (3, 4, 2)",
+            f"the images differ in size: {IMAGE} (3, 2, 2), {IMAGE2} (3, 4, 2)",
         ),
         ({STATE: np.zeros((1, 8))}, f"{STATE} has shape (1, 8), expected (state_dim,)"),
     ],
@@ -181,7 +181,7 @@ def test_an_unknown_aggregate_function_is_refused() -> None:
 def test_the_loop_before_the_start_is_refused() -> None:
     with pytest.raises(LocalProtocolError) as raised:
         SimClient(config()).control_loop()
-    assert str(raised.value) == "this SimClient does not run: call start first, and look at its answer"
+    assert str(raised.value) == "this SimClient does not run: call start first, and look at its result"
 
 
 def test_a_token_is_not_shown() -> None:

@@ -27,8 +27,9 @@ import importlib, pkgutil, sys
 import robowire
 SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers"}
 SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags"}
-NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "evaluate", "sweep", "sweep_plot", "compare",
-               "paired", "lerobot_eval", "simulator_contract", "policy_contract", "__main__"}
+NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "evaluate",
+               "sweep", "sweep_plot", "compare", "paired", "lerobot_eval", "simulator_contract",
+               "policy_contract", "__main__"}
 for module in pkgutil.walk_packages(robowire.__path__, "robowire."):
     names = set(module.name.split("."))
     newer = SERVER_SIDE & names or ("cli" in names and SERVER_COMMANDS & names)

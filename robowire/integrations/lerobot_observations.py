@@ -1,0 +1,83 @@
+"""Observations under LeRobot's names, and back."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Mapping
+
+import numpy as np
+
+from robowire.errors import InvalidParams
+from robowire.meta import MetaObs
+
+__all__ = ["from_lerobot", "to_lerobot"]
+
+_STATE, _TASK = "observation.state", "task"
+_IMAGE = re.compile(r"observation\.images\.image([2-9]|[1-9]\d+)?$")
+
+
+def to_lerobot(observation: MetaObs) -> dict[str, Any]:
+    """Return an observation under LeRobot's names, as its policies take them (without a batch axis).
+
+    Returns:
+        ``observation.images.image``, ``observation.images.image2``, ... in the order of the policy's
+        cameras: float32 (3, height, width), 0 to 1; ``observation.state``: float32 (state_dim,); ``task``:
+        the instruction. What is missing in the observation is left out. Fresh arrays.
+    """
+    named: dict[str, Any] = {_TASK: observation.raw_lang}
+    for number, image in enumerate(() if observation.image is None else observation.image, 1):
+        named[_image_name(number)] = image.astype(np.float32) / np.float32(255)
+    if observation.state is not None:
+        named[_STATE] = np.array(observation.state, np.float32)
+    return named
+
+
+def from_lerobot(observation: Mapping[str, Any], *, timestep: int = -1) -> MetaObs:
+    """Return the observation in a dict with LeRobot's names; other names are left out.
+
+    Args:
+        observation: Images are float (3, height, width), 0 to 1, as LeRobot's policies take them, or uint8
+            (height, width, 3), as its robots and simulators give them; all of one size.
+        timestep: Step of the episode.
+
+    Raises:
+        InvalidParams: An image or state is not of this form, or the images are not numbered without a gap.
+    """
+    names = sorted((name for name in observation if _IMAGE.match(name)), key=lambda name: (len(name), name))
+    wanted = [_image_name(number) for number in range(1, len(names) + 1)]
+    if names != wanted:
+        raise InvalidParams(f"the images are called {', '.join(names)}, expected {', '.join(wanted)}")
+    images = [_image(name, np.asarray(observation[name])) for name in names]
+    if len({image.shape for image in images}) > 1:
+        sizes = ", ".join(f"{name} {image.shape}" for name, image in zip(names, images))
+        raise InvalidParams(f"the images differ in size: {sizes}")
+    state = None
+    if _STATE in observation:
+        state = np.array(observation[_STATE], np.float32)
+        if state.ndim != 1:
+            raise InvalidParams(f"{_STATE} has shape {state.shape}, expected (state_dim,)")
+    return MetaObs(
+        state=state,
+        image=np.stack(images) if images else None,
+        raw_lang=str(observation.get(_TASK, "")),
+        timestep=timestep,
+    )
+
+
+def _image_name(number: int) -> str:
+    return f"observation.images.image{'' if number == 1 else number}"
+
+
+def _image(name: str, image: np.ndarray) -> np.ndarray:
+    """Return uint8 (3, height, width)."""
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
+    if image.dtype.kind == "f" and image.ndim == 3 and image.shape[0] == 3:
+        if not (image.min(initial=0) >= 0 and image.max(initial=0) <= 1):
+            raise InvalidParams(f"{name} is {image.dtype} from beyond 0 to 1, expected 0 to 1")
+        levels: np.ndarray = np.rint(image * 255).astype(np.uint8)
+        return levels
+    raise InvalidParams(
+        f"{name} is {image.dtype} {image.shape}, expected float (3, height, width) or uint8 "
+        "(height, width, 3)"
+    )

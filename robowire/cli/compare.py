@@ -24,8 +24,8 @@ __all__ = ["Results", "compare", "read_results", "report", "run"]
 
 _ALPHA, _POWER = 0.05, 0.8
 
-# What people compare, of the names in a fingerprint: shown, and no reason to warn. Whatever else differs
-# makes the episodes other ones.
+# Names in a fingerprint that people compare: shown without a warning. Any other difference changes the
+# episodes.
 _SUBJECT = (
     "n_action_steps",
     "mode",
@@ -45,13 +45,13 @@ Key = tuple[str, str, int, "int | None"]
 
 @dataclass
 class Results:
-    """What a folder holds.
+    """Results in a folder.
 
     Attributes:
         path: The folder.
         rows: Finished episodes.
-        errors: How many were not finished, which say nothing about a policy.
-        summaries: By simulator and task.
+        errors: Episodes that were not finished, which say nothing about a policy.
+        summaries: Summaries by simulator and task.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """Return what a folder holds, or the folders in it.
+    """Return the results in a folder, or in the folders in it.
 
     Raises:
         ConfigurationError: There is nothing to read, or it is not what an evaluation writes.
@@ -142,7 +142,7 @@ def compare(first: Results, second: Results) -> dict[str, Any]:
         "difference_method": "Newcombe 1998, paired proportions, method 10",
         "mcnemar_p": p_value,
         "told_apart": p_value < _ALPHA,
-        # Of a comparison like this one that begins anew; and beyond the episodes there are.
+        # For a new comparison like this one, and in addition to the episodes that exist.
         "pairs_needed": needed,
         "more_pairs_needed": None if needed is None else max(needed - pairs.total, 0),
         "steps_both_succeeded": len(steps),
@@ -187,7 +187,7 @@ def _is_subject(name: str) -> bool:
 
 
 def _settings(first: Results, second: Results, tasks: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:
-    """Return what the comparison is about: which the policies are, and how they act, where that differs."""
+    """Return the differing settings of policies and of how they act: the subject of the comparison."""
     found: dict[str, list[Any]] = {}
     for task in tasks:
         found |= {name: pair for name, pair in _differing(first, second, task).items() if _is_subject(name)}
@@ -195,7 +195,7 @@ def _settings(first: Results, second: Results, tasks: Iterable[tuple[str, str]])
 
 
 def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: bool) -> list[str]:
-    """Return what makes the episodes of one task other ones, a sentence each."""
+    """Return a sentence for each difference that changes the episodes of one task."""
     place = "" if alone else f"{task[1]}: "
     texts = [
         f"{place}{name} differs: {old!r} in A, {new!r} in B"
@@ -207,12 +207,12 @@ def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: 
         if summary.get("status") != "complete":
             texts.append(f"{place}{name} is not complete: its status is {summary.get('status')!r}")
         if not summary.get("fingerprint"):
-            texts.append(f"{place}{name} has no fingerprint, so nobody can tell what its episodes depend on")
+            texts.append(f"{place}{name} has no fingerprint, so what its episodes depend on is unknown")
     return texts
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """Return the comparison as a person reads it, lines of text."""
+    """Return the comparison for a person, lines of text."""
     tasks = result["tasks"]
     lines = [
         ("A", result["a"]["path"]),
@@ -271,7 +271,7 @@ def _left_out(result: Mapping[str, Any]) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
-    """Return what a person should take from the figures, in a sentence or two."""
+    """Return the conclusion, in a sentence or two."""
     better = "B" if result["difference"] > 0 else "A"
     if result["told_apart"]:
         return f"{better} succeeds more often (p < {_ALPHA:g})"

@@ -20,10 +20,10 @@ from robowire.wire.pickle.reader import loads
 
 __all__ = ["DebugFlags", "run"]
 
-# After a line of text, and after bytes sent raw, nobody says how much is to come: so long is waited for more.
+# The length of a reply to text or raw bytes is unknown: seconds without further bytes end it.
 _QUIET_S = 0.2
 
-# Of a text reply: more than INFO says, less than a screen.
+# Characters shown of a text reply: more than INFO has, less than a screen.
 _MAX_TEXT = 2000
 
 
@@ -114,7 +114,7 @@ def _pieces(data: bytes, cut: str | None) -> list[bytes]:
 
 @dataclass
 class _Exchange:
-    """What came back, in seconds after the last piece was sent. ``ending`` is empty while it is open."""
+    """Reply, with times in seconds after the last piece was sent; ``ending`` is empty while it is open."""
 
     data: bytearray
     first_s: float = 0.0

@@ -1,6 +1,6 @@
 """``doctor``: check whether simulators can be served here, and what their results depend on.
 
-Every family is asked in a process of its own interpreter, as the server would start it, under a deadline.
+Each family is examined in a process of its own interpreter, as the server would start it, with a deadline.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from robowire.wire.messages import Request
 from robowire.wire.methods import check_params
 from robowire.worker.fingerprint import short_hash
 
-__all__ = ["Doctor", "run", "told"]
+__all__ = ["Doctor", "report_text", "run"]
 
-# The task of the README, LIBERO's first, and those of the page that load fastest.
+# The task of the README, LIBERO's first, and the fastest of other families.
 _TASKS: Mapping[str, str] = {
     "gymnasium": "Reacher-v5",  # of Gymnasium itself, with MuJoCo
     "highway": "merge-v1",
@@ -41,13 +41,13 @@ _TASKS: Mapping[str, str] = {
     "robosuite": "Lift",
 }
 
-# Told of a family that is not there, by our registry and by families themselves. Nobody needs all of them.
+# Texts of our registry and of families for a family that is not installed; few people need all of them.
 _ABSENT = ("not installed", "MissingDependency", "there is no module")
 
 # A driver that hangs. Mesa's answers in 0.1 s.
 _EGL_TIMEOUT_S = 20.0
 
-# A robosuite process takes about 0.3 GB, and results with films some hundred megabytes.
+# A robosuite process takes about 0.3 GB, and results with videos some hundred megabytes.
 _MIN_MEMORY_GB = 0.5
 _MIN_DISK_GB = 1.0
 
@@ -56,7 +56,7 @@ _DRAWING_REMEDIES = {
     "egl": "install the GPU driver's EGL (libEGL.so.1), choose a device with MUJOCO_EGL_DEVICE_ID, or set "
     "MUJOCO_GL=osmesa to draw on the CPU",
 }
-# In what MuJoCo and PyOpenGL raise at their import where a library or a device is missing.
+# Words in what MuJoCo and PyOpenGL raise at import where a library or a device is missing.
 _OPENGL = re.compile(r"glGetError|OSMesa|EGL|OpenGL|GLFW|MUJOCO_GL|PYOPENGL")
 _OTHER_DRAWING_REMEDY = "set MUJOCO_GL=osmesa, which draws on the CPU, or MUJOCO_GL=egl, which wants a GPU"
 
@@ -67,8 +67,8 @@ class Doctor:
     Args:
         simulators: The families that the server offers.
         pythons: Interpreters of those that do not run with ours.
-        tasks: What is loaded of some families, to see whether they work.
-        wanted: Families that have to be there; of the others a missing one is only told.
+        tasks: Task of a family that is loaded to check that it works.
+        wanted: Families that must be installed; of the others a missing one is only reported.
         timeout_s: Seconds to import a family, and again to load its task.
     """
 
@@ -90,7 +90,7 @@ class Doctor:
         self.frame: Any = None  # uint8 (height, width, 3) of the first family that draws
 
     def examine(self) -> dict[str, Any]:
-        """Return all that was found, as plain data; ``problems`` is empty where all is well."""
+        """Return the whole report, as plain data; ``problems`` is empty where none was found."""
         report: dict[str, Any] = {"machine": self._machine(), "egl": self._egl()}
         names = sorted(self._simulators)
         # Two at a time: importing is single-threaded, and the machine may have two cores.
@@ -150,7 +150,7 @@ class Doctor:
         return {"devices": json.loads(done.stdout)}
 
     def _family(self, name: str) -> dict[str, Any]:
-        """Return what a family's process says; runs in a thread that outlives the process, as it must."""
+        """Return the report of one family; runs in a thread that must outlive the family's process."""
         python, task = self._pythons.get(name, sys.executable), self._tasks.get(name)
         family: dict[str, Any] = {"status": "failed", "python": python, "task": task}
         begun = time.perf_counter()
@@ -191,7 +191,7 @@ class Doctor:
         return family
 
     def _judge(self, name: str, family: Mapping[str, Any], *, assets: str | None) -> None:
-        """Note what is wrong with a family, for one reason; ``assets`` says what is wrong with its files."""
+        """Note one problem of a family, if it has any; ``assets`` describes what is wrong with its files."""
         chosen = os.environ.get("MUJOCO_GL") or self._simulators[name].environ.get("MUJOCO_GL", "")
         drawing = _DRAWING_REMEDIES.get(chosen, _OTHER_DRAWING_REMEDY)
         frame, error = family.get("frame", {}), family.get("error", "")
@@ -209,7 +209,7 @@ class Doctor:
             self._problem(
                 f"{name}: {error}",
                 f"`server.py simulator --log_level debug` shows all that {family['python']} says; its "
-                "environment is made anew by ./setup_environment.sh or ./setup_simulator.sh",
+                "environment is installed again by ./setup_environment.sh or ./setup_simulator.sh",
             )
         elif "error" in frame:
             self._problem(f"{name} cannot draw with {chosen}: {frame['error']}", drawing)
@@ -250,12 +250,12 @@ def run(flags: DoctorFlags, program: Program) -> int:
 
         Image.fromarray(doctor.frame).save(flags.frame)
         report["frame_file"] = flags.frame
-    sys.stdout.write(json.dumps(report, indent=2) + "\n" if flags.json else told(report))
+    sys.stdout.write(json.dumps(report, indent=2) + "\n" if flags.json else report_text(report))
     return 1 if report["problems"] else 0
 
 
-def told(report: Mapping[str, Any]) -> str:
-    """Return the report as a person reads it, lines of text."""
+def report_text(report: Mapping[str, Any]) -> str:
+    """Return the report for a person, lines of text."""
     machine = report["machine"]
     memory = machine["memory_gb"]
     threads = ", ".join(f"{name}={value}" for name, value in machine["threads"].items())
@@ -284,7 +284,7 @@ def told(report: Mapping[str, Any]) -> str:
         assets = report["libero_assets"]
         rows.append(("assets", assets["said"] if assets["complete"] else "INCOMPLETE, see below"))
     if "frame_file" in report:
-        rows.append(("picture", report["frame_file"]))
+        rows.append(("image", report["frame_file"]))
     prints = {
         family["fingerprint_hash"]: family["fingerprint"]
         for family in report["simulators"].values()
@@ -297,7 +297,9 @@ def told(report: Mapping[str, Any]) -> str:
     for problem in report["problems"]:
         lines.append(f"PROBLEM      {problem['problem']}")
         lines.append(f"  what to do {problem['remedy']}")
-    lines.append("all is well" if not report["problems"] else f"{len(report['problems'])} to be mended")
+    lines.append(
+        "no problem found" if not report["problems"] else f"problems found: {len(report['problems'])}"
+    )
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
@@ -323,10 +325,10 @@ def _family_lines(family: Mapping[str, Any]) -> list[str]:
 
 
 def _device(device: Mapping[str, Any]) -> str:
-    told = f"{device['index']}: {device['name'] or ('the CPU' if device['software'] else 'unnamed')}"
+    text = f"{device['index']}: {device['name'] or ('the CPU' if device['software'] else 'unnamed')}"
     if device["cuda"] is not None:
-        told += f", CUDA {device['cuda']}"
-    return told + (f", {device['drm']}" if device["drm"] else "")
+        text += f", CUDA {device['cuda']}"
+    return text + (f", {device['drm']}" if device["drm"] else "")
 
 
 def _last_line(text: str) -> str:
@@ -342,7 +344,7 @@ def _version(name: str) -> str | None:
 
 
 def _cpu() -> str:
-    """Return the processor's name, where Linux tells it."""
+    """Return the name of the processor, where Linux reports it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -364,7 +366,7 @@ def _usable_cores() -> float:
 
 
 def _memory_gb() -> dict[str, float]:
-    """Return total and available memory, where Linux tells it."""
+    """Return total and available memory, where Linux reports it."""
     with suppress(OSError):
         kilobytes = {
             name: int(value.split()[0])

@@ -118,7 +118,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
             f"{options.simulator}; results go to {options.output_dir}"
         )
         if summary["episodes"]:
-            tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes were there")
+            tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes existed already")
             skip(bar, summary["episodes"])
 
     def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ def skip(bar: Any, episodes: int) -> None:
 
 
 def report(summary: dict[str, Any], folder: Path) -> str:
-    """Return the table a person reads at the end, lines of text."""
+    """Return the table for a person, lines of text."""
     wanted, done, errors = summary["options"]["num_episodes"], summary["episodes"], summary["errors"]
     seeds = summary["seeds"]
     rows = [

@@ -86,7 +86,7 @@ def random_observation(
 
 
 def policy_spec(client: PolicyClient) -> PolicySpec:
-    """Return the spec of the served policy; an open one where an older server cannot be asked."""
+    """Return the spec of the served policy; an open one for an older server without it."""
     try:
         return client.spec
     except UnknownMethod:

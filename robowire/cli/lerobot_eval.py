@@ -102,7 +102,7 @@ def _config(flags: LerobotEvalFlags, folder: Path, simulator_address: str) -> Si
 
 
 def totals(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what all tasks' episodes say together, under the names of a summary."""
+    """Return the figures of all tasks together, under the names of a summary."""
     episodes, successes, errors = (
         sum(summary[name] for summary in results.values()) for name in ("episodes", "successes", "errors")
     )

@@ -1,4 +1,4 @@
-"""What two runs of the same episodes say about each other. Arithmetic only: counts in, figures out."""
+"""Statistics of two runs of the same episodes. Arithmetic only: counts in, figures out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pairs:
-    """How often each of the four outcomes of an episode that two runs share came up.
+    """Counts of the four outcomes of episodes that both runs have.
 
     Attributes:
         both: Both runs succeeded.
         only_first: The first succeeded and the second did not.
-        only_second: The other way round.
+        only_second: The second succeeded and the first did not.
         neither: Both failed.
     """
 
@@ -43,12 +43,12 @@ class Pairs:
 
     @property
     def total(self) -> int:
-        """How many episodes both ran."""
+        """Episodes that both ran."""
         return self.both + self.only_first + self.only_second + self.neither
 
     @property
     def discordant(self) -> int:
-        """How many came out differently: all that a paired comparison learns from."""
+        """Episodes with different outcomes: all that a paired comparison learns from."""
         return self.only_first + self.only_second
 
     @property
@@ -121,7 +121,7 @@ def pairs_needed(pairs: Pairs, *, power: float = 0.8, alpha: float = 0.05) -> in
         alpha: Two-sided.
 
     Returns:
-        ``None`` where the rates are equal: no number tells equal ones apart.
+        ``None`` where the rates are equal: no number of episodes can distinguish them.
     """
     if not pairs.difference:
         return None

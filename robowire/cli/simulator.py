@@ -134,7 +134,7 @@ def offered_simulators(
     return offered, pythons
 
 
-# An extra, so it is imported when it is asked for.
+# An extra, imported only when its port is given.
 _FRONTENDS = {"http": Entry("robowire.frontends.http.server:HttpServer", extra="http")}
 
 

@@ -1,8 +1,8 @@
 """``sweep``: the cost of latency for each aggregation of chunks, on a virtual clock.
 
 Each point is an evaluation with a folder of results of its own under ``points/``. No finished episode is run
-twice, so the same command, started again, goes on where it stopped. The first point is the mode sync, the
-zero that latencies are measured from. ``sweep.json``, ``sweep.csv`` and ``sweep.png`` hold finished points.
+twice, so the same command, started again, continues where it stopped. The first point is the sync mode, the
+reference for all latencies. ``sweep.json``, ``sweep.csv`` and ``sweep.png`` hold finished points.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Point:
     """One evaluation of a sweep.
 
     Attributes:
-        name: Of its folder.
-        clock: Latency and rules; ``None`` means the mode sync.
+        name: Name of its folder.
+        clock: Latency and rules; ``None`` means the sync mode.
     """
 
     name: str
@@ -136,7 +136,7 @@ def _mean_ms(latency: Latency) -> float:
 
 
 def report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
-    """Return the table a person reads at the end, lines of text."""
+    """Return the table for a person, lines of text."""
     head = ("", "latency ms", "successes", "95 % interval", "steps to success", "starved")
     table = [head]
     for row in rows:
@@ -219,10 +219,10 @@ def _options(flags: SweepFlags, point: Point, folder: Path) -> EvaluateOptions:
 
 
 class _Sweep:
-    """A sweep on its way.
+    """A sweep that runs.
 
     Attributes:
-        folder: Of the results.
+        folder: Folder of the results.
         rows: :func:`figures` of the finished points.
     """
 
@@ -235,7 +235,7 @@ class _Sweep:
         self._open_policy = policy_opener(flags)
 
     def run(self, open_simulator: Callable[[], SimulatorSession]) -> None:
-        """Evaluate each point, or what its folder lacks of it."""
+        """Evaluate each point, or the episodes that its folder lacks."""
         total = len(self._points) * self._flags.num_episodes
         # Points differ in speed, so what is left takes about as long as the mean, not as the last few.
         bar = tqdm(total=total, unit="episode", desc=self._flags.task, dynamic_ncols=True, smoothing=0)

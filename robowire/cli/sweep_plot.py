@@ -1,4 +1,4 @@
-"""The picture of a sweep: success rate, and beside it steps to success, against latency."""
+"""Plot of a sweep: success rate and steps to success against latency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["plot"]
 
-# Okabe and Ito's, which people who confuse red and green tell apart; their yellow is too faint for a line.
+# Okabe and Ito's, which people who confuse red and green can distinguish, without their yellow, which is too
+# faint for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
@@ -31,9 +32,9 @@ def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
     sync, of which a latency changes no step, is a level of its own.
 
     Args:
-        rows: Points, as the sweep's tables have them.
-        path: Of the picture.
-        title: Above it.
+        rows: Points, as in the sweep's tables.
+        path: File to write.
+        title: Title of the plot.
     """
     # A figure of its own, without pyplot: no display is looked for, and nothing is left behind.
     figure = Figure(figsize=(10, 4.4), dpi=110, layout="constrained")
@@ -93,9 +94,9 @@ def _line(row: Row) -> tuple[Any, ...]:
 
 
 class _Styles:
-    """What tells lines apart: colours for the first that differs of function, threshold and actions.
+    """Styles of lines: colours for the first that differs of function, threshold and actions.
 
-    Dashes and markers are for the others. In a picture of one function, thresholds have the colours.
+    Dashes and markers are for the others. In a plot of one function, thresholds have the colours.
     """
 
     def __init__(self, lines: Iterable[tuple[Any, ...]]) -> None:
@@ -115,7 +116,7 @@ class _Styles:
         }
 
     def label(self, line: tuple[Any, ...]) -> str:
-        """Return what tells this line from the others."""
+        """Return what distinguishes this line from the others."""
         function, threshold, actions = line
         label = str(function)
         if self._several[1]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from certificates import Certificates
 from client_process import finish, start_client
-from server_process import ServerProcess, environment
+from server_process import ServerProcess, environment, run_server
+
+from robowire.client.simulator_client import SimulatorClient
+from robowire.errors import TransportError
 
 FAKE = "robowire.testing.fake_simulator:make_simulator"
 
@@ -129,3 +134,29 @@ def test_ping_and_info_work_on_a_simulator_server(tmp_path: Path) -> None:
         assert finish(start_client("ping", "--port", port, "--count", "1"))[0].startswith("reply from ")
         told = json.loads(finish(start_client("info", "--port", port, "--json"))[0])
     assert "robosuite" in json.dumps(told)
+
+
+def test_a_fleet_passes_tls_and_its_token_to_its_services(certificates: Certificates, tmp_path: Path) -> None:
+    command = ("fleet", "--host", "127.0.0.1", "--num_services", "1", "--simulator", FAKE)
+    connection = ["--tls_ca", certificates.ca, "--token", "sesame"]
+    with tls_server(tmp_path / "log", certificates, command=command) as fleet:
+        assert "sesame" not in " ".join(psutil.Process(fleet.process.pid).cmdline())
+        address = f"localhost:{fleet.address[1]}"
+        deadline = time.monotonic() + 60
+        while " healthy " not in (told := fleet_status(address, connection)):
+            assert time.monotonic() < deadline, (told, fleet.log)
+            time.sleep(0.2)
+        for service in psutil.Process(fleet.process.pid).children(recursive=True):
+            assert "sesame" not in " ".join(service.cmdline())
+        with SimulatorClient("localhost", fleet.address[1], token="sesame", ca=certificates.ca) as client:
+            client.select_simulator(FAKE)
+        with pytest.raises(TransportError):
+            SimulatorClient("localhost", fleet.address[1], token="sesame", reconnect_s=0).connect()
+        assert "finishes the requests in hand" in fleet_status(address, connection, word="stop")
+        assert fleet.wait() == 0
+
+
+def fleet_status(address: str, connection: list[str], *, word: str = "status") -> str:
+    ended = run_server("fleet", word, "--address", address, *connection)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout

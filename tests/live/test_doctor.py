@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmark.registry import SIMULATORS
-from robowire.cli.doctor import Doctor, told
+from robowire.cli.doctor import Doctor, report_text
 from robowire.cli.simulator import SimulatorFlags, make_simulator_server
 from robowire.client.simulator_client import SimulatorClient
 from robowire.registry import Entry
@@ -104,11 +104,11 @@ def test_a_family_that_nobody_asked_for_may_be_missing() -> None:
     report = Doctor({"works": FAKE, "missing": Entry("nowhere:make")}, {}, tasks={}).examine()
     assert report["problems"] == []
     assert report["simulators"]["missing"]["status"] == "absent"
-    lines = told(report).splitlines()
+    lines = report_text(report).splitlines()
     assert (
         "missing      simulator 'missing' points at 'nowhere:make', and there is no module 'nowhere'" in lines
     )
-    assert lines[-1] == "all is well"
+    assert lines[-1] == "no problem found"
 
 
 def test_that_no_family_is_installed_is_a_problem() -> None:
@@ -137,7 +137,9 @@ def test_a_missing_opengl_library_is_told_with_the_package_that_has_it(
 def test_a_machine_without_egl_is_told_so() -> None:
     report = Doctor({"works": FAKE}, {}, tasks={}).examine()
     report["egl"] = {"devices": [], "error": "libEGL.so.1: cannot open shared object file"}
-    assert "EGL device   none: libEGL.so.1: cannot open shared object file" in told(report).splitlines()
+    assert (
+        "EGL device   none: libEGL.so.1: cannot open shared object file" in report_text(report).splitlines()
+    )
 
 
 def test_an_unusable_flag_is_told_before_anything_is_started() -> None:

@@ -246,7 +246,7 @@ def test_a_killed_evaluation_resumes_to_the_rows_of_one_that_was_not(port: str, 
     assert done < 8
     assert found[0] == found[1]
     assert summary(parts)["status"] == "complete"
-    assert f"{done} of 8 episodes were there" in stdout
+    assert f"{done} of 8 episodes existed already" in stdout
 
 
 def test_a_policy_that_does_not_fit_is_refused_with_the_fields(tmp_path: Path) -> None:

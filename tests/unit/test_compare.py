@@ -132,7 +132,7 @@ def test_a_run_that_does_not_say_what_it_depends_on_is_warned_of(tmp_path: Path)
     path.write_text(path.read_text().replace('"fingerprint"', '"other"'))
     a = read_results(tmp_path / "a")
     assert compare(a, a)["warnings"] == [
-        f"{name} has no fingerprint, so nobody can tell what its episodes depend on" for name in "AB"
+        f"{name} has no fingerprint, so what its episodes depend on is unknown" for name in "AB"
     ]
 
 

@@ -5,9 +5,7 @@ From this folder: ``python ../server.py policy --policy my_policy:make_policy``
 
 import numpy as np
 
-from robowire import MetaObs
-from robowire.interfaces import PolicyOptions
-from robowire.specs import PolicySpec
+from robowire import MetaObs, PolicyOptions, PolicySpec
 
 
 class MyPolicy:
@@ -21,7 +19,8 @@ class MyPolicy:
         """Return float32 (B, chunk_size, action_dim): row i answers observation i."""
         states = np.stack([observation.state for observation in observations])  # (B, 4): position, goal
         way = (states[:, 2:] - states[:, :2]) / (0.1 * self.spec.chunk_size)  # an action of 1 is 0.1 m
-        return np.repeat(np.clip(way, -1, 1)[:, np.newaxis], self.spec.chunk_size, axis=1).astype(np.float32)
+        chunks = np.repeat(np.clip(way, -1, 1)[:, np.newaxis], self.spec.chunk_size, axis=1)
+        return chunks.astype(np.float32)
 
 
 def make_policy(options: PolicyOptions) -> MyPolicy:

@@ -9,10 +9,16 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from robowire import MetaAction, MetaObs
-from robowire.errors import InvalidParams, SpecMismatch, TaskNotFound
-from robowire.interfaces import StepResult, TaskOptions
-from robowire.specs import SimulatorSpec
+from robowire import (
+    InvalidParams,
+    MetaAction,
+    MetaObs,
+    SimulatorSpec,
+    SpecMismatch,
+    StepResult,
+    TaskNotFound,
+    TaskOptions,
+)
 
 REACHED_M = 0.05
 STEP_M = 0.1  # how far an action of 1 moves the point

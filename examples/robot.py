@@ -13,8 +13,7 @@ import time
 
 import numpy as np
 
-from robowire import AsyncOptions, AsyncPolicyClient, MetaAction, MetaObs, PolicyClient
-from robowire.errors import RobowireError
+from robowire import AsyncOptions, AsyncPolicyClient, MetaAction, MetaObs, PolicyClient, RobowireError
 
 
 class FakeRobot:

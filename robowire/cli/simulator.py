@@ -40,14 +40,17 @@ class SimulatorFlags(TaskOptions, SimulatorServerOptions):
             libero=/opt/libero/bin/python.
         libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
         http_port: Port of the HTTP frontend, with a page to try it; none by default.
-        http_host: Address of the HTTP frontend, where it differs from --host.
+        http_host: Address that the HTTP frontend listens on; 0.0.0.0 for every one.
+        http_allowed_hosts: Names under which browsers may address the HTTP frontend, where there is no token.
     """
 
     simulators: tuple[str, ...] = ()
     simulator_python: tuple[str, ...] = ()
     libero_assets: str | None = None
     http_port: int | None = None
-    http_host: str | None = None
+    # A browser on this machine; every page it shows could reach a port that is open to the network.
+    http_host: str = "127.0.0.1"
+    http_allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,8 +144,9 @@ _FRONTENDS = {"http": Entry("robowire.frontends.http.server:HttpServer", extra="
 def _http_frontend(flags: SimulatorFlags) -> Callable[[SimulatorService], Frontend]:
     """Return what makes the HTTP frontend of a service."""
     make_frontend = load("frontend", "http", _FRONTENDS)
-    host = flags.host if flags.http_host is None else flags.http_host
-    options = HttpOptions(host=host, port=flags.http_port or 0)
+    options = HttpOptions(
+        host=flags.http_host, port=flags.http_port or 0, allowed_hosts=flags.http_allowed_hosts
+    )
     return lambda service: make_frontend(service, options)
 
 

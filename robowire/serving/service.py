@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
-from robowire.errors import InternalError, RemoteProtocolError, RequestError, ShuttingDown
+from robowire.errors import InternalError, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Peer, Session
+from robowire.serving.token_guard import TokenGuard
 from robowire.wire.auth import check_token
 from robowire.wire.messages import Request
+from robowire.wire.text_safety import printable
 
 __all__ = ["Exchange", "Service"]
 
@@ -76,6 +78,7 @@ class Service(ABC, Generic[S]):
     def __init__(self, *, token: str | None = None, metrics: Metrics | None = None) -> None:
         self.metrics = metrics or Metrics()
         self._token = token
+        self._guard = TokenGuard()
         self._requests = threading.Condition()  # guards the next four
         self._next_id = 1
         self._in_hand = 0
@@ -100,13 +103,27 @@ class Service(ABC, Generic[S]):
     def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> S:
         """Return a new session."""
 
-    def require_token(self, token: object) -> None:
+    def token_delay_s(self, host: str) -> float:
+        """Return the seconds to wait before :meth:`require_token`: they grow with a host's wrong tokens."""
+        return self._guard.delay_s(host) if self.needs_token else 0.0
+
+    def require_token(self, token: object, host: str) -> None:
         """Accept a client that sends the token, on wires that send it with every request.
+
+        Args:
+            token: What it sends; ``None`` where it sends none.
+            host: Its address, without the port.
 
         Raises:
             Unauthenticated: The token is missing or wrong.
         """
-        check_token(token, self._token)
+        try:
+            check_token(token, self._token)
+        except Unauthenticated:
+            if token is not None:  # a client without one does not guess
+                self._guard.failed(host)
+            raise
+        self._guard.succeeded(host)
 
     @property
     def needs_token(self) -> bool:
@@ -167,10 +184,14 @@ class Service(ABC, Generic[S]):
     def count_error(self, error: RequestError, client: str) -> None:
         """Count and log a typed error that a client receives."""
         self.metrics.error(error.error_type)
-        logger.log(self.error_level, "%s got an error, %s: %s", client, error.error_type, error)
+        logger.log(self.error_level, "%s got an error, %s: %s", client, error.error_type, printable(error))
 
     def _hello(self, session: S, params: Mapping[str, Any]) -> dict[str, Any]:
-        return session.hello(params, server=self.kind, token=self._token)
+        session.said_hello = True  # even if it is refused: it understands typed errors
+        host = session.peer.address.rpartition(":")[0]
+        time.sleep(self.token_delay_s(host))  # in this client's own thread
+        self.require_token(params.get("token"), host)
+        return session.hello(params, server=self.kind)
 
     @abstractmethod
     def _execute(self, session: S, request: Request) -> Any:

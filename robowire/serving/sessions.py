@@ -8,8 +8,8 @@ from typing import Any
 
 from robowire.errors import InvalidParams, Unauthenticated
 from robowire.version import __version__
-from robowire.wire.auth import check_token
 from robowire.wire.messages import PROTOCOL_VERSION, ok
+from robowire.wire.text_safety import quoted
 
 __all__ = ["Peer", "Session"]
 
@@ -55,28 +55,24 @@ class Session:
     def __str__(self) -> str:
         return f"client #{self.id}"
 
-    def hello(self, params: Mapping[str, Any], *, server: str, token: str | None) -> dict[str, Any]:
-        """Process the ``hello`` request and return its reply. A client may repeat it.
+    def hello(self, params: Mapping[str, Any], *, server: str) -> dict[str, Any]:
+        """Process an authorised ``hello`` request and return its reply. A client may repeat it.
 
         Args:
             params: Parameters of the request. Unknown ones are ignored: a newer client may send more.
             server: ``"policy"``, ``"simulator"`` or ``"fleet"``.
-            token: Token that the client must send; ``None`` for none.
 
         Raises:
-            Unauthenticated: The token is missing or wrong.
             InvalidParams: The client speaks another version of the protocol, or requests an unknown reply
                 format.
         """
-        self.said_hello = True  # even if it is refused: it understands typed errors
-        check_token(params.get("token"), token)
         version, reply = params.get("protocol_version", PROTOCOL_VERSION), params.get("reply", "list")
         if not isinstance(version, int) or version != PROTOCOL_VERSION:
             raise InvalidParams(
-                f"protocol_version is {version!r}, this server speaks {PROTOCOL_VERSION}"[:200]
+                f"protocol_version is {quoted(version)}, this server speaks {PROTOCOL_VERSION}"
             )
         if not isinstance(reply, str) or reply not in _REPLY_FORMATS:
-            raise InvalidParams(f"reply is {reply!r}, expected 'list' or 'chunk'"[:200])
+            raise InvalidParams(f"reply is {quoted(reply)}, expected 'list' or 'chunk'")
         self.authenticated, self.reply = True, reply
         return ok(protocol_version=PROTOCOL_VERSION, version=__version__, server=server, session=self.id)
 

@@ -21,6 +21,7 @@ from robowire.wire.framing import frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
+from robowire.wire.text_safety import quoted
 
 __all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec"]
 
@@ -277,15 +278,16 @@ def _read_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> M
     missing = [name for name in wanted if name not in images]
     if missing:
         raise InvalidParams(
-            f"no image of camera {missing[0]!r}: the policy needs {wanted}, the request has {list(images)}"
+            f"no image of camera {missing[0]!r}: the policy needs {wanted}, "
+            f"the request has {quoted(list(images))}"
         )
     for name in wanted:
         image = images[name]
-        what = f"the image of camera {name!r}"
+        what = f"the image of camera {quoted(name)}"
         require_array(what, image, "(H, W, 3) uint8", dtype=np.uint8, shape=(None, None, 3))
         if image.shape != images[wanted[0]].shape:
             raise InvalidParams(
-                f"{what} has shape {image.shape}, that of {wanted[0]!r} {images[wanted[0]].shape}"
+                f"{what} has shape {image.shape}, that of {quoted(wanted[0])} {images[wanted[0]].shape}"
             )
     timestep = value.get("timestep", -1)
     require_timestep(timestep)

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -269,3 +270,58 @@ def test_memory_stays_bounded_whatever_clients_send(tmp_path: Path) -> None:
         grown = server.peak_memory() - before
     # The payload itself, and what reading it may cost: 24 bytes for each of its own.
     assert grown < 30 * limit
+
+
+def test_clients_without_the_token_cannot_keep_its_holder_out() -> None:
+    options = PolicyServerOptions(max_connections=4, token="sesame", drain_s=2)
+    with running_server(EchoPolicy(), options) as server, ExitStack() as crowd:
+        idle = [crowd.enter_context(RawClient(server.address)) for _ in range(20)]
+        for client in idle[:10]:
+            with suppress(OSError):  # some were closed to make place
+                client.sock.sendall(struct.pack("!I", 1000) + b"half")
+        holders = [crowd.enter_context(RawClient(server.address)) for _ in range(4)]
+        for holder in holders:
+            assert holder.hello(token="sesame")["status"] == "ok"
+            assert len(holder.ask(obs(1, 2, 3))) == 4
+        fifth = crowd.enter_context(RawClient(server.address))
+        assert fifth.hello(token="sesame")["error_type"] == "overloaded"
+        assert fifth.closed()
+        more = [crowd.enter_context(RawClient(server.address)) for _ in range(20)]
+        assert more[0].closed()
+        assert len(holders[0].ask(obs(1, 2, 3))) == 4
+
+
+def test_nothing_of_a_peers_making_forges_a_line_of_the_log(
+    server: PolicyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "x\n2026-01-01 12:00:00 WARNING all is well\x1b[31m" + "y" * 100_000
+    payload = b"\x80\x05" + b"X" + struct.pack("<I", len(name)) + name.encode() + b"\x8c\x01y\x93."
+    with RawClient(server.address) as hostile:
+        hostile.send_payload(payload)
+        assert hostile.closed()
+    with RawClient(server.address) as hostile:
+        hostile.hello()
+        for value in (
+            {"method": name},
+            {"qpos": [1.0], "images": {name: 1}},
+            {"method": "hello", "reply": name},
+        ):
+            hostile.ask(value)
+    wait_until(lambda: len(caplog.messages) >= 4)
+    for message in caplog.messages:
+        assert message.isprintable()
+        assert len(message) < 700
+
+
+def test_a_batch_of_nothing_costs_a_client_without_the_token_nothing() -> None:
+    observation = MetaObs(state=np.zeros((4_000_000, 0), np.float32))
+    with running_server(EchoPolicy(), PolicyServerOptions(token="sesame", drain_s=2)) as server:  # noqa: SIM117
+        with RawClient(server.address) as hostile:
+            hostile.ask({"method": "ping"})
+            tracemalloc.start()
+            try:
+                assert hostile.ask(observation) == []
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    assert peak < 1_000_000

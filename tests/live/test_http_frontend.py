@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -373,7 +373,7 @@ def test_tasks_are_those_of_a_session_or_of_a_simulator_that_is_named(
 ) -> None:
     running = browser.get("/health").value["simulator_sessions"]
     assert session.get("/tasks?suite=sound").value["tasks"] == ["reach"]
-    assert browser.get("/tasks?simulator=fake&suite=sound").value["tasks"] == ["reach"]
+    assert browser.post("/tasks", {"simulator": "fake", "suite": "sound"}).value["tasks"] == ["reach"]
     assert browser.get("/health").value["simulator_sessions"] == running
 
 
@@ -726,7 +726,7 @@ def test_calls_past_max_connections_are_told_overloaded_and_probes_are_answered(
 def test_a_body_or_a_head_that_does_not_come_costs_its_connection() -> None:
     with running_frontend(frame_timeout_s=0.2) as browser:
         with socket.create_connection(browser.http_address, timeout=10) as slow:
-            slow.sendall(b"POST /step HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            slow.sendall(b"POST /step HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
             answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server ends it
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b"the body did not come within 0.2 s" in answer
@@ -734,6 +734,39 @@ def test_a_body_or_a_head_that_does_not_come_costs_its_connection() -> None:
             with socket.create_connection(browser.http_address, timeout=10) as slow:
                 slow.sendall(begun)
                 assert slow.recv(4096) == b""
+
+
+def test_requests_without_the_token_cannot_keep_its_holder_out() -> None:
+    half = b"POST /step HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with running_frontend(max_connections=2, token="secret") as browser, ExitStack() as crowd:
+        for number in range(30):
+            slow = crowd.enter_context(socket.create_connection(browser.http_address, timeout=10))
+            with suppress(OSError):  # the oldest are closed to make place
+                slow.sendall(half if number % 2 else b"POST /step HT")
+        holder = Browser(browser.server, Authorization="Bearer secret")
+        started = time.monotonic()
+        assert holder.get("/simulators").value["simulators"] == ["fake"]
+        assert time.monotonic() - started < 5
+
+
+def test_another_sites_name_that_leads_here_is_refused_where_there_is_no_token(browser: Browser) -> None:
+    refused = browser.get("/simulators", Host="evil.example:8080")
+    assert refused.error[:2] == (401, "unauthenticated")
+    assert "--http_allowed_hosts" in refused.error[2]
+    for host in ("localhost", "127.0.0.1:80", "[::1]:80", "192.168.0.7", socket.gethostname()):
+        assert browser.get("/simulators", Host=host).status == 200
+    assert browser.get("/health", Host="evil.example").status == 200
+
+
+def test_what_a_browser_says_of_another_sites_page_counts(browser: Browser) -> None:
+    for site, status in (("cross-site", 401), ("same-site", 401), ("same-origin", 200), ("none", 200)):
+        assert browser.get("/simulators", Sec_Fetch_Site=site).status == status
+
+
+def test_a_get_starts_no_process(browser: Browser) -> None:
+    before = browser.get("/stats").value["simulator_sessions"]
+    assert browser.get("/tasks?simulator=fake").error[:2] == (409, "no_simulator_selected")
+    assert browser.get("/stats").value["simulator_sessions"] == before
 
 
 def test_told_to_stop_it_finishes_the_calls_in_hand() -> None:

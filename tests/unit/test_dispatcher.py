@@ -210,3 +210,22 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, float], messa
     with pytest.raises(ConfigurationError) as raised:
         DispatchOptions(**options)
     assert str(raised.value) == message
+
+
+def test_rows_of_a_client_that_left_are_not_computed() -> None:
+    now = [0.0]
+    policy = SlowPolicy()
+    dispatcher = Dispatcher(policy, DispatchOptions(max_batch_size=1), Metrics(), clock=lambda: now[0])
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(dispatcher.submit, [obs(1, 1, 1)])
+        policy.started.wait()
+        left = pool.submit(dispatcher.submit, [obs(2, 2, 2)], client="left", has_left=lambda: True)
+        there = pool.submit(dispatcher.submit, [obs(3, 3, 3)], client="there")
+        while len(dispatcher._queue) < 2:
+            pass
+        now[0] = 1.0
+        policy.release.set()
+        assert (first.result().actions[0, 0, 0], there.result().actions[0, 0, 0]) == (1, 3)
+        assert str(left.exception()) == "the client left before the policy answered"
+    dispatcher.close(timeout_s=5)
+    assert policy.batch_sizes == [1, 1]

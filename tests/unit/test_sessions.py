@@ -9,8 +9,12 @@ from robowire.chunking import TemporalEnsembler
 from robowire.errors import InvalidParams, ShuttingDown, Unauthenticated
 from robowire.serving.policy.episode import Episode
 from robowire.serving.sessions import Peer, Session
+from robowire.serving.token_guard import TokenGuard
 from robowire.testing import EchoService
 from robowire.version import __version__
+from robowire.wire.codecs import CallCodec
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import encode
 
 K = 0.01
 
@@ -71,46 +75,95 @@ def test_a_batch_of_another_size_begins_anew() -> None:
 
 
 def test_hello_tells_who_the_server_is() -> None:
-    session = Session(3, Peer("127.0.0.1:4"))
-    reply = session.hello({"protocol_version": 1, "reply": "chunk"}, server="policy", token=None)
-    assert reply == {
+    service = EchoService()
+    service.open_session(Peer("127.0.0.1:3"))
+    session = service.open_session(Peer("127.0.0.1:4"))
+    assert hello(service, session, protocol_version=1, reply="chunk") == {
         "status": "ok",
         "protocol_version": 1,
         "version": __version__,
-        "server": "policy",
-        "session": 3,
+        "server": "echo",
+        "session": 2,
     }
     assert (session.said_hello, session.reply) == (True, "chunk")
+
+
+def test_a_client_whose_hello_is_refused_understands_typed_errors() -> None:
+    service = EchoService()
+    session = service.open_session(Peer("127.0.0.1:4"))
+    assert hello(service, session, protocol_version=2)["error_type"] == "invalid_params"
+    assert session.said_hello
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"protocol_version": 2}, "protocol_version is 2, this server speaks 1"),
-        ({"protocol_version": np.arange(2)}, "protocol_version is array([0, 1]), this server speaks 1"),
+        (
+            {"protocol_version": np.arange(2)},
+            "protocol_version is a int64 array of shape (2,), this server speaks 1",
+        ),
         ({"reply": "xml"}, "reply is 'xml', expected 'list' or 'chunk'"),
-        ({"reply": np.arange(2)}, "reply is array([0, 1]), expected 'list' or 'chunk'"),
+        ({"reply": np.arange(2)}, "reply is a int64 array of shape (2,), expected 'list' or 'chunk'"),
     ],
 )
 def test_a_hello_we_do_not_understand_is_refused(params: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidParams) as raised:
-        Session(1, Peer("peer")).hello(params, server="policy", token=None)
+        Session(1, Peer("peer")).hello(params, server="policy")
     assert str(raised.value) == message
 
 
+def hello(service: EchoService, session: Session, **params: object) -> object:
+    """Return the reply to a hello, or the error."""
+    payload = bytearray(b"".join(encode({"method": "hello", **params})))
+    frame = service.answer(session, CallCodec().exchange(payload, session))
+    return loads(b"".join(map(bytes, frame))[4:])
+
+
 def test_the_right_token_lets_a_session_in() -> None:
-    session = Session(1, Peer("peer"), authenticated=False)
-    session.hello({"token": "sesame"}, server="policy", token="sesame")
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5"))
+    hello(service, session, token="sesame")
     session.require_authenticated()
 
 
-@pytest.mark.parametrize("token", [None, "sesam", "\ud800", b"sesame", 7])
+@pytest.mark.parametrize("token", [None, "sesam", b"sesame", 7])
 def test_any_other_token_does_not(token: object) -> None:
-    session = Session(1, Peer("peer"), authenticated=False)
-    with pytest.raises(Unauthenticated):
-        session.hello({"token": token}, server="policy", token="sesame")
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5"))
+    assert hello(service, session, token=token)["error_type"] == "unauthenticated"
     with pytest.raises(Unauthenticated, match=r"^say hello with the token first$"):
         session.require_authenticated()
+
+
+def test_text_that_is_not_unicode_is_no_token() -> None:
+    with pytest.raises(Unauthenticated):
+        EchoService(token="sesame").require_token("\ud800", "10.0.0.1")
+
+
+def test_guesses_of_a_token_cost_a_growing_delay() -> None:
+    now = [0.0]
+    guard = TokenGuard(clock=lambda: now[0])
+    delays = []
+    for _ in range(12):
+        delays.append(guard.delay_s("10.0.0.1"))
+        guard.failed("10.0.0.1")
+    assert delays == [0, 0, 0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5]
+    assert guard.delay_s("10.0.0.2") == 0
+    guard.succeeded("10.0.0.1")
+    assert guard.delay_s("10.0.0.1") == 0
+
+
+def test_guesses_are_forgotten_after_some_minutes_and_hosts_are_bounded() -> None:
+    now = [0.0]
+    guard = TokenGuard(clock=lambda: now[0])
+    for _ in range(9):
+        guard.failed("10.0.0.1")
+    now[0] = 301.0
+    assert guard.delay_s("10.0.0.1") == 0
+    for number in range(5000):
+        guard.failed(f"10.1.{number // 256}.{number % 256}")
+    assert len(guard._hosts) == 1024
 
 
 def test_a_draining_server_admits_nobody() -> None:

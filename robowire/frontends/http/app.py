@@ -49,7 +49,7 @@ _PAGE_MAY = (
 _router = APIRouter()
 
 
-def make_app(service: SimulatorService) -> FastAPI:
+def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> FastAPI:
     """Return the application that puts the calls to a server."""
 
     @asynccontextmanager
@@ -69,7 +69,7 @@ def make_app(service: SimulatorService) -> FastAPI:
     )
     app.state.service = service
     app.include_router(_router)
-    app.add_middleware(LimitsMiddleware, service=service)
+    app.add_middleware(LimitsMiddleware, service=service, allowed_hosts=allowed_hosts)
 
     @app.exception_handler(RequestError)
     async def failed(_: Request, error: RequestError) -> Response:
@@ -326,21 +326,26 @@ def simulators(asked: Ask) -> Response:
 @_router.get("/tasks", tags=["server"], **_says(models.TasksReply))
 def tasks(
     asked: Ask,
-    simulator: Annotated[
-        str | None, Query(description="Instead of a session: starts this simulator to ask it.")
-    ] = None,
     suite: Annotated[str | None, Query(description="Of these only, where a simulator has suites.")] = None,
 ) -> Response:
-    """List the tasks of a session's simulator, or of one that is started for it and ended."""
-    token, _ = asked.parameters()
-    if token is not None:
-        return asked.answer(asked.call("list_tasks", {"suite": suite}))
-    if simulator is None:
-        raise InvalidParams("tasks needs a session or 'simulator'")
-    select = check_params(messages.Request("select_simulator", {"simulator": simulator}))
+    """List the tasks of a session's simulator."""
+    return asked.answer(asked.call("list_tasks", {"suite": suite}))
+
+
+@_router.post(
+    "/tasks", tags=["server"], **_says(models.TasksReply, models.TasksBody, {"simulator": "robosuite"})
+)
+def tasks_of_simulator(asked: Ask) -> Response:
+    """List the tasks of a simulator, which is started for it and ended."""
+    _, params = asked.parameters()
+    suite = params.pop("suite", None)
+    if "simulator" not in params:
+        raise InvalidParams("tasks needs 'simulator'")
+    select = check_params(messages.Request("select_simulator", params))
+    wanted = check_params(messages.Request("list_tasks", {"suite": suite}))
     with asked.service.borrow_session(label=asked.client) as session:
         execute(asked.service, session, "select_simulator", select)
-        reply = execute(asked.service, session, "list_tasks", {"suite": suite})
+        reply = execute(asked.service, session, "list_tasks", wanted)
         execute(asked.service, session, "disconnect", {})
     return asked.answer(reply)
 

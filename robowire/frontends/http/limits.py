@@ -1,11 +1,14 @@
-"""Limits of the HTTP frontend: connections, seconds for a request's head, requests at one time, slow readers.
+"""What is checked before a request is read: token, host, origin, and the limits of connections and requests.
 
-What a request is refused with is a typed error of the wire with an HTTP status.
+What a request is refused with is a typed error of the wire with an HTTP status. Nothing of a request without
+the token is read, and it takes none of the ``max_connections`` places.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, cast
@@ -44,6 +47,9 @@ STATUS: Mapping[str, int] = {
 # They cost no thread, and are requested to know whether the server is overloaded.
 _PROBES = ("/health", "/metrics")
 
+# The page and the description of the calls; they hold nothing of this server.
+_PUBLIC = ("/", "/docs", "/openapi.json")
+
 # The connection whose bytes are being parsed; the tasks of its requests inherit it.
 _connection: ContextVar[_LimitedConnection] = ContextVar("connection")
 
@@ -60,16 +66,18 @@ def error_response(
 
 
 class LimitsMiddleware:
-    """Refuses requests past ``max_connections``, pages of other sites, and clients that do not read.
+    """Refuses requests without the token or past ``max_connections``, pages of other sites, and slow readers.
 
     Args:
         app: The application behind it.
         service: Whose limits hold.
+        allowed_hosts: Names of this server, in addition to its addresses.
     """
 
-    def __init__(self, app: ASGIApp, service: SimulatorService) -> None:
+    def __init__(self, app: ASGIApp, service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> None:
         self._app = app
         self._service = service
+        self._allowed_hosts = allowed_hosts
         self._in_hand = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,11 +99,12 @@ class LimitsMiddleware:
             await self._app(scope, receive, send)
             return
         options = self._service.options
-        refusal = _foreign_page(Headers(scope=scope))
-        if refusal is None and self._in_hand >= options.max_connections:
-            refusal = Overloaded(f"all {options.max_connections} calls are taken; try again later")
-        if refusal is not None:
-            self._service.metrics.error(refusal.error_type)
+        try:
+            await self._authorise(scope)
+            if self._in_hand >= options.max_connections:
+                raise Overloaded(f"all {options.max_connections} calls are taken; try again later")
+        except RequestError as refusal:
+            self._service.count_error(refusal, "a client of the HTTP frontend")
             await error_response(refusal)(scope, receive, send)
             return
 
@@ -108,16 +117,53 @@ class LimitsMiddleware:
         finally:
             self._in_hand -= 1
 
+    async def _authorise(self, scope: Scope) -> None:
+        """Accept a request with the token, where there is one, that no page of another site sends."""
+        headers, service = Headers(scope=scope), self._service
+        if _is_of_another_site(headers):
+            raise Unauthenticated("pages of another site may not ask this server")
+        if not service.needs_token:
+            # A page of another site could have its own name lead here; it can't know a token.
+            if not _is_own_host(headers.get("host", ""), self._allowed_hosts):
+                raise Unauthenticated(
+                    "this server is addressed by an unknown name: use its IP address or localhost, or start "
+                    "it with --http_allowed_hosts NAME"
+                )
+            return
+        if scope["path"] in _PUBLIC:
+            return
+        host = str((scope.get("client") or ("", 0))[0])
+        await asyncio.sleep(service.token_delay_s(host))
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            raise Unauthenticated("this server wants a token: send 'Authorization: Bearer TOKEN'")
+        service.require_token(token.strip(), host)
 
-def _foreign_page(headers: Headers) -> RequestError | None:
-    """Return why a request of another site's page is refused: it would use its visitor's access."""
+
+def _is_of_another_site(headers: Headers) -> bool:
+    """Return whether a browser says that a page of another site asks, with its visitor's access."""
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
     origin = headers.get("origin")
     try:
-        if origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
-            return None
+        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
     except ValueError:  # "http://[" is the address of no page
-        pass
-    return Unauthenticated("pages of another site may not ask this server")
+        return True
+
+
+def _is_own_host(host: str, allowed: tuple[str, ...]) -> bool:
+    """Return whether a Host header names this server: an address, localhost, this machine, or as allowed."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if name in ("localhost", socket.gethostname().lower(), *map(str.lower, allowed)):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class _LimitedConnection(asyncio.Protocol):
@@ -129,8 +175,8 @@ class _LimitedConnection(asyncio.Protocol):
     Args:
         protocol: uvicorn's protocol of this connection.
         head_timeout_s: Seconds without a request in hand.
-        max_connections: Connections at one time; the next one is closed at once.
-        open_connections: Those that are open, of all protocols of one server.
+        max_connections: Connections at one time; with the next one the oldest idle one is closed.
+        open_connections: Those that are open, of all protocols of one server, oldest first.
     """
 
     def __init__(
@@ -139,7 +185,7 @@ class _LimitedConnection(asyncio.Protocol):
         *,
         head_timeout_s: float,
         max_connections: int,
-        open_connections: set[_LimitedConnection],
+        open_connections: dict[_LimitedConnection, None],
     ) -> None:
         self._protocol = protocol
         self._head_timeout_s = head_timeout_s
@@ -151,11 +197,13 @@ class _LimitedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._open.add(self)
+        self._open[self] = None
         self._protocol.connection_made(transport)
         if len(self._open) > self._max_connections:
-            self._transport.abort()
-        else:
+            # The one that has been idle longest makes place: idle connections can't keep a client out.
+            idle = next((open_ for open_ in self._open if not open_.has_request), self)
+            idle.abort()
+        if self._transport is not None:
             self._start_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -176,9 +224,19 @@ class _LimitedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._open.discard(self)
+        self._open.pop(self, None)
         self._transport = None
         self._protocol.connection_lost(exc)
+
+    @property
+    def has_request(self) -> bool:
+        """Whether a request is being answered."""
+        return self._requests > 0
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def request_began(self) -> None:
         """Note that a request's head is complete."""
@@ -213,7 +271,7 @@ def limited_protocol(head_timeout_s: float, max_connections: int) -> Any:
         head_timeout_s: Seconds for a request's head, and for the rest of a body that was answered already.
         max_connections: Connections at one time.
     """
-    open_connections: set[_LimitedConnection] = set()
+    open_connections: dict[_LimitedConnection, None] = {}
 
     def make(**arguments: Any) -> asyncio.Protocol:
         return _LimitedConnection(

@@ -89,6 +89,13 @@ class ChunkBody(_Body):
     number: int | None = _NUMBER
 
 
+class TasksBody(_Body):
+    """Whose tasks are listed."""
+
+    simulator: str
+    suite: str | None = Field(None, description="Of these only, where a simulator has suites.")
+
+
 class RestoreBody(_Body):
     """Which snapshot."""
 

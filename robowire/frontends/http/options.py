@@ -16,10 +16,13 @@ class HttpOptions:
     Attributes:
         host: Address to listen on.
         port: TCP port; 0 picks a free one.
+        allowed_hosts: Names under which browsers may address this server, in addition to its IP addresses,
+            localhost and the name of the machine. Only checked where there is no token.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
+    allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -59,7 +59,7 @@ class HttpServer:
         self._listener = listen(options.host, options.port, flags="--http_")
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         config = uvicorn.Config(
-            make_app(service),
+            make_app(service, options.allowed_hosts),
             http=limited_protocol(limits.frame_timeout_s, limits.max_connections * _CONNECTIONS_PER_REQUEST),
             ws="none",
             loop="asyncio",

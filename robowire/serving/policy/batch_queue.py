@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 
 class BatchQueue(Generic[T]):
-    """A bounded queue that returns batches of items of one kind, oldest first.
+    """A bounded queue that returns batches of items of one kind, with a fair share for each client.
+
+    Clients take turns: a batch holds one item of each client before it holds two of any, and a client that
+    was served goes behind the others. So a client that puts 250 items at once delays another by one batch.
 
     Args:
         max_batch_size: Largest batch.
@@ -27,41 +30,68 @@ class BatchQueue(Generic[T]):
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._max_waiting = max_waiting
-        self._items: deque[tuple[Hashable, float, T]] = deque()
+        self._count = 0
+        # In the order in which clients are served next: kind, time of arrival and item of each that waits.
+        self._clients: OrderedDict[Hashable, deque[tuple[Hashable, float, T]]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._count
 
-    def put(self, items: Sequence[tuple[Hashable, T]], *, now: float) -> None:
+    def put(self, items: Sequence[tuple[Hashable, T]], *, now: float, client: Hashable = None) -> None:
         """Append all of the items, each with its kind, or none of them.
+
+        Args:
+            items: Kinds and items, in their order.
+            now: Time of arrival.
+            client: Whose items they are; ``None`` for a client of their own.
 
         Raises:
             Overloaded: The capacity does not suffice.
         """
-        if len(self._items) + len(items) > self._max_waiting:
+        if self._count + len(items) > self._max_waiting:
             raise Overloaded(
-                f"{len(self._items)} observations wait already and {len(items)} more came, "
+                f"{self._count} observations wait already and {len(items)} more came, "
                 f"{self._max_waiting} may: try again later"
             )
-        self._items.extend((kind, now, item) for kind, item in items)
+        if not items:
+            return
+        queue = self._clients.setdefault(object() if client is None else client, deque())
+        queue.extend((kind, now, item) for kind, item in items)
+        self._count += len(items)
 
     def due_in(self, now: float) -> float | None:
         """Return the seconds until a batch should be taken: 0 for at once, ``None`` for an empty queue."""
-        if not self._items:
+        if not self._count:
             return None
-        first, since, _ = self._items[0]
-        if sum(kind == first for kind, _, _ in self._items) >= self._max_batch_size:
+        first, since, _ = self._first()
+        waiting = sum(kind == first for queue in self._clients.values() for kind, _, _ in queue)
+        if waiting >= self._max_batch_size:
             return 0.0
         return max(since + self._max_wait_s - now, 0.0)
 
     def take(self) -> list[T]:
         """Remove and return the next batch; empty where nothing is queued."""
         batch: list[T] = []
-        others: deque[tuple[Hashable, float, T]] = deque()
-        for entry in self._items:
-            if entry[0] == self._items[0][0] and len(batch) < self._max_batch_size:
-                batch.append(entry[2])
-            else:
-                others.append(entry)
-        self._items = others
+        if not self._count:
+            return batch
+        kind = self._first()[0]
+        turns = list(self._clients)
+        while turns and len(batch) < self._max_batch_size:
+            served = []
+            for client in turns:
+                queue = self._clients[client]
+                index = next((i for i, entry in enumerate(queue) if entry[0] == kind), None)
+                if index is None or len(batch) == self._max_batch_size:
+                    continue
+                batch.append(queue[index][2])
+                del queue[index]
+                served.append(client)
+                self._clients.move_to_end(client)
+            turns = served
+        self._count -= len(batch)
+        for client in [client for client, queue in self._clients.items() if not queue]:
+            del self._clients[client]
         return batch
+
+    def _first(self) -> tuple[Hashable, float, T]:
+        return next(iter(self._clients.values()))[0]

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from robowire.chunking import ActionChunk
-from robowire.errors import BackendError, ConfigurationError, RequestError, ShuttingDown
+from robowire.errors import BackendError, ConfigurationError, InternalError, RequestError, ShuttingDown
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 # One log line for this many inferences, but at most one in this many seconds: a robot at 10 Hz gets a line
 # every 10 s, and a benchmark does not get twenty a second.
 REPORT_EVERY = 100
+
+# A row that waited longer than this is worth a system call that asks whether its client is still there.
+_LOOK_AFTER_S = 0.05
 REPORT_GAP_S = 5.0
 
 
@@ -63,6 +66,8 @@ class DispatchOptions:
 @dataclass(eq=False)
 class _Ticket:
     observation: MetaObs
+    since: float
+    has_left: Callable[[], bool]
     # The first entry counts: (n, action_dim) and seconds, or the error. SimpleQueue is written in C: a
     # Future, which waits in Python, wakes the waiting thread 5 to 15 us later.
     answers: SimpleQueue[tuple[np.ndarray, float] | RequestError] = field(default_factory=SimpleQueue)
@@ -109,11 +114,19 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
-    def submit(self, observations: Sequence[MetaObs]) -> ActionChunk:
+    def submit(
+        self,
+        observations: Sequence[MetaObs],
+        *,
+        client: Hashable = None,
+        has_left: Callable[[], bool] = lambda: False,
+    ) -> ActionChunk:
         """Return the next actions for each observation of one request; blocks until they are computed.
 
         Args:
             observations: Unbatched; the rows of the request.
+            client: Who has a share of each batch; ``None`` for a client of its own.
+            has_left: Whether the client is gone; then rows that still wait are not computed.
 
         Returns:
             The whole chunk of the policy, (n, B, action_dim), B being the number of observations.
@@ -127,11 +140,13 @@ class Dispatcher:
         started = self._clock()
         for observation in observations:
             check_observation(observation, self.spec)
-        tickets = [_Ticket(observation) for observation in observations]
+        tickets = [_Ticket(observation, started, has_left) for observation in observations]
         with self._changed:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
-            self._queue.put([(_kind(ticket.observation), ticket) for ticket in tickets], now=started)
+            self._queue.put(
+                [(_kind(ticket.observation), ticket) for ticket in tickets], now=started, client=client
+            )
             self._changed.notify_all()
         answers = [ticket.wait() for ticket in tickets]
         # A batch of one, the common case, needs no copy.
@@ -162,8 +177,19 @@ class Dispatcher:
                 self._in_hand = self._queue.take()
             if not self._in_hand:  # closing, and the queue is empty
                 return
-            self._infer(self._in_hand)
+            if batch := self._present(self._in_hand):
+                self._infer(batch)
             self._in_hand = []  # an observation is freed before the next is awaited
+
+    def _present(self, batch: Sequence[_Ticket]) -> list[_Ticket]:
+        """Return the rows of a batch whose clients are still there."""
+        late, present = self._clock() - _LOOK_AFTER_S, []
+        for ticket in batch:
+            if ticket.since < late and ticket.has_left():
+                ticket.answers.put(InternalError("the client left before the policy answered"))
+            else:
+                present.append(ticket)
+        return present
 
     def _infer(self, batch: Sequence[_Ticket]) -> None:
         """Answer every ticket of a batch, one way or another."""

@@ -106,7 +106,9 @@ class PolicyService(Service[PolicySession]):
             Overloaded: Too many observations wait already.
             BackendError: The policy failed.
         """
-        chunk = self.dispatcher.submit(request.observations)
+        chunk = self.dispatcher.submit(
+            request.observations, client=session.id, has_left=session.peer.has_left
+        )
         actions, raw = chunk.actions[: self._options.chunk_size], None
         timesteps = [observation.timestep for observation in request.observations]
         if self._options.temporal_agg:

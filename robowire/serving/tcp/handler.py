@@ -16,7 +16,9 @@ from robowire.serving.text import answer_line, http_response
 from robowire.transport.connection import Connection
 from robowire.transport.stream import Stream
 from robowire.wire.framing import TextLine
-from robowire.wire.pickle.writer import Buffer
+from robowire.wire.messages import error_reply
+from robowire.wire.pickle.writer import Buffer, encode_frame
+from robowire.wire.text_safety import printable, quoted
 
 if TYPE_CHECKING:
     from robowire.serving.tcp.server import TcpServer
@@ -73,7 +75,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         except TlsFailed as exc:
             logger.warning("%s", exc)
         except RemoteProtocolError as exc:
-            logger.warning("%s sent what cannot be read: %s", self._open_session(), exc)
+            logger.warning("%s sent what cannot be read: %s", self._open_session(), printable(exc))
             self.server.service.metrics.error("unreadable")
         except TransportError as exc:
             self._ending = f": {exc}"
@@ -133,12 +135,15 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         session = self._open_session()
         more = True
         if isinstance(event, TextLine):
-            logger.debug("< #%d %s", session.id, event[:40])
+            logger.debug("< #%d %s", session.id, quoted(event, 40))
             more = event.strip().upper() != "QUIT"
             buffers: Sequence[Buffer] = [answer_line(event, session, self.server.service)]
         else:
             logger.debug("< #%d %d bytes", session.id, len(event))
             buffers = self._answer(session, event)
+            if session.authenticated and not trusted and not self.server.admit(self.request):
+                self.server.service.metrics.session_refused()
+                buffers, more = encode_frame(error_reply(self.server.overloaded())), False
         connection.send(buffers, timeout_s=options.send_timeout_s)
         sent = connection.bytes_sent - sent_before
         self.server.service.metrics.request(

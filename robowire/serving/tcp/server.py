@@ -108,8 +108,11 @@ class TcpServer(socketserver.ThreadingTCPServer):
         self._listening = True
         # Guards what follows.
         self._lock = threading.Lock()
-        self._places: set[socket.socket] = set()  # sockets of connections that are served
-        self._handlers: set[ConnectionHandler] = set()  # those of them that have begun
+        self._admitted: set[socket.socket] = set()  # connections that have one of max_connections places
+        # Those that have not sent the token, oldest first. They have as many places of their own, so that
+        # they can't keep a client with the token out; where all are taken the oldest is closed.
+        self._unauthenticated: dict[socket.socket, None] = {}
+        self._handlers: dict[socket.socket, ConnectionHandler] = {}  # connections whose handler has begun
         self._threads_of: dict[socket.socket, threading.Thread] = {}
         self._refusals: dict[socket.socket, threading.Thread] = {}
 
@@ -133,13 +136,15 @@ class TcpServer(socketserver.ThreadingTCPServer):
     def drain(self, deadline: float) -> None:
         """Send the replies in hand and close every connection; give up at the deadline."""
         with self._lock:
-            handlers = list(self._handlers)
+            handlers = list(self._handlers.values())
             threads = [*self._threads_of.values(), *self._refusals.values()]
         for handler in handlers:
             handler.stop_reading()
         _join(threads, deadline)
         with self._lock:
-            handlers = list(self._handlers)  # peers that do not read, and requests that did not finish
+            handlers = list(
+                self._handlers.values()
+            )  # peers that do not read, and requests that did not finish
         for handler in handlers:
             handler.shut_down()
         _join(threads, time.monotonic() + _ENDING_S)
@@ -178,12 +183,36 @@ class TcpServer(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether a connection is served; one past ``max_connections`` is answered "overloaded"."""
-        with self._lock:
-            if len(self._places) < self.options.max_connections:
-                self._places.add(request)
-                return True
+        if self.service.needs_token:
+            self._make_place_without_token()
+            with self._lock:
+                self._unauthenticated[request] = None
+            return True
+        if self.admit(request):
+            return True
         self._refuse(request)
         return False
+
+    def admit(self, request: socket.socket) -> bool:
+        """Give a connection one of ``max_connections`` places, and return whether there was one."""
+        with self._lock:
+            if len(self._admitted) >= self.options.max_connections:
+                return False
+            self._unauthenticated.pop(request, None)
+            self._admitted.add(request)
+            return True
+
+    def _make_place_without_token(self) -> None:
+        with self._lock:
+            if len(self._unauthenticated) < self.options.max_connections:
+                return
+            oldest = next(iter(self._unauthenticated))
+            del self._unauthenticated[oldest]
+            handler = self._handlers.get(oldest)
+        self.service.metrics.session_refused()
+        logger.debug("closed the oldest connection without a token: all their places are taken")
+        if handler is not None:
+            handler.shut_down()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection, in its thread."""
@@ -196,7 +225,8 @@ class TcpServer(socketserver.ThreadingTCPServer):
         with self._lock:
             if request in self._refusals:
                 return
-            self._places.discard(request)
+            self._admitted.discard(request)
+            self._unauthenticated.pop(request, None)
             self._threads_of.pop(request, None)
         request.close()
 
@@ -211,12 +241,16 @@ class TcpServer(socketserver.ThreadingTCPServer):
     def opened(self, handler: ConnectionHandler) -> None:
         """Remember a connection whose handler has begun, so that a drain ends it."""
         with self._lock:
-            self._handlers.add(handler)
+            self._handlers[handler.request] = handler
 
     def closed(self, handler: ConnectionHandler) -> None:
         """Forget it."""
         with self._lock:
-            self._handlers.discard(handler)
+            self._handlers.pop(handler.request, None)
+
+    def overloaded(self) -> Overloaded:
+        """Return the error of a client past ``max_connections``."""
+        return Overloaded(f"all {self.options.max_connections} connections are taken; try again later")
 
     # -- connections past the limit ------------------------------------------------------------------------
 
@@ -237,7 +271,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
                 del self._refusals[sock]
 
     def _answer_refused(self, sock: socket.socket) -> None:
-        error = Overloaded(f"all {self.options.max_connections} connections are taken; try again later")
+        error = self.overloaded()
         stream = None
         try:
             stream = Stream(sock)

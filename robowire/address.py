@@ -1,4 +1,4 @@
-"""``host:port`` as people write it and as programs show it. The host of IPv6 stands in brackets."""
+"""Reading and writing ``host:port``. The host is in brackets where it is an IPv6 address."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def split_address(text: str, *, default_port: int | None = None) -> tuple[str, i
     found = _PATTERN.fullmatch(text)
     port = None if found is None else found["port"] or default_port
     if found is None or port is None or not 0 < int(port) <= 65535:
-        raise ValueError(f"{text!r} is no host:port")
+        raise ValueError(f"{text!r} is not host:port")
     return found["v6"] or found["host"], int(port)
 
 
 def parse_address(name: str, text: str, *, example: str, default_port: int | None = None) -> tuple[str, int]:
-    """Return what :func:`split_address` does, of a flag or option.
+    """Return the host and port of a flag or option; see :func:`split_address`.
 
     Args:
-        name: Of the option.
+        name: Name of the option, for the message.
         text: Its value.
-        example: A value that would do.
-        default_port: Where ``host`` alone is enough.
+        example: Value that would be accepted, for the message.
+        default_port: Port where ``host`` alone is given; ``None`` requires one.
 
     Raises:
-        ConfigurationError: It is no address.
+        ConfigurationError: It is not an address.
     """
     try:
         return split_address(text, default_port=default_port)

@@ -85,7 +85,7 @@ class TemporalEnsembler:
 
 
 class ChunkCursor:
-    """Hand out a chunk's actions one by one, and tell when the next chunk is wanted.
+    """Return a chunk's actions one by one, and say when the next chunk is wanted.
 
     ``len()`` is the number of actions left.
 

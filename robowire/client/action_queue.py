@@ -1,4 +1,4 @@
-"""Chunks that overlap in time become one action a step: the queue, and how two opinions of a step are merged.
+"""Queue of actions: chunks that overlap in time are merged to one action for each step.
 
 No socket, thread or clock. Names and formulas are those of LeRobot's ``async_inference``.
 """
@@ -27,7 +27,7 @@ __all__ = [
     "weighted_average",
 ]
 
-# (old, new) -> what is executed; each is (action_dim,).
+# (old, new) -> action to execute; each is (action_dim,).
 AggregateFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -66,7 +66,7 @@ def load_aggregate_function(name: str) -> AggregateFunction:
     """Return the aggregate function of this name, or a user's ``"module:function"``.
 
     Raises:
-        UnknownName: There is none; the message offers the nearest name.
+        UnknownName: There is none; the message has the nearest name.
         MissingDependency: Its module needs a package that is not installed.
     """
     return load("aggregate_fn", name, AGGREGATE_FUNCTIONS)
@@ -74,7 +74,7 @@ def load_aggregate_function(name: str) -> AggregateFunction:
 
 @dataclass(frozen=True, eq=False)
 class QueuedAction:
-    """One action that waits for its turn.
+    """One action in the queue.
 
     Attributes:
         action: (action_dim,).
@@ -89,12 +89,12 @@ class QueuedAction:
 
 @dataclass(frozen=True)
 class Merge:
-    """What became of a chunk's actions.
+    """Counts of a chunk's actions, by what was done with them.
 
     Attributes:
-        dropped: Not later than the last executed one.
-        aggregated: Merged with an action that waited for the same timestep.
-        appended: For timesteps after every one in the queue.
+        dropped: Actions not later than the last executed one.
+        aggregated: Actions merged with one in the queue for the same timestep.
+        appended: Actions for timesteps after every one in the queue.
     """
 
     dropped: int
@@ -111,13 +111,14 @@ class ActionQueue:
 
     One difference from LeRobot: where the queue reaches further than a new chunk, what lies beyond it is
     kept. LeRobot drops it, so that a chunk which is shorter than the last one, or late, shortens the queue
-    and brings it nearer to running dry.
+    and brings it nearer to running empty.
 
     Actions of ``ctrl_type`` ``relative`` count from the state in which their chunk began. Those of two chunks
     have different origins and no meaningful average: ``latest_only`` is for them.
 
     Args:
-        aggregate: Called as ``aggregate(old, new)`` for each timestep of which there are two opinions.
+        aggregate: Called as ``aggregate(old, new)`` for each timestep of both the queue and the new
+            chunk.
     """
 
     def __init__(self, aggregate: AggregateFunction = weighted_average) -> None:
@@ -132,7 +133,7 @@ class ActionQueue:
         """Take a chunk.
 
         Args:
-            timestep: Of the chunk's first action.
+            timestep: Timestep of the chunk's first action.
             actions: float (n, action_dim). Kept, not copied.
             observed_at: Control step of the observation it answers.
 

@@ -327,7 +327,7 @@ class AsyncController:
 
         Raises:
             SpecMismatch: Its actions do not fit those in the queue.
-            ValueError: It is no chunk of one robot, or ``step`` is before the latest one of the episode.
+            ValueError: It is not a chunk of one robot, or ``step`` is before the latest one of the episode.
         """
         if request.episode != self._episode or request.number <= self._answered:
             self.statistics.ignored += 1

@@ -262,7 +262,7 @@ class AsyncPolicyClient:
             return copy.deepcopy(self._controller.statistics)
 
     @property
-    def stranded(self) -> bool:
+    def in_outage(self) -> bool:
         """Whether nothing is in the queue because the server is away, and not because it is slow."""
         with self._changed:
             return self._failed is not None and not self._controller.queue_size

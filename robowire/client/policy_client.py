@@ -440,7 +440,7 @@ def _read_chunk(reply: Any) -> ActionChunk:
     ):
         shape = raw.shape if isinstance(raw, np.ndarray) else type(raw).__name__
         raise RemoteProtocolError(
-            f"the raw_actions in the reply are {shape}, beside actions of shape {actions.shape}"
+            f"the raw_actions in the reply are {shape}, but the actions have shape {actions.shape}"
         )
     return ActionChunk(actions, str(ctrl_space), str(ctrl_type), raw)
 

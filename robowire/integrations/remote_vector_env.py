@@ -100,7 +100,7 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         zeros = cast("Observation", create_empty_array(first.observation_space, n=num_envs))
         self._latest = [{name: array[index] for name, array in zeros.items()} for index in range(num_envs)]
         self._over = [True] * num_envs  # whether the next episode has to begin
-        self._stranded: list[Exception | None] = [None] * num_envs  # why it could not
+        self._lost: list[Exception | None] = [None] * num_envs  # why it could not begin; None where it did
         self._begun = False  # whether there was a reset
 
     def reset(
@@ -157,9 +157,7 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             )
         if not self._begun:
             raise ResetNeeded("reset comes before step")
-        over = [
-            index for index in range(self.num_envs) if self._over[index] and self._stranded[index] is None
-        ]
+        over = [index for index in range(self.num_envs) if self._over[index] and self._lost[index] is None]
         if self.autoreset_mode is AutoresetMode.DISABLED and over:
             raise ResetNeeded(f"the episodes of {over} are over: reset them, by a reset_mask")
         results = self._in_each(lambda index: self._advance(index, actions[index]), range(self.num_envs))
@@ -224,9 +222,9 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             self._latest[index], info = self.envs[index].reset(seed=seed, options=options)
         except SESSION_ENDED as exc:
             logger.warning("environment %d has no session: %s", index, exc)
-            self._over[index], self._stranded[index] = True, exc
+            self._over[index], self._lost[index] = True, exc
             return _Result(truncated=True, lost=exc)
-        self._over[index], self._stranded[index] = False, None
+        self._over[index], self._lost[index] = False, None
         return _Result(info=info)
 
     def _frame(self, index: int) -> np.ndarray | Exception:
@@ -249,9 +247,9 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         return {name: np.stack([latest[name] for latest in self._latest]) for name in self._latest[0]}
 
     def _infos(self, indices: Iterable[int], results: Sequence[_Result]) -> dict[str, Any]:
-        stranded = [error for error in self._stranded if error is not None]
-        if len(stranded) == self.num_envs:
-            raise stranded[0]
+        lost = [error for error in self._lost if error is not None]
+        if len(lost) == self.num_envs:
+            raise lost[0]
         infos: dict[str, Any] = {}
         for index, result in zip(indices, results):
             info = {**result.info, "alive": result.lost is None}

@@ -51,7 +51,7 @@ class AsyncPolicySession(Protocol):
         ...
 
     @property
-    def stranded(self) -> bool:
+    def in_outage(self) -> bool:
         """Whether nothing is left to execute because the server is away."""
         ...
 
@@ -106,7 +106,7 @@ def run_real_episode(
         observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
         due = now()
         while not stopped():
-            if client.stranded:
+            if client.in_outage:
                 _log.warning("the policy server is away: the episode of seed %d stands still", rollout.seed)
                 ask(partial(client.await_actions, observation))
                 ask(returned)

@@ -93,7 +93,7 @@ def _load_own(context: ssl.SSLContext, cert: str, key: str | None, flags: str) -
     if key is not None:
         _require_file(key, f"{flags}tls_key")
     try:
-        # An encrypted key would make OpenSSL ask on the terminal, where nobody may be.
+        # An encrypted key would make OpenSSL ask for a password on a terminal; a service has none.
         context.load_cert_chain(cert, key, password="")
     except OSError as exc:
         reason = getattr(exc, "reason", None) or str(exc)

@@ -141,7 +141,7 @@ def test_an_observation_that_was_waited_for_is_sent_once() -> None:
 
 
 class Looker(ConstantPolicy):
-    """A ConstantPolicy that remembers the sum of each picture."""
+    """A ConstantPolicy that remembers the sum of each image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,13 +291,13 @@ def test_a_caller_whose_clock_can_be_stopped_waits_for_the_servers_return() -> N
         client = AsyncPolicyClient(host, port, HOLDING, timeout_s=5.0, patience_s=PATIENCE_S)
         client.start()
         first(client, 0, 0, 0)
-        assert not client.stranded
-    while not client.stranded:
+        assert not client.in_outage
+    while not client.in_outage:
         client.poll(observation(1, 0, 0))
         time.sleep(0.005)
     with PolicyServer(EchoPolicy(chunk_size=4), PolicyServerOptions(host=host, port=port, drain_s=2.0)):
         client.await_actions(observation(500, 0, 0))
-        assert not client.stranded
+        assert not client.in_outage
         action = client.poll(observation(501, 0, 0))
         client.stop()
     assert action is not None
@@ -367,7 +367,7 @@ def test_a_misfit_is_raised_by_step() -> None:
 
 
 def test_an_aggregate_function_that_fails_is_raised_by_step() -> None:
-    # operator.getitem takes two arrays, as an aggregate function does, and floats are no indices.
+    # operator.getitem takes two arrays, as an aggregate function does, and floats are not indices.
     options = AsyncOptions(
         aggregate_fn_name="operator:getitem", chunk_size_threshold=1.0, on_empty_queue="wait"
     )

@@ -51,7 +51,7 @@ def server() -> Iterator[SimulatorServer]:
 
 
 def of(server: SimulatorServer, task: str = "reach", **options: Any) -> dict[str, Any]:
-    """Return the arguments that name a task of the server; small pictures."""
+    """Return the arguments that name a task of the server; small images."""
     address = "{}:{}".format(*server.address)
     small = {"image_height": 8, "image_width": 8}
     return {"address": address, "simulator": "fake", "task": task, **small, **options}
@@ -67,8 +67,7 @@ def kill_simulator(env: RemoteEnv) -> None:
     psutil.wait_procs([process], timeout=10)
 
 
-# -- one environment
-# --------------------------------------------------------------------------------------------
+# -- one environment ---------------------------------------------------------------------------------------
 
 
 def test_environments_are_driven_over_tls(certificates: Certificates) -> None:
@@ -114,7 +113,7 @@ def test_a_task_may_be_named_with_its_simulator(server: SimulatorServer) -> None
     env.close()
 
 
-def test_encoded_pictures_are_arrays_of_the_same_space(server: SimulatorServer) -> None:
+def test_encoded_images_are_arrays_of_the_same_space(server: SimulatorServer) -> None:
     options = {"camera_names": ["side"], "image_encoding": "png", "observation_keys": ["side_image", "goal"]}
     with closing(RemoteEnv(**of(server, **options))) as env, closing(
         RemoteEnv(**of(server, camera_names=["side"]))
@@ -244,8 +243,7 @@ def test_an_address_has_a_port() -> None:
         RemoteEnv(address="here", simulator="fake", task="reach")
 
 
-# -- many side by side
-# ------------------------------------------------------------------------------------------
+# -- many side by side -------------------------------------------------------------------------------------
 
 
 def episodes_of(envs: Any, mode: AutoresetMode) -> list[Any]:
@@ -416,8 +414,7 @@ def test_what_can_not_be_executed_is_refused_before_anything_is_sent(server: Sim
             envs.step(np.zeros((2, 3)))
 
 
-# -- as a trainer runs it
-# ---------------------------------------------------------------------------------------
+# -- as a trainer runs it ----------------------------------------------------------------------------------
 
 
 def run_alone(program: str) -> str:

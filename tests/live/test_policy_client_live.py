@@ -208,7 +208,7 @@ def naive(sock: socket.socket) -> None:
     while (obs := read_frame(sock)) is not None:
         try:
             rows = [(obs.state + step).astype(np.float32) for step in range(4)]
-        except AttributeError:  # hello is no observation
+        except AttributeError:  # hello is not an observation
             reply: Any = []
         else:
             reply = [{"ctrl_space": "ee", "ctrl_type": "delta", "action": row} for row in rows]

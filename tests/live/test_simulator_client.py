@@ -1,4 +1,4 @@
-"""The simulator client against a real server, and against peers that are no simulator server."""
+"""The simulator client against a real server, and against peers that are not simulator servers."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_it_observes_only_what_it_asked_for(client: SimulatorClient) -> None:
         client.load_task("reach", observation_keys=["postion"])
 
 
-def test_pictures_that_were_encoded_on_the_way_are_arrays_here(client: SimulatorClient) -> None:
+def test_images_that_were_encoded_on_the_way_are_arrays_here(client: SimulatorClient) -> None:
     client.load_task("reach", camera_names=["front", "side"])
     raw = client.reset(seed=1)
     client.load_task("reach", camera_names=["front", "side"], image_encoding="png")
@@ -120,7 +120,7 @@ def test_pictures_that_were_encoded_on_the_way_are_arrays_here(client: Simulator
         assert observation["front_image"].shape == (64, 64, 3)
 
 
-def test_encoded_pictures_are_decoded_for_who_takes_a_session_over(server: SimulatorServer) -> None:
+def test_encoded_images_are_decoded_for_who_takes_a_session_over(server: SimulatorServer) -> None:
     with SimulatorClient(*server.address) as first, SimulatorClient(*server.address) as second:
         first.select_simulator("fake")
         first.load_task("reach", image_encoding="png")
@@ -129,13 +129,13 @@ def test_encoded_pictures_are_decoded_for_who_takes_a_session_over(server: Simul
         assert np.array_equal(resumed["front_image"], seen["front_image"])
 
 
-def test_encoded_pictures_stay_so_for_who_does_not_decode_them(server: SimulatorServer) -> None:
+def test_encoded_images_stay_so_for_who_does_not_decode_them(server: SimulatorServer) -> None:
     with SimulatorClient(*server.address, decode_images=False) as client:
         client.select_simulator("fake")
         client.load_task("reach", image_encoding="jpeg", jpeg_quality=50)
-        picture = client.reset(seed=1)["front_image"]
-        assert (picture["encoding"], picture["shape"]) == ("jpeg", (64, 64, 3))
-        assert picture["data"].startswith(b"\xff\xd8")
+        image = client.reset(seed=1)["front_image"]
+        assert (image["encoding"], image["shape"]) == ("jpeg", (64, 64, 3))
+        assert image["data"].startswith(b"\xff\xd8")
 
 
 def test_a_client_without_pillow_is_told_before_anything_is_loaded(server: SimulatorServer) -> None:
@@ -286,7 +286,7 @@ def test_a_reply_without_its_parts_is_the_peers_fault() -> None:
             client.step([0, 0, 0])
 
 
-def test_a_session_can_be_begun_anew(server: SimulatorServer) -> None:
+def test_a_session_can_be_begun_again(server: SimulatorServer) -> None:
     client = SimulatorClient(*server.address)
     client.select_simulator("fake")
     client.disconnect()
@@ -298,7 +298,7 @@ def test_a_session_can_be_begun_anew(server: SimulatorServer) -> None:
     client.disconnect()
 
 
-def test_nobody_at_the_address_is_named() -> None:
+def test_an_address_without_a_server_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with says(ConnectFailed, f"nothing listens on 127.0.0.1:{port}: is the server running there?"):

@@ -377,7 +377,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
 # -- what real-time chunking needs
 
 
-def test_a_delivery_tells_the_delay_and_the_raw_chunk_beside_what_will_be_executed() -> None:
+def test_a_delivery_tells_the_delay_and_the_raw_chunk_and_what_will_be_executed() -> None:
     controller = begun(4, aggregate_fn_name="average")
     controller.next_action(0)
     request = asked(controller, 1)
@@ -576,5 +576,5 @@ def test_the_loop_in_the_modules_docstring_runs_an_episode() -> None:
         "simulate": simulate,
     }
     exec(textwrap.dedent(loop), names)
-    # The first chunk is waited for; after it the latency is hidden, and every opinion of a step is the same.
+    # The first chunk is waited for; after it the latency is hidden, and all predictions of a step are equal.
     assert executed == pytest.approx([float(step) for step in range(37)])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def scene(height: int = 48, width: int = 64) -> np.ndarray:
-    """A picture as smooth as a rendered one, whose axes and colours cannot be mixed up unseen."""
+    """An image as smooth as a rendered one, whose axes and colours cannot be mixed up unseen."""
     rows, columns = np.mgrid[:height, :width]
     planes = (rows * 255 // height, columns * 255 // width, np.full_like(rows, 40))
     return np.stack(planes, axis=-1).astype(np.uint8)
@@ -29,7 +29,7 @@ def test_png_loses_nothing() -> None:
     assert np.array_equal(decode_image(encode_image(noise, "png", quality=95)), noise)
 
 
-def test_a_picture_that_is_upside_down_in_memory_stays_so() -> None:
+def test_an_image_that_is_upside_down_in_memory_stays_so() -> None:
     flipped = scene()[::-1]
     assert np.array_equal(decode_image(encode_image(flipped, "png", quality=95)), flipped)
 
@@ -50,9 +50,9 @@ def test_a_lower_quality_is_smaller_and_further_off() -> None:
 
 
 @pytest.mark.parametrize(("encoding", "share"), [("png", 0.5), ("jpeg", 0.2)])
-def test_an_encoded_picture_is_smaller(encoding: str, share: float) -> None:
-    picture = scene(128, 128)
-    assert len(encode_image(picture, encoding, quality=95)["data"]) < share * picture.nbytes
+def test_an_encoded_image_is_smaller(encoding: str, share: float) -> None:
+    image = scene(128, 128)
+    assert len(encode_image(image, encoding, quality=95)["data"]) < share * image.nbytes
 
 
 def test_the_form_on_the_wire() -> None:
@@ -62,13 +62,13 @@ def test_the_form_on_the_wire() -> None:
         assert (image.format, image.size) == ("JPEG", (64, 48))
 
 
-def test_a_decoded_picture_is_the_callers_to_change() -> None:
+def test_a_decoded_image_is_the_callers_to_change() -> None:
     decoded = decode_image(encode_image(scene(), "png", quality=95))
     decoded += 1
     assert decoded.dtype == np.uint8
 
 
-def test_only_pictures_of_an_observation_are_encoded() -> None:
+def test_only_images_of_an_observation_are_encoded() -> None:
     observation = {
         "front_image": scene(),
         "depth": np.zeros((4, 4, 1), np.float32),
@@ -94,25 +94,25 @@ def good(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        (good(encoding="webp"), "a picture is encoded as 'webp', expected 'jpeg' or 'png'"),
-        (good(data=3), "a picture is encoded as 'png', expected 'jpeg' or 'png'"),
-        (good(shape=(64, 48, 3)), "a picture is (48, 64, 3), expected (64, 48, 3)"),
-        (good(shape=7), "a picture cannot be decoded: 'int' object is not iterable"),
-        (good(encoding="jpeg"), "a picture cannot be decoded: cannot identify image file "),
-        (good(data=b""), "a picture cannot be decoded: cannot identify image file "),
-        (good(data=good()["data"][:100]), "a picture cannot be decoded: "),
+        (good(encoding="webp"), "an image is encoded as 'webp', expected 'jpeg' or 'png'"),
+        (good(data=3), "an image is encoded as 'png', expected 'jpeg' or 'png'"),
+        (good(shape=(64, 48, 3)), "an image is (48, 64, 3), expected (64, 48, 3)"),
+        (good(shape=7), "an image cannot be decoded: 'int' object is not iterable"),
+        (good(encoding="jpeg"), "an image cannot be decoded: cannot identify image file "),
+        (good(data=b""), "an image cannot be decoded: cannot identify image file "),
+        (good(data=good()["data"][:100]), "an image cannot be decoded: "),
     ],
     ids=["encoding", "data", "shape", "no shape", "format", "empty", "cut"],
 )
-def test_what_is_no_picture_is_refused(encoded: dict[str, Any], message: str) -> None:
+def test_what_is_not_an_image_is_refused(encoded: dict[str, Any], message: str) -> None:
     with pytest.raises(RemoteProtocolError, match=f"^{re.escape(message)}"):
         decode_image(encoded)
 
 
-def test_a_picture_larger_than_any_task_gives_is_refused_before_it_is_decoded() -> None:
+def test_an_image_larger_than_any_task_gives_is_refused_before_it_is_decoded() -> None:
     file = io.BytesIO()
     Image.new("RGB", (4097, 4096)).save(file, "PNG")
-    with pytest.raises(RemoteProtocolError, match=r"^a picture is \(4096, 4097, 3\), expected "):
+    with pytest.raises(RemoteProtocolError, match=r"^an image is \(4096, 4097, 3\), expected "):
         decode_image({"encoding": "png", "shape": (4096, 4097, 3), "data": file.getvalue()})
 
 
@@ -132,4 +132,4 @@ except MissingDependency as exc:
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert run.stdout == "a picture encoded as 'png' needs Pillow: pip install 'robowire[images]'\n"
+    assert run.stdout == "an image encoded as 'png' needs Pillow: pip install 'robowire[images]'\n"

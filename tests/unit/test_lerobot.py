@@ -135,7 +135,7 @@ def test_the_clock_may_be_virtual() -> None:
     assert clock.latency.mean == 80
 
 
-def test_films_are_off_unless_asked_for() -> None:
+def test_videos_are_off_unless_asked_for() -> None:
     assert config().options("t", "").record_video == "off"
     assert config(save_videos=True, max_episodes_rendered=2).options("t", "").record_video == "2"
 

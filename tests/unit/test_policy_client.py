@@ -248,11 +248,11 @@ def test_a_simulator_port_is_refused_by_name() -> None:
         ({**CHUNK, "actions": None}, "the actions in the reply are a NoneType, expected an array"),
         (
             {**CHUNK, "raw_actions": np.zeros((4, 9), np.float32)},
-            "the raw_actions in the reply are (4, 9), beside actions of shape (4, 2)",
+            "the raw_actions in the reply are (4, 9), but the actions have shape (4, 2)",
         ),
         (
             {**CHUNK, "raw_actions": "none"},
-            "the raw_actions in the reply are str, beside actions of shape (4, 2)",
+            "the raw_actions in the reply are str, but the actions have shape (4, 2)",
         ),
         (
             {**CHUNK, "actions": np.zeros(3, np.float32)},
@@ -380,7 +380,7 @@ def test_an_inference_whose_reply_was_lost_is_repeated_on_a_new_connection(failu
 
 
 def test_a_failed_connection_is_tried_again() -> None:
-    server = FakeServer(ConnectFailed("nobody"), ConnectFailed("nobody"), CHUNK)
+    server = FakeServer(ConnectFailed("no server"), ConnectFailed("no server"), CHUNK)
     server.client().connect()
     assert len(server.slept) == 2
 
@@ -400,7 +400,7 @@ def test_a_server_that_shuts_down_is_asked_again_on_a_new_connection() -> None:
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        (ConnectFailed("nobody there"), ConnectFailed, "nobody there"),
+        (ConnectFailed("no server there"), ConnectFailed, "no server there"),
         (LOST, ConnectionLost, "robot:5000 closed the connection before it answered; see its log"),
         (
             CUT,
@@ -426,7 +426,7 @@ def test_no_retries_means_one_attempt() -> None:
 
 
 def test_the_backoff_doubles_up_to_8_seconds_with_full_jitter() -> None:
-    server = FakeServer(ConnectFailed("nobody"))
+    server = FakeServer(ConnectFailed("no server"))
     with pytest.raises(ConnectFailed):
         server.client(retries=7).connect()
     expected = random.Random(0)

@@ -42,7 +42,7 @@ class Client:
         self.time = time
         self.latency_s = latency_s
         self.step = -1
-        self.stranded = False
+        self.in_outage = False
         self.reply_s: list[float] = []
         self.calls: list[str] = []
         self.in_flight: Any = None
@@ -77,7 +77,7 @@ class Client:
     def await_actions(self, observation: MetaObs) -> None:
         self.calls.append(f"await at {self.time.now:g}")
         self.time.now += 5.0
-        self.stranded = False
+        self.in_outage = False
 
 
 class TimedSimulator(FakeSimulatorSession):
@@ -179,7 +179,7 @@ def test_an_episode_stands_still_while_the_server_is_away() -> None:
     polls = client.poll
 
     def lose_it_after_the_third(observation: MetaObs) -> MetaAction | None:
-        client.stranded = client.step == 1
+        client.in_outage = client.step == 1
         return polls(observation)
 
     client.poll = lose_it_after_the_third  # type: ignore[method-assign]

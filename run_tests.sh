@@ -8,6 +8,6 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 ./setup_simulator.sh all
 ./setup_environment.sh .venv requirements/docs.lock.txt
 .venv/bin/python -m ruff check .
-.venv/bin/python -m mypy --strict robowire
+.venv/bin/python -m mypy
 NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
 exec .venv/bin/python -m pytest "$@"

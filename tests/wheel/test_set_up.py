@@ -1,0 +1,69 @@
+"""The set-up of .venv installs robowire too: scripts of users import it from any folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# One's own script: what it imports, and that it is this checkout and nothing beside the package.
+SCRIPT = """
+import importlib.util, pathlib, sys
+import robowire, robowire.testing
+assert pathlib.Path(robowire.__file__).is_relative_to(sys.argv[1]), robowire.__file__
+assert importlib.util.find_spec("benchmark") is None
+"""
+
+
+def run(*command: str | Path, cwd: Path, environ: Mapping[str, str] | None = None) -> str:
+    """Run a command with none of our paths and settings in its environment, and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ROBOWIRE"))}
+    # EGL: the set-up then looks for no library of Debian's.
+    kept |= {"MUJOCO_GL": "egl", **(environ or {})}
+    done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this checkout with an environment of its own, made from the smallest lock that works."""
+    copy = tmp_path_factory.mktemp("set_up") / "robowire"
+    ignored = shutil.ignore_patterns(
+        ".*", "__pycache__", "*.egg-info", "build", "dist", "data", "outputs", "tests"
+    )
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    lock = copy / "requirements" / "default.lock.txt"
+    kept = [line for line in lock.read_text().splitlines() if line.startswith(("numpy==", "setuptools=="))]
+    lock.write_text("".join(f"{line}\n" for line in kept))
+    run("./setup_environment.sh", cwd=copy)
+    return copy
+
+
+def test_a_script_outside_of_the_checkout_imports_robowire(checkout: Path, tmp_path: Path) -> None:
+    run(checkout / ".venv" / "bin" / "python", "-c", SCRIPT, str(checkout), cwd=tmp_path)
+
+
+def test_the_program_is_in_the_environment(checkout: Path, tmp_path: Path) -> None:
+    assert run(checkout / ".venv" / "bin" / "robowire", "--version", cwd=tmp_path).startswith("robowire ")
+
+
+def test_with_nothing_to_do_it_does_nothing(checkout: Path) -> None:
+    stamp = checkout / ".venv" / "installed.robowire"
+    before = stamp.stat().st_mtime_ns
+    assert run("./setup_environment.sh", cwd=checkout) == ""
+    assert stamp.stat().st_mtime_ns == before
+
+
+def test_a_changed_project_is_installed_again_without_a_network(checkout: Path) -> None:
+    with (checkout / "pyproject.toml").open("a") as project:
+        project.write("\n# changed\n")
+    offline = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_NO_INDEX": "1"}
+    run("./setup_environment.sh", cwd=checkout, environ=offline)
+    assert (checkout / ".venv" / "installed.robowire").read_text().endswith("# changed\n")

@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -64,7 +65,7 @@ class Reply:
         return self.status, self.value["error_type"], self.value["message"]
 
     @property
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         assert self.headers["content-type"] == "image/png"
         return np.asarray(Image.open(io.BytesIO(self.content)))
 
@@ -246,19 +247,19 @@ def test_render_is_a_png_of_what_the_tcp_port_renders(browser: Browser) -> None:
     with SimulatorClient(*browser.server.address) as client:  # which ends the session when it closes
         client.resume(session.name)
         for camera in ("side", "wrist"):
-            shown = session.get(f"/render?camera_name={camera}").picture
+            shown = session.get(f"/render?camera_name={camera}").image
             assert np.array_equal(shown, client.render(camera))
 
 
-def test_a_picture_of_the_observation_is_a_png_too(session: Session) -> None:
-    shown = session.get("/observation?key=front_image").picture
-    assert np.array_equal(shown, session.get("/render?camera_name=front").picture)
+def test_an_image_of_the_observation_is_a_png_too(session: Session) -> None:
+    shown = session.get("/observation?key=front_image").image
+    assert np.array_equal(shown, session.get("/render?camera_name=front").image)
 
 
-def test_pictures_are_in_json_where_they_are_asked_for(session: Session) -> None:
+def test_images_are_in_json_where_they_are_asked_for(session: Session) -> None:
     told = session.get("/observation?images=png").value["observation"]["wrist_image"]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(told["data"]))))
-    assert np.array_equal(shown, session.get("/observation?key=wrist_image").picture)
+    assert np.array_equal(shown, session.get("/observation?key=wrist_image").image)
 
 
 def test_replies_and_bodies_may_be_msgpack(session: Session) -> None:
@@ -275,7 +276,7 @@ def test_replies_and_bodies_may_be_msgpack(session: Session) -> None:
         return np.frombuffer(told["data"], told["dtype"]).reshape(told["shape"])
 
     assert read(seen["position"]) == pytest.approx([0.1, 0], abs=0.01)
-    assert np.array_equal(read(seen["front_image"]), session.get("/observation?key=front_image").picture)
+    assert np.array_equal(read(seen["front_image"]), session.get("/observation?key=front_image").image)
 
 
 def test_the_observation_may_be_one_that_policies_read(browser: Browser) -> None:
@@ -283,11 +284,11 @@ def test_the_observation_may_be_one_that_policies_read(browser: Browser) -> None
     told = session.post("/step", {"action": [1, 0, 0]}).value["observation"]
     assert told["timestep"] == 1
     assert told["image"] == {"dtype": "|u1", "shape": [2, 3, 64, 64]}
-    assert session.get("/observation?key=image").picture.shape == (64, 128, 3)
+    assert session.get("/observation?key=image").image.shape == (64, 128, 3)
     session.ask("DELETE", "/session")
 
 
-def test_a_picture_that_the_task_encodes_is_the_file_that_it_is(browser: Browser) -> None:
+def test_an_image_that_the_task_encodes_is_the_file_that_it_is(browser: Browser) -> None:
     session = browser.begin(image_encoding="jpeg")
     assert session.get("/observation").value["observation"]["front_image"] == {
         "encoding": "jpeg",
@@ -338,7 +339,7 @@ def test_a_session_of_the_tcp_port_can_be_looked_at(browser: Browser) -> None:
         client.reset(seed=0)
         (name,) = client.fork(client.snapshot(), 1)
     session = Session(browser, name)
-    assert session.get("/render").picture.shape == (64, 64, 3)
+    assert session.get("/render").image.shape == (64, 64, 3)
     session.ask("DELETE", "/session")
 
 
@@ -457,7 +458,7 @@ def test_every_error_type_has_a_status() -> None:
             "POST",
             "/reset",
             {"horizon": 1},
-            (422, "invalid_params", "horizon says how a task is built, and no task is named"),
+            (422, "invalid_params", "horizon is an option of how a task is built, and no task is named"),
         ),
         (
             "POST",
@@ -867,9 +868,9 @@ def test_an_episode_of_lift_over_http() -> None:
         assert reply["spec"]["action_dim"] == 7
         told = session.post("/step", {"action": [0.5, 0, 0, 0, 0, 0, -1]}).value
         assert told["observation"]["robot0_eef_pos"] != reply["observation"]["robot0_eef_pos"]
-        assert session.get("/render?camera_name=frontview").picture.std() > 1
-        raw = session.get("/observation?key=agentview_image").picture
-        assert np.array_equal(raw[::-1], session.get("/render?camera_name=agentview").picture)
+        assert session.get("/render?camera_name=frontview").image.std() > 1
+        raw = session.get("/observation?key=agentview_image").image
+        assert np.array_equal(raw[::-1], session.get("/render?camera_name=agentview").image)
         told = session.post("/step_chunk", {"actions": [[0] * 7] * 9}).value
         assert (told["steps"], told["truncated"]) == (4, True)
 
@@ -934,3 +935,44 @@ def test_a_resumed_session_can_still_be_asked_over_http_until_it_ends(browser: B
         with pytest.raises(SessionNotFound), SimulatorClient(*browser.server.address) as other:
             other.resume(session.name)
     assert session.get("/observation").error[:2] == (404, "session_not_found")
+
+
+def test_polls_of_health_and_metrics_log_nothing_and_are_no_session(
+    shared: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = shared.get("/stats").value
+    with caplog.at_level(logging.DEBUG):
+        for path in ("/health", "/healthz", "/metrics"):
+            assert shared.get(path).status == 200
+    logged = [record for record in caplog.records if record.name.startswith(("robowire", "uvicorn"))]
+    assert logged == []
+    after = shared.get("/stats").value
+    assert {name: after[name] for name in before if "session" in name} == {
+        name: before[name] for name in before if "session" in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        ("x" * 200_000, 422),
+        (["x" * 100_000, *["y"] * 1000], 422),
+        ([10**400, 0, 0], 422),
+        ([True, False, True], 422),
+        ([[[0]] * 1000] * 3, 422),
+        ({"ctrl_space": "ee", "action": ["1", "2", "3"]}, 422),
+        ({"ctrl_space": "ee", "action": [10**400, 0, 0]}, 422),
+    ],
+    ids=["text", "texts", "long", "bools", "nested", "digits", "long-meta"],
+)
+def test_an_action_of_another_type_is_invalid_over_http(session: Session, action: Any, status: int) -> None:
+    session.post("/reset", {"task": "reach"})
+    reply = session.post("/step", {"action": action})
+    assert reply.error[:2] == (status, "invalid_params")
+    assert len(reply.error[2]) < 200
+
+
+def test_a_path_is_quoted_without_control_characters(shared: Browser) -> None:
+    message = shared.get("/a%0aINFO%20forged%1b[2J" + "x" * 5000).error[2]
+    assert message.isprintable()
+    assert len(message) < 400

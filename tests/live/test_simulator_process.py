@@ -259,7 +259,10 @@ def test_an_interpreter_that_does_not_exist_is_named() -> None:
         ),
         (
             "json:loads",
-            "simulator 'fake' cannot start: TypeError: loads() missing 1 required positional argument: 's'",
+            "simulator 'fake' cannot be used: loads(s, *, cls=None, object_hook=None, parse_float=None, "
+            "parse_int=None, parse_constant=None, object_pairs_hook=None, **kw) cannot be called with no "
+            "argument. A simulator comes from a function make_simulator() -> Simulator: see "
+            "docs/your_own_simulator.md",
         ),
     ],
 )

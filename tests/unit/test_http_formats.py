@@ -18,7 +18,7 @@ from robowire.errors import InvalidParams
 from robowire.frontends.http.formats import read_body, to_file, to_json, to_msgpack
 from robowire.meta import MetaAction, MetaObs
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 CAMERAS = np.random.default_rng(1).integers(0, 256, (2, 3, 4, 6), dtype=np.uint8)
 
 
@@ -73,7 +73,7 @@ def test_a_chunk_may_be_of_meta_actions() -> None:
         (
             msgpack.packb({"action": {"dtype": "<f8", "shape": [2], "data": b"12345678"}}),
             "application/msgpack",
-            "the body is not MessagePack: 8 bytes are no float64 array of shape (2,)",
+            "the body is not MessagePack: 8 bytes are not float64 of shape (2,)",
         ),
         (
             msgpack.packb({"action": {"dtype": "<f8", "shape": [-1], "data": b"12345678"}}),
@@ -106,7 +106,7 @@ def test_a_body_that_cannot_be_read_is_refused_with_the_reason(
         (np.bool_(True), "true"),
         ((1, "a", None), '[1,"a",null]'),
         (np.zeros((2, 2), np.uint8), "[[0,0],[0,0]]"),
-        (PICTURE, '{"dtype":"|u1","shape":[4,6,3]}'),
+        (IMAGE, '{"dtype":"|u1","shape":[4,6,3]}'),
         (b"\x01\x02", '"AQI="'),
         ({"encoding": "jpeg", "shape": (4, 6, 3), "data": b"..."}, '{"encoding":"jpeg","shape":[4,6,3]}'),
         (MetaObs(state=np.array([1.0]), timestep=3), '{"state":[1.0],"raw_lang":"","timestep":3}'),
@@ -116,18 +116,18 @@ def test_a_reply_as_json(value: Any, text: str) -> None:
     assert to_json({"x": value}).decode() == f'{{"x":{text}}}'
 
 
-def test_pictures_are_in_json_where_they_are_asked_for() -> None:
-    (shown,) = json.loads(to_json([PICTURE], pictures=True))
-    assert np.array_equal(read_png(base64.b64decode(shown.pop("data"))), PICTURE)
+def test_images_are_in_json_where_they_are_asked_for() -> None:
+    (shown,) = json.loads(to_json([IMAGE], images=True))
+    assert np.array_equal(read_png(base64.b64decode(shown.pop("data"))), IMAGE)
     assert shown == {"encoding": "png", "shape": [4, 6, 3]}
 
 
-def test_pictures_that_are_encoded_stay_so() -> None:
-    picture = {"encoding": "jpeg", "shape": (4, 6, 3), "data": b"\x01\x02"}
+def test_images_that_are_encoded_stay_so() -> None:
+    image = {"encoding": "jpeg", "shape": (4, 6, 3), "data": b"\x01\x02"}
     told = {"encoding": "jpeg", "shape": [4, 6, 3]}
-    assert json.loads(to_json(picture, pictures=True)) == {**told, "data": "AQI="}
-    assert msgpack.unpackb(to_msgpack(picture)) == {**told, "data": b"\x01\x02"}
-    assert to_file(picture) == (b"\x01\x02", "image/jpeg")
+    assert json.loads(to_json(image, images=True)) == {**told, "data": "AQI="}
+    assert msgpack.unpackb(to_msgpack(image)) == {**told, "data": b"\x01\x02"}
+    assert to_file(image) == (b"\x01\x02", "image/jpeg")
 
 
 def test_arrays_of_a_reply_in_msgpack_are_their_bytes() -> None:
@@ -140,18 +140,18 @@ def test_an_empty_array_of_a_reply_in_msgpack_has_no_bytes() -> None:
     assert msgpack.unpackb(to_msgpack(np.zeros((0, 3)))) == {"dtype": "<f8", "shape": [0, 3], "data": b""}
 
 
-def test_pictures_are_raw_in_msgpack_unless_they_are_wanted_as_png() -> None:
-    raw = msgpack.unpackb(to_msgpack(PICTURE))
-    assert raw == {"dtype": "|u1", "shape": [4, 6, 3], "data": PICTURE.tobytes()}
-    told = msgpack.unpackb(to_msgpack(PICTURE, pictures=True))
-    assert np.array_equal(read_png(told.pop("data")), PICTURE)
+def test_images_are_raw_in_msgpack_unless_they_are_wanted_as_png() -> None:
+    raw = msgpack.unpackb(to_msgpack(IMAGE))
+    assert raw == {"dtype": "|u1", "shape": [4, 6, 3], "data": IMAGE.tobytes()}
+    told = msgpack.unpackb(to_msgpack(IMAGE, images=True))
+    assert np.array_equal(read_png(told.pop("data")), IMAGE)
     assert told == {"encoding": "png", "shape": [4, 6, 3]}
 
 
-def test_a_png_holds_the_picture() -> None:
-    content, media_type = to_file(PICTURE)
+def test_a_png_holds_the_image() -> None:
+    content, media_type = to_file(IMAGE)
     assert media_type == "image/png"
-    assert np.array_equal(read_png(content), PICTURE)
+    assert np.array_equal(read_png(content), IMAGE)
 
 
 def test_a_png_of_several_cameras_shows_them_side_by_side() -> None:
@@ -160,11 +160,11 @@ def test_a_png_of_several_cameras_shows_them_side_by_side() -> None:
     assert np.array_equal(shown[:, 6:], CAMERAS[1].transpose(1, 2, 0))
 
 
-def test_numbers_are_no_picture() -> None:
+def test_numbers_are_not_an_image() -> None:
     with pytest.raises(InvalidParams) as caught:
         to_file(np.zeros((4, 4, 3)))
     assert str(caught.value) == (
-        "this is a float64 array of shape (4, 4, 3), no picture: ask with 'Accept: application/json'"
+        "this is a float64 array of shape (4, 4, 3), not an image: request it with 'Accept: application/json'"
     )
 
 

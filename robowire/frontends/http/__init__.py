@@ -1,1 +1,1 @@
-"""An HTTP front of the simulator server: for curl, browsers, and languages without a client."""
+"""The HTTP frontend of the simulator service: for curl, browsers, and languages without a client."""

@@ -1,4 +1,4 @@
-"""Every call of the HTTP front: a line or two that say which request of a session it is."""
+"""Endpoints of the HTTP frontend: each is one request of a session, in a line or two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robowire.errors import InternalError, InvalidParams, NotReset, RequestError
 from robowire.frontends.http import models
 from robowire.frontends.http.formats import to_json
 from robowire.frontends.http.limits import LimitsMiddleware, error_response
-from robowire.frontends.http.request import Ask, Observe, execute
+from robowire.frontends.http.request import AnyRequest, ObservingRequest, execute
 from robowire.images import is_encoded
 from robowire.registry import family_and_task, nearest
 from robowire.serving.simulator.service import SimulatorService
@@ -26,6 +26,7 @@ from robowire.version import __version__
 from robowire.wire import messages
 from robowire.wire.messages import ok
 from robowire.wire.methods import METHODS, check_params, take_number
+from robowire.wire.text_safety import printable, quoted
 
 __all__ = ["make_app"]
 
@@ -33,15 +34,15 @@ _PAGE = Path(__file__).with_name("page.html")
 
 _DESCRIPTION = """Simulators over HTTP; each call is one request of a session, as on the simulator port.
 
-`POST /reset` with a simulator and a task begins a session and gives its name, which later calls show: in the
-header `X-Robowire-Session`, as `?session=`, or as `"session"` in the body. A session ends by
-`DELETE /session`, or when nothing was asked of it for the server's `--session_timeout_s`.
+`POST /reset` with a simulator and a task begins a session and returns its name, which later calls send: in
+the header `X-Robowire-Session`, as `?session=`, or as `"session"` in the body. A session ends by
+`DELETE /session`, or after the server's `--session_timeout_s` without a call.
 
 Bodies are JSON, or MessagePack with `Content-Type: application/msgpack`. Replies are JSON, or MessagePack
 with `Accept: application/msgpack`, where arrays are `{"dtype", "shape", "data"}`. In JSON they are nested
-lists, NaN is null, and pictures are `{"dtype", "shape"}` unless `?images=png` asks for them."""
-# Nothing on the page comes from elsewhere, and nobody shows it inside of another page.
-_PAGE_MAY = (
+lists, NaN is null, and images are `{"dtype", "shape"}` with their bytes only if `?images=png` is given."""
+# The page loads nothing from other hosts, and no other page may embed it.
+_PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
@@ -50,11 +51,16 @@ _router = APIRouter()
 
 
 def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> FastAPI:
-    """Return the application that puts the calls to a server."""
+    """Return the application that sends the calls to a service.
+
+    Args:
+        service: Service that answers the calls.
+        allowed_hosts: Further host names under which clients may reach it.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # A call that waits for a simulator holds a thread; no call waits for another one's.
+        # A call that waits for a simulator holds a thread; no call waits for the thread of another one.
         anyio.to_thread.current_default_thread_limiter().total_tokens = service.options.max_connections
         yield
 
@@ -62,7 +68,7 @@ def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> 
         title="robowire simulators",
         version=__version__,
         description=_DESCRIPTION,
-        docs_url=None,  # it would load its page from elsewhere; ours is at /
+        docs_url=None,  # it would load its page from another host; ours is at /
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
@@ -80,18 +86,21 @@ def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> 
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         service.metrics.error(InvalidParams.error_type)
         first = error.errors()[0]
-        return error_response(InvalidParams(f"{first['loc'][-1]}: {first['msg']}"))
+        return error_response(InvalidParams(printable(f"{first['loc'][-1]}: {first['msg']}")))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         message = str(error.detail)
         if error.status_code in (404, 405):
-            message = f"there is no {request.method} {request.url.path}: see /openapi.json, or / in a browser"
+            message = (
+                f"there is no {printable(request.method, 20)} {printable(request.url.path, 200)}: see "
+                "/openapi.json, or / in a browser"
+            )
         error_type = "unknown_method" if error.status_code in (404, 405) else "invalid_params"
         service.metrics.error(error_type)
         return error_response(message, error_type=error_type, status=error.status_code)
 
-    @app.exception_handler(Exception)  # the server logs it with its traceback
+    @app.exception_handler(Exception)  # uvicorn logs it with its traceback
     async def broken(_: Request, error: Exception) -> Response:
         service.metrics.error(InternalError.error_type)
         return error_response(InternalError("the server failed on this request; its log says why"))
@@ -99,15 +108,15 @@ def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> 
     return app
 
 
-def _says(
+def _openapi(
     reply: type[BaseModel],
     body: type[BaseModel] | None = None,
     example: Mapping[str, Any] | None = None,
     *,
     media: tuple[str, ...] = ("application/msgpack",),
 ) -> dict[str, Any]:
-    """Return what OpenAPI is told of a call: FastAPI sees neither what it reads nor what it answers."""
-    told: dict[str, Any] = {
+    """Return the OpenAPI part of a call: FastAPI sees neither what it reads nor what it answers."""
+    openapi: dict[str, Any] = {
         "response_class": Response,
         "responses": {
             200: {"model": reply, "description": reply.__doc__, "content": {name: {} for name in media}},
@@ -119,8 +128,8 @@ def _says(
         schema = body.model_json_schema()
         content: dict[str, Any] = {"application/json": {"schema": schema, "example": example}}
         content["application/msgpack"] = {"schema": schema}
-        told["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
-    return told
+        openapi["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return openapi
 
 
 # -- a session
@@ -129,14 +138,15 @@ def _says(
 _LIFT = {"simulator": "robosuite", "task": "Lift", "seed": 0}
 
 
-@_router.post("/reset", tags=["session"], **_says(models.ResetReply, models.ResetBody, _LIFT))
-def reset(asked: Observe) -> Response:
+@_router.post("/reset", tags=["session"], **_openapi(models.ResetReply, models.ResetBody, _LIFT))
+def reset(request: ObservingRequest) -> Response:
     """Begin an episode; with `simulator` and `task` in a new session, with `task` of another task."""
-    token, params = asked.parameters()
+    token, params = request.parameters()
     for name in params:
         if name not in _RESET:
             raise InvalidParams(
-                f"reset has no parameter {name!r}.{nearest(name, _RESET)} It takes: {', '.join(_RESET)}"[:500]
+                f"reset has no parameter {quoted(name)}.{nearest(name[:100], _RESET)} It takes: "
+                + ", ".join(_RESET)
             )
     simulator, task = params.pop("simulator", None), params.pop("task", None)
     begin, number = take_number(
@@ -149,28 +159,28 @@ def reset(asked: Observe) -> Response:
         else check_params(messages.Request("select_simulator", {"simulator": simulator}))
     )
     if task is None and select is not None:
-        _, task = family_and_task(select["simulator"], asked.service.simulators)
+        _, task = family_and_task(select["simulator"], request.service.simulators)
     if token is None and (select is None or task is None):
         raise InvalidParams("reset needs a session, or 'simulator' and 'task' to begin one")
     if task is None and params:
-        raise InvalidParams(f"{next(iter(params))} says how a task is built, and no task is named")
+        raise InvalidParams(f"{next(iter(params))} is an option of how a task is built, and no task is named")
     load = (
         None if task is None else check_params(messages.Request("load_task", {**params, "task_name": task}))
     )
-    with asked.service.borrow_session(token, label=asked.client) as session:
+    with request.service.borrow_session(token, label=request.client) as session:
         if select is not None:
-            execute(asked.service, session, "select_simulator", select)
+            execute(request.service, session, "select_simulator", select)
         if load is None:
             spec = None
         elif session.executed(number):  # the task was loaded before; again, it would end the episode
             spec = session.describe()["spec"]
         else:
-            spec = execute(asked.service, session, "load_task", load)
-        first = execute(asked.service, session, "reset", begun, number)
+            spec = execute(request.service, session, "load_task", load)
+        first = execute(request.service, session, "reset", begun, number)
         shown: dict[str, Any] = {"session": session.token}
     if spec is not None:
         shown["spec"] = {name: value for name, value in spec.items() if name != "status"}
-    return asked.answer({**ok(), **shown, **first})
+    return request.answer({**ok(), **shown, **first})
 
 
 _BEGIN = ("seed", "init_state", "number")
@@ -183,86 +193,89 @@ _RESET = (
 
 
 @_router.post(
-    "/step", tags=["session"], **_says(models.StepReply, models.StepBody, {"action": [0, 0, 0, 0, 0, 0, 0]})
+    "/step",
+    tags=["session"],
+    **_openapi(models.StepReply, models.StepBody, {"action": [0, 0, 0, 0, 0, 0, 0]}),
 )
-def step(asked: Observe) -> Response:
+def step(request: ObservingRequest) -> Response:
     """Execute one action."""
-    return asked.answer(asked.call("step"))
+    return request.answer(request.call("step"))
 
 
 @_router.post(
     "/step_chunk",
     tags=["session"],
-    **_says(models.ChunkReply, models.ChunkBody, {"actions": [[0, 0, 0, 0, 0, 0, 0]] * 2}),
+    **_openapi(models.ChunkReply, models.ChunkBody, {"actions": [[0, 0, 0, 0, 0, 0, 0]] * 2}),
 )
-def step_chunk(asked: Observe) -> Response:
+def step_chunk(request: ObservingRequest) -> Response:
     """Execute actions until the episode ends; cheaper than their steps."""
-    return asked.answer(asked.call("step_chunk"))
+    return request.answer(request.call("step_chunk"))
 
 
 @_router.get(
     "/observation",
     tags=["session"],
-    **_says(models.ObservationReply, media=("application/msgpack", "image/png")),
+    **_openapi(models.ObservationReply, media=("application/msgpack", "image/png")),
 )
 def observation(
-    asked: Observe,
+    request: ObservingRequest,
     key: Annotated[
-        str | None, Query(description="One entry of the observation; a picture comes as PNG.")
+        str | None, Query(description="One entry of the observation; an image comes as PNG.")
     ] = None,
 ) -> Response:
-    """Repeat the last reply with an observation, with reward and success; it does nothing."""
-    token, _ = asked.session()
-    with asked.service.borrow_session(token) as session:
+    """Repeat the last reply with an observation, with reward and success; changes nothing."""
+    token, _ = request.session()
+    with request.service.borrow_session(token) as session:
         last = session.describe()["last"]
     if last is None:
         raise NotReset("reset comes before observation")
     if key is None:
-        return asked.answer(last)
+        return request.answer(last)
     seen = last["observation"]
     entries = seen if isinstance(seen, dict) else vars(seen)
     if key not in entries:
         raise InvalidParams(
-            f"the observation has no {key!r}.{nearest(key, entries)} It has: {', '.join(entries)}"[:500]
+            f"the observation has no {quoted(key)}.{nearest(key[:100], entries)} It has: "
+            + printable(", ".join(entries), 200)
         )
     reply = ok(**{key: entries[key]})
-    pictured = is_encoded(entries[key]) or getattr(entries[key], "ndim", 0) >= 3
-    return asked.picture(reply, key) if pictured else asked.answer(reply)
+    is_image = is_encoded(entries[key]) or getattr(entries[key], "ndim", 0) >= 3
+    return request.image(reply, key) if is_image else request.answer(reply)
 
 
 @_router.get(
     "/render",
     tags=["session"],
     **{
-        **_says(models.Done),
+        **_openapi(models.Done),
         "responses": {
-            200: {"description": "The picture.", "content": {"image/png": {}, "application/msgpack": {}}},
+            200: {"description": "The image.", "content": {"image/png": {}, "application/msgpack": {}}},
             "default": {"model": models.ErrorReply, "description": models.ErrorReply.__doc__},
         },
     },
 )
 def render(
-    asked: Ask,
+    request: AnyRequest,
     camera_name: Annotated[
         str | None, Query(description="The simulator's best view for people if left out.")
     ] = None,
 ) -> Response:
-    """Take a picture of the scene as it is; it does not advance."""
-    return asked.picture(asked.call("render", {"camera_name": camera_name}), "image")
+    """Render the scene as it is; the episode does not advance."""
+    return request.image(request.call("render", {"camera_name": camera_name}), "image")
 
 
-@_router.post("/renew", tags=["session"], **_says(models.Renewed))
-def renew(asked: Ask) -> Response:
-    """Let the session's time begin anew, as any call does."""
-    token, _ = asked.session()
-    with asked.service.borrow_session(token):
-        return asked.answer(ok(session_timeout_s=asked.service.options.session_timeout_s))
+@_router.post("/renew", tags=["session"], **_openapi(models.Renewed))
+def renew(request: AnyRequest) -> Response:
+    """Restart the time after which the session ends, as any call does."""
+    token, _ = request.session()
+    with request.service.borrow_session(token):
+        return request.answer(ok(session_timeout_s=request.service.options.session_timeout_s))
 
 
-@_router.delete("/session", tags=["session"], **_says(models.Done))
-def end_session(asked: Ask) -> Response:
+@_router.delete("/session", tags=["session"], **_openapi(models.Done))
+def end_session(request: AnyRequest) -> Response:
     """End the session and its simulator."""
-    return asked.answer(asked.call("disconnect"))
+    return request.answer(request.call("disconnect"))
 
 
 # -- snapshots
@@ -271,114 +284,117 @@ def end_session(asked: Ask) -> Response:
 _ID = {"snapshot_id": "..."}
 
 
-@_router.post("/snapshot/create", tags=["snapshots"], **_says(models.SnapshotReply))
-def create_snapshot(asked: Ask) -> Response:
-    """Save the episode's whole state."""
-    return asked.answer(asked.call("snapshot"))
+@_router.post("/snapshot/create", tags=["snapshots"], **_openapi(models.SnapshotReply))
+def create_snapshot(request: AnyRequest) -> Response:
+    """Save the whole state of the episode."""
+    return request.answer(request.call("snapshot"))
 
 
-@_router.post("/snapshot/restore", tags=["snapshots"], **_says(models.RestoreReply, models.RestoreBody, _ID))
-def restore_snapshot(asked: Observe) -> Response:
+@_router.post(
+    "/snapshot/restore", tags=["snapshots"], **_openapi(models.RestoreReply, models.RestoreBody, _ID)
+)
+def restore_snapshot(request: ObservingRequest) -> Response:
     """Go back to a snapshot; the episode goes on from there bit for bit."""
-    return asked.answer(asked.call("restore"))
+    return request.answer(request.call("restore"))
 
 
-@_router.post("/snapshot/verify", tags=["snapshots"], **_says(models.VerifyReply, models.VerifyBody, _ID))
-def verify_snapshot(asked: Ask) -> Response:
+@_router.post("/snapshot/verify", tags=["snapshots"], **_openapi(models.VerifyReply, models.VerifyBody, _ID))
+def verify_snapshot(request: AnyRequest) -> Response:
     """Step twice from a snapshot and compare; the session's episode is not touched."""
-    return asked.answer(asked.call("verify"))
+    return request.answer(request.call("verify"))
 
 
-@_router.post("/fork", tags=["snapshots"], **_says(models.ForkReply, models.ForkBody, {**_ID, "n": 2}))
-def fork(asked: Ask) -> Response:
+@_router.post("/fork", tags=["snapshots"], **_openapi(models.ForkReply, models.ForkBody, {**_ID, "n": 2}))
+def fork(request: AnyRequest) -> Response:
     """Begin sessions that start from a snapshot, each with a simulator of its own."""
-    reply = asked.call("fork")
-    return asked.answer(ok(sessions=reply["tokens"]))
+    reply = request.call("fork")
+    return request.answer(ok(sessions=reply["tokens"]))
 
 
-@_router.get("/snapshot/list", tags=["snapshots"], **_says(models.SnapshotsReply))
-def list_snapshots(asked: Ask) -> Response:
+@_router.get("/snapshot/list", tags=["snapshots"], **_openapi(models.SnapshotsReply))
+def list_snapshots(request: AnyRequest) -> Response:
     """List every snapshot that the server keeps."""
-    return asked.answer(ok(snapshots=asked.service.snapshots.describe()))
+    return request.answer(ok(snapshots=request.service.snapshots.describe()))
 
 
-@_router.delete("/snapshot/{snapshot_id}", tags=["snapshots"], **_says(models.Deleted))
-def delete_snapshot(asked: Ask, snapshot_id: str) -> Response:
-    """Forget a snapshot; while a session that made it runs, only that one may."""
-    token, _ = asked.parameters()
+@_router.delete("/snapshot/{snapshot_id}", tags=["snapshots"], **_openapi(models.Deleted))
+def delete_snapshot(request: AnyRequest, snapshot_id: str) -> Response:
+    """Delete a snapshot; while a session that made it runs, only that session may."""
+    token, _ = request.parameters()
     if token is None:
-        asked.service.snapshots.delete(snapshot_id, asker=asked)
+        request.service.snapshots.delete(snapshot_id, asker=request)
     else:
-        with asked.service.borrow_session(token) as session:
-            asked.service.snapshots.delete(snapshot_id, asker=session)
-    return asked.answer(ok())
+        with request.service.borrow_session(token) as session:
+            request.service.snapshots.delete(snapshot_id, asker=session)
+    return request.answer(ok())
 
 
 # -- the server
 
 
-@_router.get("/simulators", tags=["server"], **_says(models.SimulatorsReply))
-def simulators(asked: Ask) -> Response:
+@_router.get("/simulators", tags=["server"], **_openapi(models.SimulatorsReply))
+def simulators(request: AnyRequest) -> Response:
     """List the simulators that a session may run."""
-    return asked.answer(asked.service.list_simulators())
+    return request.answer(request.service.list_simulators())
 
 
-@_router.get("/tasks", tags=["server"], **_says(models.TasksReply))
+@_router.get("/tasks", tags=["server"], **_openapi(models.TasksReply))
 def tasks(
-    asked: Ask,
-    suite: Annotated[str | None, Query(description="Of these only, where a simulator has suites.")] = None,
+    request: AnyRequest,
+    suite: Annotated[str | None, Query(description="Suite of tasks; default all.")] = None,
 ) -> Response:
     """List the tasks of a session's simulator."""
-    return asked.answer(asked.call("list_tasks", {"suite": suite}))
+    return request.answer(request.call("list_tasks", {"suite": suite}))
 
 
 @_router.post(
-    "/tasks", tags=["server"], **_says(models.TasksReply, models.TasksBody, {"simulator": "robosuite"})
+    "/tasks", tags=["server"], **_openapi(models.TasksReply, models.TasksBody, {"simulator": "robosuite"})
 )
-def tasks_of_simulator(asked: Ask) -> Response:
-    """List the tasks of a simulator, which is started for it and ended."""
-    _, params = asked.parameters()
+def tasks_of_simulator(request: AnyRequest) -> Response:
+    """List the tasks of a simulator, which is started for the call and ended."""
+    _, params = request.parameters()
     suite = params.pop("suite", None)
     if "simulator" not in params:
         raise InvalidParams("tasks needs 'simulator'")
     select = check_params(messages.Request("select_simulator", params))
     wanted = check_params(messages.Request("list_tasks", {"suite": suite}))
-    with asked.service.borrow_session(label=asked.client) as session:
-        execute(asked.service, session, "select_simulator", select)
-        reply = execute(asked.service, session, "list_tasks", wanted)
-        execute(asked.service, session, "disconnect", {})
-    return asked.answer(reply)
+    with request.service.borrow_session(label=request.client) as session:
+        execute(request.service, session, "select_simulator", select)
+        reply = execute(request.service, session, "list_tasks", wanted)
+        execute(request.service, session, "disconnect", {})
+    return request.answer(reply)
 
 
-@_router.get("/info", tags=["server"], **_says(models.InfoReply))
-def info(asked: Ask) -> Response:
-    """Tell the facts of the server, and of a session: its task's spec, its process and its versions."""
-    token, _ = asked.parameters()
+@_router.get("/info", tags=["server"], **_openapi(models.InfoReply))
+def info(request: AnyRequest) -> Response:
+    """Return information on the server, and on a session: its task's spec, its process and its versions."""
+    token, _ = request.parameters()
     if token is None:
-        return asked.answer(ok(**asked.service.info()))
-    with asked.service.borrow_session(token) as session:
-        return asked.answer(ok(**asked.service.info(), **session.info()))
+        return request.answer(ok(**request.service.info()))
+    with request.service.borrow_session(token) as session:
+        return request.answer(ok(**request.service.info(), **session.info()))
 
 
-@_router.get("/stats", tags=["server"], **_says(models.StatsReply))
-def stats(asked: Ask) -> Response:
+@_router.get("/stats", tags=["server"], **_openapi(models.StatsReply))
+def stats(request: AnyRequest) -> Response:
     """Count requests, errors and durations, of TCP and HTTP together."""
-    return asked.answer(ok(**asked.service.metrics.snapshot(), **asked.service.capacity()))
+    return request.answer(ok(**request.service.metrics.snapshot(), **request.service.capacity()))
 
 
-# What a probe asks waits for no thread.
+# Health checks and metrics wait for no thread, need no token, and are not logged.
 
 
-@_router.get("/health", tags=["server"], **_says(models.Health, media=()))
+@_router.get("/health", tags=["server"], **_openapi(models.Health, media=()))
+@_router.get("/healthz", include_in_schema=False)
 async def health(request: Request) -> Response:
-    """Say that the server answers; needs no token."""
+    """Report that the server answers; needs no token."""
     service: SimulatorService = request.app.state.service
     return Response(to_json(ok(version=__version__, **service.capacity())), media_type="application/json")
 
 
 @_router.get("/metrics", tags=["server"], response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Tell the same as /stats in Prometheus' text format; needs no token."""
+    """Return the counters of /stats in Prometheus' text format; needs no token."""
     service: SimulatorService = request.app.state.service
     return Response(service.metrics.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -387,4 +403,4 @@ async def metrics(request: Request) -> Response:
 @_router.get("/docs", include_in_schema=False)
 async def page() -> Response:
     """Show a page to look at a session and to try every call."""
-    return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _PAGE_MAY})
+    return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _PAGE_POLICY})

@@ -1,4 +1,4 @@
-"""What a body says, and replies as JSON, MessagePack or PNG: bytes and values, no server."""
+"""Bodies of requests and replies as JSON, MessagePack or PNG: bytes and values, no server."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _ACTION = {field.name for field in fields(MetaAction)}
 
 
 def read_body(body: bytes, content_type: str) -> dict[str, Any]:
-    """Return the parameters that a request's body names.
+    """Return the parameters in the body of a request.
 
     Args:
-        body: May be empty, which names none.
+        body: Body of the request; an empty one has no parameters.
         content_type: ``application/msgpack`` is read as MessagePack, anything else as JSON: curl's ``-d``
-            says that it sends a form.
+            declares a form.
 
     Raises:
-        InvalidParams: It cannot be read, or is no object.
+        InvalidParams: It cannot be read, or is not an object.
     """
     if not body:
         return {}
@@ -54,39 +54,39 @@ def read_body(body: bytes, content_type: str) -> dict[str, Any]:
     return {name: _own_action(parameter) for name, parameter in value.items()}
 
 
-def to_json(value: Any, *, pictures: bool = False) -> bytes:
+def to_json(value: Any, *, images: bool = False) -> bytes:
     """Return a reply as JSON.
 
-    Arrays are nested lists, bytes are Base64; what is not finite is null, which JSON has no number for.
-    Pictures are ``{"dtype", "shape"}``, and encoded ones ``{"encoding", "shape"}``; where they are asked for,
-    all are encoded and have their ``"data"``.
+    Arrays are nested lists, bytes are Base64; numbers that are not finite are null, as JSON has none. Images
+    are ``{"dtype", "shape"}``, and encoded ones ``{"encoding", "shape"}``; with ``images`` all are encoded
+    and have their ``"data"``.
     """
 
     def array(value: np.ndarray) -> Any:
-        shown = _as_picture(value)
+        shown = _as_image(value)
         if shown is None:
             return value.tolist()
-        if pictures:
+        if images:
             return _plain(_png(shown), array, encoded)
         return {"dtype": value.dtype.str, "shape": list(value.shape)}
 
     def encoded(value: Mapping[str, Any]) -> Any:
-        told = {"encoding": value["encoding"], "shape": list(value["shape"])}
-        return {**told, "data": value["data"]} if pictures else told
+        described = {"encoding": value["encoding"], "shape": list(value["shape"])}
+        return {**described, "data": value["data"]} if images else described
 
-    plain = _sayable(_plain(value, array, encoded))
+    plain = _to_json_value(_plain(value, array, encoded))
     return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
 
 
-def to_msgpack(value: Any, *, pictures: bool = False) -> bytes:
+def to_msgpack(value: Any, *, images: bool = False) -> bytes:
     """Return a reply as MessagePack.
 
-    Arrays are ``{"dtype", "shape", "data"}``, as numpy names types and in C order; pictures are
-    ``{"encoding", "shape", "data"}`` where that is asked for.
+    Arrays are ``{"dtype", "shape", "data"}``, as numpy names types and in C order; images are
+    ``{"encoding", "shape", "data"}`` with ``images``.
     """
 
     def array(value: np.ndarray) -> Any:
-        shown = _as_picture(value) if pictures else None
+        shown = _as_image(value) if images else None
         if shown is not None:
             return _plain(_png(shown), array, encoded)
         data = np.ascontiguousarray(value).data.cast("B") if value.size else b""
@@ -100,24 +100,24 @@ def to_msgpack(value: Any, *, pictures: bool = False) -> bytes:
 
 
 def to_file(value: Any) -> tuple[bytes, str]:
-    """Return a picture of a reply as a file and its media type: several cameras are put side by side.
+    """Return an image of a reply as a file and its media type: several cameras are placed side by side.
 
     Raises:
-        InvalidParams: It is no picture.
+        InvalidParams: It is not an image.
     """
     if not is_encoded(value):
-        shown = _as_picture(value) if isinstance(value, np.ndarray) else None
+        shown = _as_image(value) if isinstance(value, np.ndarray) else None
         if shown is None:
             found = f"a {type(value).__name__}"
             if isinstance(value, np.ndarray):
                 found = f"a {value.dtype} array of shape {value.shape}"
-            raise InvalidParams(f"this is {found}, no picture: ask with 'Accept: application/json'")
+            raise InvalidParams(f"this is {found}, not an image: request it with 'Accept: application/json'")
         value = _png(shown)
     return bytes(value["data"]), f"image/{value['encoding']}"
 
 
-def _as_picture(array: np.ndarray) -> np.ndarray | None:
-    """Return uint8 (height, width, 3), where the array is a picture or the pictures of a MetaObs."""
+def _as_image(array: np.ndarray) -> np.ndarray | None:
+    """Return uint8 (height, width, 3), if the array is an image or the images of a MetaObs."""
     if array.dtype != np.uint8 or not array.size:
         return None
     if array.ndim == 3 and array.shape[2] == 3:
@@ -127,19 +127,19 @@ def _as_picture(array: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _png(picture: np.ndarray) -> dict[str, Any]:
-    return encode_image(picture, "png", quality=100)  # the quality is JPEG's
+def _png(image: np.ndarray) -> dict[str, Any]:
+    return encode_image(image, "png", quality=100)  # the quality is JPEG's
 
 
 def _plain(
     value: Any, array: Callable[[np.ndarray], Any], encoded: Callable[[Mapping[str, Any]], Any]
 ) -> Any:
-    """Return the value with nothing in it that JSON and MessagePack do not know, but for bytes."""
+    """Return the value as what JSON and MessagePack can hold, and bytes."""
     if isinstance(value, np.ndarray):
         return array(value)
     if is_encoded(value):
         return encoded(value)
-    if isinstance(value, (MetaObs, MetaAction)):  # what it does not hold is left out
+    if isinstance(value, (MetaObs, MetaAction)):  # fields that are None are left out
         value = {name: entry for name, entry in vars(value).items() if entry is not None}
     if isinstance(value, Mapping):
         return {str(name): _plain(entry, array, encoded) for name, entry in value.items()}
@@ -148,16 +148,16 @@ def _plain(
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _sayable(value: Any) -> Any:
-    """Return what JSON can say."""
+def _to_json_value(value: Any) -> Any:
+    """Return the value as what JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (bytes, bytearray)):
         return base64.b64encode(value).decode()
     if isinstance(value, list):
-        return [_sayable(entry) for entry in value]
+        return [_to_json_value(entry) for entry in value]
     if isinstance(value, dict):
-        return {name: _sayable(entry) for name, entry in value.items()}
+        return {name: _to_json_value(entry) for name, entry in value.items()}
     return value
 
 
@@ -187,7 +187,7 @@ def _own_array(value: dict[Any, Any]) -> Any:
     dtype, shape, data = value["dtype"], value["shape"], value["data"]
     try:
         kind = np.dtype(dtype) if isinstance(dtype, str) else None
-    except (TypeError, SyntaxError):  # numpy reads "f8,..." as Python does
+    except (TypeError, SyntaxError):  # numpy parses "f8,..." as Python code
         kind = None
     if kind is None or kind.kind not in "biuf":
         raise ValueError(f"dtype is {quoted(dtype, 50)}, expected numbers such as '<f8'")
@@ -199,7 +199,7 @@ def _own_array(value: dict[Any, Any]) -> Any:
     ):
         raise ValueError("an array is {'dtype': text, 'shape': list of at most 8 sizes, 'data': bytes}")
     if len(data) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{len(data)} bytes are no {kind} array of shape {tuple(shape)}"[:150])
+        raise ValueError(f"{len(data)} bytes are not {kind} of shape {quoted(tuple(shape), 99)}")
     return np.frombuffer(data, kind).reshape(shape)
 
 

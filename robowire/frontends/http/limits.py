@@ -45,7 +45,7 @@ STATUS: Mapping[str, int] = {
 }
 
 # They cost no thread, and are requested to know whether the server is overloaded.
-_PROBES = ("/health", "/metrics")
+_PROBES = ("/health", "/healthz", "/metrics")
 
 # The page and the description of the calls; they hold nothing of this server.
 _PUBLIC = ("/", "/docs", "/openapi.json")

@@ -1,4 +1,4 @@
-"""What the calls take and answer, as OpenAPI tells it. The server's own checks read a request, not these."""
+"""Parameters and replies of the calls for OpenAPI. ``wire/methods.py`` checks requests, not these models."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _OBSERVATION = Field(
 _NUMBER = Field(
     None,
     ge=1,
-    description="Higher with each request of the session; the last one sent again repeats its reply and "
-    "executes nothing.",
+    description="Number of the request, higher than those before; the last number again repeats its reply "
+    "and executes nothing.",
 )
-_SESSION = Field(None, description="The session, where neither the header nor the query names it.")
+_SESSION = Field(None, description="Session, if neither the header nor the query names it.")
 _ACTION = "(action_dim,) numbers, the simulator's own action; or the fields of a MetaAction."
 
 
@@ -56,11 +56,11 @@ class ResetBody(_Body):
     simulator: str | None = Field(
         None, description="For a new session: a name of /simulators, or simulator:task."
     )
-    task: str | None = Field(None, description="A task to load first; left out, the loaded one goes on.")
+    task: str | None = Field(None, description="Task to load first; by default the loaded one is reset.")
     seed: int | None = Field(None, ge=0, description="The same seed gives the same episode.")
     init_state: int | None = Field(None, ge=0, description="A numbered initial state, where tasks have them.")
     number: int | None = _NUMBER
-    robot: str | None = Field(None, description="This and what follows: how the task is built.")
+    robot: str | None = Field(None, description="This option and the following ones: how the task is built.")
     controller: str | None = None
     camera_names: list[str] | None = Field(None, description="An empty list renders nothing, which is fast.")
     image_height: int | None = Field(None, ge=1, le=4096, description="Pixels.")
@@ -70,9 +70,9 @@ class ResetBody(_Body):
     control_hz: float | None = Field(None, gt=0, description="Steps a second.")
     names: str | None = Field(None, description="'raw' (the default), or others that a simulator offers.")
     observation_format: str | None = Field(None, description="'raw' (the default) or 'meta'.")
-    observation_keys: list[str] | None = Field(None, description="Of the raw observation these only.")
+    observation_keys: list[str] | None = Field(None, description="Keys of raw observations; default all.")
     image_encoding: str | None = Field(None, description="'raw' (the default), 'jpeg' or 'png'.")
-    jpeg_quality: int | None = Field(None, ge=1, le=100, description="95 unless given.")
+    jpeg_quality: int | None = Field(None, ge=1, le=100, description="Default 95.")
 
 
 class StepBody(_Body):
@@ -97,33 +97,33 @@ class TasksBody(_Body):
 
 
 class RestoreBody(_Body):
-    """Which snapshot."""
+    """Snapshot to restore."""
 
     snapshot_id: str
     number: int | None = _NUMBER
 
 
 class VerifyBody(_Body):
-    """Which snapshot, and how far."""
+    """Snapshot to verify, and number of steps."""
 
     snapshot_id: str
     steps: int = Field(50, ge=1, description="Random actions to compare.")
 
 
 class ForkBody(_Body):
-    """Which snapshot, and how many sessions."""
+    """Snapshot to fork, and number of sessions."""
 
     snapshot_id: str
-    n: int = Field(ge=1, description="Sessions to begin at that instant, each with a simulator of its own.")
+    n: int = Field(ge=1, description="Sessions to begin from the snapshot, each with a simulator of its own.")
     number: int | None = _NUMBER
 
 
 class ErrorReply(BaseModel):
-    """What went wrong."""
+    """Error of a call."""
 
     status: str = Field("error", description="'error'")
-    error_type: str = Field(description="One word for a program: docs/protocol.md lists them.")
-    message: str = Field(description="A sentence for a person.")
+    error_type: str = Field(description="Error type for programs: docs/protocol.md lists them.")
+    message: str = Field(description="Message for people.")
 
 
 class _Reply(BaseModel):
@@ -131,11 +131,11 @@ class _Reply(BaseModel):
 
 
 class Done(_Reply):
-    """It was done."""
+    """The call was executed."""
 
 
 class Deleted(Done):
-    """It is gone."""
+    """The snapshot was deleted."""
 
 
 class Health(_Reply):
@@ -149,23 +149,23 @@ class Health(_Reply):
 class ResetReply(_Reply):
     """The first observation of an episode."""
 
-    session: str = Field(description="What later calls show. A secret: who knows it has the session.")
-    spec: dict[str, Any] | None = Field(None, description="Of the task that was loaded: action_dim, ...")
+    session: str = Field(description="Session name for later calls. A secret: it gives access.")
+    spec: dict[str, Any] | None = Field(None, description="Spec of the task that was loaded: action_dim, ...")
     observation: dict[str, Any] = _OBSERVATION
 
 
 class StepReply(_Reply):
-    """What came of one action."""
+    """Result of one action."""
 
     observation: dict[str, Any] = _OBSERVATION
     reward: float
     terminated: bool = Field(description="The task ended the episode; success does.")
     truncated: bool = Field(description="The step limit ended it.")
-    info: dict[str, Any] = Field(description="The simulator's own words, with 'success'.")
+    info: dict[str, Any] = Field(description="Information of the simulator, with 'success'.")
 
 
 class ChunkReply(_Reply):
-    """What came of a chunk: its last observation."""
+    """Result of a chunk, with its last observation."""
 
     observation: dict[str, Any] = _OBSERVATION
     rewards: list[float]
@@ -176,13 +176,13 @@ class ChunkReply(_Reply):
 
 
 class ObservationReply(_Reply):
-    """The last reply with an observation, whoever asked for it."""
+    """The last reply of the session with an observation."""
 
     observation: dict[str, Any] = _OBSERVATION
 
 
 class RestoreReply(_Reply):
-    """The observation of that instant."""
+    """The observation of the restored state."""
 
     observation: dict[str, Any] = _OBSERVATION
 
@@ -215,7 +215,7 @@ class ForkReply(_Reply):
 
 
 class SimulatorsReply(_Reply):
-    """What a new session may run."""
+    """Simulators that a new session may run."""
 
     simulators: list[str]
     summaries: dict[str, str]
@@ -228,7 +228,7 @@ class TasksReply(_Reply):
 
 
 class InfoReply(_Reply):
-    """Facts of the server, and of a session where one is named."""
+    """Information on the server, and on a session if one is named."""
 
     server: str
     version: str
@@ -238,10 +238,10 @@ class InfoReply(_Reply):
 
 
 class StatsReply(_Reply):
-    """What the server counts, TCP and HTTP together."""
+    """Counters of the server, TCP and HTTP together."""
 
 
 class Renewed(_Reply):
-    """The session's time begins anew, as it does with any call."""
+    """The time after which the session ends, restarted by this call as by any other."""
 
     session_timeout_s: float

@@ -1,4 +1,4 @@
-"""A call as it came over HTTP: who asks, for which session, with which parameters, and how it is answered."""
+"""One HTTP request: its session, its parameters, and the format of its reply."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from robowire.serving.simulator.session import SimulatorSession
 from robowire.wire import messages
 from robowire.wire.methods import check_params, take_number
 from robowire.wire.pickle.reader import loads
+from robowire.wire.text_safety import quoted
 
-__all__ = ["MAX_BODY", "Ask", "HttpRequest", "Observe", "execute"]
+__all__ = ["MAX_BODY", "AnyRequest", "HttpRequest", "ObservingRequest", "execute"]
 
 # A chunk of 1000 actions of 14 numbers is 0.3 MB as JSON; lists of numbers take eight times a body's length.
 MAX_BODY = 2 * 1024 * 1024
@@ -32,25 +33,25 @@ class HttpRequest:
     """One call.
 
     Attributes:
-        service: What answers it.
+        service: Service that answers it.
         client: ``host:port``, for the log.
-        shown: The session that the header or the query names.
-        body: As it came.
-        content_type: Of the body.
-        accept: What the client wants.
-        pictures: Whether pictures are to be within the reply.
+        named_session: Session that the header or the query names.
+        body: Body as received.
+        content_type: Media type of the body.
+        accept: Media types that the client accepts.
+        images: Whether the reply holds the bytes of images.
     """
 
     service: SimulatorService
     client: str
-    shown: str | None
+    named_session: str | None
     body: bytes
     content_type: str
     accept: str
-    pictures: bool = False
+    images: bool = False
 
     def parameters(self) -> tuple[str | None, dict[str, Any]]:
-        """Return the session that is named, if any, and the body's other parameters.
+        """Return the session of the call, if one is named, and the other parameters of the body.
 
         Raises:
             InvalidParams: The body cannot be read.
@@ -58,11 +59,11 @@ class HttpRequest:
         params = read_body(self.body, self.content_type)
         named = params.pop("session", None)
         if named is not None and not isinstance(named, str):
-            raise InvalidParams(f"session is {named!r}"[:150] + ", expected text")
-        return (named if self.shown is None else self.shown), params
+            raise InvalidParams(f"session is {quoted(named)}, expected text")
+        return (named if self.named_session is None else self.named_session), params
 
     def session(self) -> tuple[str, dict[str, Any]]:
-        """Return the session and the body's other parameters.
+        """Return the session and the other parameters of the body.
 
         Raises:
             NoSimulatorSelected: No session is named.
@@ -79,8 +80,8 @@ class HttpRequest:
         """Return the session's reply to a method of the simulator port.
 
         Args:
-            method: Its name.
-            params: What it takes; the body's parameters if not given.
+            method: Name of the method.
+            params: Its parameters; by default those of the body.
         """
         token, named = self.session()
         call, number = take_number(messages.Request(method, dict(named if params is None else params)))
@@ -91,15 +92,15 @@ class HttpRequest:
     def answer(self, reply: Any) -> Response:
         """Return the reply as JSON, or as MessagePack where the client accepts it."""
         if "msgpack" in self.accept:
-            return self._respond(to_msgpack(reply, pictures=self.pictures), MSGPACK)
-        return self._respond(to_json(reply, pictures=self.pictures), "application/json")
+            return self._respond(to_msgpack(reply, images=self.images), MSGPACK)
+        return self._respond(to_json(reply, images=self.images), "application/json")
 
-    def picture(self, reply: Mapping[str, Any], name: str) -> Response:
-        """Return a picture of the reply as a file, or the reply where the client accepts something else."""
+    def image(self, reply: Mapping[str, Any], name: str) -> Response:
+        """Return an image of the reply as a file, or the reply if the client accepts something else."""
         if "msgpack" in self.accept:
             return self.answer(reply)
         if "application/json" in self.accept:
-            return self._respond(to_json(reply, pictures=True), "application/json")
+            return self._respond(to_json(reply, images=True), "application/json")
         return self._respond(*to_file(reply[name]))
 
     def _respond(self, content: bytes, media_type: str) -> Response:
@@ -121,14 +122,14 @@ def execute(
     return reply
 
 
-async def _ask(
+async def _read_request(
     request: Request,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],  # for OpenAPI; limits.py checks it
     x_robowire_session: Annotated[
-        str | None, Header(description="The session that /reset gave; or `?session=`.")
+        str | None, Header(description="Session that /reset returned; or `?session=`.")
     ] = None,
     session: Annotated[
-        str | None, Query(description="The session, where no header can be sent. The header wins.")
+        str | None, Query(description="Session, where no header can be sent. The header takes precedence.")
     ] = None,
 ) -> HttpRequest:
     service: SimulatorService = request.app.state.service
@@ -136,33 +137,33 @@ async def _ask(
     return HttpRequest(
         service=service,
         client="a client" if client is None else f"{client.host}:{client.port}",
-        shown=x_robowire_session if x_robowire_session is not None else session,
-        body=await _read(request, service.options.frame_timeout_s),
+        named_session=x_robowire_session if x_robowire_session is not None else session,
+        body=await _read_http_body(request, service.options.frame_timeout_s),
         content_type=request.headers.get("content-type", ""),
         accept=request.headers.get("accept", "").lower(),
     )
 
 
-# What an endpoint takes.
-Ask = Annotated[HttpRequest, Depends(_ask)]
+# Parameter of an endpoint.
+AnyRequest = Annotated[HttpRequest, Depends(_read_request)]
 
 
-async def _observe(
-    asked: Ask,
+async def _read_observing_request(
+    request: AnyRequest,
     images: Annotated[
-        str | None, Query(description="png: with the observation's pictures, in JSON as Base64.")
+        str | None, Query(description="png: include the observation's images, in JSON as Base64.")
     ] = None,
 ) -> HttpRequest:
     if images not in (None, "png"):
-        raise InvalidParams(f"images is {images!r}"[:150] + ", expected 'png'")
-    return replace(asked, pictures=images == "png")
+        raise InvalidParams(f"images is {quoted(images)}, expected 'png'")
+    return replace(request, images=images == "png")
 
 
-# What an endpoint takes whose reply holds an observation.
-Observe = Annotated[HttpRequest, Depends(_observe)]
+# Parameter of an endpoint whose reply holds an observation.
+ObservingRequest = Annotated[HttpRequest, Depends(_read_observing_request)]
 
 
-async def _read(request: Request, timeout_s: float) -> bytes:
+async def _read_http_body(request: Request, timeout_s: float) -> bytes:
     too_large = HTTPException(413, f"the body exceeds the limit of {MAX_BODY} bytes")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY:

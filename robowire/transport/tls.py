@@ -7,6 +7,7 @@ certificate and name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import ssl
@@ -133,9 +134,10 @@ class TlsLayer:
         self._sock = sock
         self._clock = clock
         self._lock = threading.Lock()
-        self._reading = False  # a thread is in recv_into
+        self._reading = False  # a thread reads, or waits for something to read
         self._ahead = b""  # taken, and still to be read
         self._usable = True  # close_notify may be sent: nothing failed, and nothing is half written
+        self._closed = False  # close_notify was sent
 
     def handshake(self, timeout_s: float) -> None:
         """Complete the handshake."""
@@ -145,11 +147,7 @@ class TlsLayer:
 
     def recv_into(self, buffer: memoryview, timeout_s: float | None) -> int:
         """Fill the beginning of ``buffer``; 0 is the end of the stream."""
-        self._reading = True  # before the lock is taken: see ended
-        try:
-            return self._call(lambda: self._take(buffer), timeout_s)
-        finally:
-            self._reading = False
+        return self._read(lambda: self._take(buffer), timeout_s)
 
     def send(self, piece: memoryview, timeout_s: float) -> int:
         """Send a piece, and return how much of it was taken."""
@@ -161,7 +159,7 @@ class TlsLayer:
     def wait_readable(self, timeout_s: float | None) -> bool:
         """Return whether :meth:`recv_into` would return at once."""
         try:
-            self._call(lambda: self._look(1), timeout_s)
+            self._read(lambda: self._look(1), timeout_s)
         except socket.timeout:
             return False
         except ssl.SSLError:
@@ -170,7 +168,7 @@ class TlsLayer:
 
     def peek(self, size: int, timeout_s: float) -> bytes:
         """Return up to ``size`` of the next bytes, which stay to be read."""
-        return self._call(lambda: self._look(size), timeout_s)
+        return self._read(lambda: self._look(size), timeout_s)
 
     def ended(self) -> bool:
         """Return whether the end of the stream is what comes next."""
@@ -187,17 +185,27 @@ class TlsLayer:
         if not (self._usable and self._lock.acquire(blocking=False)):
             return
         self._usable = False
+        self._closed = True  # an unwrapped SSLSocket would go on in plain text
         try:
             with contextlib.suppress(OSError, ValueError):  # it does not wait for the peer's
                 self._sock.unwrap()
         finally:
             self._lock.release()
 
+    def _read(self, operation: Callable[[], T], timeout_s: float | None) -> T:
+        self._reading = True  # before the lock is taken: see ended
+        try:
+            return self._call(operation, timeout_s)
+        finally:
+            self._reading = False
+
     def _call(self, operation: Callable[[], T], timeout_s: float | None) -> T:
         deadline = None if timeout_s is None else self._clock() + timeout_s
         left_s = timeout_s
         while True:
             with self._lock:
+                if self._closed:
+                    raise OSError(errno.EBADF, "the stream is closed")
                 try:
                     return operation()
                 except ssl.SSLWantReadError:

@@ -132,6 +132,18 @@ def test_the_end_shows_once_all_before_it_was_read(both: tuple[Stream, Stream]) 
     assert theirs.ended()
 
 
+def test_asking_for_the_end_takes_nothing_from_a_thread_that_reads(both: tuple[Stream, Stream]) -> None:
+    ours, theirs = both
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(50):
+            reading = pool.submit(read, theirs, 3)
+            assert not theirs.ended()
+            ours.send([b"%03d" % number], 5)
+            while not reading.done():
+                theirs.ended()
+            assert reading.result() == b"%03d" % number
+
+
 def test_an_end_without_close_notify_is_an_end(both: tuple[Stream, Stream]) -> None:
     ours, theirs = both
     socket.socket.shutdown(ours.sock, socket.SHUT_WR)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robowire.address import parse_address
+from robowire.cli.background_writer import BackgroundWriter
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import TlsFlags
 from robowire.cli.parser import setting
@@ -56,6 +57,7 @@ def run(flags: FleetFlags, program: Program) -> int:
     fleet = make_fleet(flags, program.simulators, program.start_command("server.py"))
     return serve(
         fleet,
+        flags,
         lambda host, port: program.example(
             "server.py", "fleet", "status", "--address", f"{host}:{port}", *connection_words(flags)
         ),
@@ -92,17 +94,14 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
     # The fleet logs its clients once; with --log_level debug each server logs them too.
     level = "info" if logging.getLogger().isEnabledFor(logging.DEBUG) else "warning"
     command = [*program, "simulator", "--log_level", level]
+    output = BackgroundWriter(1)
     return FleetServer(
         flags,
         flags,
-        [*command, *_words(flags, SimulatorFlags, but=("port", "token"))],
-        on_change=_print_table,
+        [*command, *_words(flags, SimulatorFlags, but=("port", "token", "insecure")), "--insecure"],
+        # The fleet has said it of all of them. A pipe that nobody reads must not stop its supervisor.
+        on_change=lambda rows: output.write(f"\n{table(rows)}\n"),
     )
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    sys.stdout.write(f"\n{table(rows)}\n")
-    sys.stdout.flush()
 
 
 def _words(options: Any, options_class: type, *, but: Sequence[str]) -> list[str]:

@@ -50,6 +50,7 @@ def run(flags: PolicyFlags, program: Program) -> int:
     words = connection_words(flags)
     return serve(
         server,
+        flags,
         lambda host, port: program.example("client.py", "infer", "--host", host, "--port", port, *words),
     )
 

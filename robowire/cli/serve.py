@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -10,29 +12,16 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Any
 
 from robowire.address import join_address
+from robowire.cli.background_writer import BackgroundLogHandler, BackgroundWriter
+from robowire.serving.runner import Runner
 from robowire.serving.tcp.options import TcpOptions
 
-__all__ = ["Server", "connection_words", "serve"]
+__all__ = ["connection_words", "serve", "warning_of_open_port"]
 
-
-class Server(Protocol):
-    """What :func:`serve` runs."""
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port it listens on."""
-
-    def describe(self) -> str:
-        """Return one line on what is served."""
-
-    def serve_forever(self) -> None:
-        """Serve until :meth:`stop`, then drain and return."""
-
-    def stop(self) -> None:
-        """Make :meth:`serve_forever` end; called in a signal handler."""
+logger = logging.getLogger(__name__)
 
 
 def connection_words(options: TcpOptions, *, prefix: str = "--") -> list[str]:
@@ -60,27 +49,67 @@ def _is_own_authority(cert: str) -> bool:
     return any(found["subject"] == found["issuer"] for found in context.get_ca_certs())
 
 
-def serve(server: Server, example: Callable[[str, str], str]) -> int:
-    """Print the banner, serve until SIGINT or SIGTERM, drain, and return 0. A second SIGINT ends at once.
+def warning_of_open_port(kind: str, options: TcpOptions, host: str) -> str:
+    """Return what a person should know of a port that other machines can use without a token; else nothing.
+
+    Args:
+        kind: ``"policy"``, ``"simulator"`` or ``"fleet"``.
+        options: Options of the server.
+        host: Address that it listens on.
+    """
+    if options.token is not None or options.tls_client_ca is not None or options.insecure:
+        return ""
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return ""
+    except ValueError:
+        pass
+    return (
+        f"WITHOUT A TOKEN, EVERY MACHINE THAT REACHES THIS PORT CAN {_USES[kind]}: --token SECRET lets only "
+        "its holders in, --host 127.0.0.1 only this machine; --insecure silences this line"
+    )
+
+
+_USES = {
+    "policy": "ASK THE POLICY FOR ACTIONS",
+    "simulator": "START SIMULATORS AND READ SNAPSHOTS",
+    "fleet": "FIND AND USE ITS SIMULATORS",
+}
+
+
+def serve(server: Runner[Any], options: TcpOptions, example: Callable[[str, str], str]) -> int:
+    """Print the banner, serve until a signal, drain, and return 0. A second SIGINT ends at once.
+
+    SIGINT, SIGTERM and SIGHUP (a terminal that closes) drain. Log lines are written by a thread, so that a
+    pipe that nobody reads stops neither the server nor its end.
 
     Args:
         server: Server that listens already.
+        options: Its options.
         example: Returns a shell command that tries the server, from its host and port.
     """
     signalled = False
+    errors = BackgroundWriter(2)
+    for handler in logging.getLogger().handlers[:]:
+        if type(handler) is logging.StreamHandler and handler.stream is sys.stderr:
+            background = BackgroundLogHandler(errors)
+            background.setFormatter(handler.formatter)
+            logging.getLogger().removeHandler(handler)
+            logging.getLogger().addHandler(background)
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal signalled
         if signalled and signum == signal.SIGINT:
             os._exit(130)  # at once: threads with requests in hand would keep the interpreter waiting
         signalled = True
-        # Not sys.stderr.write: the signal may have come in the middle of one.
-        os.write(2, b"\nfinishing the requests in hand; Ctrl-C again ends at once\n")
+        errors.write("\nfinishing the requests in hand; Ctrl-C again ends at once\n")
         server.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     host, port = server.address
+    if warning := warning_of_open_port(server.service.kind, options, host):
+        logger.warning("%s", warning)
     usable = _usable_hosts(host)
     reachable = ", ".join(join_address(name, port) for name in usable)
     lines = [
@@ -91,7 +120,8 @@ def serve(server: Server, example: Callable[[str, str], str]) -> int:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
     server.serve_forever()
-    if threading.active_count() > 1:
+    errors.flush()
+    if any(thread.name == "dispatcher" for thread in threading.enumerate()):
         # A policy that hangs. Ending the interpreter under its thread can crash, and the drain is done.
         sys.stdout.flush()
         os._exit(0)

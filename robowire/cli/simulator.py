@@ -63,6 +63,7 @@ def run(flags: SimulatorFlags, program: Program) -> int:
     server = make_simulator_server(flags, program.simulators)
     return serve(
         server,
+        flags,
         lambda host, port: program.example(
             "client.py",
             *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),

@@ -296,3 +296,45 @@ def test_help_imports_no_torch() -> None:
 
 def test_server_py_is_where_users_look_for_the_server() -> None:
     assert program.PolicyServer is PolicyServer
+
+
+def test_a_log_that_nobody_reads_stops_neither_the_server_nor_its_end() -> None:
+    command = [sys.executable, "server.py", "policy", "--policy", "random", "--port", "0", "--drain_s", "5"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            listening = next(line for line in process.stdout if line.startswith("listening on "))
+            port = int(re.findall(r":(\d+)", listening)[0])
+            # Two log lines each: 64 KiB, all that the pipe holds, are full after some hundred.
+            for _ in range(3000):
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                    sock.sendall(b"PING\n")
+                    assert sock.recv(10) == b"PONG\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_a_terminal_that_closes_drains_the_server(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log") as server:
+        server.signal(signal.SIGHUP)
+        assert server.wait() == 0
+
+
+OPEN = "WITHOUT A TOKEN, EVERY MACHINE THAT REACHES THIS PORT CAN ASK THE POLICY FOR ACTIONS"
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [((), 1), (("--host", "127.0.0.1"), 0), (("--token", "sesame"), 0), (("--insecure",), 0)],
+)
+def test_a_port_that_is_open_to_other_machines_is_one_loud_line(
+    tmp_path: Path, flags: tuple[str, ...], warned: int
+) -> None:
+    with ServerProcess(tmp_path / "log", *flags) as server:
+        server.signal(signal.SIGTERM)
+        server.wait()
+        assert server.log.count(OPEN) == warned

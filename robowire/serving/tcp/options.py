@@ -26,6 +26,7 @@ class TcpOptions:
         drain_s: Seconds that requests in hand have to finish when the server is told to stop.
         token: Token that clients must send in their hello; none by default. Prefer the environment variable:
             other users of this machine can read flags.
+        insecure: Do not warn that a port without a token is open to other machines.
         tls_cert: PEM file with the server's certificate, and those between it and its CA; without it the port
             speaks plain TCP.
         tls_key: PEM file with the certificate's private key; by default it is in tls_cert.
@@ -45,6 +46,7 @@ class TcpOptions:
     send_timeout_s: float = 30.0
     drain_s: float = 10.0
     token: str | None = None
+    insecure: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None

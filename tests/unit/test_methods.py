@@ -13,8 +13,14 @@ import pytest
 from robowire.client import resumable_session
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import InvalidParams, RequestError, SpecMismatch, UnknownMethod
+from robowire.fleet.engine import CannotStart, Service, ServiceSpec
+from robowire.fleet.fleet_server import FleetService
+from robowire.fleet.options import FleetOptions
+from robowire.fleet.supervisor import Supervisor
 from robowire.interfaces import TaskOptions
 from robowire.meta import MetaAction
+from robowire.serving.simulator.options import SimulatorServerOptions
+from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.simulator.session import SimulatorSession
 from robowire.wire.messages import Request
 from robowire.wire.methods import (
@@ -354,3 +360,26 @@ def test_a_request_to_load_a_task_takes_the_servers_defaults_where_it_says_nothi
     assert task == LoadTask(task_name="Lift", robot="Panda", horizon=9)
     assert task.options() == TaskOptions(robot="Panda", horizon=9)
     assert [option.name for option in fields(TaskOptions)] == list(vars(task.options()))
+
+
+def test_the_simulator_service_answers_the_methods_of_each_scope() -> None:
+    service = SimulatorService({}, SimulatorServerOptions())
+    try:
+        assert sorted(service._server_methods) == sorted(methods_of_scope("server"))
+        assert sorted(service._client_methods) == sorted(methods_of_scope("connection"))
+    finally:
+        service.close()
+
+
+def test_a_fleet_answers_the_methods_of_its_table() -> None:
+    supervisor = Supervisor(NoEngine(), FleetOptions(num_services=0), [], drain_s=0.0)
+    service = FleetService(FleetOptions(), supervisor, token=None, stop=lambda: None)
+    assert list(service._methods) == list(FLEET_METHODS)
+
+
+class NoEngine:
+    def start(self, spec: ServiceSpec) -> Service:
+        raise CannotStart("there is none")
+
+    def close(self) -> None:
+        pass

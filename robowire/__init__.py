@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics
     from robowire.client.async_policy_client import AsyncPolicyClient
     from robowire.client.policy_client import PolicyClient
-    from robowire.client.session import ServerClient
+    from robowire.client.server_client import ServerClient
     from robowire.client.simulator_client import ChunkResult, ResumedSession, SimulatorClient
     from robowire.interfaces import (
         Chunked,
@@ -137,7 +137,7 @@ _MODULES = {
     "AsyncStatistics": "robowire.client.async_controller",
     "AsyncPolicyClient": "robowire.client.async_policy_client",
     "PolicyClient": "robowire.client.policy_client",
-    "ServerClient": "robowire.client.session",
+    "ServerClient": "robowire.client.server_client",
     "ChunkResult": "robowire.client.simulator_client",
     "ResumedSession": "robowire.client.simulator_client",
     "SimulatorClient": "robowire.client.simulator_client",

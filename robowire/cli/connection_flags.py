@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from robowire.address import parse_address
 from robowire.client.policy_client import PolicyClient
-from robowire.client.session import ServerClient
+from robowire.client.server_client import ServerClient
 from robowire.errors import ConfigurationError
 
 if TYPE_CHECKING:

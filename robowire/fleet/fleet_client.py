@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from robowire.client.session import ServerClient
+from robowire.client.server_client import ServerClient
 from robowire.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def ask_fleet(
         method: Name of the request.
         token: Token shown to the fleet, where it wants one.
         timeout_s: Seconds to connect, and to wait for the reply.
-        tls: As for :class:`robowire.client.session.ServerClient`.
+        tls: As for :class:`robowire.client.server_client.ServerClient`.
         ca: The same.
         tls_cert: The same.
         tls_key: The same.

@@ -14,7 +14,7 @@ from certificates import Certificates
 
 from robowire.client.async_policy_client import AsyncPolicyClient
 from robowire.client.policy_client import PolicyClient
-from robowire.client.session import ServerClient
+from robowire.client.server_client import ServerClient
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import ConfigurationError, ConnectFailed, TlsFailed, Unauthenticated
 from robowire.fleet.fleet_client import ask_fleet

@@ -38,6 +38,7 @@ from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOp
 from robowire.specs import SimulatorSpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 from robowire.testing.fake_simulator import FakeSimulator
+from robowire.wire.methods import LoadTask
 from robowire.wire.pickle.writer import encode_frame
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -108,6 +109,14 @@ def test_it_observes_only_what_it_asked_for(client: SimulatorClient) -> None:
     assert list(client.step([0, 0, 0]).observation) == ["position"]
     with pytest.raises(InvalidParams, match=r"^observation_keys names 'postion', "):
         client.load_task("reach", observation_keys=["postion"])
+
+
+def test_a_task_can_be_loaded_by_a_value_of_all_its_options(client: SimulatorClient) -> None:
+    task = LoadTask(task_name="reach", observation_keys=("position",), horizon=7)
+    spec = client.load_task(task)
+    assert (spec.task, spec.max_episode_steps) == ("reach", 7)
+    assert list(client.reset(seed=1)) == ["position"]
+    assert client.load_task(task, horizon=8).max_episode_steps == 8
 
 
 def test_images_that_were_encoded_on_the_way_are_arrays_here(client: SimulatorClient) -> None:

@@ -144,24 +144,24 @@ def run_group(
 
 
 def replay(
-    best: NoisyRollout, snapshot_id: str, simulator: SimulatorClient, spec: Any, film: Mp4Writer | None
+    best: NoisyRollout, snapshot_id: str, simulator: SimulatorClient, spec: Any, video: Mp4Writer | None
 ) -> None:
-    """Execute the best rollout again, film it, and make sure that it was this one.
+    """Execute the best rollout again, record a video, and make sure that it was this one.
 
     Raises:
         SystemExit: It gave other rewards: the simulator does not repeat itself.
     """
     simulator.restore(snapshot_id)
     for action, reward in zip(best.actions, best.rewards, strict=True):
-        if film is not None:
-            film.add(simulator.render())
+        if video is not None:
+            video.add(simulator.render())
         again = simulator.step(MetaAction(spec.ctrl_space, spec.ctrl_type, action)).reward
         if again != reward:
             raise SystemExit(
                 f"the best rollout, executed again, was rewarded {again!r} instead of {reward!r}"
             )
-    if film is not None:
-        film.add(simulator.render())
+    if video is not None:
+        video.add(simulator.render())
 
 
 @contextmanager
@@ -185,11 +185,11 @@ def servers(flags: argparse.Namespace) -> Iterator[tuple[tuple[str, int], tuple[
         yield policy_address, simulator_address
 
 
-def _film(path: Path) -> Mp4Writer | None:
+def _video(path: Path) -> Mp4Writer | None:
     try:
         import imageio_ffmpeg
     except ModuleNotFoundError:
-        sys.stdout.write("no film: pip install imageio-ffmpeg\n")
+        sys.stdout.write("no video: pip install imageio-ffmpeg\n")
         return None
     return Mp4Writer(path, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe(), fps=20)
 
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     policy_address: tuple[str, int], simulator_address: tuple[str, int], flags: argparse.Namespace
 ) -> tuple[list[NoisyRollout], list[float], np.ndarray]:
-    """Return the group, its returns and its advantages; prints its table and films the best."""
+    """Return the group, its returns and its advantages; prints its table and records a video of the best."""
     with PolicyClient(*policy_address) as policy, SimulatorClient(*simulator_address) as simulator:
         simulator.select_simulator("robosuite")
         need = policy.spec
@@ -272,10 +272,10 @@ def run(
 
         flags.output_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            film = _film(flags.output_dir / "best.mp4")
-            if film is not None:
-                stack.enter_context(film)
-            replay(rollouts[int(np.argmax(scores))], snapshot_id, simulator, spec, film)
+            video = _video(flags.output_dir / "best.mp4")
+            if video is not None:
+                stack.enter_context(video)
+            replay(rollouts[int(np.argmax(scores))], snapshot_id, simulator, spec, video)
     return rollouts, returns, scores
 
 

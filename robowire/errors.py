@@ -22,7 +22,7 @@ RobowireError
 ├── MissingDependency          the chosen one needs a package that is not installed
 ├── ConfigurationError         a flag, file or device a program was given is unusable
 ├── EvaluationStopped          a server that every episode needs is gone; what was counted is kept
-└── VideoFailed                 an episode was counted, but its film could not be made
+└── VideoFailed                 an episode was counted, but its video could not be recorded
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class EvaluationStopped(RobowireError):
 
 
 class VideoFailed(RobowireError):
-    """An episode was run and counted, but its film could not be made."""
+    """An episode was run and counted, but its video could not be recorded."""
 
 
 _BY_TYPE: dict[str, type[RequestError]] = {cls.error_type: cls for cls in RequestError.__subclasses__()}

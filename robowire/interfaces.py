@@ -178,7 +178,7 @@ class Chunked(Protocol):
 
         Returns:
             The reward of every action that was executed, and what the last one gave: bit for bit what
-            ``step`` would have, pictures included.
+            ``step`` would have, images included.
         """
         ...
 

@@ -107,7 +107,7 @@ class SimulatorSpec(Embodiment):
         task: The loaded task.
         instruction: The task in words.
         max_episode_steps: Steps after which an episode is truncated.
-        rendering: What changes pictures: backend, reflections, multisampling.
+        rendering: What changes images: backend, reflections, multisampling.
         init_states: How many numbered initial states ``reset`` takes; ``None`` where the task has none.
     """
 

@@ -24,8 +24,9 @@ from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
 from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch, UnknownName
 from robowire.registry import entries, family_and_task
-from robowire.rollout.episodes import Episode
-from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.episodes import EpisodeResult
+from robowire.rollout.evaluate_options import EvaluateOptions
+from robowire.rollout.evaluation import evaluate
 from robowire.rollout.real_clock import RealClock
 from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
 
@@ -121,7 +122,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
             tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes existed already")
             skip(bar, summary["episodes"])
 
-    def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
+    def on_episode(episode: EpisodeResult, summary: dict[str, Any]) -> None:
         latest.update(summary)
         bar.update()
         done, successes, errors = (summary[key] for key in ("episodes", "successes", "errors"))

@@ -19,7 +19,7 @@ from robowire.cli.evaluation_flags import IGNORED_BY_LEROBOT_EVAL, LerobotEvalFl
 from robowire.cli.output_folder import check_writable
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.integrations.lerobot import EnvConfig, SimClient, SimClientConfig
-from robowire.rollout.episodes import Episode
+from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.statistics import wilson_interval
 
 __all__ = ["report", "run", "totals"]
@@ -34,7 +34,7 @@ def run(flags: LerobotEvalFlags, program: Program) -> int:
     check_writable(folder)
     bar = tqdm(unit="episode", dynamic_ncols=True)
 
-    def on_episode(task: str, episode: Episode, summary: dict[str, Any]) -> None:
+    def on_episode(task: str, episode: EpisodeResult, summary: dict[str, Any]) -> None:
         bar.set_description(task)
         bar.update()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robowire.errors import ConfigurationError
-from robowire.rollout.evaluation import EvaluateOptions
+from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.results import ResultFolder
 
 __all__ = ["check_output_folder", "check_writable"]

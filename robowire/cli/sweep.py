@@ -38,10 +38,11 @@ from robowire.cli.sweep_plot import plot
 from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
 from robowire.errors import ConfigurationError, SpecMismatch, UnknownName
-from robowire.rollout.episodes import SimulatorSession
-from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.episodes import RolloutSimulator
+from robowire.rollout.evaluate_options import EvaluateOptions
+from robowire.rollout.evaluation import evaluate
+from robowire.rollout.loaded_simulators import LoadedSimulators
 from robowire.rollout.results import read_rows
-from robowire.rollout.simulator_pool import SimulatorPool
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 __all__ = ["Point", "figures", "latencies_of", "make_points", "report", "run"]
@@ -234,12 +235,12 @@ class _Sweep:
         self.rows: list[dict[str, Any]] = []
         self._open_policy = policy_opener(flags)
 
-    def run(self, open_simulator: Callable[[], SimulatorSession]) -> None:
+    def run(self, open_simulator: Callable[[], RolloutSimulator]) -> None:
         """Evaluate each point, or the episodes that its folder lacks."""
         total = len(self._points) * self._flags.num_episodes
         # Points differ in speed, so what is left takes about as long as the mean, not as the last few.
         bar = tqdm(total=total, unit="episode", desc=self._flags.task, dynamic_ncols=True, smoothing=0)
-        with SimulatorPool(open_simulator) as pool, bar:
+        with LoadedSimulators(open_simulator) as pool, bar:
             for point in self._points:
                 bar.set_postfix_str(point.name)
                 self._evaluate(point, pool, bar)
@@ -253,7 +254,7 @@ class _Sweep:
             f"{flags.num_episodes} episodes a point, seed {flags.seed}"
         )
 
-    def _evaluate(self, point: Point, pool: SimulatorPool, bar: Any) -> None:
+    def _evaluate(self, point: Point, pool: LoadedSimulators, bar: Any) -> None:
         flags = self._flags
         options = _options(flags, point, self.folder)
         summary = evaluate(

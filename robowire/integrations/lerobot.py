@@ -40,7 +40,7 @@ from robowire.errors import (
 from robowire.integrations.lerobot_config import Env, EnvConfig, LiberoEnv, RobosuiteEnv, SimClientConfig
 from robowire.integrations.lerobot_observations import from_lerobot, to_lerobot
 from robowire.interfaces import StepResult
-from robowire.rollout.episodes import Episode
+from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluation import evaluate
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class SimClient:
         *,
         ffmpeg: str | None = None,
         command_line: tuple[str, ...] = (),
-        on_episode: Callable[[str, Episode, dict[str, Any]], None] = lambda task, episode, summary: None,
+        on_episode: Callable[[str, EpisodeResult, dict[str, Any]], None] = lambda task, episode, summary: (
+            None
+        ),
     ) -> None:
         self.config = config
         self.tasks: list[str] = []
@@ -145,7 +147,7 @@ class SimClient:
         simulator = split_address(config.simulator_address)
         policy_tls, simulator_tls = config.policy_context(), config.simulator_context()
 
-        def on_episode(episode: Episode, summary: dict[str, Any]) -> None:
+        def on_episode(episode: EpisodeResult, summary: dict[str, Any]) -> None:
             self.results[name] = summary
             self._on_episode(name, episode, summary)
             if self._stopped.is_set():

@@ -11,7 +11,7 @@ from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
 from robowire.client.session import client_context
 from robowire.errors import ConfigurationError
-from robowire.rollout.evaluation import EvaluateOptions
+from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.real_clock import RealClock
 from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
 

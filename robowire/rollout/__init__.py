@@ -1,1 +1,1 @@
-"""The closed loop: a policy server's actions run on a simulator server, counted, filmed, written down."""
+"""The closed loop: a policy server's actions run on a simulator server; results and videos are kept."""

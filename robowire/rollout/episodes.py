@@ -1,4 +1,4 @@
-"""One episode: a policy's chunks executed by a simulator, and the film of it. No thread, file or socket."""
+"""One episode: a policy's chunks executed by a simulator, and its video. No thread, file or socket."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from robowire.errors import VideoFailed
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
 
-__all__ = ["Episode", "FrameSink", "PolicySession", "Rollout", "SimulatorSession", "film", "run_episode"]
+__all__ = [
+    "EpisodeResult",
+    "FrameSink",
+    "Rollout",
+    "RolloutPolicy",
+    "RolloutSimulator",
+    "record_video",
+    "run_episode",
+]
 
 
-class PolicySession(Protocol):
-    """What the loop needs of a :class:`robowire.PolicyClient`, whose methods these are."""
+class RolloutPolicy(Protocol):
+    """Methods of :class:`robowire.PolicyClient` that the loop calls."""
 
     def get_info(self) -> dict[str, Any]:
-        """Return the policy's spec and what else its server says."""
+        """Return the policy's spec and what else its server reports."""
         ...
 
     def reset(self) -> None:
@@ -35,11 +43,11 @@ class PolicySession(Protocol):
         ...
 
 
-class SimulatorSession(Protocol):
-    """What the loop needs of a :class:`robowire.SimulatorClient`, whose methods these are."""
+class RolloutSimulator(Protocol):
+    """Methods of :class:`robowire.SimulatorClient` that the loop calls."""
 
     def select_simulator(self, name: str) -> None:
-        """Start it."""
+        """Start the simulator of this name."""
         ...
 
     def load_task(
@@ -74,11 +82,11 @@ class SimulatorSession(Protocol):
         ...
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
-        """Return a picture for people, uint8 (height, width, 3), RGB."""
+        """Return an image for people, uint8 (height, width, 3), RGB."""
         ...
 
     def get_info(self) -> dict[str, Any]:
-        """Return what the simulator's process says of itself, its ``versions`` among it."""
+        """Return what the simulator's process reports: its ``versions`` and more."""
         ...
 
     def disconnect(self) -> None:
@@ -87,31 +95,31 @@ class SimulatorSession(Protocol):
 
 
 class FrameSink(Protocol):
-    """Takes the pictures of a film, in order."""
+    """Receiver of a video's frames, in order."""
 
     def add(self, frame: np.ndarray) -> None:
-        """Take uint8 (height, width, 3), RGB; every frame of a film has the first one's size."""
+        """Take uint8 (height, width, 3), RGB; every frame of a video has the first one's size."""
         ...
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeResult:
     """One row of ``episodes.jsonl``.
 
     Attributes:
-        episode: Its number, from 0.
-        seed: The simulator's seed of it.
-        init_state: The numbered initial state it began in; ``None`` where the task has none.
+        episode: Number of the episode, from 0.
+        seed: Seed given to the simulator.
+        init_state: Number of the initial state; ``None`` where the task has none.
         success: ``None`` where the simulator did not finish it.
         steps: Executed actions.
         total_reward: Sum of the rewards; ``"return"`` in the file.
         error: Why the simulator did not finish it.
         infer_ms: Milliseconds from each observation sent to its actions received.
-        seconds: From reset to the end, without the film.
+        seconds: Duration from the reset to the end, without the video, in seconds.
         video: File name within the folder of results.
         mode: ``"sync"`` or ``"async"``.
-        statistics: Of an asynchronous episode.
-        late_steps: Of one in real time: steps that took longer than their period.
+        statistics: Queue statistics of an asynchronous episode.
+        late_steps: Steps that took longer than their period, of an episode in real time.
     """
 
     episode: int
@@ -131,18 +139,18 @@ class Episode:
 
 @dataclass
 class Rollout:
-    """What was executed so far: enough to see the same episode again.
+    """What was executed so far: enough to repeat the episode.
 
     Attributes:
-        seed: The simulator's.
-        init_state: The numbered initial state to begin in, where the task has them.
-        actions: As they were executed.
-        rewards: One for each of them.
-        infer_ms: One for each inference.
-        success: Known once the episode ended, as is the next.
-        last: The observation after the last action.
-        statistics: Of an asynchronous episode.
-        late_steps: Of one in real time: steps that took longer than their period.
+        seed: Seed given to the simulator.
+        init_state: Number of the initial state, where the task has them.
+        actions: Executed actions.
+        rewards: One reward for each action.
+        infer_ms: Milliseconds of each inference.
+        success: Result, known once the episode ended.
+        last: Observation after the last action, known once the episode ended.
+        statistics: Queue statistics of an asynchronous episode.
+        late_steps: Steps that took longer than their period, of an episode in real time.
     """
 
     seed: int
@@ -156,7 +164,7 @@ class Rollout:
     late_steps: int | None = None
 
     def begin_again(self) -> None:
-        """Forget all but what says which episode it is."""
+        """Clear everything but the seed and the initial state."""
         for executed in (self.actions, self.rewards, self.infer_ms):
             executed.clear()
         self.success = self.last = self.statistics = self.late_steps = None
@@ -164,18 +172,18 @@ class Rollout:
 
 def run_episode(
     act: Callable[[MetaObs], Sequence[MetaAction]],
-    simulator: SimulatorSession,
+    simulator: RolloutSimulator,
     rollout: Rollout,
 ) -> None:
-    """Run one episode into ``rollout``, which also tells how far it got where an exception ends it.
+    """Run one episode into ``rollout``, which also holds the steps so far where an exception ends it.
 
-    A whole chunk goes to the simulator at once: nobody looks at the pictures in between.
+    A whole chunk goes to the simulator at once: the images in between are not needed.
 
     Args:
-        act: Gives the actions to execute for an observation. None at all leaves the episode unfinished, with
-            ``success`` None.
-        simulator: With a task loaded.
-        rollout: A fresh one.
+        act: Returns the actions to execute for an observation. An empty list leaves the episode unfinished,
+            with ``success`` None.
+        simulator: Simulator with a task loaded.
+        rollout: New rollout.
 
     Raises:
         RobowireError: The simulator failed, or ``act`` did.
@@ -191,13 +199,13 @@ def run_episode(
         observation = result.observation
 
 
-def film(
-    simulator: SimulatorSession, rollout: Rollout, sink: FrameSink, *, stopped: Callable[[], bool]
+def record_video(
+    simulator: RolloutSimulator, rollout: Rollout, sink: FrameSink, *, stopped: Callable[[], bool]
 ) -> None:
-    """Show ``sink`` a finished episode: execute its seed and actions again, with a picture after each step.
+    """Execute the seed and actions of a finished episode again, with a frame for ``sink`` after each step.
 
-    So the counted episodes all run alike and at full speed, and only what someone will watch is drawn. The
-    film is of the counted episode and not of one like it: every reward is compared, and the last state.
+    So all counted episodes run alike and at full speed, and only the frames of videos are rendered. The
+    video shows the counted episode and not a similar one: every reward is compared, and the last state.
 
     Raises:
         VideoFailed: The second run differs from the first, or ``stopped`` became true.
@@ -221,5 +229,5 @@ def film(
 def _not_repeated(difference: str) -> VideoFailed:
     return VideoFailed(
         f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat "
-        "its episodes, so they can't be filmed"
+        "its episodes, so no video of them can be recorded"
     )

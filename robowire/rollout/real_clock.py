@@ -23,7 +23,7 @@ from typing import Any, Callable, Protocol
 
 from robowire.client.async_controller import AsyncStatistics
 from robowire.meta import MetaAction, MetaObs
-from robowire.rollout.episodes import Rollout, SimulatorSession
+from robowire.rollout.episodes import Rollout, RolloutSimulator
 from robowire.rollout.virtual_clock import AsyncClock
 
 __all__ = ["AsyncPolicySession", "RealClock", "run_real_episode"]
@@ -75,7 +75,7 @@ class RealClock(AsyncClock):
 
 def run_real_episode(
     client: AsyncPolicySession,
-    simulator: SimulatorSession,
+    simulator: RolloutSimulator,
     rollout: Rollout,
     clock: RealClock,
     *,

@@ -1,4 +1,4 @@
-"""The folder an evaluation leaves: ``summary.json``, ``episodes.jsonl``, ``videos/``.
+"""The folder of an evaluation's results: ``summary.json``, ``episodes.jsonl``, ``videos/``.
 
 It holds episodes of one evaluation only. ``summary.json`` is there before the first episode and has a
 ``fingerprint``, all that decides what episodes are; a later evaluation may add episodes if its own is equal.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from robowire.errors import ConfigurationError
-from robowire.rollout.episodes import Episode
+from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.statistics import percentile
 
 __all__ = ["ResultFolder", "episode_of_row", "episode_row", "read_rows"]
@@ -122,7 +122,7 @@ class ResultFolder:
         _replace(self.episodes, "".join(json.dumps(row) + "\n" for row in rows))
         return rows, float(summary["wall_s"])
 
-    def append(self, episode: Episode) -> None:
+    def append(self, episode: EpisodeResult) -> None:
         """Add one line; it is in the file when this returns, so a crash later loses no episode."""
         with self.episodes.open("a") as lines:
             lines.write(json.dumps(episode_row(episode)) + "\n")
@@ -132,7 +132,7 @@ class ResultFolder:
         _replace(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def video(self, episode: int, *, success: bool) -> Path:
-        """Return where the film of an episode goes; its folder exists from now on."""
+        """Return the path of an episode's video; its folder exists from now on."""
         self.videos.mkdir(exist_ok=True)
         return self.videos / f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"
 
@@ -165,7 +165,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [rows[number] for number in sorted(rows)]
 
 
-def episode_row(episode: Episode) -> dict[str, Any]:
+def episode_row(episode: EpisodeResult) -> dict[str, Any]:
     """Return an episode as plain data. Asynchronous ones also tell how their queue did."""
     row = {
         "episode": episode.episode,
@@ -191,9 +191,9 @@ def episode_row(episode: Episode) -> dict[str, Any]:
     return row
 
 
-def episode_of_row(row: Mapping[str, Any]) -> Episode:
+def episode_of_row(row: Mapping[str, Any]) -> EpisodeResult:
     """Return the episode that a row is of, without its ``statistics``."""
-    return Episode(
+    return EpisodeResult(
         episode=row["episode"],
         seed=row["seed"],
         success=row["success"],

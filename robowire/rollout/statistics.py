@@ -8,7 +8,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from robowire.rollout.episodes import Episode
+from robowire.rollout.episodes import EpisodeResult
 
 __all__ = ["summarise", "wilson_interval"]
 
@@ -35,7 +35,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
-def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+def summarise(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Return the figures of ``summary.json``.
 
     An episode that the simulator did not finish is counted under ``errors`` and nowhere else, for it says

@@ -15,17 +15,17 @@ from robowire.errors import VideoFailed
 
 __all__ = ["Mp4Writer"]
 
-# Encoding the rest of a short film takes far less; a program that hangs must not hold up an evaluation.
+# Encoding the rest of a short video takes far less; a program that hangs must not hold up an evaluation.
 _FINISH_S = 60.0
 
 
 class Mp4Writer:
-    """Write one film. A context manager: the file appears when the block ends well, else not at all.
+    """Write one video. A context manager: the file appears when the block ends well, else not at all.
 
     Args:
-        path: Of the file; its folder exists.
-        ffmpeg: The program, a path or a name on PATH.
-        fps: Frames a second.
+        path: Path of the file; its folder exists.
+        ffmpeg: Program, a path or a name on PATH.
+        fps: Frames per second.
     """
 
     def __init__(self, path: Path, *, ffmpeg: str, fps: float) -> None:
@@ -41,16 +41,16 @@ class Mp4Writer:
         return self
 
     def add(self, frame: np.ndarray) -> None:
-        """Take the next picture, uint8 (height, width, 3), RGB, of the first one's size.
+        """Take the next frame, uint8 (height, width, 3), RGB, of the first one's size.
 
         Raises:
-            VideoFailed: ffmpeg cannot be started or refuses the picture, or its size changed.
+            VideoFailed: ffmpeg cannot be started or refuses the frame, or its size changed.
         """
         if self._program is None:
             self._program = self._start(frame)
         if frame.dtype != np.uint8 or frame.shape != self._shape:
             raise VideoFailed(
-                f"a frame is {frame.dtype} {frame.shape}, expected uint8 {self._shape} as the film's first"
+                f"a frame is {frame.dtype} {frame.shape}, expected uint8 {self._shape} as the video's first"
             )
         assert self._program.stdin is not None
         try:
@@ -90,7 +90,7 @@ class Mp4Writer:
     def _finish(self) -> None:
         program = self._program
         if program is None:
-            raise VideoFailed("the film has no frame")
+            raise VideoFailed("the video has no frame")
         assert program.stdin is not None
         try:
             program.stdin.close()
@@ -107,7 +107,7 @@ class Mp4Writer:
             program.kill()
             program.wait()
         if program is not None and program.stdin is not None:
-            with suppress(OSError):  # what was buffered found no reader: the film is given up anyway
+            with suppress(OSError):  # what was buffered has no reader: the video is given up anyway
                 program.stdin.close()
         self._complaints.close()
         self._partial.unlink(missing_ok=True)

@@ -25,16 +25,16 @@ from robowire.chunking import ActionChunk
 from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
-from robowire.rollout.episodes import Rollout, SimulatorSession
+from robowire.rollout.episodes import Rollout, RolloutSimulator
 
 __all__ = ["AsyncClock", "Latency", "VirtualClock", "run_virtual_episode"]
 
 Clock = TypeVar("Clock", bound="AsyncClock")
 
-# A minute: an episode is over by then, and a wrong unit is found out.
+# A minute: an episode is over by then, and a wrong unit is noticed.
 _MAX_MS = 60_000.0
 
-# Actions sent to the simulator at once, at most: enough that few pictures are drawn for nobody.
+# Actions sent to the simulator at once, at most: enough that few images are rendered without being used.
 _MAX_WAITING = 32
 
 
@@ -127,21 +127,21 @@ class VirtualClock(AsyncClock):
 
 def run_virtual_episode(
     infer: Callable[[MetaObs], Sequence[MetaAction]],
-    simulator: SimulatorSession,
+    simulator: RolloutSimulator,
     rollout: Rollout,
     clock: VirtualClock,
 ) -> None:
     """Run one episode into ``rollout``, as :func:`robowire.rollout.episodes.run_episode` does.
 
-    Actions wait here until an observation is wanted, and go to the simulator together: nobody looks at the
-    pictures in between.
+    Actions wait here until an observation is wanted, and go to the simulator together: the images in
+    between are not needed.
 
     Args:
-        infer: Gives the whole chunk for an observation. None at all leaves the episode unfinished, with
+        infer: Returns the whole chunk for an observation. An empty list leaves the episode unfinished, with
             ``success`` None.
-        simulator: With a task loaded.
-        rollout: A fresh one. It gets the ``statistics`` too.
-        clock: From :meth:`VirtualClock.at`.
+        simulator: Simulator with a task loaded.
+        rollout: New rollout. Its ``statistics`` are set too.
+        clock: Clock from :meth:`VirtualClock.at`.
 
     Raises:
         RobowireError: The simulator failed, or ``infer`` did.

@@ -96,7 +96,7 @@ def number_of_frames(path: Path) -> int:
     return int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])
 
 
-def test_an_evaluation_is_counted_filmed_and_written_down(port: str, tmp_path: Path) -> None:
+def test_an_evaluation_is_counted_recorded_and_written_down(port: str, tmp_path: Path) -> None:
     stdout, stderr = run(port, tmp_path, "--record_video", "2", "--seed", "3", "--simulator_token", "secret")
     result, episodes = summary(tmp_path), rows(tmp_path)
     assert result["status"] == "complete"

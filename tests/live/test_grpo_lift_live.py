@@ -55,7 +55,7 @@ def test_rollouts_differ_by_their_noise_alone(groups: dict[int, tuple[str, Path]
         assert np.array_equal(group["actions"][:, -1], group["means"][:, -1])  # the gripper has none
 
 
-def test_the_best_is_marked_filmed_and_kept(groups: dict[int, tuple[str, Path]]) -> None:
+def test_the_best_is_marked_recorded_and_kept(groups: dict[int, tuple[str, Path]]) -> None:
     said, folder = groups[2]
     (marked,) = (line for line in said.splitlines() if line.endswith("best"))
     with np.load(folder / "best.npz") as best, np.load(folder / "group.npz") as group:

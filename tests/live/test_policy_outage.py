@@ -19,7 +19,8 @@ from server_process import ROOT, ServerProcess, environment
 
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.client.async_controller import AsyncOptions
-from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.evaluate_options import EvaluateOptions
+from robowire.rollout.evaluation import evaluate
 from robowire.rollout.real_clock import RealClock
 from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
 from robowire.serving.policy.server import PolicyServerOptions

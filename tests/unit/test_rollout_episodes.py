@@ -8,7 +8,7 @@ from rollout_fakes import DRIFT, HORIZON, FakePolicyServer, FakeSimulatorServer
 
 from robowire.errors import BackendError, VideoFailed
 from robowire.meta import MetaAction, MetaObs
-from robowire.rollout.episodes import Rollout, film, run_episode
+from robowire.rollout.episodes import Rollout, record_video, run_episode
 
 FAR, NEAR = 4, 2  # seeds: the point starts at 1.77, too far away to arrive in time, and at -0.95
 
@@ -81,30 +81,30 @@ def test_an_episode_without_further_actions_has_no_outcome() -> None:
     assert (rollout.success, len(rollout.actions)) == (None, 4)
 
 
-def test_a_film_shows_the_start_and_every_step_of_the_episode() -> None:
+def test_a_video_shows_the_start_and_every_step_of_the_episode() -> None:
     rollout, frames = run(NEAR), Frames()
-    film(FakeSimulatorServer().open(), rollout, frames, stopped=never)
+    record_video(FakeSimulatorServer().open(), rollout, frames, stopped=never)
     columns = [int(frame[0, :, 0].argmax()) for frame in frames.frames]
     assert len(columns) == len(rollout.actions) + 1
     assert abs(columns[-1] - 16) <= 1  # at zero, the middle
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_an_episode_that_does_not_repeat_is_not_filmed(*, sparse: bool) -> None:
+def test_an_episode_that_does_not_repeat_gets_no_video(*, sparse: bool) -> None:
     simulator = FakeSimulatorServer(drifts=True, sparse=sparse)
     rollout = run(FAR, simulator=simulator)
     with pytest.raises(VideoFailed) as raised:
-        film(simulator.open(), rollout, Frames(), stopped=never)
+        record_video(simulator.open(), rollout, Frames(), stopped=never)
     first = rollout.rewards[0]
     difference = (
         "another last state" if sparse else f"reward {first - DRIFT!r} instead of {first!r} at step 0"
     )
     assert str(raised.value) == (
         f"the counted seed and actions, executed again, gave {difference}: this simulator does not repeat "
-        "its episodes, so they can't be filmed"
+        "its episodes, so no video of them can be recorded"
     )
 
 
-def test_a_stopped_evaluation_films_no_further() -> None:
+def test_a_stopped_evaluation_records_no_further() -> None:
     with pytest.raises(VideoFailed, match=r"^the evaluation was stopped$"):
-        film(FakeSimulatorServer().open(), run(FAR), Frames(), stopped=lambda: True)
+        record_video(FakeSimulatorServer().open(), run(FAR), Frames(), stopped=lambda: True)

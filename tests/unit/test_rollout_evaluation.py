@@ -20,7 +20,8 @@ from robowire.errors import (
     Overloaded,
     SpecMismatch,
 )
-from robowire.rollout.evaluation import EvaluateOptions, evaluate
+from robowire.rollout.evaluate_options import EvaluateOptions
+from robowire.rollout.evaluation import evaluate
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 # Of a row: what a wall clock tells.
@@ -452,7 +453,7 @@ def test_an_asynchronous_episode_begins_in_its_initial_state(tmp_path: Path) -> 
     assert simulator.init_states == [0, 1, 0]
 
 
-def test_an_asynchronous_episode_can_be_filmed(tmp_path: Path) -> None:
+def test_an_asynchronous_episode_can_have_a_video(tmp_path: Path) -> None:
     run(tmp_path, num_episodes=1, record_video="all", asynchronous=virtual("300"))
     (row,) = rows(tmp_path)
     assert row["video"] is not None
@@ -676,11 +677,11 @@ def test_a_bug_in_an_environment_is_not_hidden(tmp_path: Path) -> None:
     assert written(tmp_path)["status"] == "stopped"
 
 
-# films
+# videos
 
 
 @pytest.mark.parametrize(
-    ("record_video", "filmed"),
+    ("record_video", "recorded"),
     [
         ("off", []),
         ("2", [0, 1]),
@@ -688,35 +689,35 @@ def test_a_bug_in_an_environment_is_not_hidden(tmp_path: Path) -> None:
         ("failures", "failures"),
     ],
 )
-def test_which_episodes_are_filmed(tmp_path: Path, record_video: str, filmed: Any) -> None:
+def test_which_episodes_get_a_video(tmp_path: Path, record_video: str, recorded: Any) -> None:
     run(tmp_path, record_video=record_video, num_episodes=4)
-    if filmed == "failures":
-        filmed = [row["episode"] for row in rows(tmp_path) if not row["success"]]
-        assert 0 < len(filmed) < 4
-    with_film = [row for row in rows(tmp_path) if row["video"] is not None]
-    assert [row["episode"] for row in with_film] == filmed
-    assert sorted(row["video"] for row in with_film) == sorted(
+    if recorded == "failures":
+        recorded = [row["episode"] for row in rows(tmp_path) if not row["success"]]
+        assert 0 < len(recorded) < 4
+    with_video = [row for row in rows(tmp_path) if row["video"] is not None]
+    assert [row["episode"] for row in with_video] == recorded
+    assert sorted(row["video"] for row in with_video) == sorted(
         path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("videos/*")
     )
 
 
-def test_filming_changes_no_outcome(tmp_path: Path) -> None:
+def test_recording_changes_no_outcome(tmp_path: Path) -> None:
     for record_video in ("off", "all"):
         run(tmp_path / record_video, record_video=record_video, num_episodes=4)
-    unfilmed, filmed = (
+    unrecorded, recorded = (
         [(row["success"], row["steps"], row["return"]) for row in rows(tmp_path / name)]
         for name in ("off", "all")
     )
-    assert unfilmed == filmed
+    assert unrecorded == recorded
 
 
-def test_an_episode_that_cannot_be_filmed_is_counted_all_the_same(
+def test_an_episode_that_without_a_video_is_counted_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     summary = run(tmp_path, simulator=FakeSimulatorServer(drifts=True), record_video="all", num_episodes=2)
     assert (summary["episodes"], summary["errors"]) == (2, 0)
     assert [row["video"] for row in rows(tmp_path)] == [None, None]
-    assert "no film of episode 0: the counted seed and actions, executed again, gave reward" in caplog.text
+    assert "no video of episode 0: the counted seed and actions, executed again, gave reward" in caplog.text
     assert list(tmp_path.glob("videos/*")) == []
 
 

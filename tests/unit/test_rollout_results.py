@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from robowire.errors import ConfigurationError
-from robowire.rollout.episodes import Episode
+from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.results import ResultFolder, episode_of_row, episode_row, read_rows
 
-EPISODE = Episode(
+EPISODE = EpisodeResult(
     episode=7,
     seed=3007,
     success=True,
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path: Path) ->
     assert str(raised.value) == f"cannot write results to {tmp_path}/file/results: Not a directory"
 
 
-def test_a_films_name_tells_the_outcome(tmp_path: Path) -> None:
+def test_a_videos_name_tells_the_outcome(tmp_path: Path) -> None:
     folder = ResultFolder(tmp_path)
     assert folder.video(12, success=False) == tmp_path / "videos" / "episode_012_failure.mp4"
 
@@ -182,12 +182,12 @@ def test_resuming_nothing_begins(tmp_path: Path) -> None:
     assert folder.create(FACTS) == ([], 0.0)
 
 
-def test_films_of_a_resumed_folder_stay(tmp_path: Path) -> None:
+def test_videos_of_a_resumed_folder_stay(tmp_path: Path) -> None:
     folder = started(tmp_path, row(0))
-    film = folder.video(0, success=True)
-    film.write_text("a film")
+    video = folder.video(0, success=True)
+    video.write_text("a video")
     ResultFolder(tmp_path, resume=True).create(FACTS)
-    assert film.exists()
+    assert video.exists()
 
 
 def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:

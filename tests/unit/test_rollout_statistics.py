@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from robowire.rollout.episodes import Episode
+from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.statistics import percentile, summarise, wilson_interval
 
 
@@ -35,9 +35,9 @@ def test_more_successes_than_trials_are_a_bug_of_the_caller() -> None:
         wilson_interval(3, 2)
 
 
-def episode(success: bool | None, *, steps: int = 10, total_reward: float = 1.0) -> Episode:
+def episode(success: bool | None, *, steps: int = 10, total_reward: float = 1.0) -> EpisodeResult:
     error = "ConnectionLost: gone" if success is None else None
-    return Episode(0, 0, success, steps, total_reward, error, infer_ms=(2.0, 4.0), seconds=1.0)
+    return EpisodeResult(0, 0, success, steps, total_reward, error, infer_ms=(2.0, 4.0), seconds=1.0)
 
 
 def test_an_error_is_no_failure() -> None:

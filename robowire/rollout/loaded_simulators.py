@@ -13,17 +13,17 @@ from typing import Any, Callable, Sequence, TypeVar
 import numpy as np
 
 from robowire.errors import RobowireError
-from robowire.rollout.episodes import SimulatorSession
+from robowire.rollout.episodes import RolloutSimulator
 from robowire.specs import SimulatorSpec
 
-__all__ = ["SimulatorPool"]
+__all__ = ["LoadedSimulators"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class SimulatorPool:
+class LoadedSimulators:
     """Opens sessions for evaluations that follow each other. A context manager, which closes them at its end.
 
     A session that an evaluation disconnects is kept, unless its last call failed or has not come back.
@@ -32,11 +32,11 @@ class SimulatorPool:
         open_simulator: Opens a session with the simulator server.
     """
 
-    def __init__(self, open_simulator: Callable[[], SimulatorSession]) -> None:
+    def __init__(self, open_simulator: Callable[[], RolloutSimulator]) -> None:
         self._open_simulator = open_simulator
         self._idle: list[_Kept] = []  # appended to and popped from by threads, each at a stroke
 
-    def __enter__(self) -> SimulatorPool:
+    def __enter__(self) -> LoadedSimulators:
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class SimulatorPool:
             except RobowireError as exc:
                 _log.debug("a simulator's session ended before it was closed: %s", exc)
 
-    def open(self) -> SimulatorSession:
+    def open(self) -> RolloutSimulator:
         """Return a session: one that is idle, or a new one."""
         try:
             return self._idle.pop()
@@ -57,9 +57,9 @@ class SimulatorPool:
 
 
 class _Kept:
-    """A :class:`SimulatorSession` that does nothing twice, and goes back where it came from."""
+    """A :class:`RolloutSimulator` that does nothing twice, and goes back where it came from."""
 
-    def __init__(self, session: SimulatorSession, idle: list[_Kept]) -> None:
+    def __init__(self, session: RolloutSimulator, idle: list[_Kept]) -> None:
         self.session = session
         self._idle = idle
         self._sound = True

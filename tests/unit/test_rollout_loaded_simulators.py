@@ -10,8 +10,9 @@ import pytest
 from rollout_fakes import FakePolicyServer, FakeSimulatorServer
 
 from robowire.errors import BackendError
-from robowire.rollout.evaluation import EvaluateOptions, evaluate
-from robowire.rollout.simulator_pool import SimulatorPool
+from robowire.rollout.evaluate_options import EvaluateOptions
+from robowire.rollout.evaluation import evaluate
+from robowire.rollout.loaded_simulators import LoadedSimulators
 
 LOAD = ["open", "select line", "load Push"]
 
@@ -29,7 +30,7 @@ def run(path: Path, open_simulator: Any, **options: Any) -> list[tuple[Any, ...]
 
 def test_the_next_evaluation_finds_the_task_loaded(tmp_path: Path) -> None:
     simulator = FakeSimulatorServer()
-    with SimulatorPool(simulator.open) as pool:
+    with LoadedSimulators(simulator.open) as pool:
         for number in range(3):
             run(tmp_path / str(number), pool.open)
         assert simulator.calls == LOAD
@@ -38,14 +39,14 @@ def test_the_next_evaluation_finds_the_task_loaded(tmp_path: Path) -> None:
 
 def test_an_evaluation_in_a_pool_is_the_one_without_it(tmp_path: Path) -> None:
     alone = run(tmp_path / "alone", FakeSimulatorServer().open)
-    with SimulatorPool(FakeSimulatorServer().open) as pool:
+    with LoadedSimulators(FakeSimulatorServer().open) as pool:
         run(tmp_path / "before", pool.open, seed=1)
         assert run(tmp_path / "pooled", pool.open) == alone
 
 
 def test_as_many_sessions_are_kept_as_ran_at_a_time(tmp_path: Path) -> None:
     simulator = FakeSimulatorServer()
-    with SimulatorPool(simulator.open) as pool:
+    with LoadedSimulators(simulator.open) as pool:
         for number in range(2):
             run(tmp_path / str(number), pool.open, num_envs=2, num_episodes=30)
         assert 1 <= simulator.calls.count("open") <= 2
@@ -54,7 +55,7 @@ def test_as_many_sessions_are_kept_as_ran_at_a_time(tmp_path: Path) -> None:
 
 def test_another_task_is_loaded(tmp_path: Path) -> None:
     simulator = FakeSimulatorServer()
-    with SimulatorPool(simulator.open) as pool:
+    with LoadedSimulators(simulator.open) as pool:
         run(tmp_path / "push", pool.open)
         run(tmp_path / "longer", pool.open, max_episode_steps=9)
         run(tmp_path / "again", pool.open, max_episode_steps=9)
@@ -64,7 +65,7 @@ def test_another_task_is_loaded(tmp_path: Path) -> None:
 
 def test_a_simulator_that_died_is_not_kept(tmp_path: Path) -> None:
     simulator = FakeSimulatorServer(dies={3: 0})
-    with SimulatorPool(simulator.open) as pool:
+    with LoadedSimulators(simulator.open) as pool:
         run(tmp_path / "dying", pool.open)
         assert simulator.calls == [*LOAD, "disconnect"]
         run(tmp_path / "next", pool.open)
@@ -73,7 +74,7 @@ def test_a_simulator_that_died_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_session_that_never_loaded_is_not_kept() -> None:
     simulator = FakeSimulatorServer(broken=BackendError("no GL context"))
-    with SimulatorPool(simulator.open) as pool:
+    with LoadedSimulators(simulator.open) as pool:
         session = pool.open()
         session.select_simulator("line")
         with pytest.raises(BackendError, match=r"^no GL context$"):

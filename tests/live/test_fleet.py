@@ -133,7 +133,7 @@ def test_two_clients_land_on_two_services(calm: FleetServer) -> None:
         }
 
 
-def test_a_client_that_knows_no_fleets_asks_for_an_address(calm: FleetServer) -> None:
+def test_a_client_without_redirects_acquires_an_address(calm: FleetServer) -> None:
     with RawClient(calm.address) as asking:
         acquired = asking.ask_pickled({"method": "acquire"})
     host, _, port = acquired["address"].rpartition(":")
@@ -143,7 +143,7 @@ def test_a_client_that_knows_no_fleets_asks_for_an_address(calm: FleetServer) ->
         raw.ask({"method": "disconnect"})
 
 
-def test_one_that_does_not_ask_is_told(calm: FleetServer) -> None:
+def test_a_client_that_does_not_ask_for_a_redirect_gets_an_error(calm: FleetServer) -> None:
     with RawClient(calm.address) as raw:
         assert raw.ask_pickled({"method": "select_simulator", "simulator": FAKE}) == {
             "status": "error",
@@ -338,7 +338,7 @@ def test_a_service_that_grew_too_large_is_replaced_after_its_session(hungry: str
         assert (row["service"], row["restarts"]) == ("1.2", 1)
 
 
-def test_a_service_that_cannot_start_says_why() -> None:
+def test_the_reason_of_a_service_that_cannot_start_is_shown() -> None:
     with running_fleet(1, "--max_sessions", "0", wait=False) as fleet:
         wait_until(lambda: fleet.rows()[0]["restarts"] >= 2, fleet)
         assert fleet.rows()[0]["reason"] == (
@@ -474,7 +474,7 @@ def wait_for_services(
     return psutil.Process(server.process.pid).children(recursive=True)
 
 
-def test_the_program_is_scaled_and_told_to_stop(tmp_path: Path) -> None:
+def test_the_program_is_scaled_and_stopped(tmp_path: Path) -> None:
     with fleet_process(tmp_path, "--num_services", "1", "--max_sessions", "3") as server:
         port = server.address[1]
         assert server.banner == [
@@ -486,8 +486,8 @@ def test_the_program_is_scaled_and_told_to_stop(tmp_path: Path) -> None:
         assert re.search(
             r"^1\.1      127\.0\.0\.1:\d+  healthy  0/3 ", status(server, "status"), re.MULTILINE
         )
-        told = f"the fleet at 127.0.0.1:{port} goes to 2 servers: see fleet status\n"
-        assert status(server, "scale", "2") == told
+        message = f"the fleet at 127.0.0.1:{port} goes to 2 servers: see fleet status\n"
+        assert status(server, "scale", "2") == message
         services = wait_for_services(server, 2)
         assert len(services) == 2
         stopping = f"the fleet at 127.0.0.1:{port} finishes the requests in hand and ends\n"
@@ -497,7 +497,7 @@ def test_the_program_is_scaled_and_told_to_stop(tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
-def test_told_by_a_signal_it_lets_requests_finish_and_exits_0(tmp_path: Path) -> None:
+def test_after_a_signal_it_lets_requests_finish_and_exits_0(tmp_path: Path) -> None:
     with fleet_process(tmp_path, "--num_services", "2") as server:
         services = wait_for_services(server, 2)
         with SimulatorClient(*server.address, reconnect_s=0) as client:
@@ -536,14 +536,14 @@ def test_a_service_gets_the_flags_of_its_fleet() -> None:
     with make_fleet(flags, SIMULATORS, ["server.py"]) as fleet:
         words = fleet.supervisor.command
     name, *given = words[words.index("simulator") :]
-    told, _ = parse("server.py", name, COMMANDS[name], given)
+    parsed, _ = parse("server.py", name, COMMANDS[name], given)
     for option in dataclasses.fields(SimulatorFlags):
         expected = getattr(flags, option.name)
         if option.name == "simulators":
             expected = (*expected, FAKE)
         elif option.name in ("port", "token"):  # for each its own; by the environment
             continue
-        assert getattr(told, option.name) == expected, option.name
+        assert getattr(parsed, option.name) == expected, option.name
 
 
 @pytest.mark.parametrize(
@@ -565,13 +565,13 @@ def test_a_service_gets_the_flags_of_its_fleet() -> None:
         (["fleet", "status", "--address", "x"], "server.py fleet status: address is 'x', expected host:port"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_and_exit_code_2(flags: list[str], message: str) -> None:
+def test_an_unusable_setting_is_one_line_and_exit_code_2(flags: list[str], message: str) -> None:
     ended = run_server(*flags)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert ended.stderr.startswith(message)
 
 
-def test_a_server_that_is_no_fleet_is_told(calm: FleetServer) -> None:
+def test_a_server_that_is_not_a_fleet_is_an_error(calm: FleetServer) -> None:
     with running_simulator_server() as server:
         host, port = server.address
         with pytest.raises(

@@ -102,7 +102,7 @@ def test_a_task_that_was_built_is_not_built_again(pool: ProcessPool) -> None:
     process = take(pool)
     os.kill(process.pid, signal.SIGKILL)
     wait_for_end(process.pid)
-    assert process.call("load_task", task(), timeout_s=30).read()["task"] == "reach"  # nobody was asked
+    assert process.call("load_task", task(), timeout_s=30).read()["task"] == "reach"  # no request was sent
     process.close()
 
 
@@ -311,7 +311,7 @@ def test_a_simulator_below_the_limit_stays() -> None:
         assert server.metrics.snapshot()["simulators_replaced"] == 0
 
 
-def test_a_replacement_that_fails_is_told_and_the_task_can_be_loaded_again(tmp_path: Any) -> None:
+def test_a_replacement_that_fails_is_an_error_and_the_task_can_be_loaded_again(tmp_path: Any) -> None:
     python = tmp_path / "python"
     python.symlink_to(sys.executable)
     pythons = {"fake": str(python)}

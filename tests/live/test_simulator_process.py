@@ -91,7 +91,7 @@ def test_it_does_what_the_simulator_does_here(process: SimulatorProcess) -> None
 
 
 @pytest.mark.parametrize("size", [16, 140, 150, 1024])  # 768 bytes, either side of 64 KiB, 3 MiB
-def test_pictures_of_every_size_cross_intact(process: SimulatorProcess, size: int) -> None:
+def test_images_of_every_size_arrive_intact(process: SimulatorProcess, size: int) -> None:
     here = FakeSimulator()
     begin(process, image_height=size, image_width=size)
     here.load_task("reach", TaskOptions(image_height=size, image_width=size))
@@ -115,7 +115,7 @@ def test_an_exception_costs_one_call(process: SimulatorProcess) -> None:
     assert call(process, "reset", {"seed": 1}).read()["status"] == "ok"
 
 
-def test_an_answer_that_is_no_plain_data_costs_one_call(process: SimulatorProcess) -> None:
+def test_a_reply_that_is_not_plain_data_costs_one_call(process: SimulatorProcess) -> None:
     begin(process, "babble_in_step")
     with fails(
         "the simulator's reply cannot be sent: cannot send a FakeSimulator: only plain data and "
@@ -142,7 +142,7 @@ def test_an_error_of_the_request_keeps_its_type(process: SimulatorProcess) -> No
         ),
     ],
 )
-def test_a_crash_is_told_with_its_last_words(
+def test_a_crash_is_reported_with_its_last_output(
     task: str, end: str, words: str, process: SimulatorProcess
 ) -> None:
     begin(process, task)
@@ -234,10 +234,13 @@ def test_the_environment_of_its_entry_is_set_there_and_not_here() -> None:
     process.close()
 
 
-def test_the_servers_token_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROBOWIRE_SIM_AUTH_TOKEN", "secret")
-    process = start(Entry(FAKE_SIMULATORS["fake"].target, environ={"ROBOWIRE_SIM_AUTH_TOKEN": "none"}))
-    assert call(process, "get_info", {}).read()["environ"] == {"ROBOWIRE_SIM_AUTH_TOKEN": "none"}
+@pytest.mark.parametrize(
+    "variable", ["ROBOWIRE_TOKEN", "ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN"]
+)
+def test_the_servers_token_is_not_passed_on(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "secret")
+    process = start(Entry(FAKE_SIMULATORS["fake"].target, environ={variable: "none"}))
+    assert call(process, "get_info", {}).read()["environ"] == {variable: "none"}
     process.close()
 
 
@@ -266,7 +269,7 @@ def test_an_interpreter_that_does_not_exist_is_named() -> None:
         ),
     ],
 )
-def test_a_simulator_that_cannot_be_imported_says_why(target: str, message: str) -> None:
+def test_a_simulator_that_cannot_be_imported_is_an_error_with_the_reason(target: str, message: str) -> None:
     with fails(message):
         start(Entry(target))
 
@@ -288,7 +291,7 @@ def files_left(count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("count", range(6))
-def test_a_process_for_which_there_are_no_files_is_told_and_leaves_none_open(count: int) -> None:
+def test_a_process_without_file_descriptors_is_an_error_and_leaves_none_open(count: int) -> None:
     message = re.escape(f"cannot start 'fake' with {sys.executable}: Too many open files")
     with files_left(count), pytest.raises(BackendError, match=f"^{message}$"):
         SimulatorProcess("fake", FAKE_SIMULATORS["fake"], label="client #1")

@@ -51,7 +51,7 @@ def server() -> Iterator[SimulatorServer]:
 
 
 class Relay:
-    """Stands between a client and the server, and loses what it is told to lose, with the connection.
+    """Relay between a client and the server that drops a chosen request or reply, and the connection.
 
     Attributes:
         lose: ``"request"`` or ``"reply"``: the next one of a step. Once.
@@ -173,7 +173,7 @@ def test_the_last_step_of_an_episode_is_executed_once(server: SimulatorServer) -
         assert relay.lost == 1
 
 
-def test_a_session_that_ended_meanwhile_is_told() -> None:
+def test_a_session_that_ended_meanwhile_is_an_error() -> None:
     options = SimulatorServerOptions(drain_s=2)
     with running_simulator_server(options) as server, Relay(server.address) as relay:
         client = SimulatorClient(*relay.address)
@@ -186,7 +186,7 @@ def test_a_session_that_ended_meanwhile_is_told() -> None:
             client.step(ACTIONS[0])
 
 
-def test_a_server_that_is_gone_is_told() -> None:
+def test_a_server_that_is_gone_is_an_error() -> None:
     with running_simulator_server(SimulatorServerOptions(drain_s=2)) as server:
         client = SimulatorClient(*server.address, reconnect_s=0.2)
         begin(client).reset(seed=1)
@@ -219,7 +219,7 @@ def test_a_session_goes_on_after_a_reply_that_came_too_late() -> None:
                 other.step(ACTIONS[0])
 
 
-def test_a_long_call_is_not_given_up_while_its_client_may_come_back() -> None:
+def test_a_long_call_is_not_aborted_while_its_client_may_come_back() -> None:
     # Longer than the three seconds that a call goes on for a client that left for good.
     options = SimulatorServerOptions(drain_s=2, call_timeout_s=5)
     with running_simulator_server(options) as server:
@@ -239,7 +239,7 @@ def test_a_long_call_is_not_given_up_while_its_client_may_come_back() -> None:
 # -- another client takes over -------------------------------------------------------------------------------
 
 
-def test_a_client_is_killed_and_another_takes_over_by_token(server: SimulatorServer) -> None:
+def test_a_client_is_killed_and_another_resumes_its_session_by_token(server: SimulatorServer) -> None:
     host, port = server.address
     program = (
         "from robowire.client.simulator_client import SimulatorClient\n"
@@ -267,7 +267,7 @@ def test_a_client_is_killed_and_another_takes_over_by_token(server: SimulatorSer
         assert state.tolist() == np.float32(expected(4)[-1]).tolist()
 
 
-def test_a_client_that_takes_over_sees_the_last_observation_whatever_was_asked_since(
+def test_a_client_that_resumes_sees_the_last_observation_after_any_request(
     server: SimulatorServer,
 ) -> None:
     with SimulatorClient(*server.address) as first, SimulatorClient(*server.address) as second:
@@ -286,7 +286,7 @@ def test_a_session_is_one_connections_at_a_time(server: SimulatorServer) -> None
         assert second.step(ACTIONS[0]).observation["position"].tolist() == expected(1)[0]
 
 
-def test_a_token_nobody_gave_out_is_refused(server: SimulatorServer) -> None:
+def test_an_unknown_token_is_refused(server: SimulatorServer) -> None:
     message = "no session has this token: it ended, or nothing was asked of it for 300 s"
     with SimulatorClient(*server.address) as client:
         with pytest.raises(SessionNotFound, match=f"^{re.escape(message)}$"):
@@ -297,7 +297,7 @@ def test_a_token_nobody_gave_out_is_refused(server: SimulatorServer) -> None:
 # -- how long it waits ---------------------------------------------------------------------------------------
 
 
-def test_a_session_that_nobody_comes_back_to_ends() -> None:
+def test_a_session_that_no_client_resumes_ends() -> None:
     with running_simulator_server(SimulatorServerOptions(session_timeout_s=1, drain_s=2)) as server:
         client = begin(SimulatorClient(*server.address))
         with ends(pid_of(client)):
@@ -421,7 +421,7 @@ def test_numbers_do_not_go_back(ask: Any) -> None:
     assert ask("step", action=ACTIONS[0], number=7)["message"] == "number 7 was a reset, not a step"
 
 
-def test_a_session_is_resumable_only_for_who_asks(ask: Any) -> None:
+def test_a_session_is_resumable_only_on_request(ask: Any) -> None:
     ask("disconnect")
     assert "token" not in ask("select_simulator", simulator="fake")
     ask("disconnect")
@@ -436,7 +436,7 @@ def test_a_session_is_renewed(ask: Any) -> None:
 # -- forks ---------------------------------------------------------------------------------------------------
 
 
-def test_forks_go_on_from_one_instant_each_in_a_process_of_its_own(server: SimulatorServer) -> None:
+def test_forks_continue_from_one_instant_each_in_a_process_of_its_own(server: SimulatorServer) -> None:
     with SimulatorClient(*server.address) as parent:
         begin(parent).reset(seed=1)
         parent.step(ACTIONS[0])

@@ -17,7 +17,7 @@ class Egl:
 
     def __init__(self, *answers: Mapping[int, Any], known: bool = True) -> None:
         @ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
-        def query(room: int, found: Any, count: int) -> int:
+        def query(capacity: int, found: Any, count: int) -> int:
             for index in range(len(answers)):
                 found[index] = index + 1
             ctypes.c_int.from_address(count).value = len(answers)
@@ -52,7 +52,7 @@ class Egl:
         self.eglGetProcAddress = get
 
 
-def test_a_gpu_is_told_with_cudas_number_and_the_file_that_draws() -> None:
+def test_a_gpu_is_listed_with_its_cuda_number_and_render_node() -> None:
     gpu = {
         EXTENSIONS: b"EGL_NV_device_cuda EGL_EXT_device_drm EGL_EXT_device_drm_render_node "
         b"EGL_EXT_device_query_name",
@@ -69,7 +69,7 @@ def test_a_gpu_is_told_with_cudas_number_and_the_file_that_draws() -> None:
     ]
 
 
-def test_the_card_is_told_where_there_is_no_file_to_draw() -> None:
+def test_the_card_is_listed_where_there_is_no_render_node() -> None:
     card = {EXTENSIONS: b"EGL_EXT_device_drm", DRM: b"/dev/dri/card0"}
     assert devices(Egl(card)) == [EglDevice(0, name=None, cuda=None, drm="/dev/dri/card0", software=False)]
 

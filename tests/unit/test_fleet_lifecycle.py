@@ -1,4 +1,4 @@
-"""What becomes of a service, at which second."""
+"""Lifecycle of a service, second by second."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_one_that_drains_and_does_not_answer_is_not_waited_for() -> None:
     assert service.order(10.1) is Order.TERMINATE
 
 
-def test_it_is_told_to_end_once_and_then_killed() -> None:
+def test_it_is_terminated_once_and_then_killed() -> None:
     service = healthy()
     service.retire(1.0, wait=False)
     assert service.order(1.0) is Order.TERMINATE
@@ -160,7 +160,7 @@ def test_it_is_told_to_end_once_and_then_killed() -> None:
     assert service.order(16.1) is Order.KILL  # drain_s and a moment
 
 
-def test_one_that_is_taken_away_waits_for_its_sessions() -> None:
+def test_one_that_is_removed_waits_for_its_sessions() -> None:
     service = healthy(sessions=1)
     service.retire(1.0, wait=True)
     assert (service.state, service.order(2.0)) == (State.DRAINING, Order.WAIT)
@@ -178,7 +178,7 @@ def test_one_that_waits_for_its_sessions_ends_at_once_when_the_fleet_does() -> N
     assert service.order(3.0) is Order.TERMINATE
 
 
-def test_one_that_is_taken_away_while_it_has_no_process_is_gone() -> None:
+def test_one_that_is_removed_while_it_has_no_process_is_gone() -> None:
     service = healthy()
     service.ended(1.0, "exited with code 1")
     service.retire(1.5, wait=True)

@@ -1,4 +1,4 @@
-"""Who gets which cores, which GPU, which service."""
+"""Placement of services on cores and GPUs, and of clients on services."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robowire.fleet.placement import ARRIVAL_S, Load, least_loaded, least_used, 
 from robowire.fleet.table import table
 
 
-def test_gpus_go_round() -> None:
+def test_services_take_gpus_in_turn() -> None:
     given: list[str] = []
     for _ in range(5):
         given += least_used(("0", "1"), given, 1)
@@ -24,14 +24,14 @@ def test_the_gpu_of_a_service_that_ended_is_the_next() -> None:
     assert least_used(("0", "1"), ["0", "0", "1"], 1) == ("1",)
 
 
-def test_cores_are_shared_out() -> None:
+def test_cores_are_distributed() -> None:
     used: list[int] = []
     for _ in range(2):
         used += least_used(range(8), used, 4)
     assert used == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_no_more_is_given_than_there_is() -> None:
+def test_no_more_resources_are_used_than_there_are() -> None:
     assert least_used((), [], 1) == ()
     assert least_used((0, 1), [], 5) == (0, 1)
 
@@ -41,7 +41,7 @@ def test_a_client_goes_where_the_smallest_part_is_in_use() -> None:
     assert least_loaded(loads, 0.0) == 1
 
 
-def test_there_may_be_nowhere_to_go() -> None:
+def test_there_may_be_no_service() -> None:
     assert least_loaded([], 0.0) is None
 
 
@@ -76,7 +76,7 @@ def test_a_client_that_never_arrived_is_forgotten() -> None:
     assert (load.count(ARRIVAL_S - 0.1), load.count(ARRIVAL_S)) == (1, 0)
 
 
-def test_what_does_not_serve_is_taken_away_first_then_the_emptiest_then_the_newest() -> None:
+def test_services_that_do_not_serve_are_removed_first_then_the_emptiest_then_the_newest() -> None:
     loads = [Load(sessions=2), Load(sessions=0), Load(sessions=5), Load(sessions=0)]
     assert to_remove([True, True, False, True], loads, 3, 0.0) == [2, 3, 1]
 
@@ -91,7 +91,7 @@ def test_what_does_not_serve_is_taken_away_first_then_the_emptiest_then_the_newe
         ("[fe80::1%eth0]:5000", False),
     ],
 )
-def test_who_is_on_this_machine(peer: str, local: bool) -> None:
+def test_addresses_of_this_machine(peer: str, local: bool) -> None:
     assert is_loopback(peer) is local
 
 
@@ -111,7 +111,7 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, object], me
         FleetOptions(**options)  # type: ignore[arg-type]
 
 
-def test_the_table_says_what_there_is() -> None:
+def test_the_table_lists_the_services() -> None:
     rows = [
         {
             "service": "1.1",
@@ -145,5 +145,5 @@ def test_the_table_says_what_there_is() -> None:
     )
 
 
-def test_the_table_of_nothing_says_so() -> None:
+def test_the_table_of_no_services() -> None:
     assert table([]) == "no services"

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from robowire.errors import InvalidParams
+from robowire.frontends.http import models
 from robowire.frontends.http.formats import read_body, to_file, to_json, to_msgpack
 from robowire.meta import MetaAction, MetaObs
+from robowire.wire.methods import METHODS
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 CAMERAS = np.random.default_rng(1).integers(0, 256, (2, 3, 4, 6), dtype=np.uint8)
@@ -124,16 +126,18 @@ def test_images_are_in_json_where_they_are_asked_for() -> None:
 
 def test_images_that_are_encoded_stay_so() -> None:
     image = {"encoding": "jpeg", "shape": (4, 6, 3), "data": b"\x01\x02"}
-    told = {"encoding": "jpeg", "shape": [4, 6, 3]}
-    assert json.loads(to_json(image, images=True)) == {**told, "data": "AQI="}
-    assert msgpack.unpackb(to_msgpack(image)) == {**told, "data": b"\x01\x02"}
+    described = {"encoding": "jpeg", "shape": [4, 6, 3]}
+    assert json.loads(to_json(image, images=True)) == {**described, "data": "AQI="}
+    assert msgpack.unpackb(to_msgpack(image)) == {**described, "data": b"\x01\x02"}
     assert to_file(image) == (b"\x01\x02", "image/jpeg")
 
 
 def test_arrays_of_a_reply_in_msgpack_are_their_bytes() -> None:
     value = np.arange(6, dtype=np.float32).reshape(2, 3).T  # not contiguous
-    told = msgpack.unpackb(to_msgpack({"x": value}))["x"]
-    assert np.array_equal(np.frombuffer(told["data"], told["dtype"]).reshape(told["shape"]), value)
+    described = msgpack.unpackb(to_msgpack({"x": value}))["x"]
+    assert np.array_equal(
+        np.frombuffer(described["data"], described["dtype"]).reshape(described["shape"]), value
+    )
 
 
 def test_an_empty_array_of_a_reply_in_msgpack_has_no_bytes() -> None:
@@ -143,9 +147,9 @@ def test_an_empty_array_of_a_reply_in_msgpack_has_no_bytes() -> None:
 def test_images_are_raw_in_msgpack_unless_they_are_wanted_as_png() -> None:
     raw = msgpack.unpackb(to_msgpack(IMAGE))
     assert raw == {"dtype": "|u1", "shape": [4, 6, 3], "data": IMAGE.tobytes()}
-    told = msgpack.unpackb(to_msgpack(IMAGE, images=True))
-    assert np.array_equal(read_png(told.pop("data")), IMAGE)
-    assert told == {"encoding": "png", "shape": [4, 6, 3]}
+    described = msgpack.unpackb(to_msgpack(IMAGE, images=True))
+    assert np.array_equal(read_png(described.pop("data")), IMAGE)
+    assert described == {"encoding": "png", "shape": [4, 6, 3]}
 
 
 def test_a_png_holds_the_image() -> None:
@@ -231,3 +235,23 @@ def test_a_body_takes_a_few_times_its_length(body: bytes, content_type: str) -> 
     finally:
         tracemalloc.stop()
     assert peak < 10 * len(body) + 50_000
+
+
+@pytest.mark.parametrize(
+    ("body", "method"),
+    [
+        (models.StepBody, "step"),
+        (models.ChunkBody, "step_chunk"),
+        (models.RestoreBody, "restore"),
+        (models.VerifyBody, "verify"),
+        (models.ForkBody, "fork"),
+    ],
+)
+def test_openapi_has_the_parameters_of_the_table(body: Any, method: str) -> None:
+    row = METHODS[method]
+    extra = ["session", *(["number"] if row.numbered else [])]
+    assert sorted(body.model_fields) == sorted([*row.parameters, *extra])
+    for name, parameter in row.parameters.items():
+        assert body.model_fields[name].is_required() == parameter.required
+        if not parameter.required:
+            assert body.model_fields[name].default == parameter.default

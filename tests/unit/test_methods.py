@@ -60,7 +60,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_one() -> None:
         check_params(Request("reset", {"sede": 1}))
 
 
-def test_a_method_without_parameters_says_so() -> None:
+def test_a_method_without_parameters_takes_nothing() -> None:
     with refused(InvalidParams, "ping has no parameter 'seed'. It takes: nothing"):
         check_params(Request("ping", {"seed": 1}))
 
@@ -108,7 +108,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert type(params["seed"]) is int
 
 
-def test_what_is_left_out_gets_its_default() -> None:
+def test_a_parameter_that_is_left_out_gets_its_default() -> None:
     params = check_params(Request("load_task", {"task_name": "reach", "camera_names": ["front", "side"]}))
     assert params == {
         "task_name": "reach",
@@ -186,7 +186,7 @@ def test_a_chunk_is_checked_action_by_action() -> None:
         (np.array(1.0), "actions is a ndarray, expected (n, action_dim) numbers or a list"),
     ],
 )
-def test_a_chunk_that_is_none_is_refused(actions: Any, message: str) -> None:
+def test_a_value_that_is_not_a_chunk_is_refused(actions: Any, message: str) -> None:
     with refused(InvalidParams, message):
         check_actions(actions, 1)
 
@@ -203,7 +203,7 @@ def test_a_number_is_taken_from_a_request_that_may_have_one() -> None:
     assert (dict(call.params), number) == ({"action": [0]}, 4)
 
 
-def test_a_number_is_left_where_none_belongs() -> None:
+def test_a_number_of_another_method_is_left_alone() -> None:
     call = Request("render", {"number": 4})
     assert take_number(call) == (call, None)
 

@@ -36,16 +36,16 @@ def test_one_different_bit_of_the_physics_is_another_digest() -> None:
     assert mujoco_probe.settle(Heavier) != mujoco_probe.settle(mujoco)
 
 
-def test_the_picture_shows_the_scene_upright() -> None:
-    told = mujoco_probe.probe(mujoco)
-    assert "problem" not in told
-    frame = told["frame"]
+def test_the_image_shows_the_scene_upright() -> None:
+    report = mujoco_probe.probe(mujoco)
+    assert "problem" not in report
+    frame = report["frame"]
     assert (frame.shape, frame.dtype) == ((256, 256, 3), np.uint8)
     assert frame[:50].mean() < frame[-50:].mean()  # the dark above, the lit floor below
-    assert told["frame_ms"] > 0
+    assert report["frame_ms"] > 0
 
 
-def test_that_nothing_can_be_drawn_is_told_and_physics_is_still_there() -> None:
+def test_a_failed_rendering_is_reported_and_physics_is_still_there() -> None:
     class Blind:
         MjModel, MjData, mj_step = mujoco.MjModel, mujoco.MjData, staticmethod(mujoco.mj_step)
 
@@ -53,17 +53,17 @@ def test_that_nothing_can_be_drawn_is_told_and_physics_is_still_there() -> None:
         def Renderer(*_: object) -> None:  # noqa: N802 - MuJoCo's name
             raise RuntimeError("no display")
 
-    told = mujoco_probe.probe(Blind)
-    assert told["problem"] == "RuntimeError: no display"
-    assert told["physics"] == mujoco_probe.settle(mujoco)
+    report = mujoco_probe.probe(Blind)
+    assert report["problem"] == "RuntimeError: no display"
+    assert report["physics"] == mujoco_probe.settle(mujoco)
 
 
-def test_who_draws_is_told_without_touching_the_contexts_of_this_thread() -> None:
+def test_the_renderer_is_named_without_touching_the_contexts_of_this_thread() -> None:
     own = mujoco.GLContext(8, 8)
     own.make_current()
     try:
-        told = mujoco_probe.gl_renderer(mujoco)
-        assert told == ", ".join(GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION))
+        report = mujoco_probe.gl_renderer(mujoco)
+        assert report == ", ".join(GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION))
     finally:
         own.free()
 

@@ -15,7 +15,7 @@ def memory() -> Iterator[SharedMemory]:
     memory.close()
 
 
-def test_what_one_end_writes_the_other_reads(memory: SharedMemory) -> None:
+def test_one_end_reads_what_the_other_writes(memory: SharedMemory) -> None:
     other = SharedMemory(os.dup(memory.fd))
     length = memory.write([b"abc", bytearray(b"de"), memoryview(b"f")])
     assert bytes(other.view(length)) == b"abcdef"

@@ -44,7 +44,7 @@ def test_names_that_the_simulator_does_not_offer_are_refused() -> None:
         make_worker(names="center")
 
 
-def test_names_that_the_simulator_offers_are_handed_to_it() -> None:
+def test_names_that_the_simulator_offers_are_passed_to_it() -> None:
     class Renamed(FakeSimulator):
         names = ("raw", "center")
         asked: TaskOptions
@@ -76,7 +76,7 @@ def test_a_key_that_is_not_observed_is_refused_when_the_task_is_loaded() -> None
 @pytest.mark.parametrize(
     "options", [{"observation_keys": ["goal"]}, {"image_encoding": "png"}], ids=["keys", "encoding"]
 )
-def test_what_raw_observations_have_a_meta_obs_has_not(options: dict[str, Any]) -> None:
+def test_options_of_raw_observations_are_refused_for_a_meta_obs(options: dict[str, Any]) -> None:
     message = (
         f"{next(iter(options))} is for observation_format 'raw': a MetaObs has its own fields and one array "
         "of images, which camera_names, image_height and image_width make smaller"
@@ -85,7 +85,7 @@ def test_what_raw_observations_have_a_meta_obs_has_not(options: dict[str, Any]) 
         make_worker(observation_format="meta", **options)
 
 
-def test_pictures_leave_as_they_were_asked_for() -> None:
+def test_images_are_encoded_as_requested() -> None:
     raw, encoded = reset(make_worker()), reset(make_worker(image_encoding="png"))
     assert (encoded["front_image"]["encoding"], encoded["front_image"]["shape"]) == ("png", (64, 64, 3))
     assert np.array_equal(decode_images(encoded)["front_image"], raw["front_image"])
@@ -138,7 +138,7 @@ def test_verify_compares_with_the_run_that_was_saved() -> None:
     assert reply["difference"] == "after step 1: info.distance, observation.position, state.position"
 
 
-def test_meta_observations_are_what_policies_read() -> None:
+def test_meta_observations_are_in_the_format_of_policies() -> None:
     observation = reset(make_worker(observation_format="meta", camera_names=["front", "side"]))
     assert isinstance(observation, MetaObs)
     assert observation.image is not None
@@ -161,7 +161,7 @@ def test_a_meta_action_is_converted_by_the_simulator() -> None:
         worker.call("step", {"action": MetaAction("ee", "absolute", np.zeros(3))})
 
 
-def test_a_chunk_gives_what_its_steps_give() -> None:
+def test_a_chunk_returns_the_results_of_its_steps() -> None:
     actions = np.linspace(-1, 1, 12).reshape(4, 3)
     one_by_one, at_once = make_worker(), make_worker()
     reset(one_by_one)

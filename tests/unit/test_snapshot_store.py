@@ -55,13 +55,13 @@ def test_the_id_is_the_digest_of_the_bytes(store: SnapshotStore) -> None:
     assert store.get(DIGEST) == b"one"
 
 
-def test_equal_snapshots_take_room_once(store: SnapshotStore) -> None:
+def test_equal_snapshots_are_stored_once(store: SnapshotStore) -> None:
     for _ in range(4):
         store.put(b"12345678", maker="me")
     assert [entry["bytes"] for entry in store.describe()] == [8]
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_forgotten(store: SnapshotStore) -> None:
+def test_a_snapshot_that_does_not_fit_is_refused_and_no_other_is_deleted(store: SnapshotStore) -> None:
     first = store.put(b"12345678", maker="me")
     with says(
         Overloaded,
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_forgotten(store: SnapshotSt
 
 
 @pytest.mark.parametrize("snapshot_id", [DIGEST, "", "../secret", "x" * 64])
-def test_an_unknown_id_is_told(store: SnapshotStore, snapshot_id: str) -> None:
+def test_an_unknown_id_is_an_error(store: SnapshotStore, snapshot_id: str) -> None:
     message = f"there is no snapshot {snapshot_id!r}: list_snapshots says which there are"
     with says(SnapshotNotFound, message):
         store.get(snapshot_id)
@@ -86,7 +86,7 @@ def test_an_unknown_id_is_told(store: SnapshotStore, snapshot_id: str) -> None:
 # -- whose it is ---------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_of_one_who_still_runs_is_not_deleted_by_another(store: SnapshotStore) -> None:
+def test_a_snapshot_of_a_running_session_is_not_deleted_by_another(store: SnapshotStore) -> None:
     store.put(b"one", maker="me")
     with says(
         InvalidParams,
@@ -97,7 +97,7 @@ def test_a_snapshot_of_one_who_still_runs_is_not_deleted_by_another(store: Snaps
     assert store.get(DIGEST) == b"one"
 
 
-def test_what_two_made_is_kept_until_both_delete_it(store: SnapshotStore) -> None:
+def test_a_snapshot_of_two_sessions_is_kept_until_both_delete_it(store: SnapshotStore) -> None:
     for maker in ("me", "you"):
         store.put(b"one", maker=maker)
     store.delete(DIGEST, asker="me")
@@ -106,7 +106,7 @@ def test_what_two_made_is_kept_until_both_delete_it(store: SnapshotStore) -> Non
     assert store.describe() == []
 
 
-def test_what_nobody_made_who_still_runs_is_anybodys(store: SnapshotStore) -> None:
+def test_a_snapshot_of_ended_sessions_may_be_deleted_by_any(store: SnapshotStore) -> None:
     store.put(b"one", maker="me")
     store.release("me")
     assert store.get(DIGEST) == b"one"
@@ -122,7 +122,7 @@ def snapshot_of(steps: Any, fingerprint: Any = None) -> bytes:
     return b"".join(bytes(buffer) for buffer in encode({"fingerprint": fingerprint, "steps": steps}))
 
 
-def test_a_list_says_what_each_one_is_of(store: SnapshotStore) -> None:
+def test_a_list_describes_each_snapshot(store: SnapshotStore) -> None:
     store = SnapshotStore(max_bytes=10_000, folder=store._folder)
     snapshot = {"fingerprint": {"simulator": "fake", "task": "reach"}, "steps": 7}
     payload = b"".join(bytes(buffer) for buffer in encode(snapshot))
@@ -322,12 +322,12 @@ def test_another_version_is_something_else() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"cos\nsystem\n.", b"\x80\x05]."])
-def test_what_is_no_snapshot_is_refused(payload: bytes) -> None:
+def test_a_payload_that_is_not_a_snapshot_is_refused(payload: bytes) -> None:
     with pytest.raises(SnapshotMismatch, match=r"^this is not a snapshot: "):
         unpack(payload, {})
 
 
-def test_a_simulator_without_it_says_so() -> None:
+def test_a_simulator_without_snapshots_is_an_error() -> None:
     class Plain:
         pass
 
@@ -357,7 +357,7 @@ def test_stepping_again_names_what_differs_first() -> None:
     assert difference.startswith("right after the restore: state.random.state.")
 
 
-def test_a_folder_that_was_taken_away_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_was_removed_is_an_error(tmp_path: Path) -> None:
     store = SnapshotStore(max_bytes=10, folder=tmp_path / "snapshots")
     snapshot_id = store.put(b"one", maker="me")
     shutil.rmtree(tmp_path / "snapshots")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from robowire.address import parse_address
+from robowire.cli.parser import setting
 from robowire.client.policy_client import PolicyClient
 from robowire.client.server_client import ServerClient
 from robowire.errors import ConfigurationError
@@ -64,7 +65,7 @@ class ConnectionFlags(TlsFlags):
         token: Token of the server, where it needs one.
     """
 
-    address: str | None = None
+    address: str | None = field(default=None, metadata=setting(instead_of=("host", "port")))
     host: str = "localhost"
     port: int = 5000
     timeout_s: float = 30.0

@@ -58,9 +58,11 @@ def run(flags: FleetFlags, program: Program) -> int:
     return serve(
         fleet,
         flags,
-        lambda host, port: program.example(
-            "server.py", "fleet", "status", "--address", f"{host}:{port}", *connection_words(flags)
-        ),
+        {
+            "try it": lambda host, port: program.example(
+                "server.py", "fleet", "status", "--address", f"{host}:{port}", *connection_words(flags)
+            )
+        },
     )
 
 

@@ -50,6 +50,7 @@ def setting(
     positional: bool = False,
     split: bool = True,
     suggested: bool = True,
+    instead_of: Sequence[str] = (),
 ) -> Mapping[str, Any]:
     """Return the ``metadata`` of a field that differs from others.
 
@@ -60,6 +61,8 @@ def setting(
         positional: Whether it is a word without a flag.
         split: Whether commas separate the entries of a list.
         suggested: Whether "did you mean" may name it: never for a flag that deletes results.
+        instead_of: Fields that this one replaces, unless one of them is set closer to the user: by a flag,
+            where this is in the environment.
     """
     return {
         "name": name,
@@ -68,6 +71,7 @@ def setting(
         "positional": positional,
         "split": split,
         "suggested": suggested,
+        "instead_of": tuple(instead_of),
     }
 
 
@@ -85,6 +89,7 @@ class _Setting:
     positional: bool
     split: bool
     suggested: bool
+    instead_of: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,7 +215,7 @@ def parse(program: str, name: str, command: Command, arguments: Sequence[str]) -
             meant.
     """
     options_class = command.load_options()
-    settings = [*_settings(options_class), _log_level(command)]
+    settings = [*_settings(options_class), _log_level(command.log_level)]
     parser = _parser(f"{program} {name}", command, settings)
     given, unknown = parser.parse_known_args(_spelled(arguments, settings))
     if unknown:
@@ -242,7 +247,9 @@ def environment_values(options_class: type, env_prefix: str) -> dict[str, Any]:
     """
     settings = _settings(options_class)
     path = os.environ.get(f"{env_prefix}_CONFIG")
-    from_file = {} if path is None else _file_values(path, settings)
+    # A file for the program may set its log level, which is not the options'.
+    from_file = {} if path is None else _file_values(path, [*settings, _log_level("info")])
+    from_file.pop("log_level", None)
     return {**from_file, **_variables(env_prefix, settings)}
 
 
@@ -251,7 +258,11 @@ def _merged(settings: Sequence[_Setting], layers: Sequence[Mapping[str, Any]]) -
     values: dict[str, Any] = {}
     missing = []
     for item in settings:
-        found = [layer[item.field] for layer in layers if item.field in layer]
+        closest_rival = max(
+            (index for index, layer in enumerate(layers) for name in item.instead_of if name in layer),
+            default=0,
+        )
+        found = [layer[item.field] for layer in layers[closest_rival:] if item.field in layer]
         if found and item.kind == "Mapping[str, Any]":
             values[item.field] = {key: value for layer in found for key, value in layer.items()}
         elif found:
@@ -291,15 +302,16 @@ def _settings(options_class: Any) -> list[_Setting]:
                 positional=extra["positional"],
                 split=extra["split"],
                 suggested=extra["suggested"],
+                instead_of=extra["instead_of"],
             )
         )
     return found
 
 
-def _log_level(command: Command) -> _Setting:
+def _log_level(default: str) -> _Setting:
     text = "Least important messages to show: debug, info, warning or error."
     name = "log_level"
-    return _Setting(name, name, (), "str", command.log_level, text, LOG_LEVELS, False, True, True)
+    return _Setting(name, name, (), "str", default, text, LOG_LEVELS, False, True, True)
 
 
 def _documentation(options_class: type) -> dict[str, str]:

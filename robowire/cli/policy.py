@@ -51,7 +51,11 @@ def run(flags: PolicyFlags, program: Program) -> int:
     return serve(
         server,
         flags,
-        lambda host, port: program.example("client.py", "infer", "--host", host, "--port", port, *words),
+        {
+            "try it": lambda host, port: program.example(
+                "client.py", "infer", "--host", host, "--port", port, *words
+            )
+        },
     )
 
 

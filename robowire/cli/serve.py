@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -77,7 +77,7 @@ _USES = {
 }
 
 
-def serve(server: Runner[Any], options: TcpOptions, example: Callable[[str, str], str]) -> int:
+def serve(server: Runner[Any], options: TcpOptions, examples: Mapping[str, Callable[[str, str], str]]) -> int:
     """Print the banner, serve until a signal, drain, and return 0. A second SIGINT ends at once.
 
     SIGINT, SIGTERM and SIGHUP (a terminal that closes) drain. Log lines are written by a thread, so that a
@@ -86,7 +86,8 @@ def serve(server: Runner[Any], options: TcpOptions, example: Callable[[str, str]
     Args:
         server: Server that listens already.
         options: Its options.
-        example: Returns a shell command that tries the server, from its host and port.
+        examples: Shell commands by what they are for, each from the server's host and port; the last is
+            "try it", which runs as it stands.
     """
     signalled = False
     errors = BackgroundWriter(2)
@@ -115,7 +116,7 @@ def serve(server: Runner[Any], options: TcpOptions, example: Callable[[str, str]
     lines = [
         server.describe(),
         f"listening on {join_address(host, port)}: {reachable}",
-        f"try it: {example(usable[0], str(port))}",
+        *(f"{purpose}: {example(usable[0], str(port))}" for purpose, example in examples.items()),
     ]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()

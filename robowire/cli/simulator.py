@@ -64,12 +64,17 @@ def run(flags: SimulatorFlags, program: Program) -> int:
     return serve(
         server,
         flags,
-        lambda host, port: program.example(
-            "client.py",
-            *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
-            *connection_words(flags, prefix="--simulator_"),
-            *("--simulator", "robosuite", "--task", "Lift"),
-        ),
+        {
+            "with a policy server": lambda host, port: program.example(
+                "client.py",
+                *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
+                *connection_words(flags, prefix="--simulator_"),
+                *("--simulator", "robosuite", "--task", "Lift"),
+            ),
+            "try it": lambda host, port: program.example(
+                "client.py", "info", "--address", f"{host}:{port}", *connection_words(flags)
+            ),
+        },
     )
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from certificates import Certificates
 from client_process import finish, start_client
-from server_process import ServerProcess, environment, run_server
+from server_process import ServerProcess, environment, run_server, shown_python
 
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import TransportError
@@ -131,6 +131,7 @@ def test_a_client_waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> No
 def test_ping_and_info_work_on_a_simulator_server(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "log", command=("simulator",)) as server:
         port = str(server.address[1])
+        assert server.banner[-1] == f"try it: {shown_python()} client.py info --address localhost:{port}"
         assert finish(start_client("ping", "--port", port, "--count", "1"))[0].startswith("reply from ")
         told = json.loads(finish(start_client("info", "--port", port, "--json"))[0])
     assert "robosuite" in json.dumps(told)

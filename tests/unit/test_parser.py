@@ -14,7 +14,7 @@ import pytest
 from client import COMMANDS as CLIENT_COMMANDS
 from robowire.cli import main as cli
 from robowire.cli.command import Command, Program
-from robowire.cli.parser import parse, setting
+from robowire.cli.parser import environment_values, parse, setting
 from robowire.errors import ConfigurationError
 from server import COMMANDS as SERVER_COMMANDS
 
@@ -146,6 +146,28 @@ def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "options.json").write_text('{"port": 7}')
     monkeypatch.setenv("ROBOWIRE_TEST_CONFIG", str(tmp_path / "options.json"))
     assert probe().port == 7
+
+
+def test_a_port_beats_an_address_that_is_farther_from_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "options.json").write_text('{"host": "file", "port": 1}')
+    monkeypatch.setenv("ROBOWIRE_CLIENT_ADDRESS", "variable:2")
+    config = ["--config", str(tmp_path / "options.json")]
+
+    def address(*flags: str) -> tuple[str, int]:
+        options, _ = parse("client.py", "ping", CLIENT_COMMANDS["ping"], [*config, *flags])
+        return options.host, options.port
+
+    assert address() == ("variable", 2)
+    assert address("--port", "3") == ("file", 3)
+    assert address("--address", "flag:4", "--port", "3") == ("flag", 4)
+
+
+def test_a_file_for_a_program_may_set_its_log_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "options.json").write_text('{"log_level": "debug", "port": 8}')
+    monkeypatch.setenv("ROBOWIRE_TEST_CONFIG", str(tmp_path / "options.json"))
+    assert environment_values(ProbeFlags, "ROBOWIRE_TEST") == {"port": 8}
 
 
 def test_options_of_one_kind_are_merged(tmp_path: Path) -> None:

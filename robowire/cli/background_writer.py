@@ -1,4 +1,4 @@
-"""Text that a thread writes to a file descriptor, so that a pipe that nobody reads makes no server wait."""
+"""Text that a thread writes to a file descriptor, so that an unread pipe never blocks a server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class BackgroundWriter:
             try:
                 while data:
                     data = data[os.write(self._descriptor, data) :]
-            except OSError:  # the reader has gone; there is nobody to tell
+            except OSError:  # the reader has gone, and with it the only place for an error message
                 pass
             self._writing = False
 
@@ -84,7 +84,7 @@ class BackgroundLogHandler(logging.Handler):
         """Pass the line to the writer."""
         try:
             self._writer.write(f"{self.format(record)}\n")
-        except Exception:  # what logging's own handlers do: a record that can't be formatted stops nobody
+        except Exception:  # what logging's own handlers do: a record that can't be formatted ends no thread
             self.handleError(record)
 
     def flush(self) -> None:

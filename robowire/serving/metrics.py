@@ -72,7 +72,7 @@ class Metrics:
             self._batches[size] += 1
 
     def observe(self, operation: str, seconds: float) -> int:
-        """Take note of how long an operation took, and return how often it was done so far."""
+        """Record the duration of an operation, and return how often it was done so far."""
         with self._lock:
             self._durations.setdefault(operation, deque(maxlen=WINDOW)).append(seconds)
             self._operations[operation] += 1

@@ -19,14 +19,14 @@ __all__ = ["DEFAULT_MAX_PAYLOAD", "MAX_LINE", "MAX_MAX_PAYLOAD", "FrameDecoder",
 
 _LENGTH = struct.Struct("!I")
 
-# Three 640x480 RGB cameras are 2.6 MiB, so 64 MiB is room for any robot we know,
-# while a hostile prefix cannot make us set 4 GiB aside.
+# Three 640x480 RGB cameras are 2.6 MiB, so 64 MiB suffices for any robot we know,
+# while a hostile prefix cannot make us allocate 4 GiB.
 DEFAULT_MAX_PAYLOAD = 64 * 1024 * 1024
 
 # The largest limit anyone may configure: "A" is 0x41, so a frame of this length cannot look like text.
 MAX_MAX_PAYLOAD = 0x4100_0000 - 1
 
-# Room for the longest header line a browser or a probe sends; nothing we answer needs 100 bytes.
+# The longest header line that a browser or a probe sends fits; no line that we answer needs 100 bytes.
 MAX_LINE = 8192
 
 # Memory follows the bytes that came, not the bytes that were announced: four bytes buy 1 MiB, and a megabyte
@@ -98,7 +98,7 @@ class FrameDecoder:
         return self._target[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> bytearray | TextLine | None:
-        """Take note that the first ``nbytes`` of :meth:`get_buffer` were filled.
+        """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
 
         Returns:
             The payload (the caller owns it) or line if it is now complete, else ``None``.
@@ -136,7 +136,7 @@ class FrameDecoder:
         return payload
 
     def receive_eof(self) -> None:
-        """Take note that the stream ended.
+        """Process the end of the stream.
 
         Raises:
             TruncatedFrame: It ended inside a frame. Between frames, ending is normal, and so is a last line

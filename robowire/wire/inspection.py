@@ -11,9 +11,9 @@ from robowire.meta import MetaAction, MetaObs
 __all__ = ["describe", "hex_dump"]
 
 _ROW = 16  # bytes a line, as every hex dump has it
-_MAX_ITEMS = 8  # of a sequence: a chunk is told by its first actions
-_MAX_FIELDS = 64  # of a dict or record: more than any message of ours has
-_MAX_TEXT = 200  # room for an error message
+_MAX_ITEMS = 8  # shown of a sequence: the first actions of a chunk suffice
+_MAX_FIELDS = 64  # shown of a dict or record: more than any message of this wire has
+_MAX_TEXT = 200  # shown of a text: an error message fits
 _MAX_DEPTH = 6
 
 

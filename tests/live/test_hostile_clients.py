@@ -325,3 +325,28 @@ def test_a_batch_of_nothing_costs_a_client_without_the_token_nothing() -> None:
             finally:
                 tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x05(" + b"]" * 4000 + b"t.",
+        b"\x80\x05(" + b"}" * 4000 + b"t.",
+        b"\x80\x05(" + b"K\x01" * 2000 + b"t.",
+        b"\x80\x05(" + b"\x8c\x03\xf0\x9f\x98" * 800 + b"t.",
+    ],
+    ids=["lists", "dicts", "numbers", "texts"],
+)
+def test_no_payload_of_a_client_without_the_token_costs_more_than_a_megabyte(payload: bytes) -> None:
+    options = PolicyServerOptions(token="sesame", drain_s=2)
+    with running_server(EchoPolicy(), options) as server, RawClient(server.address) as hostile:
+        hostile.ask({"method": "ping"})
+        tracemalloc.start()
+        try:
+            hostile.send_payload(payload)
+            hostile.sock.shutdown(socket.SHUT_WR)
+            hostile.read_to_the_end()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 1_000_000

@@ -408,9 +408,9 @@ def test_before_the_token_a_large_frame_is_refused_and_after_it_taken() -> None:
     options = PolicyServerOptions(token="sesame")
     large = MetaObs(state=np.zeros(3), image=np.zeros((1, 3, 200, 200), np.uint8))
     with running_server(EchoPolicy(), options) as server:
-        with RawClient(server.address) as stranger:
-            stranger.send(large)
-            assert stranger.closed()
+        with RawClient(server.address) as unauthenticated:
+            unauthenticated.send(large)
+            assert unauthenticated.closed()
         with RawClient(server.address) as friend:
             friend.hello(token="sesame")
             assert len(friend.ask(large)) == 4

@@ -1,8 +1,8 @@
-"""Read pickles of plain data from a peer nobody trusts. ``pickle.loads`` never sees a byte from the network.
+"""Read pickles of plain data from an untrusted peer. ``pickle.loads`` never sees a byte from the network.
 
 Three steps. :mod:`~robowire.wire.pickle.scanner` refuses what could hurt by its opcodes alone. Then CPython's
-unpickler runs, but every name a payload may refer to leads to a stand-in of ours, which only notes what was
-said: numpy's own ``__setstate__`` trusts the sizes it is told, ``ndarray(10**9)`` sets memory aside, and a
+unpickler runs, but every name a payload may refer to resolves to a stand-in, which only records its
+arguments: numpy's own ``__setstate__`` trusts announced sizes, ``ndarray(10**9)`` allocates memory, and a
 BUILD on a class could rewrite it for every session. At last :class:`_Finisher` checks the notes and builds,
 within a budget: a payload may refer to one thing a thousand times.
 """

@@ -59,9 +59,9 @@ _STRING_COST = 80
 _FRAME_COST = 256  # none of it the unpickler's: our view of what lies between two frames
 _CHARACTER_COST = 4  # one emoji widens every character of its string to 4 bytes
 
-# Up to the first figure nobody needs to count; beyond it all but the blobs may cost this multiple of the
-# payload's length. Rows of three floats cost 13 times their length, pictures as lists of pixels 25 times.
-# The last figure is 8 million values, seconds of work: nobody honest sends them outside of an array.
+# Below the first figure nothing is counted; beyond it all but the blobs may cost this multiple of the
+# payload's length. Rows of three floats cost 13 times their length, images as lists of pixels 25 times.
+# The last figure is 8 million values, seconds of work: an honest peer sends them in an array.
 _FREE_COST = 4 * 1024 * 1024
 _NAMED_RUN_COST = 256 * 33 * (_OPCODE_COST + _BUILDER_COST)  # at most: 256 names of 31 characters
 _COST_FACTOR = 32

@@ -1,9 +1,7 @@
 """Train ACT from demonstrations: ``python -m policies.act.train --data_dir DIR --output_dir DIR``.
 
-Demonstrations are HDF5 files in the original ACT's layout, one episode each: ``observations/qpos`` (T,
-state_dim), ``observations/images/<camera>`` (T, H, W, 3) uint8, ``action`` (T, action_dim). A JSON attribute
-``embodiment`` (control rate, layouts, control space and type) goes into the checkpoint, so that it can be
-compared with a simulator's.
+Demonstrations are HDF5 files, described in ``demonstrations.py``. What they say of the body goes into the
+checkpoint, so that it can be compared with a simulator's.
 
 Every random choice of a step comes from the seed and the step's number, so a resumed training equals an
 unbroken one.
@@ -24,31 +22,27 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from policies.act.backbone import BACKBONES
-from policies.act.checkpoint import Checkpoint, Statistics, replace_file, save_checkpoint
-from policies.act.model import Act, ActSizes, normalise_images
+from policies.act.checkpoint import Checkpoint, replace_file, save_checkpoint
+from policies.act.demonstrations import COLORS, Batch, Demonstrations
+from policies.act.model import Act, ActSizes
 from policies.act.policy import select_device
 from robowire.errors import ConfigurationError
-from robowire.specs import Embodiment
 
-__all__ = ["Demonstrations", "TrainOptions", "Training", "main", "train"]
+__all__ = ["TrainOptions", "Training", "main", "train"]
 
 STATE_FILE = "training_state.pt"
-
-# A joint that hardly moves in the demonstrations must not turn noise into large inputs; the original's bound.
-MIN_STD = 1e-2
 
 # LeRobot's value for ACT: it catches rare spikes and leaves an ordinary step alone.
 MAX_GRADIENT_NORM = 10.0
 
 # What may differ when a training is taken up again: nothing that the weights depend on.
-CHANGEABLE = {"data_dir", "output_dir", "n_action_steps", "save_every", "threads", "resume"}
+CHANGEABLE = {"data_dir", "output_dir", "n_action_steps", "save_every", "threads", "resume", "max_memory_gb"}
 
 # Enough to compare trainings by, few enough to take seconds.
 MAX_VALIDATION_FRAMES = 512
@@ -63,6 +57,9 @@ class TrainOptions:
     camera_names: tuple[str, ...] | None = None
     dataset_id: str | None = None
     max_episodes: int | None = None
+    sim: bool | None = None
+    image_colors: str = "rgb"
+    max_memory_gb: float | None = None
     chunk_size: int = 16
     n_action_steps: int | None = None
     backbone: str = "small"
@@ -95,6 +92,10 @@ class TrainOptions:
             raise ConfigurationError(
                 f"--n_action_steps is {self.n_action_steps}, expected 1 to {self.chunk_size}, the chunk_size"
             )
+        if self.image_colors not in COLORS:
+            raise ConfigurationError(f"--image_colors is {self.image_colors!r}, expected rgb or bgr")
+        if self.max_memory_gb is not None and not 0 <= self.max_memory_gb < math.inf:
+            raise ConfigurationError(f"--max_memory_gb is {self.max_memory_gb}, expected at least 0")
         for name in ("dropout", "validation_share", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -108,6 +109,9 @@ _HELP = {
     "camera_names": "cameras in the policy's order; default: the embodiment's, else all in the first file",
     "dataset_id": "name of the statistics in normalize.json; default: the name of data_dir",
     "max_episodes": "use only this many episodes, the first by name; default: all",
+    "sim": "true or false: whether files without the attribute 'sim' were recorded in simulation",
+    "image_colors": "order of colours in compressed images; bgr for those that OpenCV wrote from RGB",
+    "max_memory_gb": "memory for images; larger sets are read from disk; default: half of what is free",
     "chunk_size": "actions predicted at once",
     "n_action_steps": "actions of a chunk to execute before the policy is asked again; default: left open",
     "backbone": "image network; both start from random weights, which suits only 'small'",
@@ -132,131 +136,6 @@ _HELP = {
     "device": "cpu, cuda, cuda:N or auto",
     "resume": "continue from the last save in output_dir",
 }
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Normalised frames on the training device.
-
-    Attributes:
-        qpos: (B, state_dim).
-        images: (B, cameras, 3, H, W).
-        actions: (B, chunk_size, action_dim); zero where padded.
-        is_pad: bool (B, chunk_size), true past the end of the episode.
-    """
-
-    qpos: Tensor
-    images: Tensor
-    actions: Tensor
-    is_pad: Tensor
-
-
-class Demonstrations:
-    """Every frame of the episodes, in memory, as bytes: 10,000 frames of two 128x128 cameras take 1 GB.
-
-    Attributes:
-        embodiment: What the files say about the body, and the sizes found.
-        sources: The files' ``embodiment`` attributes, in their order; empty objects where a file has none.
-        statistics: Over all episodes.
-        ends: For each frame, the index one past its episode's last frame.
-        episode: For each frame, its episode's number.
-    """
-
-    def __init__(self, paths: list[Path], camera_names: tuple[str, ...] | None) -> None:
-        qpos, images, actions, self.sources = [], [], [], []
-        for path in tqdm(paths, desc="reading episodes", unit="episode"):
-            try:
-                with h5py.File(path) as file:
-                    self.sources.append(json.loads(file.attrs.get("embodiment", "{}")))
-                    if camera_names is None:
-                        found = sorted(file["observations/images"])
-                        camera_names = tuple(self.sources[0].get("camera_names") or found)
-                    # The original pairs a real robot's observation with the action before it.
-                    lag = 0 if file.attrs.get("sim", True) else 1
-                    actions.append(file["action"][: len(file["action"]) - lag])
-                    qpos.append(file["observations/qpos"][lag:])
-                    views = [file[f"observations/images/{name}"][lag:] for name in camera_names]
-                    images.append(np.stack(views, axis=1).transpose(0, 1, 4, 2, 3))
-            except (OSError, KeyError, ValueError) as exc:
-                raise ConfigurationError(f"{path} is not an episode in the ACT layout: {exc}") from exc
-        lengths = [len(episode) for episode in actions]
-        if lengths != [len(episode) for episode in qpos] or lengths != [len(episode) for episode in images]:
-            raise ConfigurationError(
-                f"an episode in {paths[0].parent} has more observations than actions, or fewer"
-            )
-        try:
-            self._qpos, self._actions = np.concatenate(qpos), np.concatenate(actions)
-            self._images = np.concatenate(images)  # (N, cameras, 3, H, W)
-        except ValueError as exc:
-            raise ConfigurationError(
-                f"the episodes in {paths[0].parent} differ in their sizes: {exc}"
-            ) from exc
-        if self._images.dtype != np.uint8:
-            raise ConfigurationError(
-                f"the images in {paths[0].parent} are {self._images.dtype}, expected uint8"
-            )
-        self.ends = np.repeat(np.cumsum(lengths), lengths)
-        self.episode = np.repeat(np.arange(len(lengths)), lengths)
-        self.embodiment = self._agree(paths, camera_names or ())
-        self.statistics = Statistics(
-            qpos_mean=self._qpos.mean(0, dtype=np.float64).astype(np.float32),
-            qpos_std=self._qpos.std(0, dtype=np.float64).clip(MIN_STD).astype(np.float32),
-            action_mean=self._actions.mean(0, dtype=np.float64).astype(np.float32),
-            action_std=self._actions.std(0, dtype=np.float64).clip(MIN_STD).astype(np.float32),
-        )
-        stats = self.statistics
-        self._qpos = ((self._qpos - stats.qpos_mean) / stats.qpos_std).astype(np.float32)
-        self._actions = ((self._actions - stats.action_mean) / stats.action_std).astype(np.float32)
-
-    def _agree(self, paths: list[Path], camera_names: tuple[str, ...]) -> Embodiment:
-        """Return the one body of all files; sizes come from the arrays."""
-        known: dict[str, Any] = {}
-        for field in fields(Embodiment):
-            known[field.name] = self.sources[0].get(field.name)
-            for path, source in zip(paths, self.sources, strict=True):
-                if source.get(field.name) != known[field.name]:
-                    raise ConfigurationError(
-                        f"{field.name} is {source.get(field.name)!r} in {path}, but {known[field.name]!r} in "
-                        f"{paths[0]}: train on the episodes of one body"
-                    )
-        height, width = self._images.shape[-2:]
-        known |= {"camera_names": camera_names, "image_height": height, "image_width": width}
-        known |= {"state_dim": self._qpos.shape[1], "action_dim": self._actions.shape[1]}
-        return Embodiment(**known)
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what the files say about where they come from."""
-        seeds = [source["seed"] for source in self.sources if "seed" in source]
-        return {name: self.sources[0].get(name) for name in ("simulator", "task")} | {"seeds": seeds}
-
-    def batch(
-        self, frames: np.ndarray, chunk_size: int, shifts: np.ndarray | None, device: torch.device
-    ) -> Batch:
-        """Return these ``frames``, each with the actions that follow it.
-
-        Args:
-            frames: Indices, (B,).
-            chunk_size: Actions wanted of each; past an episode's end they are zero and marked as padding.
-            shifts: Pixels to move each picture by, int (B, cameras, 2); what enters repeats the edge.
-            device: Where to put it.
-        """
-        steps = frames[:, None] + np.arange(chunk_size)
-        is_pad = steps >= self.ends[frames][:, None]
-        actions = self._actions[np.minimum(steps, len(self._actions) - 1)]
-        actions[is_pad] = 0
-        images = self._images[frames]
-        if shifts is not None:
-            height, width = images.shape[-2:]
-            rows = (np.arange(height) + shifts[..., :1]).clip(0, height - 1)  # (B, cameras, H)
-            columns = (np.arange(width) + shifts[..., 1:]).clip(0, width - 1)
-            for index in np.ndindex(shifts.shape[:2]):
-                images[index] = images[index][:, rows[index]][:, :, columns[index]]
-        return Batch(
-            torch.from_numpy(self._qpos[frames]).to(device),
-            normalise_images(torch.from_numpy(images).to(device)),
-            torch.from_numpy(actions).to(device),
-            torch.from_numpy(is_pad).to(device),
-        )
 
 
 class Training:
@@ -391,12 +270,21 @@ def train(options: TrainOptions, *, on_save: Callable[[int], object] = lambda st
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
-    paths = sorted(Path(options.data_dir).glob("*.hdf5"))[: options.max_episodes]
+    # Hidden files are not episodes: some systems leave a "._episode_0.hdf5" next to each.
+    found = sorted(path for path in Path(options.data_dir).glob("*.hdf5") if not path.name.startswith("."))
+    paths = found[: options.max_episodes]
     if not paths:
         raise ConfigurationError(
             f"no *.hdf5 files in {options.data_dir}: record demonstrations into it first"
         )
-    data = Demonstrations(paths, options.camera_names)
+    memory = None if options.max_memory_gb is None else int(options.max_memory_gb * 1e9)
+    data = Demonstrations(
+        paths,
+        options.camera_names,
+        sim=options.sim,
+        image_colors=options.image_colors,
+        max_image_bytes=memory,
+    )
     training = Training(options, data, device)
     report: dict[str, Any] = {
         "command": ["python", "-m", "policies.act.train", *_command(options)],
@@ -468,8 +356,16 @@ def _command(options: TrainOptions) -> list[str]:
         value = getattr(options, field.name)
         if value == field.default or field.name == "resume":
             continue
-        words += [f"--{field.name}", *(value if isinstance(value, tuple) else [str(value)])]
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        words += [f"--{field.name}", *(value if isinstance(value, tuple) else [text])]
     return words
+
+
+def _truth(text: str) -> bool:
+    try:
+        return {"true": True, "false": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
 
 
 def _parse(argv: list[str]) -> TrainOptions:
@@ -478,7 +374,13 @@ def _parse(argv: list[str]) -> TrainOptions:
         description="Train ACT from demonstrations.",
         allow_abbrev=False,
     )
-    kinds = {"max_episodes": int, "threads": int}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "max_episodes": int,
+        "threads": int,
+        "n_action_steps": int,
+        "max_memory_gb": float,
+        "sim": _truth,
+    }
     for field in fields(TrainOptions):
         flag, text = f"--{field.name}", _HELP[field.name]
         if field.name in ("data_dir", "output_dir"):
@@ -490,7 +392,7 @@ def _parse(argv: list[str]) -> TrainOptions:
         else:
             shown = "" if field.default is None else " (default: %(default)s)"
             kind = kinds.get(field.name) or (str if field.default is None else type(field.default))
-            choices = sorted(BACKBONES) if field.name == "backbone" else None
+            choices = {"backbone": sorted(BACKBONES), "image_colors": COLORS}.get(field.name)
             parser.add_argument(flag, type=kind, default=field.default, choices=choices, help=text + shown)
     values = vars(parser.parse_args(argv))
     if values["camera_names"] is not None:

@@ -13,8 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from policies.act.demonstrations import Demonstrations
 from policies.act.policy import make_policy
-from policies.act.train import Demonstrations, TrainOptions, main, train
+from policies.act.train import TrainOptions, main, train
 from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs

@@ -107,6 +107,16 @@ def test_no_page_loads_from_another_host() -> None:
     assert [page.name for page in PAGES if loads.search(page.read_text())] == []
 
 
+def test_the_built_site_loads_nothing_from_another_host(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    loads = re.compile(
+        r"""<(?:script|img|iframe)\b[^>]*\ssrc=["']?(?:https?:)?//|<link\b[^>]*\shref=["']?(?:https?:)?//"""
+    )
+    assert [page.name for page in tmp_path.glob("**/*.html") if loads.search(page.read_text())] == []
+
+
 def test_the_script_makes_certificates_that_tls_accepts(tmp_path: Path) -> None:
     script = ROOT / "deploy" / "make_certificates.sh"
     subprocess.run([script, tmp_path, "localhost", "127.0.0.1"], check=True, capture_output=True, timeout=60)

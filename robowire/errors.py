@@ -21,6 +21,7 @@ RobowireError
 ├── UnknownName                a policy or simulator name the registry does not hold
 ├── MissingDependency          the chosen one needs a package that is not installed
 ├── ConfigurationError         a flag, file or device a program was given is unusable
+│   └── ResultsNotWritten          results cannot be written: the disk is full, or refuses
 ├── EvaluationStopped          a server that every episode needs is gone; what was counted is kept
 └── VideoFailed                 an episode was counted, but its video could not be recorded
 """
@@ -46,6 +47,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestError",
     "RequestTimeout",
+    "ResultsNotWritten",
     "RobowireError",
     "SessionNotFound",
     "ShuttingDown",
@@ -243,6 +245,10 @@ class MissingDependency(RobowireError):
 
 class ConfigurationError(RobowireError):
     """A flag, file, port or device that a program was given cannot be used; the message says what to do."""
+
+
+class ResultsNotWritten(ConfigurationError):
+    """Results cannot be written: the disk is full or failed. What was written before is kept."""
 
 
 class EvaluationStopped(RobowireError):

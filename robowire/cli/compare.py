@@ -17,7 +17,7 @@ from robowire.cli.command import Program
 from robowire.cli.evaluation_flags import CompareFlags
 from robowire.cli.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
 from robowire.errors import ConfigurationError
-from robowire.rollout.results import read_rows
+from robowire.rollout.results import finite, read_rows
 from robowire.rollout.statistics import wilson_interval
 
 __all__ = ["Results", "compare", "read_results", "report", "run"]
@@ -298,5 +298,5 @@ def _verdict(result: Mapping[str, Any]) -> str:
 def run(flags: CompareFlags, program: Program) -> int:
     """Print the comparison."""
     result = compare(read_results(Path(flags.a)), read_results(Path(flags.b)))
-    sys.stdout.write(json.dumps(result) + "\n" if flags.json else report(result))
+    sys.stdout.write(json.dumps(finite(result)) + "\n" if flags.json else report(result))
     return 0

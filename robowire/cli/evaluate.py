@@ -22,7 +22,13 @@ from robowire.cli.output_folder import check_output_folder
 from robowire.cli.simulator import simulator_server_of_environment
 from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
-from robowire.errors import ConfigurationError, EvaluationStopped, SpecMismatch, UnknownName
+from robowire.errors import (
+    ConfigurationError,
+    EvaluationStopped,
+    ResultsNotWritten,
+    SpecMismatch,
+    UnknownName,
+)
 from robowire.registry import entries, family_and_task
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluate_options import EvaluateOptions
@@ -158,7 +164,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
         except SpecMismatch as exc:
             bar.close()
             raise ConfigurationError(str(exc)) from exc
-        except (EvaluationStopped, KeyboardInterrupt):
+        except (EvaluationStopped, ResultsNotWritten, KeyboardInterrupt):
             bar.close()
             if latest:
                 sys.stdout.write(report(latest, options.output_dir))
@@ -215,10 +221,11 @@ def report(summary: dict[str, Any], folder: Path) -> str:
     ]
     if done:
         low, high = summary["wilson_low"], summary["wilson_high"]
+        mean = summary["mean_return"]
         rows += [
             ("successes", str(summary["successes"])),
             ("success rate", f"{summary['success_rate']:.3f} (95 % Wilson interval {low:.3f} to {high:.3f})"),
-            ("mean return", f"{summary['mean_return']:.3f}"),
+            ("mean return", "not finite" if mean is None else f"{mean:.3f}"),
             ("mean steps", f"{summary['mean_steps']:.1f}"),
         ]
     if summary["inferences"]:

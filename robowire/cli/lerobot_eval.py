@@ -20,6 +20,7 @@ from robowire.cli.output_folder import check_writable
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.integrations.lerobot import EnvConfig, SimClient, SimClientConfig
 from robowire.rollout.episodes import EpisodeResult
+from robowire.rollout.results import finite
 from robowire.rollout.statistics import wilson_interval
 
 __all__ = ["report", "run", "totals"]
@@ -154,5 +155,5 @@ def _write(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     names = ("episodes", "successes", "success_rate", "wilson_low", "wilson_high", "mean_steps", "errors")
     tasks = {task: {name: summary[name] for name in names} for task, summary in results.items()}
     (folder / "results.json").write_text(
-        json.dumps({"tasks": tasks, "all": totals(results)}, indent=2) + "\n"
+        json.dumps(finite({"tasks": tasks, "all": totals(results)}), indent=2) + "\n"
     )

@@ -42,7 +42,7 @@ from robowire.rollout.episodes import RolloutSimulator
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
 from robowire.rollout.loaded_simulators import LoadedSimulators
-from robowire.rollout.results import read_rows
+from robowire.rollout.results import finite, read_rows
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 __all__ = ["Point", "figures", "latencies_of", "make_points", "report", "run"]
@@ -282,7 +282,7 @@ class _Sweep:
             "command_line": without_tokens(sys.argv),
             "points": self.rows,
         }
-        (self.folder / "sweep.json").write_text(json.dumps(written, indent=2) + "\n")
+        (self.folder / "sweep.json").write_text(json.dumps(finite(written), indent=2) + "\n")
         with (self.folder / "sweep.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(self.rows[0]))
             writer.writeheader()

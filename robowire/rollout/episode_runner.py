@@ -26,7 +26,7 @@ from robowire.rollout.episodes import (
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.outages import Outages
 from robowire.rollout.real_clock import AsyncPolicySession, RealClock, run_real_episode
-from robowire.rollout.results import ResultFolder
+from robowire.rollout.results import ResultFolder, finite
 from robowire.rollout.seeds import episode_seed
 from robowire.rollout.video import Mp4Writer
 from robowire.rollout.virtual_clock import AsyncClock, VirtualClock, run_virtual_episode
@@ -319,8 +319,8 @@ class EpisodeRunner:
         if ffmpeg is None or not self._options.wants_video(number, success=success):
             return None
         assert self._simulator is not None
-        path = self._context.folder.video(number, success=success)
         try:
+            path = self._context.folder.video(number, success=success)
             with Mp4Writer(path, ffmpeg=ffmpeg, fps=self.simulator_spec.control_hz or _DEFAULT_FPS) as writer:
                 record_video(self._simulator, rollout, writer, stopped=self._context.stopping.is_set)
         except RobowireError as exc:
@@ -367,6 +367,8 @@ def select(names: set[str], info: dict[str, Any]) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Return what a server reported as JSON values: arrays as lists, other types as text."""
-    return json.loads(
-        json.dumps(value, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item))
+    return finite(
+        json.loads(
+            json.dumps(value, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item))
+        )
     )

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any, Callable, Iterator, Sequence
 
-from robowire.errors import ConfigurationError, EvaluationStopped
+from robowire.errors import ConfigurationError, EvaluationStopped, ResultsNotWritten
 from robowire.rollout.episode_runner import EpisodeRunner, OpenAsyncPolicy, RunnerContext
 from robowire.rollout.episodes import EpisodeResult, RolloutPolicy, RolloutSimulator
 from robowire.rollout.evaluate_options import EvaluateOptions
@@ -46,7 +46,7 @@ def evaluate(
     """Run the episodes, write the folder of results, and return what ``summary.json`` holds.
 
     Its ``status`` is ``"complete"``; ``"running"`` while episodes run, ``"interrupted"`` after Ctrl-C,
-    ``"stopped: ..."`` where a server failed. Whichever it is, it tells of every episode that ended.
+    ``"stopped: ..."`` where a server or the disk failed. It holds every episode that ended.
 
     Args:
         options: What is evaluated.
@@ -69,6 +69,7 @@ def evaluate(
             another fingerprint, a server does not answer, policy and simulator do not fit (``SpecMismatch``
             names the fields).
         EvaluationStopped: A server is gone and no further episode can run.
+        ResultsNotWritten: The disk is full or failed.
         KeyboardInterrupt: Ctrl-C.
     """
     if ffmpeg is None and options.record_video != "off":
@@ -101,14 +102,19 @@ def evaluate(
     except KeyboardInterrupt:
         status = "interrupted"
         raise
-    except EvaluationStopped as exc:
+    except (EvaluationStopped, ResultsNotWritten) as exc:
         status = f"stopped: {exc}"
         raise
     finally:
-        for episode in threads.stop():
-            report.add(episode)
-        report.write(status)
-        folder.close()
+        try:
+            for episode in threads.stop():
+                report.add(episode)
+        except ResultsNotWritten as exc:
+            status = f"stopped: {exc}"
+            raise
+        finally:
+            report.finish(status)
+            folder.close()
     return report.summary
 
 

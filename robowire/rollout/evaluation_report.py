@@ -74,17 +74,32 @@ class EvaluationReport:
 
     def add(self, episode: EpisodeResult) -> None:
         """Write the row of an episode, and the summary with it."""
-        self._episodes[episode.episode] = episode
         self._folder.append(episode)
+        self._episodes[episode.episode] = episode
         self.write("running")
 
     def write(self, status: str) -> None:
-        """Replace the summary on disk."""
+        """Replace the summary on disk.
+
+        Raises:
+            ResultsNotWritten: The disk is full or failed.
+        """
+        self._folder.write_summary(self._summarise(status))
+
+    def finish(self, status: str) -> None:
+        """Write the last status, on a full disk too.
+
+        Raises:
+            ResultsNotWritten: Nothing can be written.
+        """
+        self._folder.write_last_summary(self._summarise(status))
+
+    def _summarise(self, status: str) -> dict[str, Any]:
         wall_s = round(self._clock() - self._begun, 3)
         # In the order of their numbers: sums round alike, whichever ended first.
         episodes = [self._episodes[number] for number in sorted(self._episodes)]
         self.summary = {"status": status, **summarise(episodes), "wall_s": wall_s, **self._info}
-        self._folder.write_summary(self.summary)
+        return self.summary
 
 
 def _shown(options: EvaluateOptions, runner: EpisodeRunner) -> dict[str, Any]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
+from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Mapping
 
-from robowire.errors import ConfigurationError
+from robowire.errors import ConfigurationError, ResultsNotWritten, VideoFailed
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.statistics import percentile
 
-__all__ = ["ResultFolder", "episode_of_row", "episode_row", "read_rows"]
+__all__ = ["ResultFolder", "episode_of_row", "episode_row", "finite", "read_rows"]
 
 # Of AsyncStatistics.summary.
 _ASYNC_FIGURES = (
@@ -78,7 +81,7 @@ class ResultFolder:
                 return self._finished(fingerprint)
             for path in [self.summary, *self.videos.glob("episode_*.mp4")]:
                 path.unlink(missing_ok=True)
-            self.episodes.write_text("")
+            _replace(self.episodes, "")
         except OSError as exc:
             raise ConfigurationError(f"cannot write results to {self.path}: {exc.strerror or exc}") from exc
         return [], 0.0
@@ -119,29 +122,114 @@ class ResultFolder:
                 "Choose another --output_dir, or --overwrite them"
             )
         rows = [row for row in read_rows(self.episodes) if row["error"] is None]
-        _replace(self.episodes, "".join(json.dumps(row) + "\n" for row in rows))
+        _replace(self.episodes, "".join(_json(row) + "\n" for row in rows))
         return rows, float(summary["wall_s"])
 
     def append(self, episode: EpisodeResult) -> None:
-        """Add one line; it is in the file when this returns, so a crash later loses no episode."""
-        with self.episodes.open("a") as lines:
-            lines.write(json.dumps(episode_row(episode)) + "\n")
+        """Add one line; it is on the disk when this returns, so not even a power cut loses the episode.
+
+        Raises:
+            ResultsNotWritten: The disk is full or failed; what was written of the line is removed.
+        """
+        line = (_json(episode_row(episode)) + "\n").encode()
+        try:
+            with self.episodes.open("ab", buffering=0) as rows:
+                end = rows.seek(0, os.SEEK_END)
+                try:
+                    _write(rows, line)
+                except OSError:
+                    # Else the next row would continue this one. A device that cannot be cut has kept nothing.
+                    with suppress(OSError):
+                        rows.truncate(end)
+                    raise
+        except OSError as exc:
+            raise self._not_written(exc) from exc
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Replace ``summary.json``: a reader sees the whole old file or the whole new one."""
-        _replace(self.summary, json.dumps(summary, indent=2) + "\n")
+        """Replace ``summary.json``: a reader sees the whole old file or the whole new one.
+
+        Raises:
+            ResultsNotWritten: The disk is full or failed; the old file is kept.
+        """
+        try:
+            _replace(self.summary, _json(summary, indent=2) + "\n")
+        except OSError as exc:
+            raise self._not_written(exc) from exc
+
+    def write_last_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json`` for the last time, on a full disk too.
+
+        Where there is no space for a second file, the old one is overwritten, without indentation so that it
+        needs no more space than it has.
+
+        Raises:
+            ResultsNotWritten: That was refused as well.
+        """
+        try:
+            self.write_summary(summary)
+        except ResultsNotWritten:
+            try:
+                with self.summary.open("r+b", buffering=0) as file:
+                    _write(file, (_json(summary) + "\n").encode())
+                    file.truncate()
+            except OSError as exc:
+                raise self._not_written(exc) from exc
+
+    def _not_written(self, exc: OSError) -> ResultsNotWritten:
+        return ResultsNotWritten(f"cannot write results to {self.path}: {exc.strerror or exc}")
 
     def video(self, episode: int, *, success: bool) -> Path:
         """Return the path of an episode's video; its folder exists from now on."""
-        self.videos.mkdir(exist_ok=True)
+        try:
+            self.videos.mkdir(exist_ok=True)
+        except OSError as exc:
+            raise VideoFailed(f"cannot make {self.videos}: {exc.strerror or exc}") from exc
         return self.videos / f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the whole old one or the whole new one, even after a crash."""
+    """Write a file so that a reader sees the whole old one or the whole new one, even after a power cut."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb", buffering=0) as file:
+            _write(file, text.encode())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _write(file: RawIOBase, data: bytes) -> None:
+    """Write all of it, to the disk."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
+    os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make names in the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _json(value: Any, *, indent: int | None = None) -> str:
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Return plain data without what JSON cannot hold: NaN and infinities become ``None``."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -198,7 +286,7 @@ def episode_of_row(row: Mapping[str, Any]) -> EpisodeResult:
         seed=row["seed"],
         success=row["success"],
         steps=row["steps"],
-        total_reward=row["return"],
+        total_reward=math.nan if row["return"] is None else row["return"],  # JSON has no NaN
         error=row["error"],
         infer_ms=tuple(row["infer_ms"]),
         seconds=row["seconds"],

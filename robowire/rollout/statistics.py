@@ -40,7 +40,7 @@ def summarise(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
 
     An episode that the simulator did not finish is counted under ``errors`` and nowhere else, for it says
     nothing about the policy. ``episodes`` counts the finished ones; means and rates are over them, ``None``
-    where there is none. ``late_steps`` are those of episodes in real time.
+    where there is none, or a return is not finite. ``late_steps`` are those of episodes in real time.
     """
     finished = [episode for episode in episodes if episode.error is None]
     successes = sum(bool(episode.success) for episode in finished)
@@ -53,14 +53,18 @@ def summarise(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
         "success_rate": successes / len(finished) if finished else None,
         "wilson_low": low,
         "wilson_high": high,
-        "mean_return": float(np.mean([episode.total_reward for episode in finished])) if finished else None,
-        "mean_steps": float(np.mean([episode.steps for episode in finished])) if finished else None,
+        "mean_return": _mean([episode.total_reward for episode in finished]),
+        "mean_steps": _mean([episode.steps for episode in finished]),
         "errors": len(episodes) - len(finished),
         "inferences": len(infer_ms),
         "infer_ms_p50": percentile(infer_ms, 50),
         "infer_ms_p99": percentile(infer_ms, 99),
         "late_steps": sum(late) if late else None,
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values and all(map(math.isfinite, values)) else None
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

@@ -83,8 +83,11 @@ class Latency:
         return self.mean
 
     def steps(self, seed: int, request: int, *, fps: float) -> int:
-        """Return the same as control steps, begun ones counted whole."""
-        return math.ceil(self.milliseconds(seed, request) * fps / 1000)
+        """Return the same as control steps, rounded up."""
+        exact = self.milliseconds(seed, request) * fps / 1000
+        nearest = round(exact)
+        # k * 1000 / fps * fps / 1000 is k and a few last bits, which are no further step.
+        return nearest if math.isclose(exact, nearest, rel_tol=1e-9) else math.ceil(exact)
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,14 @@ def run_virtual_episode(
     controller = AsyncController(clock.rules)
     rollout.statistics = controller.statistics
     observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
+    delivered = 0  # replies
     in_flight = None  # request, chunk, the step that it arrives in
     waiting: list[tuple[MetaAction, _Mark]] = []
     for step in itertools.count():
         if in_flight is not None and in_flight[2] <= step:
             # Came before this step began, so that this step may ask again, as it does in real time.
             controller.deliver(in_flight[0], in_flight[1], step)
-            in_flight = None
+            in_flight, delivered = None, delivered + 1
         wanted = controller.wants_observation(step)
         if waiting and (wanted or len(waiting) == _MAX_WAITING):
             result = simulator.step_chunk([action for action, _ in waiting])
@@ -164,7 +168,10 @@ def run_virtual_episode(
             rollout.rewards += [float(reward) for reward in result.rewards]
             if result.terminated or result.truncated:
                 rollout.success, rollout.last = bool(result.info["success"]), result.observation
-                rollout.statistics = waiting[result.steps - 1][1].of(controller.statistics)
+                mark = waiting[result.steps - 1][1]
+                rollout.statistics = mark.of(controller.statistics)
+                # A reply that is on its way at the end counts on no clock: in real time it is never received.
+                del rollout.infer_ms[mark.delivered :]
                 return
             observation, waiting = result.observation, []
         request = controller.next_request(step, observation) if wanted else None
@@ -175,11 +182,12 @@ def run_virtual_episode(
             arrives = step + clock.latency.steps(rollout.seed, request.number, fps=clock.rules.fps)
             if arrives == step:
                 controller.deliver(request, _chunk(actions), step)
+                delivered += 1
             else:
                 in_flight = request, _chunk(actions), arrives
         action = controller.next_action(step)
         if action is not None:
-            waiting.append((action, _Mark.at(controller.statistics)))
+            waiting.append((action, _Mark.at(controller.statistics, delivered)))
 
 
 @dataclass(frozen=True)
@@ -190,11 +198,12 @@ class _Mark:
     executed: int
     starved: int
     aggregated: int
+    delivered: int
 
     @classmethod
-    def at(cls, seen: AsyncStatistics) -> _Mark:
+    def at(cls, seen: AsyncStatistics, delivered: int) -> _Mark:
         executed = len(seen.observation_ages)
-        return cls(len(seen.queue_sizes), executed, seen.starved_steps, seen.aggregated_steps)
+        return cls(len(seen.queue_sizes), executed, seen.starved_steps, seen.aggregated_steps, delivered)
 
     def of(self, seen: AsyncStatistics) -> AsyncStatistics:
         return replace(

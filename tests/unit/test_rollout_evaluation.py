@@ -18,6 +18,7 @@ from robowire.errors import (
     ConnectionLost,
     EvaluationStopped,
     Overloaded,
+    ResultsNotWritten,
     SpecMismatch,
 )
 from robowire.rollout.evaluate_options import EvaluateOptions
@@ -729,3 +730,41 @@ def test_videos_without_ffmpeg_are_refused_before_anything_runs(tmp_path: Path) 
         "no ffmpeg was found to record videos with: pip install imageio-ffmpeg, or use --record_video off"
     )
     assert policy.calls == []
+
+
+# a full disk
+
+
+def test_a_full_disk_ends_an_evaluation_with_a_sentence_and_a_status(tmp_path: Path) -> None:
+    def fill_disk(episode: Any, summary: dict[str, Any]) -> None:
+        if summary["episodes"] == 3:
+            (tmp_path / ".summary.json.partial").symlink_to("/dev/full")
+            kept = (tmp_path / "episodes.jsonl").rename(tmp_path / "kept.jsonl")
+            (tmp_path / "episodes.jsonl").symlink_to("/dev/full")
+            assert kept.exists()
+
+    with pytest.raises(ResultsNotWritten) as raised:
+        run(tmp_path, on_episode=fill_disk)
+    assert str(raised.value) == f"cannot write results to {tmp_path}: No space left on device"
+    assert written(tmp_path)["status"] == f"stopped: {raised.value}"
+    assert written(tmp_path)["episodes"] == 3
+    # With space again, it goes on where it stopped.
+    (tmp_path / "kept.jsonl").replace(tmp_path / "episodes.jsonl")
+    resumed = run(tmp_path, resume=True)
+    assert (resumed["status"], resumed["episodes"]) == ("complete", 10)
+
+
+def test_a_reward_that_is_not_a_number_leaves_json(tmp_path: Path) -> None:
+    class Endless(FakeSimulatorSession):
+        def step_chunk(self, actions: Any) -> Any:
+            chunk = super().step_chunk(actions)
+            chunk.rewards[0] = float("inf")
+            return chunk
+
+    server = FakeSimulatorServer()
+    server.open = lambda: Endless(server)  # type: ignore[method-assign]
+    summary = run(tmp_path, simulator=server, num_episodes=2)
+    assert summary["mean_return"] is None
+    for name in ("summary.json", "episodes.jsonl"):
+        assert "Infinity" not in (tmp_path / name).read_text()
+    assert [row["return"] for row in rows(tmp_path)] == [None, None]

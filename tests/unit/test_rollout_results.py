@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from robowire.errors import ConfigurationError
+from robowire.errors import ConfigurationError, ResultsNotWritten
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.results import ResultFolder, episode_of_row, episode_row, read_rows
 
@@ -205,3 +207,45 @@ def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:
 def test_a_row_tells_all_of_an_episode_but_its_queue() -> None:
     episode = replace(EPISODE, seconds=1.5, mode="async", init_state=3)
     assert episode_of_row(json.loads(json.dumps(episode_row(episode)))) == episode
+
+
+# what the disk and JSON cannot hold
+
+
+def test_a_row_that_does_not_fit_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    folder = started(tmp_path, row(0))
+    before = folder.episodes.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+    try:
+        with pytest.raises(ResultsNotWritten, match=r"^cannot write results to .*: File too large$"):
+            folder.append(EPISODE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert folder.episodes.read_bytes() == before
+
+
+def test_a_full_disk_takes_the_last_summary_where_the_old_one_is(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    (tmp_path / ".summary.json.partial").symlink_to("/dev/full")
+    with pytest.raises(ResultsNotWritten, match=r"^cannot write results to .*: No space left on device$"):
+        folder.write_summary({"status": "running"})
+    (tmp_path / ".summary.json.partial").symlink_to("/dev/full")
+    folder.write_last_summary({"status": "stopped"})
+    assert json.loads(folder.summary.read_text()) == {"status": "stopped"}
+
+
+def test_what_json_cannot_hold_is_null(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    folder.append(replace(EPISODE, total_reward=math.nan))
+    folder.write_summary({"figures": [math.inf, {"low": -math.inf}], "n": 1})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert json.loads(folder.episodes.read_text(), parse_constant=refuse)["return"] is None
+    assert json.loads(folder.summary.read_text(), parse_constant=refuse) == {
+        "figures": [None, {"low": None}],
+        "n": 1,
+    }
+    assert math.isnan(episode_of_row(read_rows(folder.episodes)[0]).total_reward)

@@ -191,3 +191,25 @@ def test_an_episode_without_further_actions_has_no_outcome() -> None:
     rollout = Rollout(SEED)
     run_virtual_episode(lambda obs: [], FakeSimulatorServer().open(), rollout, VirtualClock(fps=FPS))
     assert (rollout.success, rollout.actions) == (None, [])
+
+
+@pytest.mark.parametrize("fps", [3, 7, 20, 29, 30, 49, 60, 97, 240, 29.97])
+def test_a_latency_written_as_so_many_steps_is_so_many_steps(fps: float) -> None:
+    for steps in range(150):
+        assert Latency.parse(f"{steps * 1000 / fps}").steps(0, 0, fps=fps) == steps
+    assert Latency.parse(f"{1000 / fps + 0.001}").steps(0, 0, fps=fps) == 2
+
+
+def test_an_inference_whose_reply_comes_after_the_end_is_not_counted() -> None:
+    """As in real time, where its reply is never received."""
+    session, rollout = FakePolicyServer().open(), Rollout(SEED)
+
+    def infer(obs: MetaObs) -> list[MetaAction]:
+        rollout.infer_ms.append(float(obs.timestep))
+        return session.send_meta_obs(obs)
+
+    clock = VirtualClock(AsyncOptions(chunk_size_threshold=1.0), Latency.parse("500"), FPS)
+    run_virtual_episode(infer, FakeSimulatorServer().open(), rollout, clock)
+    # The first action is of step 5, so the twelfth is of step 16: the reply to step 15 is due at step 20.
+    assert rollout.statistics is not None
+    assert (rollout.infer_ms, rollout.statistics.requests) == ([0, 5, 10], 4)

@@ -26,7 +26,8 @@ IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 import robowire
 SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers"}
-SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags"}
+SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags",
+                   "background_writer"}
 NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "evaluate",
                "sweep", "sweep_plot", "compare", "paired", "lerobot_eval", "simulator_contract",
                "policy_contract", "__main__"}

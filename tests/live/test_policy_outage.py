@@ -157,6 +157,6 @@ def test_the_program_says_that_it_waits_and_ends_as_if_nothing_had_been(tmp_path
         )
         assert server.killed.is_set()
     assert ended.returncode == 0, ended.stderr
-    assert "WARNING: waiting up to 30 s for the policy server: " in ended.stderr
-    assert "WARNING: the policy server is back after " in ended.stderr
+    assert " WARNING waiting up to 30 s for the policy server: " in ended.stderr
+    assert " WARNING the policy server is back after " in ended.stderr
     assert "episodes     3 of 3" in ended.stdout

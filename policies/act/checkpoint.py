@@ -39,6 +39,10 @@ CONFIG, NORMALIZE, ORIGINAL_STATISTICS = "config.json", "normalize.json", "datas
 # What the original's training script passes, whatever its flags say; its weights do not show it.
 ORIGINAL_NHEADS = 8
 
+# No camera's images are larger, and no controller is faster: what a file says beyond is a mistake or hostile.
+_MAX_IMAGE_SIDE = 16_384
+_MAX_CONTROL_HZ = 100_000
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -205,6 +209,8 @@ def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as exc:
         raise ConfigurationError(f"{path} is not JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigurationError(f"{path} is nested too deeply, expected an object of plain values") from exc
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} holds a {type(content).__name__}, expected an object")
     return content
@@ -227,7 +233,7 @@ def _build(
             )
     try:
         sizes = ActSizes(**found, nheads=nheads)
-    except ValueError as exc:
+    except (TypeError, ValueError, ArithmeticError) as exc:
         raise ConfigurationError(f"{folder} holds no model that can be built: {exc}") from exc
 
     with torch.random.fork_rng(
@@ -304,10 +310,27 @@ def _embodiment(
         "state_dim": sizes.state_dim,
         "action_dim": sizes.action_dim,
     }
+    for name in ("image_height", "image_width"):
+        value = known[name]
+        if value is not None and not (type(value) is int and 1 <= value <= _MAX_IMAGE_SIDE):
+            raise ConfigurationError(
+                f"{folder / CONFIG} says {name} {_shortened(value)}, expected 1 to {_MAX_IMAGE_SIDE} pixels"
+            )
+    hz = known["control_hz"]
+    if hz is not None and not (type(hz) in (int, float) and 0 < hz <= _MAX_CONTROL_HZ):
+        raise ConfigurationError(
+            f"{folder / CONFIG} says control_hz {_shortened(hz)}, expected more than 0 and at most "
+            f"{_MAX_CONTROL_HZ}"
+        )
     try:
         return Embodiment(**known)
     except (TypeError, ValueError) as exc:
         raise ConfigurationError(f"{folder / CONFIG} cannot be used: {exc}") from exc
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
 
 
 def _action_steps(folder: Path, config: Mapping[str, Any], sizes: ActSizes) -> int | None:
@@ -331,8 +354,9 @@ def _statistics(where: str, entry: Any, sizes: ActSizes) -> Statistics:
         if field.name not in entry:
             raise ConfigurationError(f"{where} lacks {field.name}, expected {dim} numbers")
         try:
-            array = np.array(entry[field.name], dtype=np.float32)
-        except (TypeError, ValueError) as exc:
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+                array = np.array(entry[field.name], dtype=np.float32)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise ConfigurationError(f"{field.name} in {where} is not an array of numbers: {exc}") from exc
         if array.shape != (dim,):
             raise ConfigurationError(

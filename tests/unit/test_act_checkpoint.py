@@ -360,3 +360,59 @@ def test_a_checkpoint_says_how_many_steps_of_a_chunk_to_execute(ours: Path) -> N
 def test_more_action_steps_than_a_chunk_has_are_refused(ours: Path) -> None:
     edit(ours / "config.json", lambda config: config.update(n_action_steps=6))
     assert refusal(ours) == "DIR/config.json says n_action_steps 6, expected 1 to 5, the chunk_size"
+
+
+@pytest.mark.parametrize("file", ["normalize.json", "config.json"])
+def test_a_deeply_nested_file_is_refused_in_one_sentence(ours: Path, file: str) -> None:
+    (ours / file).write_text('{"second": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(ConfigurationError) as raised:
+        load_checkpoint(ours)
+    assert str(raised.value) == f"{ours / file} is nested too deeply, expected an object of plain values"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([10**400, 0, 0], "is not an array of numbers: "),
+        ([1e300, 0, 0], "holds values that cannot normalise: [inf, 0.0, 0.0]"),
+    ],
+)
+def test_a_number_that_no_float_holds_is_refused_in_one_sentence(
+    ours: Path, values: list[float], message: str
+) -> None:
+    edit(ours / "normalize.json", lambda content: content["second"].update(qpos_mean=values))
+    with pytest.raises(ConfigurationError) as raised:
+        load_checkpoint(ours)
+    where = f"qpos_mean in entry 'second' of {ours / 'normalize.json'}"
+    assert str(raised.value).startswith(f"{where} {message}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_height", 10**12, "says image_height 1000000000000, expected 1 to 16384 pixels"),
+        ("image_width", 64.5, "says image_width 64.5, expected 1 to 16384 pixels"),
+        ("image_width", "64", "says image_width '64', expected 1 to 16384 pixels"),
+        (
+            "control_hz",
+            10**400,
+            "says control_hz 1" + "0" * 39 + "..., expected more than 0 and at most 100000",
+        ),
+        ("control_hz", "20", "says control_hz '20', expected more than 0 and at most 100000"),
+    ],
+)
+def test_a_size_or_rate_that_nothing_has_is_refused_in_one_sentence(
+    ours: Path, name: str, value: Any, message: str
+) -> None:
+    edit(ours / "config.json", lambda content: content.update({name: value}))
+    with pytest.raises(ConfigurationError) as raised:
+        load_checkpoint(ours)
+    assert str(raised.value) == f"{ours / 'config.json'} {message}"
+
+
+@pytest.mark.parametrize("nheads", ["2", 0.5, 10**400, [2]])
+def test_a_number_of_heads_that_is_none_is_refused(ours: Path, nheads: Any) -> None:
+    edit(ours / "config.json", lambda content: content.update(nheads=nheads))
+    with pytest.raises(ConfigurationError):
+        load_checkpoint(ours)

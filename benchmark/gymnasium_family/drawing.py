@@ -20,7 +20,8 @@ class Drawing:
         if type(getattr(self._own, "data", None)).__name__ == "MjData":
             import mujoco
 
-            self._kept = mujoco.MjData(self._own.model)
+            own: Any = self._own
+            self._kept = mujoco.MjData(own.model)
 
     def draw(self) -> np.ndarray:
         """Return uint8 (height, width, 3)."""

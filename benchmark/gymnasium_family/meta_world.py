@@ -64,9 +64,10 @@ def build(task_name: str, options: TaskOptions) -> Scene:
             f"horizon is {options.horizon}, expected at most {_LONGEST}: Meta-World's own limit"
         )
     name = task_name.removeprefix(_PREFIX)
-    benchmark = metaworld.MT1(name, seed=_GOALS_SEED)
+    library: Any = metaworld  # its annotations are incomplete
+    benchmark = library.MT1(name, seed=_GOALS_SEED)
     goals = benchmark.train_tasks
-    env: Any = metaworld.AutoTerminateOnSuccessWrapper(
+    env: Any = library.AutoTerminateOnSuccessWrapper(
         benchmark.train_classes[name](render_mode="rgb_array", camera_name=_CAMERA, width=_SIZE, height=_SIZE)
     )
 

@@ -129,8 +129,9 @@ class Roads:
             )
         hz = _control_hz(options.control_hz)
         parks = _suite(task_name) == "parking"
+        entry_point: Any = gymnasium.spec(task_name).entry_point
         env = Drive(
-            _driven(load_env_creator(gymnasium.spec(task_name).entry_point))(
+            _driven(load_env_creator(entry_point))(
                 render_mode="rgb_array",
                 config={
                     "action": {
@@ -190,7 +191,8 @@ def _driven(road: Any) -> Any:
 
 def _drivers(cls: type) -> list[type]:
     """Return a class of vehicles and all that are derived from it."""
-    return [cls, *(inner for derived in cls.__subclasses__() for inner in _drivers(derived))]
+    derived: list[type] = cls.__subclasses__()
+    return [cls, *(inner for child in derived for inner in _drivers(child))]
 
 
 @cache

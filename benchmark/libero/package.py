@@ -39,4 +39,5 @@ def use_assets(folder: Path) -> None:
     environments()
     # Its config.yaml has a key for this that it does not read. Where it keeps the folder that it found once
     # is the one place where it can be told, short of copying everything into the package.
-    importlib.import_module("libero.libero")._assets_path_cache = str(folder)
+    package: Any = importlib.import_module("libero.libero")
+    package._assets_path_cache = str(folder)

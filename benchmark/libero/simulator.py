@@ -328,7 +328,7 @@ class LiberoSimulator:
         camera = self._cameras[name] = self._camera(name, height=height, width=width)
         not_yet = np.zeros(0, np.uint8)  # the picture comes when the observation is complete
 
-        @sensor(modality="image")
+        @sensor(modality="image")  # type: ignore[untyped-decorator]
         def look(cache: Mapping[str, Any]) -> np.ndarray:
             camera.look()
             return not_yet

@@ -255,7 +255,9 @@ class RobosuiteSimulator:
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return what a robot sees: joints, the gripper's opening, pictures; never an object's pose."""
         spec = self._loaded()
-        state, state_ee, state_joint = [], [], []
+        state: list[Any] = []
+        state_ee: list[Any] = []
+        state_joint: list[Any] = []
         for arm in self._arms:
             joints = observation[arm.joint_pos][arm.joints]
             opening = []

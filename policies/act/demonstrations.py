@@ -276,7 +276,8 @@ class Demonstrations:
     def _images_of(self, frames: np.ndarray) -> np.ndarray:
         """Return uint8 (B, cameras, 3, H, W), a fresh array."""
         if self._images is not None:
-            return self._images[frames]
+            chosen: np.ndarray = self._images[frames]
+            return chosen
         images = np.empty((len(frames), len(self._cameras), 3, *self._size), np.uint8)
         for row, frame in enumerate(frames):
             number = int(self.episode[frame])

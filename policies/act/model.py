@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,8 @@ class EncoderLayer(nn.Module):
         attended, _ = self.self_attn(query, query, x, key_padding_mask=is_pad, need_weights=False)
         x = self.norm1(x + self.dropout(attended))
         forward = self.linear2(self.dropout(functional.relu(self.linear1(x))))
-        return self.norm2(x + self.dropout(forward))
+        normed: Tensor = self.norm2(x + self.dropout(forward))
+        return normed
 
 
 class DecoderLayer(nn.Module):
@@ -151,7 +153,8 @@ class DecoderLayer(nn.Module):
         attended, _ = self.multihead_attn(x + query_position, memory + position, memory, need_weights=False)
         x = self.norm2(x + self.dropout(attended))
         forward = self.linear2(self.dropout(functional.relu(self.linear1(x))))
-        return self.norm3(x + self.dropout(forward))
+        normed: Tensor = self.norm3(x + self.dropout(forward))
+        return normed
 
 
 class Encoder(nn.Module):
@@ -183,7 +186,8 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
         """Return (B, queries, dim)."""
-        return self.norm(self.layers[0](x, query_position, memory, position))
+        normed: Tensor = self.norm(self.layers[0](x, query_position, memory, position))
+        return normed
 
 
 class Transformer(nn.Module):
@@ -202,7 +206,8 @@ class Transformer(nn.Module):
         """Return (B, chunk, dim) of tokens (B, n, dim) at ``position`` (n, dim), and queries (chunk, dim)."""
         memory = self.encoder(tokens, position)
         start = torch.zeros_like(queries).expand(len(tokens), -1, -1)
-        return self.decoder(start, queries, memory, position)
+        decoded: Tensor = self.decoder(start, queries, memory, position)
+        return decoded
 
 
 class Act(nn.Module):
@@ -266,7 +271,8 @@ class Act(nn.Module):
             latent: The style z, (B, 32); ``None`` is its prior mean, zero, as at every inference.
         """
         batch, cameras = images.shape[:2]
-        features = self.input_proj(self.backbones[0][0]["body"](images.flatten(0, 1)))
+        backbone: Any = self.backbones[0]
+        features = self.input_proj(backbone[0]["body"](images.flatten(0, 1)))
         height, width = features.shape[-2:]
         # Tokens go camera by camera. Positions repeat: cameras are told apart by what they see alone.
         cells = features.flatten(2).transpose(1, 2).reshape(batch, cameras * height * width, -1)
@@ -277,4 +283,5 @@ class Act(nn.Module):
             [self.latent_out_proj(latent)[:, None], self.input_proj_robot_state(qpos)[:, None], cells], dim=1
         )
         position = torch.cat([self.additional_pos_embed.weight, grid.repeat(cameras, 1)])
-        return self.action_head(self.transformer(tokens, position, self.query_embed.weight))
+        actions: Tensor = self.action_head(self.transformer(tokens, position, self.query_embed.weight))
+        return actions

@@ -33,7 +33,8 @@ def split_batch(observations: Sequence[MetaObs], device: torch.device) -> list[l
     # A checkpoint that does not name its image size takes any, so the sizes in a batch may differ.
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, observation in enumerate(observations):
-        groups.setdefault(np.shape(observation.image), []).append(index)
+        shape = () if observation.image is None else observation.image.shape
+        groups.setdefault(shape, []).append(index)
     return list(groups.values())
 
 

@@ -199,7 +199,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._schedule(number)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         # Early on the average follows quickly, or it would remember the random start for thousands of steps.

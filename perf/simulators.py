@@ -179,14 +179,14 @@ def measure_instants(name: str, repeats: int) -> list[dict[str, Any]]:
         with SimulatorClient(*server.address) as client:
             _begin(client, name)  # says what is to be kept warm
         for _ in range(COLD_STARTS):
-            server.pool.wait_until_warm(timeout_s=120)
+            server.service.pool.wait_until_warm(timeout_s=120)
             with SimulatorClient(*server.address) as client, clock.times("the same with --warm 2"):
                 _begin(client, name)
         with SimulatorClient(*server.address) as client:
             _begin(client, name)
             snapshot_id = _snapshot(client)
             if snapshot_id is not None:
-                server.pool.wait_until_warm(timeout_s=120)
+                server.service.pool.wait_until_warm(timeout_s=120)
                 with clock.times("fork into 2 sessions with --warm 2"):
                     tokens = client.fork(snapshot_id, 2)
                 _end(server.address, tokens)

@@ -50,21 +50,24 @@ class Results:
     Attributes:
         path: The folder.
         rows: Finished episodes.
+        runs: Folder of the run of each finished episode.
         errors: Episodes that were not finished, which say nothing about a policy.
-        summaries: Summaries by simulator and task.
+        summaries: Summaries by folder of their run, by simulator and task.
     """
 
     path: Path
     rows: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[Key, Path] = field(default_factory=dict)
     errors: int = 0
-    summaries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    summaries: dict[tuple[str, str], dict[Path, dict[str, Any]]] = field(default_factory=dict)
 
 
 def read_results(path: Path) -> Results:
     """Return the results in a folder, or in the folders in it.
 
     Raises:
-        ConfigurationError: There is nothing to read, or it is not what an evaluation writes.
+        ConfigurationError: There is nothing to read, it is not what an evaluation writes, or two runs hold
+            the same episode; names both.
     """
     results = Results(path)
     folders = [path] if (path / "episodes.jsonl").exists() else sorted(path.glob("*/"))
@@ -83,12 +86,18 @@ def _read_run(folder: Path, results: Results) -> None:
     try:
         summary = json.loads(path.read_text())
         task = (summary["options"]["simulator"], summary["options"]["task"])
-        results.summaries[task] = summary
+        results.summaries.setdefault(task, {})[folder] = summary
         for row in read_rows(folder / "episodes.jsonl"):
             if row["error"] is not None:
                 results.errors += 1
                 continue
             key = (*task, row["seed"], row["init_state"])
+            if key in results.rows:
+                raise ConfigurationError(
+                    f"{results.runs[key]} and {folder} both hold the episode of seed {row['seed']} of "
+                    f"{task[1]}: compare one of them"
+                )
+            results.runs[key] = folder
             results.rows[key] = {"success": bool(row["success"]), "steps": int(row["steps"])}
     except OSError as exc:
         raise ConfigurationError(f"cannot read {path}: {exc.strerror or exc}") from exc
@@ -176,10 +185,25 @@ def _seeds(results: Results) -> str:
 
 
 def _differing(first: Results, second: Results, task: tuple[str, str]) -> dict[str, list[Any]]:
-    """Return both values of what differs in the fingerprints of a task's runs, by name."""
-    a, b = (results.summaries[task].get("fingerprint") or {} for results in (first, second))
-    pairs = {name: [a.get(name), b.get(name)] for name in sorted(a.keys() | b.keys())}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    """Return both values of what differs in the fingerprints of a task's runs, by name.
+
+    Every two runs that share an episode are compared.
+    """
+    shared = sorted(
+        {(first.runs[key], second.runs[key]) for key in first.runs.keys() & second.runs if key[:2] == task}
+    )
+    found: dict[str, list[Any]] = {}
+    for folder_a, folder_b in shared:
+        a = first.summaries[task][folder_a].get("fingerprint") or {}
+        b = second.summaries[task][folder_b].get("fingerprint") or {}
+        for name, pair in _different(a, b).items():
+            found.setdefault(name, pair)
+    return dict(sorted(found.items()))
+
+
+def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    names = sorted(a.keys() | b.keys())
+    return {name: [a.get(name), b.get(name)] for name in names if a.get(name) != b.get(name)}
 
 
 def _is_subject(name: str) -> bool:
@@ -203,11 +227,21 @@ def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: 
         if not _is_subject(name)
     ]
     for name, results in (("A", first), ("B", second)):
-        summary = results.summaries[task]
-        if summary.get("status") != "complete":
-            texts.append(f"{place}{name} is not complete: its status is {summary.get('status')!r}")
-        if not summary.get("fingerprint"):
-            texts.append(f"{place}{name} has no fingerprint, so what its episodes depend on is unknown")
+        runs = results.summaries[task]
+        one = next(iter(runs))
+        baseline = runs[one].get("fingerprint") or {}
+        for folder, summary in runs.items():
+            which = name if len(runs) == 1 else f"{name} ({folder.name})"
+            if summary.get("status") != "complete":
+                texts.append(f"{place}{which} is not complete: its status is {summary.get('status')!r}")
+            if not summary.get("fingerprint"):
+                texts.append(f"{place}{which} has no fingerprint, so what its episodes depend on is unknown")
+                continue
+            texts += [
+                f"{place}{name} mixes runs: {setting} is {old!r} in {one.name}, {new!r} in {folder.name}"
+                for setting, (old, new) in _different(baseline, summary["fingerprint"]).items()
+                if setting != "seed"
+            ]
     return texts
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from scipy.stats import binomtest, ttest_1samp
+import numpy as np
+from scipy.stats import binom, binomtest, ttest_1samp
 
 from robowire.rollout.statistics import wilson_interval
 
@@ -113,7 +114,8 @@ def pairs_needed(pairs: Pairs, *, power: float = 0.8, alpha: float = 0.05) -> in
     """Return how many episodes a new comparison would need, if these rates were the true ones.
 
     R. J. Connor 1987, Sample size for testing differences in proportions for the paired-sample design,
-    Biometrics 43, 207-211. It is for the approximate test; the exact one needs a few more.
+    Biometrics 43, 207-211, for the approximate test. From there upwards, the first number with which the
+    exact test has the power: with fewer than six discordant pairs it can never be below 0.05.
 
     Args:
         pairs: What was observed.
@@ -130,7 +132,28 @@ def pairs_needed(pairs: Pairs, *, power: float = 0.8, alpha: float = 0.05) -> in
     # The variance is exactly 0 where every pair is discordant in one direction; rounding may say -1e-17.
     spread = math.sqrt(max(discordant - difference**2, 0.0))
     root = normal.inv_cdf(1 - alpha / 2) * math.sqrt(discordant) + normal.inv_cdf(power) * spread
-    return math.ceil((root / difference) ** 2)
+    approximate = math.ceil((root / difference) ** 2)
+    return _exact_pairs_needed(approximate, discordant, pairs, power=power, alpha=alpha)
+
+
+def _exact_pairs_needed(start: int, discordant: float, pairs: Pairs, *, power: float, alpha: float) -> int:
+    """Return the first number of pairs from ``start`` on with which the exact test has the power."""
+    # Beyond, the two tests agree to a few per cent, and the sums below take seconds.
+    largest = 1000
+    if start > largest:
+        return start
+    counts = np.arange(largest + 1)  # of discordant pairs
+    # The largest count of the rarer outcome that is still significant; -1 where none is.
+    critical = binom.ppf(alpha / 2, counts, 0.5)
+    critical = np.where(2 * binom.cdf(critical, counts, 0.5) < alpha, critical, critical - 1)
+    critical[0] = -1
+    share = min(pairs.only_first, pairs.only_second) / pairs.discordant
+    found = binom.cdf(critical, counts, share) + binom.cdf(critical, counts, 1 - share)
+    for total in range(start, largest + 1):
+        chances = binom.pmf(counts[: total + 1], total, discordant)
+        if float(chances @ found[: total + 1]) >= power:
+            return total
+    return largest + 1
 
 
 def mean_interval(

@@ -98,10 +98,10 @@ def test_equal_rates_with_other_episodes_are_called_so(tmp_path: Path) -> None:
 def test_how_many_more_episodes_are_needed_is_said(tmp_path: Path) -> None:
     result = compared(tmp_path, "s" * 18 + "ff", "s" * 20)
     assert verdict(result) == (
-        "not told apart: about 57 more episodes would be needed to, if these rates are the true ones "
+        "not told apart: about 58 more episodes would be needed to, if these rates are the true ones "
         "(power 0.8, alpha 0.05; Connor 1987)"
     )
-    assert (result["pairs_needed"], result["more_pairs_needed"]) == (77, 57)
+    assert (result["pairs_needed"], result["more_pairs_needed"]) == (78, 58)
 
 
 def test_steps_are_compared_where_both_succeeded(tmp_path: Path) -> None:
@@ -216,3 +216,33 @@ def test_the_command_says_in_one_line_what_cannot_be_compared(
     assert capsys.readouterr().err == (
         f"client.py compare: different tasks: {a} has Lift on robosuite, {b} has Door on robosuite\n"
     )
+
+
+def test_two_runs_of_one_episode_in_a_folder_are_refused(tmp_path: Path) -> None:
+    first, second = (
+        write(tmp_path / "a" / "monday", "sf"),
+        write(tmp_path / "a" / "tuesday", "fs", first_seed=1),
+    )
+    with pytest.raises(ConfigurationError) as raised:
+        read_results(tmp_path / "a")
+    assert str(raised.value) == (
+        f"{first} and {second} both hold the episode of seed 1 of Lift: compare one of them"
+    )
+
+
+def test_every_runs_fingerprint_is_compared(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name / "0", "sf", fingerprint={"seed": 0})
+        mujoco = "3.8.1" if name == "a" else "3.9.0"
+        write(
+            tmp_path / name / "1",
+            "ss",
+            first_seed=1000,
+            fingerprint={"seed": 1, "simulator.process.mujoco": mujoco},
+        )
+        write(tmp_path / name / "2", "ff", first_seed=2000, fingerprint={"seed": 2})
+    result = compare(read_results(tmp_path / "a"), read_results(tmp_path / "b"))
+    assert result["warnings"] == [
+        "simulator.process.mujoco differs: '3.8.1' in A, '3.9.0' in B",
+        "B mixes runs: simulator.process.mujoco is '3.8.1' in 0, '3.9.0' in 1",
+    ]

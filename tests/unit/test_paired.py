@@ -42,9 +42,18 @@ def test_the_exact_p_value_is_the_published_one(discordant: tuple[int, int], p_v
     assert round(mcnemar_p(Pairs(20, *discordant, 16)), 4) == p_value
 
 
-def test_the_number_of_pairs_is_connors() -> None:
+def test_the_number_of_pairs_is_connors_and_what_the_exact_test_needs_beyond() -> None:
     # Connor 1987: 5 and 45 % of the pairs discordant, power 0.8 at 5 %, two-sided; 23 in powerandsamplesize.
-    assert pairs_needed(Pairs(40, 5, 45, 10)) == 23
+    assert pairs_needed(Pairs(40, 5, 45, 10)) == 23 + 2
+
+
+def test_fewer_pairs_than_the_exact_test_can_succeed_with_are_never_asked_for() -> None:
+    # Connor's formula says 4; with fewer than 6 discordant pairs the exact p-value is 0.0625 at best.
+    assert pairs_needed(Pairs(0, 0, 3, 0)) == 6
+    needed = pairs_needed(Pairs(18, 0, 2, 0))
+    assert needed is not None
+    at_least_six = 1 - sum(math.comb(needed, k) * 0.1**k * 0.9 ** (needed - k) for k in range(6))
+    assert 0.8 <= at_least_six < 0.81
 
 
 def test_equal_rates_have_no_number_of_pairs() -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from robowire.errors import RobowireError
 from robowire.registry import Entry
 
-__all__ = ["ENGINES", "CannotStart", "Engine", "Service", "ServiceSpec"]
+__all__ = ["ENGINES", "CannotStart", "Engine", "RunningService", "ServiceSpec"]
 
 ENGINES: Mapping[str, Entry] = {
     "local": Entry("robowire.fleet.processes:LocalEngine", summary="processes of this machine"),
@@ -39,7 +39,7 @@ class ServiceSpec:
     share: int = 1
 
 
-class Service(Protocol):
+class RunningService(Protocol):
     """One process that serves simulators. Any thread may call it."""
 
     pid: int
@@ -49,10 +49,10 @@ class Service(Protocol):
     """The machine it runs on, as clients reach it; ``None`` for the fleet's own."""
 
     gpu: str
-    """The GPU it was given; empty for none."""
+    """Its GPU; empty for none."""
 
     cores: str
-    """The cores it was given; empty for all."""
+    """Its cores; empty for all."""
 
     def address(self) -> tuple[str, int] | None:
         """Return where the fleet reaches it; ``None`` until it listens."""
@@ -82,7 +82,7 @@ class Service(Protocol):
 class Engine(Protocol):
     """Starts services. One thread calls it, which lives until all of them have ended."""
 
-    def start(self, spec: ServiceSpec) -> Service:
+    def start(self, spec: ServiceSpec) -> RunningService:
         """Return a service that was just started.
 
         Raises:

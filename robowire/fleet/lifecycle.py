@@ -17,7 +17,7 @@ class State(enum.Enum):
     """State of a service between its start and its end."""
 
     STARTING = "starting"
-    HEALTHY = "healthy"  # the only state in which it is given new clients
+    HEALTHY = "healthy"  # the only state in which new clients are redirected to it
     UNHEALTHY = "unhealthy"  # it runs and does not answer
     BACKING_OFF = "backing off"  # it ended, and is started again after a pause
     DRAINING = "draining"  # it ends once its sessions have ended

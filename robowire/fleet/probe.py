@@ -1,4 +1,4 @@
-"""Health checks of one service: requests over the wire, as its clients send them, with a deadline."""
+"""HealthCheck checks of one service: requests over the wire, as its clients send them, with a deadline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robowire.fleet.options import FleetOptions
 from robowire.serving.tcp.options import TcpOptions
 from robowire.wire.text_safety import printable
 
-__all__ = ["Health", "Probe", "service_tls"]
+__all__ = ["HealthCheck", "Probe", "service_tls"]
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -48,7 +48,7 @@ def service_tls(tcp: TcpOptions) -> ssl.SSLContext | None:
 
 
 @dataclass(frozen=True)
-class Health:
+class HealthCheck:
     """Result of one health check.
 
     Attributes:
@@ -89,7 +89,7 @@ class Probe:
         self._options = options
         self._memory_mb = memory_mb
         self._on_result = on_result
-        self._result: Health | None = None
+        self._result: HealthCheck | None = None
         self._closing = threading.Event()
         self._client = SimulatorClient(
             *address,
@@ -102,7 +102,7 @@ class Probe:
         self._thread = threading.Thread(target=self._run, name=f"probe of {address[1]}", daemon=True)
         self._thread.start()
 
-    def take(self) -> Health | None:
+    def take(self) -> HealthCheck | None:
         """Return the result of the last check, once."""
         result, self._result = self._result, None
         return result
@@ -117,15 +117,15 @@ class Probe:
             try:
                 self._result = self._check()
             except RobowireError as exc:
-                self._result = Health(failure=printable(exc))
+                self._result = HealthCheck(failure=printable(exc))
             self._on_result()
             self._closing.wait(self._options.health_interval_s)
         self._client.disconnect()
 
-    def _check(self) -> Health:
+    def _check(self) -> HealthCheck:
         self._client.connect()
         stats = self._client.stats()
-        return Health(
+        return HealthCheck(
             # This probe is one of its clients.
             sessions=max(stats["simulator_sessions"], stats["sessions_open"] - 1),
             max_sessions=stats["max_sessions"],

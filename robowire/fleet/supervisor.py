@@ -13,7 +13,7 @@ from typing import Any
 
 from robowire.address import join_address
 from robowire.errors import InvalidParams, Overloaded, SessionNotFound
-from robowire.fleet.engine import CannotStart, Engine, Service, ServiceSpec
+from robowire.fleet.engine import CannotStart, Engine, RunningService, ServiceSpec
 from robowire.fleet.lifecycle import Lifecycle, Order, State
 from robowire.fleet.options import MAX_SERVICES, FleetOptions
 from robowire.fleet.placement import Load, least_loaded, to_remove
@@ -41,7 +41,7 @@ class _Slot:
         self.number = number
         self.launches = 0
         self.lifecycle = lifecycle
-        self.service: Service | None = None
+        self.service: RunningService | None = None
         self.probe: Probe | None = None
         self.load = Load()
         self.memory_mb = 0.0
@@ -271,7 +271,7 @@ class Supervisor:
         spec = ServiceSpec(f"service {slot.name}", self.command, self._environ(), share=self._wanted)
         now = time.monotonic()
         try:
-            service: Service | None = self._engine.start(spec)
+            service: RunningService | None = self._engine.start(spec)
         except CannotStart as exc:
             service, reason = None, str(exc)
             logger.warning("%s", exc)
@@ -285,7 +285,7 @@ class Supervisor:
         # Not a flag: other users of the machine can read those.
         return {} if self._token is None else {"ROBOWIRE_SIM_TOKEN": self._token}
 
-    def _check(self, slot: _Slot, service: Service) -> None:
+    def _check(self, slot: _Slot, service: RunningService) -> None:
         if slot.probe is None:
             address = service.address()
             if address is not None:
@@ -313,7 +313,7 @@ class Supervisor:
             needed = bool(others) and not any(other.serves for other in others)
             slot.lifecycle.answered(now, sessions=health.sessions, memory_mb=health.memory_mb, needed=needed)
 
-    def _clean_up(self, slot: _Slot, service: Service, end: str) -> None:
+    def _clean_up(self, slot: _Slot, service: RunningService, end: str) -> None:
         if slot.probe is not None:
             slot.probe.close()
         service.close()

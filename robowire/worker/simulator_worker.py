@@ -131,11 +131,11 @@ class SimulatorWorker:
 
     def _require_raw(self) -> None:
         """Refuse options of raw observations for a MetaObs."""
-        for name, asked in (
+        for name, wanted in (
             ("observation_keys", self._keys is not None),
             ("image_encoding", self._image_encoding != "raw"),
         ):
-            if asked and self._meta:
+            if wanted and self._meta:
                 raise InvalidParams(
                     f"{name} is for observation_format 'raw': a MetaObs has its own fields and one array of "
                     "images, which camera_names, image_height and image_width make smaller"

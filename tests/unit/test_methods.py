@@ -13,7 +13,7 @@ import pytest
 from robowire.client import resumable_session
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import InvalidParams, RequestError, SpecMismatch, UnknownMethod
-from robowire.fleet.engine import CannotStart, Service, ServiceSpec
+from robowire.fleet.engine import CannotStart, RunningService, ServiceSpec
 from robowire.fleet.fleet_server import FleetService
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.supervisor import Supervisor
@@ -378,7 +378,7 @@ def test_a_fleet_answers_the_methods_of_its_table() -> None:
 
 
 class NoEngine:
-    def start(self, spec: ServiceSpec) -> Service:
+    def start(self, spec: ServiceSpec) -> RunningService:
         raise CannotStart("there is none")
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from robowire.registry import entries, family_and_task
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
+from robowire.rollout.outages import Outages
 from robowire.rollout.real_clock import RealClock
 from robowire.rollout.virtual_clock import AsyncClock, Latency, VirtualClock
 
@@ -187,8 +189,13 @@ def policy_opener(flags: RunFlags) -> Callable[[], PolicyClient]:
         )
 
     tls = flags.tls_context()
-    with open_server_client(flags) as server:  # the one that waits for a server, where --wait_s is given
-        server.ping()
+
+    def ping() -> None:
+        with open_server_client(flags) as server:  # the one that waits for a server, where --wait_s is given
+            server.ping()
+
+    # A server with no place at this moment is waited for, as it is later.
+    Outages(flags.policy_wait_s, threading.Event()).ask(ping, must_be_reachable=True)
     return open_policy
 
 

@@ -96,6 +96,9 @@ class EpisodeRunner:
         self._options = context.options
         self._policy: RolloutPolicy | None = None
         self._outages = Outages(context.policy_wait_s, context.stopping, clock=context.clock)
+        self._simulator_outages = Outages(
+            context.policy_wait_s, context.stopping, clock=context.clock, server="simulator server"
+        )
         self._policy_spec = PolicySpec()
         self._simulator: RolloutSimulator | None = None
         self._failed_loads = _FAILED_LOADS - 1  # the very first load has to work
@@ -105,11 +108,28 @@ class EpisodeRunner:
         self.n_action_steps = 1
         self.asynchronous: AsyncClock | None = None
 
+    def begin(self) -> None:
+        """Open both sessions and load the task, before the first episode.
+
+        A server that is busy or restarts is waited for, as later; one that nobody can reach is an error at
+        once, because its address may be wrong.
+
+        Raises:
+            RobowireError: A server cannot be used, or policy and simulator do not fit.
+        """
+        self._outages.ask(self.open_policy, must_be_reachable=True)
+        self._load_task_patiently()
+
     def open_policy(self) -> None:
         """Open the session with the policy server."""
         options = self._options
-        self._policy = self._context.open_policy()
-        self.policy_info = self._policy.get_info()
+        policy = self._context.open_policy()
+        try:
+            self.policy_info = policy.get_info()
+        except RobowireError:
+            policy.disconnect()
+            raise
+        self._policy = policy
         spec = PolicySpec.from_wire(self.policy_info)
         self.n_action_steps = _action_steps(options.n_action_steps, spec.chunk_size, self.policy_info)
         if options.camera_names is not None:
@@ -193,9 +213,19 @@ class EpisodeRunner:
             self._policy.disconnect()
             self._policy = None
 
+    def _load_task_patiently(self) -> None:
+        def load() -> None:
+            try:
+                self.load_task()
+            except RobowireError:
+                self._drop_simulator()
+                raise
+
+        self._simulator_outages.ask(load, must_be_reachable=True)
+
     def _reload_task(self) -> None:
         try:
-            self.load_task()
+            self._load_task_patiently()
         except ConnectFailed as exc:
             raise EvaluationStopped(f"the simulator server is gone: {exc}") from exc
         except RobowireError as exc:

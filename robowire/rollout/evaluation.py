@@ -55,9 +55,9 @@ def evaluate(
         open_async_policy: Opens a session of :class:`robowire.AsyncPolicyClient`'s kind for one episode, not
             started; needed for a :class:`RealClock`. Its argument says what to add to each reply, seconds by
             the number of the request.
-        policy_wait_s: Seconds that the policy server may be away, each time, once the evaluation has begun. A
-            question that got no answer is asked again, so that nothing changes for a policy that is a pure
-            function; where the lost session kept something (temporal ensembling), its episode begins again.
+        policy_wait_s: Seconds that a server may be away, each time. A request without a reply is repeated,
+            so that nothing changes for a policy that is a pure function; where the lost session had state
+            (temporal ensembling), its episode begins again.
         ffmpeg: The program that makes mp4 files; needed unless ``record_video`` is off.
         command_line: Written into the summary.
         on_start: Called with the first summary, once policy and simulator were found to fit.
@@ -85,8 +85,7 @@ def evaluate(
     threads = _EpisodeThreads(context)
     first = EpisodeRunner(context)
     try:
-        first.open_policy()
-        first.load_task()
+        first.begin()
         report = EvaluationReport(options, folder, first, command_line, clock)
         on_start(report.summary)
     except BaseException:

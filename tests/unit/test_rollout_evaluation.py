@@ -768,3 +768,44 @@ def test_a_reward_that_is_not_a_number_leaves_json(tmp_path: Path) -> None:
     for name in ("summary.json", "episodes.jsonl"):
         assert "Infinity" not in (tmp_path / name).read_text()
     assert [row["return"] for row in rows(tmp_path)] == [None, None]
+
+
+# before the first episode
+
+
+def test_a_busy_policy_server_is_waited_for_before_the_first_episode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = FakePolicyServer()
+    errors = [Overloaded("64 of 64 places are taken"), ConnectionLost("the connection was reset")]
+
+    class Busy(FakePolicySession):
+        def get_info(self) -> dict[str, Any]:
+            if errors:
+                raise errors.pop(0)
+            return super().get_info()
+
+    policy.session = Busy
+    assert run(tmp_path, policy, policy_wait_s=10)["status"] == "complete"
+    assert policy.calls[:5] == ["open", "disconnect", "open", "disconnect", "open"]
+    assert "waiting up to 10 s for the policy server: 64 of 64 places are taken" in caplog.text
+
+
+def test_a_busy_simulator_server_is_waited_for_before_the_first_episode(tmp_path: Path) -> None:
+    errors = [Overloaded("4 of 4 sessions are taken"), ConnectionLost("the connection was reset")]
+
+    class Busy(FakeSimulatorSession):
+        def select_simulator(self, name: str) -> None:
+            if errors:
+                raise errors.pop(0)
+            super().select_simulator(name)
+
+    server = FakeSimulatorServer()
+    server.open = lambda: Busy(server)  # type: ignore[method-assign]
+    assert run(tmp_path, simulator=server, policy_wait_s=10)["status"] == "complete"
+
+
+def test_an_address_where_nothing_answers_is_reported_at_once(tmp_path: Path) -> None:
+    server = FakeSimulatorServer(gone=ConnectFailed("nothing listens at localhost:1"))
+    with pytest.raises(ConnectFailed):
+        run(tmp_path, simulator=server, policy_wait_s=600)

@@ -46,8 +46,10 @@ from robowire.errors import (
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import PolicySpec
 from robowire.transport.connection import Connection
+from robowire.wire.arrays import is_numeric
 from robowire.wire.messages import raise_for_status
 from robowire.wire.pickle.writer import Buffer, encode_frame
+from robowire.wire.text_safety import quoted
 
 if TYPE_CHECKING:
     import ssl
@@ -207,6 +209,7 @@ class PolicyClient:
             reply = self._request(obs)
             try:
                 chunk = _read_chunk(reply)
+                _require_answer(chunk, obs, self._info or {})
             except RemoteProtocolError:
                 self._session.close()
                 raise
@@ -411,8 +414,9 @@ def _read_chunk(reply: Any) -> ActionChunk:
         InternalError: The inference failed, and the server is too old to say why.
         RemoteProtocolError: There are no actions in it.
     """
-    raw = None
+    raw, timestep = None, None
     if isinstance(reply, dict):
+        timestep = reply.get("timestep")
         actions, ctrl_space, ctrl_type = (reply.get(key) for key in ("actions", "ctrl_space", "ctrl_type"))
         raw = reply.get("raw_actions")
     elif isinstance(reply, list) and not reply:
@@ -442,7 +446,44 @@ def _read_chunk(reply: Any) -> ActionChunk:
         raise RemoteProtocolError(
             f"the raw_actions in the reply are {shape}, but the actions have shape {actions.shape}"
         )
-    return ActionChunk(actions, str(ctrl_space), str(ctrl_type), raw)
+    return ActionChunk(actions, str(ctrl_space), str(ctrl_type), raw, timestep)
+
+
+def _require_answer(chunk: ActionChunk, obs: MetaObs, info: dict[str, Any]) -> None:
+    """Accept a chunk that answers this observation and has the shape that the server announced.
+
+    Args:
+        chunk: Of the reply.
+        obs: Of the request.
+        info: Of the server, where it has any.
+
+    Raises:
+        RemoteProtocolError: It is the reply to another observation, as after a repeated frame: every later
+            action would be one late. Or its actions are not finite, or not of the announced shape.
+    """
+    if chunk.timestep is not None and not _is_echo(chunk.timestep, obs.timestep):
+        echoed, sent = quoted(chunk.timestep), quoted(obs.timestep)
+        raise RemoteProtocolError(
+            f"the reply is for timestep {echoed}, the request was for {sent}: "
+            "requests and replies are out of step"
+        )
+    if not np.isfinite(chunk.actions).all():
+        raise RemoteProtocolError("the actions in the reply are not finite")
+    for name, size in (("chunk_size", len(chunk.actions)), ("action_dim", chunk.actions.shape[-1])):
+        announced = info.get(name)
+        if isinstance(announced, int) and announced != size:
+            raise RemoteProtocolError(
+                f"the actions in the reply have shape {chunk.actions.shape}, "
+                f"but the server announced {name} {announced}"
+            )
+
+
+def _is_echo(echoed: Any, sent: Any) -> bool:
+    """Return whether a reply's timestep is the request's; it has one for each row of a batch."""
+    if not isinstance(echoed, (int, np.integer)) and not is_numeric(echoed, "iu"):
+        return False
+    ours, theirs = np.ravel(sent), np.ravel(echoed)
+    return len(theirs) > 0 and len(ours) in (1, len(theirs)) and bool((theirs == ours).all())
 
 
 def _stack(step: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ What is repeated after a failure is each client's own rule, and stands in its mo
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
@@ -84,7 +85,8 @@ class ClientSession:
 
     Attributes:
         address: ``host:port``, for messages.
-        connection: The connection; ``None`` while there is none.
+        connection: The connection; ``None`` while there is none, and in a process that was forked from the
+            one that made it: two processes on one connection would get each other's replies.
     """
 
     def __init__(
@@ -104,7 +106,8 @@ class ClientSession:
         if not wait_s >= 0:
             raise ValueError(f"wait_s is {wait_s!r}, expected 0 or more seconds")
         self.address = join_address(host, port)
-        self.connection: Connection | None = None
+        self._connection: Connection | None = None
+        self._process = os.getpid()
         self.timeout_s = timeout_s
         self.connect_timeout_s = connect_timeout_s
         self._host, self._port = host, port
@@ -113,6 +116,15 @@ class ClientSession:
         self._open_connection = open_connection
         self._sleep = sleep
         self._clock = clock
+
+    @property
+    def connection(self) -> Connection | None:
+        """As documented by the class."""
+        if self._connection is not None and self._process != os.getpid():
+            logger.info("a client that was connected before a fork connects again to %s", self.address)
+            self._connection.abandon()
+            self._connection = None
+        return self._connection
 
     @property
     def waits(self) -> bool:
@@ -131,7 +143,8 @@ class ClientSession:
             TlsFailed: TLS is refused by one side, or only one side speaks it.
         """
         self.close()
-        self.connection = self._open_connection(
+        self._process = os.getpid()
+        self._connection = self._open_connection(
             host or self._host,
             port or self._port,
             timeout_s=self.connect_timeout_s,
@@ -234,4 +247,4 @@ class ClientSession:
         """Close the connection. May be called twice."""
         if self.connection is not None:
             self.connection.close()
-            self.connection = None
+            self._connection = None

@@ -206,6 +206,10 @@ class Connection:
         """Make a blocked or later :meth:`receive` see the end of the stream; any thread may call it."""
         self.stream.shutdown_read()
 
+    def abandon(self) -> None:
+        """Close the copy that a fork made of a connection; the other process goes on with it."""
+        self.stream.abandon()
+
     def close(self) -> None:
         """Close the stream. May be called twice."""
         self.stream.close()

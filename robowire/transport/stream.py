@@ -351,6 +351,13 @@ class Stream:
             self._tls.say_close()
         self.sock.close()
 
+    def abandon(self) -> None:
+        """Close this process's half of a connection that another process goes on with, after a fork.
+
+        Nothing is sent, neither an end of the stream nor TLS's ``close_notify``: the other one still uses it.
+        """
+        socket.socket.close(self.sock)
+
     def close_after_reading(self, timeout_s: float) -> None:
         """Close, once the peer has had the time to read what was sent.
 

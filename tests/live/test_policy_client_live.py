@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,8 @@ from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.testing import EchoPolicy, FailingPolicy, SlowPolicy, running_server
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def observation(*state: float) -> MetaObs:
@@ -233,3 +238,36 @@ def test_a_server_that_closes_on_hello_is_asked_without_it() -> None:
 
     with scripted_server(closes, answers) as port, PolicyClient("127.0.0.1", port) as client:
         assert client.infer(observation(1, 2, 3)).shape == (4, 3)
+
+
+FORK = """
+import multiprocessing, sys
+import numpy as np
+from robowire import MetaObs, PolicyClient
+
+def answers(client, who):
+    return sorted({float(client.infer(MetaObs(state=np.full(3, who, np.float32)))[0, 0]) for _ in range(50)})
+
+def child(client, who, results):
+    results.put((who, answers(client, who)))
+
+context = multiprocessing.get_context("fork")
+with PolicyClient("127.0.0.1", int(sys.argv[1])) as client:
+    results = context.Queue()
+    children = [context.Process(target=child, args=(client, who, results)) for who in (1, 2)]
+    for process in children:
+        process.start()
+    print(answers(client, 0), *sorted(results.get(timeout=20) for _ in children))
+    for process in children:
+        process.join()
+    print(answers(client, 7))
+"""
+
+
+def test_a_client_that_was_open_before_a_fork_connects_again_in_the_child() -> None:
+    """Each process gets the answers to its own observations, and the parent's connection lives on."""
+    with running_server(EchoPolicy()) as server:
+        command = [sys.executable, "-c", FORK, str(server.address[1])]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ended.stdout == "[0.0] (1, [1.0]) (2, [2.0])\n[7.0]\n", ended.stderr
+        assert server.metrics.snapshot()["sessions"] == 3

@@ -48,7 +48,8 @@ INFO = {
 }
 HELLO = {"status": "ok", "protocol_version": 1, "version": "0.1.0", "server": "policy", "session": 1}
 ACTIONS = np.arange(8, dtype=np.float32).reshape(4, 2)
-CHUNK = {"status": "ok", "actions": ACTIONS, "ctrl_space": "joint", "ctrl_type": "absolute", "timestep": 0}
+ECHO: Any = object()  # in the place of a timestep: that of the request
+CHUNK = {"status": "ok", "actions": ACTIONS, "ctrl_space": "joint", "ctrl_type": "absolute", "timestep": ECHO}
 
 LOST, CUT, SILENT = "ends the stream", "ends the stream inside the reply", "never answers"
 
@@ -151,7 +152,10 @@ class FakeServer:
             return self.hello
         if isinstance(request, dict) and request["method"] == "get_info":
             return {"status": "ok", **self._info}
-        return self._next()
+        answer = self._next()
+        if isinstance(request, MetaObs) and isinstance(answer, dict) and answer.get("timestep") is ECHO:
+            return {**answer, "timestep": request.timestep}  # as servers do
+        return answer
 
     def _next(self) -> Any:
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
@@ -343,7 +347,7 @@ def test_a_second_thread_is_refused() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        return CHUNK
+        return {**CHUNK, "timestep": request.timestep}
 
     client.connect()
     server.sockets[0]._answer = intrude
@@ -578,6 +582,51 @@ def test_a_server_that_does_not_know_hello_is_asked_in_the_older_form(hello: Any
     server = FakeServer(ActionChunk(ACTIONS, "joint", "absolute"), hello=hello)
     np.testing.assert_array_equal(server.client().infer(observation()), ACTIONS)
     assert [socket.closed for socket in server.sockets] == [True, False]
+
+
+@pytest.mark.parametrize("timestep", [0, -1, 8, "7", None, np.zeros(0, np.int64), np.array([[7], [8]]), [7]])
+def test_a_reply_to_another_observation_is_refused(timestep: Any) -> None:
+    server = FakeServer({**CHUNK, "timestep": timestep})
+    client = server.client()
+    if timestep is None:  # a server that echoes nothing
+        client.infer(observation(7))
+        return
+    with pytest.raises(
+        RemoteProtocolError, match=r"the request was for 7: requests and replies are out of step"
+    ):
+        client.infer(observation(7))
+    assert server.sockets[0].closed
+
+
+def test_a_batchs_timestep_is_echoed_for_each_row() -> None:
+    actions = np.zeros((4, 3, 2), np.float32)
+    reply = {**CHUNK, "actions": actions, "timestep": np.full((3, 1), -1)}
+    FakeServer(reply).client().infer(MetaObs(state=np.zeros((3, 3), np.float32)))
+    with pytest.raises(RemoteProtocolError):
+        FakeServer({**reply, "timestep": np.array([[-1], [-1], [0]])}).client().infer(batch())
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.full((4, 2), np.nan, np.float32), "the actions in the reply are not finite"),
+        (np.full((4, 2), np.inf), "the actions in the reply are not finite"),
+        (
+            np.zeros((3, 2), np.float32),
+            "the actions in the reply have shape (3, 2), but the server announced chunk_size 4",
+        ),
+        (
+            np.zeros((4, 3), np.float32),
+            "the actions in the reply have shape (4, 3), but the server announced action_dim 2",
+        ),
+    ],
+)
+def test_actions_that_a_robot_should_not_execute_are_refused(actions: np.ndarray, message: str) -> None:
+    server = FakeServer({**CHUNK, "actions": actions})
+    with pytest.raises(RemoteProtocolError) as raised:
+        server.client().infer(observation())
+    assert str(raised.value) == message
+    assert server.sockets[0].closed
 
 
 def test_an_older_servers_batch_is_understood() -> None:

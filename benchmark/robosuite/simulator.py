@@ -260,7 +260,7 @@ class RobosuiteSimulator:
         state_joint: list[Any] = []
         for arm in self._arms:
             joints = observation[arm.joint_pos][arm.joints]
-            opening = []
+            opening: list[float] = []
             if arm.gripper is not None:
                 fingers = observation[f"{arm.prefix}gripper_qpos"][arm.gripper.driven]
                 opening = [gripper_opening(fingers, closed=arm.gripper.closed, opened=arm.gripper.opened)]

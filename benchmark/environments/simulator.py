@@ -11,8 +11,8 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from benchmark.environments.spaces import ActionNumbers, ObservationNames
-from robowire.errors import InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
+from benchmark.environments.spaces import ActionNumbers, ObservationNames, rgb
+from robowire.errors import BackendError, InvalidParams, NoTaskLoaded, SpecMismatch, TaskNotFound
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
@@ -64,6 +64,7 @@ class Scene:
         rendering: What pictures are, for the spec.
         actions: What the numbers of an action mean to the environment.
         init_states: How many numbered initial states ``begin`` takes; ``None`` where there are none.
+        bounded: Whether observations keep the bounds of their space.
         ctrl_space: As in the spec; ``None`` where the environment does not say.
         ctrl_type: The same.
     """
@@ -79,6 +80,7 @@ class Scene:
     rendering: str
     actions: ActionNumbers
     init_states: int | None = None
+    bounded: bool = True
     ctrl_space: str | None = None
     ctrl_type: str | None = None
 
@@ -119,6 +121,7 @@ class GymnasiumSimulator:
         self._names: ObservationNames | None = None
         self._steps = 0
         self._total_reward = 0.0
+        self._instruction = ""  # what the last observation said
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the names ``load_task`` takes, sorted; of one suite, where one is named.
@@ -152,7 +155,7 @@ class GymnasiumSimulator:
         self.close()
         scene = self._family.build(task_name, options)
         try:
-            names = ObservationNames(scene.env.observation_space)
+            names = ObservationNames(scene.env.observation_space, bounded=scene.bounded)
             known_cameras = (RENDER, *names.pictures)
             cameras = names.pictures if options.camera_names is None else tuple(options.camera_names)
             for camera in cameras:
@@ -266,7 +269,7 @@ class GymnasiumSimulator:
         return MetaObs(
             state=self._names.state(observation),
             image=np.stack(pictures).transpose(0, 3, 1, 2).copy() if pictures else None,
-            raw_lang=spec.instruction,
+            raw_lang=self._instruction or spec.instruction,
             timestep=self._steps,
         )
 
@@ -306,17 +309,16 @@ class GymnasiumSimulator:
         own = scene.actions.action(checked_action(action, spec.action_dim))
         observation, reward, terminated, truncated, info = scene.env.step(own)
         self._steps += 1
-        self._total_reward += float(reward)
+        reward = _number(reward)
+        self._total_reward += reward
         truncated = bool(truncated) or self._steps >= spec.max_episode_steps
-        reached, rule = scene.success(
-            Ending(float(reward), self._total_reward, bool(terminated), truncated, info)
-        )
+        reached, rule = scene.success(Ending(reward, self._total_reward, bool(terminated), truncated, info))
         # Where an environment goes on after success, as Fetch does, it may be lost again: what was there at
         # the end counts. And success is an end that the task made, be it at the horizon.
         success = reached and (bool(terminated) or truncated)
         return StepResult(
             observation=self._arrays(observation),
-            reward=float(reward),
+            reward=reward,
             terminated=bool(terminated) or success,
             truncated=truncated,
             info={**_plain_items(info), "success": success, "success_rule": rule},
@@ -324,6 +326,7 @@ class GymnasiumSimulator:
 
     def _arrays(self, observation: Any) -> dict[str, np.ndarray]:
         assert self._names is not None
+        self._instruction = self._names.instruction(observation)
         return self._names.arrays(observation)
 
     def _with_pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -341,13 +344,20 @@ def _require_drawing(env: gymnasium.Env[Any, Any]) -> None:
 
 def _sized(picture: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Return a picture, uint8 (height, width, 3), of any other size or of one grey channel."""
-    if picture.shape[2] == 1:
-        picture = np.repeat(picture, 3, axis=2)
+    picture = rgb(picture)
     if picture.shape[:2] == (height, width):
         return np.array(picture)
     # Pillow's BILINEAR looks at every pixel that a new one covers; few libraries' does.
     image = Image.fromarray(np.ascontiguousarray(picture))
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _number(reward: Any) -> float:
+    """Return a reward, which some environments wrap into an array of one."""
+    try:
+        return float(np.asarray(reward).item())
+    except (TypeError, ValueError) as exc:
+        raise BackendError(f"the reward is {str(reward)[:100]}, expected one number") from exc
 
 
 def _plain_items(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,20 +8,25 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from robowire.errors import InvalidParams
+from robowire.errors import BackendError, InvalidParams
 
-__all__ = ["ActionNumbers", "ObservationNames", "leaves"]
+__all__ = ["ActionNumbers", "ObservationNames", "leaves", "rgb"]
 
 # The name of what has none: an observation or an action that is one array.
 _OBSERVATION, _ACTION = "observation", "action"
 
 
-def leaves(space: spaces.Space[Any], name: str) -> dict[str, spaces.Space[Any]]:
+# A table of small numbers may be of bytes and have two axes too; no camera has fewer pixels.
+_LEAST_GREY_SIDE = 8
+
+
+def leaves(space: spaces.Space[Any], name: str, *, text: bool = False) -> dict[str, spaces.Space[Any]]:
     """Return the spaces that a space is made of, by name; nested ones as ``outer.inner``.
 
     Args:
         space: ``Box``, ``Discrete``, ``MultiDiscrete``, ``MultiBinary``, or ``Dict`` and ``Tuple`` of them.
-        name: What the space itself is called where it is one of the former.
+        name: Name of the space itself where it is one of the former.
+        text: Whether ``Text`` is a part too.
 
     Raises:
         InvalidParams: It holds a space that is no array of numbers.
@@ -31,10 +36,12 @@ def leaves(space: spaces.Space[Any], name: str) -> dict[str, spaces.Space[Any]]:
         found: dict[str, spaces.Space[Any]] = {}
         for key, part in parts:
             if isinstance(part, (spaces.Dict, spaces.Tuple)):
-                found |= {f"{key}.{inner}": leaf for inner, leaf in leaves(part, str(key)).items()}
+                found |= {f"{key}.{inner}": leaf for inner, leaf in leaves(part, str(key), text=text).items()}
             else:
-                found |= leaves(part, str(key))
+                found |= leaves(part, str(key), text=text)
         return found
+    if text and isinstance(space, spaces.Text):
+        return {name: space}
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         raise InvalidParams(
             f"{name!r} is a {type(space).__name__} space, expected Box, Discrete, MultiDiscrete, "
@@ -46,13 +53,20 @@ def leaves(space: spaces.Space[Any], name: str) -> dict[str, spaces.Space[Any]]:
 class ObservationNames:
     """Turns observations of a space into named arrays.
 
+    Args:
+        space: Observation space of the environment.
+        bounded: Whether values are within the bounds of the space; ``False`` for those known to break them.
+
     Attributes:
         numbers: Names and lengths of what a policy takes as its state, in order.
         pictures: Names of what it takes as pictures: uint8 (height, width, 1 or 3).
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        self._leaves = leaves(space, _OBSERVATION)
+    def __init__(self, space: spaces.Space[Any], *, bounded: bool = True) -> None:
+        self._bounded = bounded
+        found = leaves(space, _OBSERVATION, text=True)
+        self.texts = tuple(name for name, leaf in found.items() if isinstance(leaf, spaces.Text))
+        self._leaves = {name: leaf for name, leaf in found.items() if name not in self.texts}
         self.pictures = tuple(name for name, leaf in self._leaves.items() if _is_picture(leaf))
         self.numbers = {
             name: int(np.prod(leaf.shape, dtype=int)) if leaf.shape else 1
@@ -61,11 +75,19 @@ class ObservationNames:
         }
 
     def arrays(self, observation: Any) -> dict[str, np.ndarray]:
-        """Return each part of an observation as an array of its own; a ``Discrete`` one is int64 (1,)."""
+        """Return each part of an observation as an array of its own; a ``Discrete`` one is int64 (1,).
+
+        Raises:
+            BackendError: A part is not what its space says; names the part.
+        """
         return {
-            name: np.array(_find(observation, name), dtype=leaf.dtype).reshape(leaf.shape or (1,))
+            name: _array(name, leaf, _find(observation, name), bounded=self._bounded)
             for name, leaf in self._leaves.items()
         }
+
+    def instruction(self, observation: Any) -> str:
+        """Return the texts of an observation, one after the other; empty where there are none."""
+        return " ".join(str(_find(observation, name)) for name in self.texts)
 
     def state(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """Return the numbers one after the other, float32; ``None`` where there are none."""
@@ -103,9 +125,64 @@ class ActionNumbers:
         return _nest(self._space, _ACTION, values)
 
 
+def rgb(image: np.ndarray) -> np.ndarray:
+    """Return uint8 (height, width, 3) of an image in any layout that counts as one; maybe a view."""
+    if image.ndim == 2:
+        image = image[..., np.newaxis]
+    if image.shape[2] not in (1, 3, 4):
+        image = image.transpose(1, 2, 0)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return image[..., :3]  # without transparency
+
+
 def _is_picture(space: spaces.Space[Any]) -> bool:
+    """Return whether a part is an image: grey, or of 1, 3 or 4 channels, which are first or last."""
     shape = space.shape or ()
-    return space.dtype == np.uint8 and len(shape) == 3 and shape[2] in (1, 3)
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return False
+    if len(shape) == 2:
+        return min(shape) >= _LEAST_GREY_SIDE and bool((space.high == 255).all())
+    return len(shape) == 3 and (shape[2] in (1, 3, 4) or shape[0] in (1, 3, 4))
+
+
+def _array(name: str, space: spaces.Space[Any], value: Any, *, bounded: bool) -> np.ndarray:
+    """Return a part of an observation as the array that its space says, copied."""
+    shape = space.shape or ()
+    try:
+        found = np.asarray(value)
+    except ValueError as exc:
+        raise BackendError(f"{name!r} of the observation is not an array of numbers: {exc}") from exc
+    if found.dtype.kind not in "biuf" or (
+        found.shape != shape and not (found.size == 1 and shape in ((), (1,)))
+    ):
+        raise BackendError(
+            f"{name!r} of the observation has shape {found.shape} and dtype {found.dtype}, its space has "
+            f"{shape} and {space.dtype}"
+        )
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+    else:
+        low, high = (bound.reshape(shape or (1,)) for bound in _choices(space))
+    wrong = ~_within(found.reshape(low.shape), low, high, space.dtype) if bounded else np.zeros(0, bool)
+    if wrong.any():
+        first = found.reshape(low.shape)[wrong][0]
+        raise BackendError(
+            f"{name!r} of the observation holds {first:g} ({found.dtype}), outside of its space: "
+            f"{low[wrong][0]:g} to {high[wrong][0]:g} ({space.dtype})"
+        )
+    return np.array(found, dtype=space.dtype).reshape(shape or (1,))
+
+
+def _within(values: np.ndarray, low: np.ndarray, high: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return which values are within the bounds, bool, of the same shape."""
+    if values.dtype.kind != "f":
+        inside: np.ndarray = (values >= low) & (values <= high)
+        return inside
+    # Bounds in float32 round a value of float64 that is on them.
+    slack = 1e-6 * np.maximum(1, np.abs(values))
+    inside = (values >= low - slack) & (values <= high + slack)
+    return inside & np.equal(values, np.rint(values)) if np.issubdtype(dtype, np.integer) else inside
 
 
 def _find(observation: Any, name: str) -> Any:

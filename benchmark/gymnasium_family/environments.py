@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ from robowire.interfaces import TaskOptions
 from robowire.registry import nearest
 
 __all__ = ["Environments", "success_rule"]
+
+logger = logging.getLogger(__name__)
 
 # Packages that register environments when they are imported, but not with Gymnasium itself.
 _REGISTERING = ("gymnasium_robotics",)
@@ -54,6 +57,7 @@ class Environments:
             for package in _REGISTERING:
                 if find_spec(package) is not None:
                     importlib.import_module(package)
+            _register_installed()
 
     def tasks(self, suite: str | None) -> list[str]:
         """Return the ids of all tasks, or of a suite's, sorted.
@@ -117,6 +121,22 @@ class Environments:
         except BaseException:
             env.close()
             raise
+
+
+def _register_installed() -> None:
+    """Let installed packages register their environments: entry points of the group ``gymnasium.envs``.
+
+    Gymnasium did so itself before 1.0.
+    """
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="gymnasium.envs"):
+        try:
+            loaded = point.load()
+            if callable(loaded):
+                loaded()
+        except Exception as exc:  # a border: one package that does not work must not cost the others
+            logger.warning("entry point %s of gymnasium.envs does not work: %s", point.value, exc)
 
 
 def success_rule(ending: Ending, reward_threshold: float | None) -> tuple[bool, str]:

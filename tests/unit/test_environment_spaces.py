@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from benchmark.environments.spaces import ActionNumbers, ObservationNames
-from robowire.errors import InvalidParams
+from benchmark.environments.spaces import ActionNumbers, ObservationNames, rgb
+from robowire.errors import BackendError, InvalidParams
 
 NESTED = spaces.Dict(
     {
@@ -54,9 +54,9 @@ def test_what_has_no_name_is_the_observation() -> None:
 
 def test_a_space_that_is_no_array_is_refused() -> None:
     with pytest.raises(InvalidParams) as caught:
-        ObservationNames(spaces.Dict({"said": spaces.Text(5)}))
+        ObservationNames(spaces.Dict({"said": spaces.Sequence(spaces.Discrete(5))}))
     assert str(caught.value) == (
-        "'said' is a Text space, expected Box, Discrete, MultiDiscrete, MultiBinary, "
+        "'said' is a Sequence space, expected Box, Discrete, MultiDiscrete, MultiBinary, "
         "or Dict and Tuple of them"
     )
 
@@ -125,3 +125,76 @@ def test_a_nested_action_is_put_together_again() -> None:
     assert (action["hand"]["tool"], action["both"][0], action["both"][1].tolist()) == (3, 1, [0.25])
     with pytest.raises(InvalidParams, match=r"^hand\.tool is \[4\.0\], expected whole numbers in 0\.\.3$"):
         numbers.action(np.array([0.5, -0.5, 1, 0.25, 1, 4]))
+
+
+def test_text_beside_an_image_is_the_instruction_and_not_part_of_the_arrays() -> None:
+    space = spaces.Dict({"image": spaces.Box(0, 255, (8, 8, 3), np.uint8), "mission": spaces.Text(100)})
+    names = ObservationNames(space)
+    observation = {"image": np.zeros((8, 8, 3), np.uint8), "mission": "go to the red ball"}
+    assert names.instruction(observation) == "go to the red ball"
+    assert names.arrays(observation).keys() == {"image"}
+    assert (names.pictures, names.numbers) == (("image",), {})
+
+
+def test_text_is_no_action() -> None:
+    with pytest.raises(InvalidParams, match=r"^'action' is a Text space, expected Box"):
+        ActionNumbers(spaces.Text(5))
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (16, 24, 1), (16, 24, 3), (16, 24, 4), (1, 16, 24), (3, 16, 24)])
+def test_images_in_any_layout_are_cameras_and_never_part_of_the_state(shape: tuple[int, ...]) -> None:
+    names = ObservationNames(spaces.Box(0, 255, shape, np.uint8))
+    assert (names.pictures, names.numbers) == (("observation",), {})
+    image = rgb(np.full(shape, 7, np.uint8))
+    assert (image.shape, image.dtype) == ((16, 24, 3), np.uint8)
+    assert (image == 7).all()
+
+
+def test_a_small_table_of_bytes_is_no_camera() -> None:
+    assert ObservationNames(spaces.Box(0, 255, (4, 24), np.uint8)).numbers == {"observation": 96}
+    assert ObservationNames(spaces.Box(0, 9, (16, 24), np.uint8)).numbers == {"observation": 384}
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "message"),
+    [
+        (
+            spaces.Box(-1, 1, (2,), np.float32),
+            np.array([5, -5], np.float32),
+            "holds 5 (float32), outside of its space: -1 to 1 (float32)",
+        ),
+        (
+            spaces.Box(-1, 1, (2,), np.float32),
+            np.array([np.nan, 0]),
+            "holds nan (float64), outside of its space: -1 to 1 (float32)",
+        ),
+        (
+            spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            np.full((8, 8, 3), 0.9),
+            "holds 0.9 (float64), outside of its space: 0 to 255 (uint8)",
+        ),
+        (spaces.Discrete(4), 4, "holds 4 (int64), outside of its space: 0 to 3 (int64)"),
+        (
+            spaces.Box(-9, 9, (2,), np.float32),
+            np.zeros(3),
+            "has shape (3,) and dtype float64, its space has (2,) and float32",
+        ),
+        (
+            spaces.Box(-9, 9, (1,), np.float32),
+            None,
+            "has shape () and dtype object, its space has (1,) and float32",
+        ),
+    ],
+)
+def test_a_value_outside_of_its_space_is_an_error_that_names_the_part(
+    space: spaces.Space[object], value: object, message: str
+) -> None:
+    with pytest.raises(BackendError) as caught:
+        ObservationNames(spaces.Dict({"part": space})).arrays({"part": value})
+    assert str(caught.value) == f"'part' of the observation {message}"
+
+
+def test_a_value_that_is_on_its_bounds_but_for_rounding_is_in_its_space() -> None:
+    space = spaces.Box(-0.1, 0.1, (1,), np.float32)
+    arrays = ObservationNames(space).arrays(np.array([0.1 + 1e-9]))
+    np.testing.assert_allclose(arrays["observation"], [0.1], rtol=1e-6)

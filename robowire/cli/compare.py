@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from robowire.cli.evaluation_flags import CompareFlags
 from robowire.cli.paired import Pairs, difference_interval, mcnemar_p, mean_interval, pairs_needed
 from robowire.errors import ConfigurationError
 from robowire.rollout.results import finite, read_rows
+from robowire.rollout.sequential import decide_pairs
 from robowire.rollout.statistics import wilson_interval
 
 __all__ = ["Results", "compare", "read_results", "report", "run"]
@@ -39,6 +40,8 @@ _SUBJECT = (
     "similar_atol",
     "reply_timeout_steps",
 )
+# Statuses of runs that have all the episodes that they should.
+_DONE = ("complete", "decided")
 # An episode: simulator, task, seed, initial state.
 Key = tuple[str, str, int, "int | None"]
 
@@ -52,6 +55,7 @@ class Results:
         rows: Finished episodes.
         runs: Folder of the run of each finished episode.
         errors: Episodes that were not finished, which say nothing about a policy.
+        failed: Those episodes.
         summaries: Summaries by folder of their run, by simulator and task.
     """
 
@@ -59,6 +63,7 @@ class Results:
     rows: dict[Key, dict[str, Any]] = field(default_factory=dict)
     runs: dict[Key, Path] = field(default_factory=dict)
     errors: int = 0
+    failed: set[Key] = field(default_factory=set)
     summaries: dict[tuple[str, str], dict[Path, dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -90,6 +95,7 @@ def _read_run(folder: Path, results: Results) -> None:
         for row in read_rows(folder / "episodes.jsonl"):
             if row["error"] is not None:
                 results.errors += 1
+                results.failed.add((*task, row["seed"], row["init_state"]))
                 continue
             key = (*task, row["seed"], row["init_state"])
             if key in results.rows:
@@ -136,6 +142,7 @@ def compare(first: Results, second: Results) -> dict[str, Any]:
     ]
     needed = pairs_needed(pairs, power=_POWER, alpha=_ALPHA)
     p_value = mcnemar_p(pairs)
+    sequential = decide_pairs(_in_order(first, second), alpha=_ALPHA)
     steps_interval = mean_interval(steps)
     return {
         "a": _side(first, pairs.first, pairs.total, len(first.rows) - pairs.total),
@@ -151,6 +158,7 @@ def compare(first: Results, second: Results) -> dict[str, Any]:
         "difference_method": "Newcombe 1998, paired proportions, method 10",
         "mcnemar_p": p_value,
         "told_apart": p_value < _ALPHA,
+        "sequential": asdict(sequential),
         # For a new comparison like this one, and in addition to the episodes that exist.
         "pairs_needed": needed,
         "more_pairs_needed": None if needed is None else max(needed - pairs.total, 0),
@@ -162,6 +170,24 @@ def compare(first: Results, second: Results) -> dict[str, Any]:
             text for task in tasks for text in _warnings(first, second, task, alone=len(tasks) == 1)
         ],
     }
+
+
+def _in_order(first: Results, second: Results) -> list[tuple[bool, bool]]:
+    """Return the outcomes of both runs from their first common episode to the first that one still lacks.
+
+    Those beyond may be there because they were short, which successes are. Errors are left out.
+    """
+    common = first.rows.keys() & second.rows.keys()
+    known = [results.rows.keys() | results.failed for results in (first, second)]
+    outcomes = []
+    for task in sorted({key[:2] for key in common}):
+        begin = min(key[2] for key in common if key[:2] == task)
+        for key in sorted(k for k in known[0] | known[1] if k[:2] == task and k[2] >= begin):
+            if key in common:
+                outcomes.append((first.rows[key]["success"], second.rows[key]["success"]))
+            elif not (key in known[0] and key in known[1]):
+                break
+    return outcomes
 
 
 def _side(results: Results, successes: int, total: int, unpaired: int) -> dict[str, Any]:
@@ -232,7 +258,7 @@ def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: 
         baseline = runs[one].get("fingerprint") or {}
         for folder, summary in runs.items():
             which = name if len(runs) == 1 else f"{name} ({folder.name})"
-            if summary.get("status") != "complete":
+            if summary.get("status") not in _DONE:
                 texts.append(f"{place}{which} is not complete: its status is {summary.get('status')!r}")
             if not summary.get("fingerprint"):
                 texts.append(f"{place}{which} has no fingerprint, so what its episodes depend on is unknown")
@@ -245,8 +271,8 @@ def _warnings(first: Results, second: Results, task: tuple[str, str], *, alone: 
     return texts
 
 
-def report(result: Mapping[str, Any]) -> str:
-    """Return the comparison for a person, lines of text."""
+def report(result: Mapping[str, Any], *, sequential: bool = False) -> str:
+    """Return the comparison for a person, lines of text; sequential, with the test for repeated looks."""
     tasks = result["tasks"]
     lines = [
         ("A", result["a"]["path"]),
@@ -279,7 +305,7 @@ def report(result: Mapping[str, Any]) -> str:
                 f"the {result['steps_both_succeeded']} episodes that both solved",
             )
         )
-    lines.append(("verdict", _verdict(result)))
+    lines.append(("verdict", _sequential_verdict(result) if sequential else _verdict(result)))
     width = max(len(name) for name, _ in lines) + 2
     warnings = "".join(f"WARNING: {text}\n" for text in result["warnings"])
     return warnings + "".join(f"{name:<{width}}{value}\n" for name, value in lines)
@@ -302,6 +328,17 @@ def _left_out(result: Mapping[str, Any]) -> str:
         if side["errors"]:
             parts.append(f"{side['errors']} with errors in {name.upper()}")
     return f"; left out: {', '.join(parts)}" if parts else ""
+
+
+def _sequential_verdict(result: Mapping[str, Any]) -> str:
+    found = result["sequential"]
+    if found["pairs"] is None:
+        return f"not decided yet (anytime-valid p = {found['p_value']:.4g}): add episodes and look again"
+    better = "B" if found["second_is_better"] else "A"
+    return (
+        f"{better} succeeds more often, decided after {found['pairs']} of {result['pairs']} episodes "
+        f"(anytime-valid p = {found['p_value']:.4g}; mixture test on discordant pairs, Robbins 1970)"
+    )
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
@@ -332,5 +369,7 @@ def _verdict(result: Mapping[str, Any]) -> str:
 def run(flags: CompareFlags, program: Program) -> int:
     """Print the comparison."""
     result = compare(read_results(Path(flags.a)), read_results(Path(flags.b)))
-    sys.stdout.write(json.dumps(finite(result)) + "\n" if flags.json else report(result))
+    sys.stdout.write(
+        json.dumps(finite(result)) + "\n" if flags.json else report(result, sequential=flags.sequential)
+    )
     return 0

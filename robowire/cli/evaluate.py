@@ -101,6 +101,8 @@ def run(flags: EvaluateFlags, program: Program) -> int:
         overwrite=flags.overwrite,
         resume=flags.resume,
         asynchronous=_clock(flags),
+        stop_when=flags.stop_when,
+        shard=flags.shard,
         **run_options(flags, simulator, task),
     )
     check_output_folder(options)
@@ -148,7 +150,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
 
     late: list[int] = []
 
-    bar = tqdm(total=options.num_episodes, unit="episode", desc=options.task, dynamic_ncols=True)
+    bar = tqdm(total=len(options.numbers()), unit="episode", desc=options.task, dynamic_ncols=True)
     served = simulator_server(program, flags, simulator, num_envs=flags.num_envs)
     with served as (host, port), bar, logging_redirect_tqdm():
         try:
@@ -235,6 +237,16 @@ def report(summary: dict[str, Any], folder: Path) -> str:
             ("mean return", "not finite" if mean is None else f"{mean:.3f}"),
             ("mean steps", f"{summary['mean_steps']:.1f}"),
         ]
+    decision = summary.get("decision")
+    if decision is not None:
+        rows.append(
+            (
+                "decided",
+                f"{summary['options']['stop_when']} is {'true' if decision['holds'] else 'false'} after "
+                f"{decision['episodes']} episodes (95 % confidence sequence {decision['low']:.3f} to "
+                f"{decision['high']:.3f})",
+            )
+        )
     if summary["inferences"]:
         rows.append(
             ("inference", f"p50 {summary['infer_ms_p50']:.1f} ms, p99 {summary['infer_ms_p99']:.1f} ms")

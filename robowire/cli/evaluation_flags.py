@@ -127,6 +127,8 @@ class EvaluateFlags(RunFlags):
         overwrite: Replace results that the folder holds.
         resume: Keep what the folder holds, and run the episodes that are missing or ended with an error.
         record_video: Videos to record: off, failures, all, or how many of the first episodes.
+        stop_when: Claim such as "rate > 0.8": stop when it is decided, true or not, with at most 5 % error.
+        shard: Part of the episodes to run here, such as 1/4; merge joins the parts.
     """
 
     mode: str = field(default="sync", metadata=setting(choices=("sync", "async")))
@@ -142,6 +144,8 @@ class EvaluateFlags(RunFlags):
     overwrite: bool = field(default=False, metadata=_DELETES)
     resume: bool = False
     record_video: str = "5"
+    stop_when: str | None = None
+    shard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,13 @@ class CompareFlags:
     Attributes:
         a: Folder of results.
         b: Folder of results of the same task and --seed.
+        sequential: Test after every pair, which is valid however often one looks at a growing folder.
         json: Print one JSON object.
     """
 
     a: str = field(metadata=setting(positional=True))
     b: str = field(metadata=setting(positional=True))
+    sequential: bool = False
     json: bool = False
 
 

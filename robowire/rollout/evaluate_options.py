@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from robowire.errors import ConfigurationError
 from robowire.rollout.seeds import EPISODES_PER_SEED, episode_seed
+from robowire.rollout.sequential import Claim
 from robowire.rollout.virtual_clock import AsyncClock
 
 __all__ = ["EvaluateOptions"]
@@ -36,6 +38,8 @@ class EvaluateOptions:
             simulator, versions, and all options but those that change no episode.
         asynchronous: Act while the policy is at work, on a virtual clock or in real time; ``None`` means that
             the simulator waits for each chunk.
+        stop_when: Claim, such as ``"rate > 0.8"``; the evaluation ends when it is decided, true or not.
+        shard: Part of the episodes to run, such as ``"1/4"``: every fourth, from the first on.
     """
 
     output_dir: Path
@@ -53,6 +57,8 @@ class EvaluateOptions:
     overwrite: bool = False
     resume: bool = False
     asynchronous: AsyncClock | None = None
+    stop_when: str | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_envs", "n_action_steps", "max_episode_steps"):
@@ -76,6 +82,21 @@ class EvaluateOptions:
                 "chunk_size_threshold say how much of a chunk is executed"
             )
         episode_seed(self.seed, 0)
+        self.claim()
+        self.numbers()
+
+    def claim(self) -> Claim | None:
+        """Return the claim of ``stop_when``."""
+        return None if self.stop_when is None else Claim.parse(self.stop_when)
+
+    def numbers(self) -> range:
+        """Return the numbers of the episodes to run: all, or those of the shard."""
+        if self.shard is None:
+            return range(self.num_episodes)
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard)
+        if match is None or int(match[1]) > int(match[2]):
+            raise ConfigurationError(f"shard is {self.shard!r}, expected 1/4, the first of four parts")
+        return range(int(match[1]) - 1, self.num_episodes, int(match[2]))
 
     def wants_video(self, episode: int, *, success: bool) -> bool:
         """Return whether a video of this episode is recorded."""

@@ -45,8 +45,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run the episodes, write the folder of results, and return what ``summary.json`` holds.
 
-    Its ``status`` is ``"complete"``; ``"running"`` while episodes run, ``"interrupted"`` after Ctrl-C,
-    ``"stopped: ..."`` where a server or the disk failed. It holds every episode that ended.
+    Its ``status`` is ``"complete"``, or ``"decided"`` where ``stop_when`` ended it early; ``"running"`` while
+    episodes run, ``"interrupted"`` after Ctrl-C, ``"stopped: ..."`` where a server or the disk failed. It
+    holds every episode that ended.
 
     Args:
         options: What is evaluated.
@@ -94,10 +95,12 @@ def evaluate(
         raise
     status = "stopped"
     try:
-        for episode in threads.run(first, report.missing):
+        for episode in threads.run(first, [] if report.decision else report.missing):
             report.add(episode)
             on_episode(episode, report.summary)
-        status = "complete"
+            if report.decision is not None:
+                break
+        status = "complete" if report.decision is None else "decided"
     except KeyboardInterrupt:
         status = "interrupted"
         raise

@@ -15,6 +15,7 @@ from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.results import ResultFolder, episode_of_row
 from robowire.rollout.seeds import episode_seed
+from robowire.rollout.sequential import Decision
 from robowire.rollout.statistics import summarise
 from robowire.specs import SimulatorSpec
 from robowire.version import __version__
@@ -27,6 +28,7 @@ class EvaluationReport:
 
     Attributes:
         summary: As it is on disk.
+        decision: Decision of ``stop_when``, once there is one.
         missing: The numbers of the episodes to run: all, or those that a resumed folder does not have.
     """
 
@@ -58,7 +60,7 @@ class EvaluationReport:
                 f"num_episodes is {options.num_episodes}, but {folder.path} holds episode {beyond - 1}: "
                 f"resume with at least {beyond}"
             )
-        self.missing = [n for n in range(options.num_episodes) if n not in self._episodes]
+        self.missing = [n for n in options.numbers() if n not in self._episodes]
         self._info = {
             "options": plain(shown),
             "fingerprint": fingerprint,
@@ -70,12 +72,16 @@ class EvaluationReport:
             "command_line": list(command_line),
         }
         self.summary: dict[str, Any] = {}
+        self._claim = options.claim()
+        self._numbers = options.numbers()
+        self.decision = self._decide()
         self.write("running")
 
     def add(self, episode: EpisodeResult) -> None:
         """Write the row of an episode, and the summary with it."""
         self._folder.append(episode)
         self._episodes[episode.episode] = episode
+        self.decision = self.decision or self._decide()
         self.write("running")
 
     def write(self, status: str) -> None:
@@ -94,11 +100,29 @@ class EvaluationReport:
         """
         self._folder.write_last_summary(self._summarise(status))
 
+    def _decide(self) -> Decision | None:
+        """Decide the claim from the episodes up to the first that is missing, in the order of their numbers.
+
+        Those beyond may be there because they were short, which successes are.
+        """
+        if self._claim is None:
+            return None
+        outcomes = []
+        for number in self._numbers:
+            episode = self._episodes.get(number)
+            if episode is None:
+                break
+            if episode.error is None:
+                outcomes.append(bool(episode.success))
+        return self._claim.decide(outcomes)
+
     def _summarise(self, status: str) -> dict[str, Any]:
         wall_s = round(self._clock() - self._begun, 3)
         # In the order of their numbers: sums round alike, whichever ended first.
         episodes = [self._episodes[number] for number in sorted(self._episodes)]
         self.summary = {"status": status, **summarise(episodes), "wall_s": wall_s, **self._info}
+        if self._claim is not None:
+            self.summary["decision"] = None if self.decision is None else asdict(self.decision)
         return self.summary
 
 
@@ -125,7 +149,16 @@ def _shown(options: EvaluateOptions, runner: EpisodeRunner) -> dict[str, Any]:
 _SIMULATOR_FIELDS = {field.name for field in fields(SimulatorSpec)}
 
 # These options say where, how many and how fast, and not what an episode is.
-_NO_EPISODE = {"output_dir", "num_episodes", "num_envs", "record_video", "overwrite", "resume"}
+_NO_EPISODE = {
+    "output_dir",
+    "num_episodes",
+    "num_envs",
+    "record_video",
+    "overwrite",
+    "resume",
+    "stop_when",
+    "shard",
+}
 
 
 def _fingerprint(shown: dict[str, Any], client: dict[str, str], runner: EpisodeRunner) -> dict[str, Any]:

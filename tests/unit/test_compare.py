@@ -246,3 +246,19 @@ def test_every_runs_fingerprint_is_compared(tmp_path: Path) -> None:
         "simulator.process.mujoco differs: '3.8.1' in A, '3.9.0' in B",
         "B mixes runs: simulator.process.mujoco is '3.8.1' in 0, '3.9.0' in 1",
     ]
+
+
+def test_a_sequential_comparison_is_decided_after_a_number_of_pairs(tmp_path: Path) -> None:
+    result = compared(tmp_path, "f" * 30, "s" * 30)
+    # Evidence of n pairs in one direction: 2^n / (n + 1), which is 28.4 for 8 and 16 for 7.
+    assert result["sequential"]["pairs"] == 8
+    assert "B succeeds more often, decided after 8 of 30 episodes" in report(result, sequential=True)
+
+
+def test_a_sequential_comparison_looks_no_further_than_the_first_missing_episode(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", "f" * 30), write(tmp_path / "b", "s" * 30)
+    lines = (b / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (b / "episodes.jsonl").write_text("".join(lines[:4] + lines[5:]))
+    result = compare(read_results(a), read_results(b))
+    assert (result["pairs"], result["sequential"]["pairs"]) == (29, None)
+    assert report(result, sequential=True).splitlines()[-1].startswith("verdict    not decided yet")

@@ -809,3 +809,67 @@ def test_an_address_where_nothing_answers_is_reported_at_once(tmp_path: Path) ->
     server = FakeSimulatorServer(gone=ConnectFailed("nothing listens at localhost:1"))
     with pytest.raises(ConnectFailed):
         run(tmp_path, simulator=server, policy_wait_s=600)
+
+
+# stopping when it is decided, and shards
+
+
+@pytest.mark.parametrize(("claim", "holds"), [("rate > 0.1", True), ("rate < 0.1", False)])
+def test_an_evaluation_ends_when_its_claim_is_decided(tmp_path: Path, claim: str, *, holds: bool) -> None:
+    turns = threading.Semaphore(3)  # as slow as real simulators, compared with the counting
+
+    class InTurn(FakeSimulatorSession):
+        def reset(self, seed: int | None = None, init_state: int | None = None) -> Any:
+            turns.acquire(timeout=0.5)
+            return super().reset(seed, init_state)
+
+    server = FakeSimulatorServer()
+    server.open = lambda: InTurn(server)  # type: ignore[method-assign]
+    summary = run(
+        tmp_path / claim[5],
+        simulator=server,
+        num_episodes=200,
+        num_envs=3,
+        stop_when=claim,
+        on_episode=lambda episode, summary: turns.release(),
+    )
+    assert (summary["status"], summary["decision"]["holds"]) == ("decided", holds)
+    assert summary["decision"]["episodes"] <= summary["episodes"] < 50
+    assert summary["decision"]["low"] > 0.1
+    # Nothing is left to do; without the claim, it goes on to the end.
+    simulator = FakeSimulatorServer()
+    run(tmp_path / claim[5], simulator=simulator, num_episodes=200, stop_when=claim, resume=True)
+    assert simulator.seeds == []
+    assert run(tmp_path / claim[5], num_episodes=60, resume=True)["status"] == "complete"
+
+
+def test_a_claim_is_decided_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+    """Whichever environment is faster, so that short episodes, which are successes, do not count first."""
+    decisions = {
+        num_envs: run(tmp_path / str(num_envs), num_episodes=200, num_envs=num_envs, stop_when="rate > 0.1")[
+            "decision"
+        ]
+        for num_envs in (1, 4)
+    }
+    assert decisions[1] == decisions[4]
+
+
+def test_an_undecided_claim_runs_all_episodes(tmp_path: Path) -> None:
+    summary = run(tmp_path, num_episodes=5, stop_when="rate > 0.5")
+    assert (summary["status"], summary["decision"], summary["episodes"]) == ("complete", None, 5)
+
+
+def test_shards_are_the_whole_together(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    for shard in ("1/3", "2/3", "3/3"):
+        run(tmp_path / shard[0], shard=shard)
+    parts = [row for shard in "123" for row in without_clocks(tmp_path / shard)]
+    assert sorted(parts, key=lambda row: row["episode"]) == without_clocks(tmp_path / "whole")
+    assert [row["episode"] for row in rows(tmp_path / "2")] == [1, 4, 7]
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/0", "a/b"])
+def test_another_shard_is_refused(tmp_path: Path, shard: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        run(tmp_path, shard=shard)
+    assert str(raised.value) == f"shard is {shard!r}, expected 1/4, the first of four parts"

@@ -37,7 +37,7 @@ SIMULATORS: dict[str, Entry] = {
     "robosuite": Entry(
         "benchmark.robosuite:make_simulator",
         install="./setup_environment.sh",
-        # Without a GPU, OSMesa and Mesa's EGL give the same pictures in the same time (12 ms a camera), but
+        # Without a GPU, OSMesa and Mesa's EGL give the same images in the same time (12 ms a camera), but
         # EGL prints an error when the process ends. With a GPU, set MUJOCO_GL=egl: what is set already stays.
         environ={"MUJOCO_GL": "osmesa"},
         summary="robosuite's tasks for one arm or two (1.4 and 1.5): Lift, Door, PickPlace, TwoArmLift ...",

@@ -54,7 +54,7 @@ ARM_COMMANDS = {
 
 
 def upright(picture: np.ndarray) -> np.ndarray:
-    """Return robosuite's picture (..., height, width, channels) with the top row first; a view."""
+    """Return robosuite's image (..., height, width, channels) with the top row first; a view."""
     return picture[..., ::-1, :, :]
 
 

@@ -2,8 +2,8 @@
 
 ``sim.get_state()`` is not enough: the first step after it differs already. What a step depends on lies in
 five places, and each is carried here: MuJoCo's integration state, with the solver's warm start; the model,
-parts of which are drawn anew at every reset, like the size of Lift's cube; what MuJoCo computed from both,
-which observations and pictures read and which is 2 ms older than the state; the Python objects around it,
+parts of which are drawn again at every reset, like the size of Lift's cube; what MuJoCo computed from both,
+which observations and images read and which is 2 ms older than the state; the Python objects around it,
 that is counters, controllers' goals, interpolators and buffers, the gripper's ramp, observables' clocks and
 values; and the random generators.
 """
@@ -31,7 +31,7 @@ _CONSTANT = ("mesh_", "tex_", "skin_", "name", "paths", "text_", "bvh_")
 _BOXES = ("bvh_aabb", "bvh_child", "bvh_depth", "bvh_nodeid")
 _DIGESTED = ("mesh_vert", "mesh_face", "tex_data")
 
-# Constraints and the islands they make: as many as there are contacts, made anew by the next step and read by
+# Constraints and the islands they make: one a contact, made again by the next step and read by
 # nobody before it.
 _TRANSIENT = ("efc_", "iefc_", "iacc", "ifrc_", "iLD", "iM")
 

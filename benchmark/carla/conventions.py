@@ -5,7 +5,7 @@ what              CARLA                                           here
 ================  ==============================================  =========================================
 axes              x forward, y to the right, z up, metres         the same
 angles            pitch, yaw, roll in degrees, yaw to the right   the same in raw observations
-picture           (height, width, 4) bytes, blue first            (height, width, 3), red first, upright
+image             (height, width, 4) bytes, blue first            (height, width, 3), red first, upright
 action            ``VehicleControl``: throttle, steer, brake      steer, throttle, brake
 ================  ==============================================  =========================================
 """

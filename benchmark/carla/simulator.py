@@ -257,7 +257,7 @@ class CarlaSimulator:
         return self._picture.copy()
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
-        """Return speed and route as the state, and the camera's picture."""
+        """Return speed and route as the state, and the camera's image."""
         spec = self._loaded()
         pictures = [observation[f"{camera}_image"] for camera in spec.camera_names or ()]
         return MetaObs(
@@ -400,7 +400,7 @@ class CarlaSimulator:
         return places[index]
 
     def _tick(self) -> None:
-        """Let the world go on by one step, and take the picture of its end."""
+        """Let the world go on by one step, and take the image of its end."""
         frame = self._world.tick(_CALL_TIMEOUT_S)
         if not self._loaded().camera_names:
             return

@@ -59,9 +59,9 @@ class Scene:
         control_hz: Actions per second of episode time; ``None`` where the environment does not say.
         begin: Begins an episode by its seed and the number of an initial state; returns the observation.
         success: Whether the task has succeeded, and by what rule, in words. Its answer at the end counts.
-        draw: Returns the picture, uint8 (height, width, 3), upright, and changes nothing by it.
+        draw: Returns the image, uint8 (height, width, 3), upright, and changes nothing by it.
         close: Ends the environment.
-        rendering: What pictures are, for the spec.
+        rendering: What images are, for the spec.
         actions: What the numbers of an action mean to the environment.
         init_states: How many numbered initial states ``begin`` takes; ``None`` where there are none.
         bounded: Whether observations keep the bounds of their space.
@@ -156,8 +156,8 @@ class GymnasiumSimulator:
         scene = self._family.build(task_name, options)
         try:
             names = ObservationNames(scene.env.observation_space, bounded=scene.bounded)
-            known_cameras = (RENDER, *names.pictures)
-            cameras = names.pictures if options.camera_names is None else tuple(options.camera_names)
+            known_cameras = (RENDER, *names.images)
+            cameras = names.images if options.camera_names is None else tuple(options.camera_names)
             for camera in cameras:
                 if camera not in known_cameras:
                     raise InvalidParams(
@@ -255,7 +255,7 @@ class GymnasiumSimulator:
         return np.array(scene.draw())
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
-        """Return all numbers of the observation one after the other, and the pictures of the cameras."""
+        """Return all numbers of the observation one after the other, and the images of the cameras."""
         spec, _ = self._loaded()
         assert self._names is not None
         pictures = [
@@ -304,7 +304,7 @@ class GymnasiumSimulator:
         return self._spec, self._scene
 
     def _advance(self, action: np.ndarray) -> StepResult:
-        """Do as :meth:`step`, but for the pictures."""
+        """Do as :meth:`step`, but for the images."""
         spec, scene = self._loaded()
         own = scene.actions.action(checked_action(action, spec.action_dim))
         observation, reward, terminated, truncated, info = scene.env.step(own)
@@ -343,7 +343,7 @@ def _require_drawing(env: gymnasium.Env[Any, Any]) -> None:
 
 
 def _sized(picture: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Return a picture, uint8 (height, width, 3), of any other size or of one grey channel."""
+    """Return an image, uint8 (height, width, 3), of any other size or of one grey channel."""
     picture = rgb(picture)
     if picture.shape[:2] == (height, width):
         return np.array(picture)

@@ -59,7 +59,7 @@ class ObservationNames:
 
     Attributes:
         numbers: Names and lengths of what a policy takes as its state, in order.
-        pictures: Names of what it takes as pictures: uint8 (height, width, 1 or 3).
+        images: Names of what it takes as images: uint8 (height, width, 1 or 3).
     """
 
     def __init__(self, space: spaces.Space[Any], *, bounded: bool = True) -> None:
@@ -67,11 +67,11 @@ class ObservationNames:
         found = leaves(space, _OBSERVATION, text=True)
         self.texts = tuple(name for name, leaf in found.items() if isinstance(leaf, spaces.Text))
         self._leaves = {name: leaf for name, leaf in found.items() if name not in self.texts}
-        self.pictures = tuple(name for name, leaf in self._leaves.items() if _is_picture(leaf))
+        self.images = tuple(name for name, leaf in self._leaves.items() if _is_picture(leaf))
         self.numbers = {
             name: int(np.prod(leaf.shape, dtype=int)) if leaf.shape else 1
             for name, leaf in self._leaves.items()
-            if name not in self.pictures
+            if name not in self.images
         }
 
     def arrays(self, observation: Any) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pictures that change nothing: what an environment computes in order to draw itself is taken back."""
+"""Images that change nothing: what an environment computes in order to draw itself is taken back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Drawing:
 
         # gymnasium-robotics moves the mark of a goal and computes forward before it draws. The next step
         # would start from other numbers: its mocap bodies read positions that MuJoCo leaves a substep behind.
-        # Where the mark is stays in the model: nothing but the next picture asks.
+        # Where the mark is stays in the model: nothing but the next image asks.
         own = self._own
         mujoco.mj_copyData(self._kept, own.model, own.data)
         viewer = self._viewer()

@@ -14,7 +14,7 @@ _RATE_DIGITS = 6  # 1 / 0.0125 is 80, not 79.99999999999999
 
 
 def rate_of(env: gymnasium.Env[Any, Any]) -> float | None:
-    """Return actions per second of episode time: by the environment's time step, else by its films' rate."""
+    """Return actions per second of episode time: by the environment's time step, else by its videos' rate."""
     step = getattr(env.unwrapped, "dt", None)
     if isinstance(step, (int, float)) and step > 0:
         return round(1.0 / step, _RATE_DIGITS)

@@ -1,10 +1,10 @@
 """LIBERO's cameras: what one sees is noted when LIBERO would draw it, and drawn when somebody asks.
 
-Noting takes microseconds, drawing most of a step's time, and the picture is the same, bit for bit: nobody
+Noting takes microseconds, drawing most of a step's time, and the image is the same, bit for bit: nobody
 waits for those of a scene that settles, or of the steps within a chunk.
 
 LIBERO would draw 2 ms into a control period, so what was seen can't be computed from the state at its end: a
-saved state holds the pictures.
+saved state holds the images.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""How LIBERO's numbers and pictures become MetaObs and MetaAction, and back. No simulator in here.
+"""How LIBERO's numbers and images become MetaObs and MetaAction, and back. No simulator in here.
 
 ================  ===========================================  ==========================================
 what              LIBERO                                       MetaObs, MetaAction
 ================  ===========================================  ==========================================
-picture           (height, width, 3), bottom row first         (3, height, width), turned by 180 degrees
+image             (height, width, 3), bottom row first         (3, height, width), turned by 180 degrees
 gripper command   -1 open, +1 closed                           1 open, 0 closed
 state             an array for each name                       ee_pos(3) ee_axisangle(3) gripper_qpos(2)
 arm command       -1 to 1 of the controller's range            the same numbers
 ================  ===========================================  ==========================================
 
-Pictures and state are those that published policies of LIBERO were trained on (OpenVLA, Octo, pi0, LeRobot's
+Images and state are those that published policies of LIBERO were trained on (OpenVLA, Octo, pi0, LeRobot's
 data sets), so that one of them runs here unchanged. Turned by 180 degrees, the top row is first, and left and
 right are exchanged: the mirror image of what a camera in the room would see. ``render``, which is for people,
 is not mirrored.
@@ -61,7 +61,7 @@ CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_POSITION")
 
 
 def turned(picture: np.ndarray) -> np.ndarray:
-    """Return LIBERO's picture (height, width, 3) turned by 180 degrees, as policies take it; a view."""
+    """Return LIBERO's image (height, width, 3) turned by 180 degrees, as policies take it; a view."""
     return picture[::-1, ::-1]
 
 
@@ -91,7 +91,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
 
 def center_named(observation: Mapping[str, np.ndarray], cameras: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return what :data:`CENTER_NAMES` names, and the pictures of ``cameras`` that have no name there."""
+    """Return what :data:`CENTER_NAMES` names, and the images of ``cameras`` that have no name there."""
     named = {name: observation[own] for name, own in CENTER_NAMES.items() if own in observation}
     for own in (f"{camera}_image" for camera in cameras):
         if own not in CENTER_NAMES.values():

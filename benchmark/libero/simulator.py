@@ -44,7 +44,7 @@ DEFAULT_IMAGE_SIZE = 128  # that of LIBERO's data sets
 # An episode begins when what was placed a little above the table has come to rest: the paper's number.
 SETTLING_STEPS = 10
 
-# Objects that found no place are drawn anew; LIBERO itself would try for ever.
+# Objects that found no place are drawn again; LIBERO itself would try for ever.
 _MAX_PLACEMENTS = 20
 
 # What ``render`` gives is for people, who see little in 128 pixels.
@@ -54,7 +54,7 @@ _BEST_VIEW = "agentview"
 RENDERING_VARIABLE = "ROBOWIRE_LIBERO_RENDERING"
 _RENDERING = {
     "libero": "as LIBERO draws: reflections, multisampling",
-    # Two to three times as many steps a second on a CPU. Policies were trained on pictures with both.
+    # Two to three times as many steps a second on a CPU. Policies were trained on images with both.
     "fast": "reflections off, multisampling off",
 }
 
@@ -62,8 +62,8 @@ _RENDERING = {
 class LiberoSimulator:
     """One LIBERO environment; implements :class:`robowire.interfaces.Simulator`.
 
-    Observations are LIBERO's own: names, timing, and pictures upside down. Whoever evaluates with LIBERO
-    itself gets the same. ``to_meta_obs`` turns the pictures for policies.
+    Observations are LIBERO's own: names, timing, and images upside down. An evaluation with LIBERO
+    itself gets the same. ``to_meta_obs`` turns the images for policies.
     """
 
     def __init__(self) -> None:
@@ -286,7 +286,7 @@ class LiberoSimulator:
     def _place(self) -> None:
         """Reset LIBERO's environment. Its own wrapper would try again for ever, whatever went wrong.
 
-        Nor is the model made anew, which takes two seconds: what an episode changes in it is put back, which
+        Nor is the model made again, which takes two seconds: what an episode changes in it is put back, which
         gives the same bits.
         """
         from robosuite.utils.errors import RandomizationError
@@ -308,7 +308,7 @@ class LiberoSimulator:
         )
 
     def _advance(self, action: np.ndarray) -> StepResult:
-        """Do as :meth:`step`, but for the pictures, which are empty."""
+        """Do as :meth:`step`, but for the images, which are empty."""
         spec = self._loaded()
         action = checked_action(action, spec.action_dim)
         observation, reward, success, _ = self._env.step(action)
@@ -326,7 +326,7 @@ class LiberoSimulator:
         from robosuite.utils.observables import Observable, sensor
 
         camera = self._cameras[name] = self._camera(name, height=height, width=width)
-        not_yet = np.zeros(0, np.uint8)  # the picture comes when the observation is complete
+        not_yet = np.zeros(0, np.uint8)  # the image comes when the observation is complete
 
         @sensor(modality="image")  # type: ignore[untyped-decorator]
         def look(cache: Mapping[str, Any]) -> np.ndarray:
@@ -337,7 +337,7 @@ class LiberoSimulator:
         env.add_observable(Observable(f"{name}_image", sensor=look, sampling_rate=env.control_freq))
 
     def _shown(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the observation complete with its pictures, under the names that were asked for."""
+        """Return the observation complete with its images, under the names that were asked for."""
         for name, camera in self._cameras.items():
             observation[f"{name}_image"] = camera.draw()
         return center_named(observation, list(self._cameras)) if self._center else observation

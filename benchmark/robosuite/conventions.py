@@ -1,9 +1,9 @@
-"""How robosuite's numbers and pictures become MetaObs and MetaAction, and back. No simulator in here.
+"""How robosuite's numbers and images become MetaObs and MetaAction, and back. No simulator in here.
 
 ================  ===========================================  ============================================
 what              robosuite                                    MetaObs, MetaAction
 ================  ===========================================  ============================================
-picture           (height, width, 3), bottom row first         (3, height, width), top row first (upright)
+image             (height, width, 3), bottom row first         (3, height, width), top row first (upright)
 gripper command   -1 open, +1 closed                           1 open, 0 closed
 gripper state     joint positions of its fingers               1 open, 0 closed, and between
 arm command       -1 to 1 of the controller's range            the same numbers

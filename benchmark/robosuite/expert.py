@@ -1,6 +1,6 @@
 """A scripted expert for Lift, and how what it executes strays from what it shows.
 
-The expert reads the cube's position, as an expert may; the policies trained from it see joints and pictures.
+The expert reads the cube's position, as an expert may; the policies trained from it see joints and images.
 """
 
 from __future__ import annotations

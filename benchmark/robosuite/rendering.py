@@ -1,4 +1,4 @@
-"""Pictures of a MuJoCo model, without touching its simulation.
+"""Images of a MuJoCo model, without touching its simulation.
 
 robosuite's own renderer runs ``mj_forward`` when it is made. One that leaves the physics alone can be made
 late, or not at all, without changing an episode by a bit.
@@ -12,7 +12,7 @@ import numpy as np
 __all__ = ["RENDERING", "Renderer"]
 
 # On a CPU this is 3 to 4 times faster than robosuite's reflections and 4 samples a pixel (29 steps/s instead
-# of 8 with two cameras). Pictures differ slightly, so it is one choice for recording and evaluation alike.
+# of 8 with two cameras). Images differ slightly, so it is one choice for recording and evaluation alike.
 RENDERING = "reflections off, multisampling off"
 
 # Of a scene; robosuite's own limit.
@@ -23,8 +23,8 @@ class Renderer:
     """One OpenGL context; follows the model it is given, which robosuite rebuilds at every reset.
 
     Args:
-        height: Pixels of the largest picture.
-        width: Pixels of the largest picture.
+        height: Pixels of the largest image.
+        width: Pixels of the largest image.
     """
 
     def __init__(self, height: int, width: int) -> None:

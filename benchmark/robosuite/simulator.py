@@ -193,7 +193,7 @@ class RobosuiteSimulator:
         return rewards, result
 
     def _advance(self, action: np.ndarray) -> StepResult:
-        """Do as :meth:`step`, but for the pictures."""
+        """Do as :meth:`step`, but for the images."""
         spec = self._loaded()
         action = checked_action(action, spec.action_dim)
         _, reward, done, _ = self._env.step(action)
@@ -253,7 +253,7 @@ class RobosuiteSimulator:
         )
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
-        """Return what a robot sees: joints, the gripper's opening, pictures; never an object's pose."""
+        """Return what a robot sees: joints, the gripper's opening, images; never an object's pose."""
         spec = self._loaded()
         state: list[Any] = []
         state_ee: list[Any] = []
@@ -315,7 +315,7 @@ class RobosuiteSimulator:
         return observation
 
     def _numbers(self) -> dict[str, np.ndarray]:
-        """Return all but the pictures. Called after every step: some numbers are made of the ones before."""
+        """Return all but the images. Called after every step: some numbers are made of the ones before."""
         own = self._env._get_observations(force_update=True)
         observation = {name: np.array(value) for name, value in own.items()}
         # 1.4 gives sines and cosines only, which do not say how often a joint has turned.

@@ -74,7 +74,7 @@ class ActPolicy:
         states = np.stack([np.asarray(observation.state, dtype=np.float32) for observation in observations])
         images = np.stack([np.asarray(observation.image) for observation in observations])
         qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self.device)
-        # Pictures cross to the device as bytes, a quarter of their floats.
+        # Images cross to the device as bytes, a quarter of their floats.
         normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self.device)))
         actions: np.ndarray = normalised.cpu().numpy() * stats.action_std + stats.action_mean
         return actions

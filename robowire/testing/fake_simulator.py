@@ -177,7 +177,7 @@ class FakeSimulator:
         return {"position": self._position.copy(), "goal": self._goal.copy(), **images}
 
     def _picture(self, camera: str) -> np.ndarray:
-        """Return noise of the camera and the step, so that a picture that was mixed up or torn shows."""
+        """Return noise of the camera and the step, so that an image that was mixed up or torn shows."""
         height, width = self._loaded.image_height or 0, self._loaded.image_width or 0
         rng = np.random.default_rng([_CAMERAS.index(camera), self._steps])
         return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

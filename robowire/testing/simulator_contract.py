@@ -76,7 +76,7 @@ class SimulatorContract:
         make_simulator: What a server would call: a function or class of a module, for another process has to
             find it too.
         task_name: A task to load.
-        options: How; small pictures make the tests fast.
+        options: How; small images make the tests fast.
         seeds_differ: Whether episodes of different seeds begin differently.
         num_steps: How many steps are compared bit for bit after a restore.
         timeout_s: Seconds that another process may take to load the task and run some episodes.
@@ -104,8 +104,7 @@ class SimulatorContract:
         if held is not None:
             held.simulator.close()
 
-    # -- tasks
-    # ---------------------------------------------------------------------------------------------------
+    # -- tasks -----------------------------------------------------------------------------------------
 
     def test_tasks_are_listed_in_order_and_the_loaded_one_is_among_them(self) -> None:
         simulator, spec = self._loaded()
@@ -133,8 +132,7 @@ class SimulatorContract:
     def test_a_simulator_without_a_task_can_be_closed(self) -> None:
         self._make().close()
 
-    # -- observations
-    # --------------------------------------------------------------------------------------------
+    # -- observations ----------------------------------------------------------------------------------
 
     def test_an_observation_is_arrays_of_numbers_by_name(self) -> None:
         simulator, _ = self._loaded()
@@ -179,8 +177,7 @@ class SimulatorContract:
         right = found is not None and found[0][2:] == (3,) and found[1] == "uint8"
         _require(right, "render", found, "((height, width, 3), 'uint8')")
 
-    # -- episodes
-    # ------------------------------------------------------------------------------------------------
+    # -- episodes --------------------------------------------------------------------------------------
 
     def test_a_seed_gives_the_same_episode_whatever_ran_before(self) -> None:
         first = self._episode(seed=11)
@@ -223,8 +220,7 @@ class SimulatorContract:
             if result.terminated or result.truncated:
                 return
 
-    # -- actions of policies
-    # --------------------------------------------------------------------------------------
+    # -- actions of policies ---------------------------------------------------------------------------
 
     def test_an_action_of_a_policy_becomes_the_simulators_own(self) -> None:
         simulator, spec = self._loaded()
@@ -246,8 +242,7 @@ class SimulatorContract:
         for other in others:
             _require_error(SpecMismatch, partial(simulator.from_meta_action, other), repr(other))
 
-    # -- chunks
-    # ---------------------------------------------------------------------------------------------------
+    # -- chunks ----------------------------------------------------------------------------------------
 
     def test_a_chunk_is_its_steps(self) -> None:
         simulator, spec = self._loaded()
@@ -268,8 +263,7 @@ class SimulatorContract:
         _require(found == rewards, "the rewards of a chunk", found, rewards)
         _require_same(trace, [_outcome(last)], "the last step of a chunk")
 
-    # -- snapshots
-    # ------------------------------------------------------------------------------------------------
+    # -- snapshots -------------------------------------------------------------------------------------
 
     def test_a_fingerprint_is_short_text(self) -> None:
         simulator = self._restorable()
@@ -361,8 +355,7 @@ class SimulatorContract:
         simulator.restore_state(saved.state())
         _require_same(before, self._episode(seed=4), "the episode of a seed after a restore")
 
-    # -- at the end of an episode; last, for they load the task in another way
-    # -----------------------------------
+    # -- at the end of an episode; last, for they load the task in another way -------------------------
 
     def test_the_horizon_truncates_an_episode(self) -> None:
         simulator, spec = self._loaded(horizon=3)
@@ -386,8 +379,7 @@ class SimulatorContract:
         right = len(rewards) <= 3 and (last.terminated or last.truncated)
         _require(right, "steps of a chunk with a horizon of 3", len(rewards), "3, the last one truncated")
 
-    # -- what the tests share
-    # -------------------------------------------------------------------------------------
+    # -- what the tests share --------------------------------------------------------------------------
 
     @classmethod
     def _make(cls) -> Simulator:

@@ -1,4 +1,4 @@
-"""An environment of nobody's suite: it shows pictures, counts, and says nothing of rates or success."""
+"""An environment of nobody's suite: it shows images, counts, and says nothing of rates or success."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 
 class Pixels(gymnasium.Env[Any, Any]):
-    """A grey picture that grows brighter by the action, and a count of steps. It does not draw itself."""
+    """A grey image that grows brighter by the action, and a count of steps. It does not draw itself."""
 
     observation_space = spaces.Dict(
         {"screen": spaces.Box(0, 255, (4, 8, 1), np.uint8), "count": spaces.Discrete(100)}

@@ -90,5 +90,5 @@ def test_an_episode_goes_on_alike_from_a_snapshot(loaded: Loaded) -> None:
     restored = simulator.restore_state(state)
     assert restored["location"].tolist() == state["observation"]["location"].tolist()
     found = [simulator.step(FULL).observation["location"] for _ in range(10)]
-    # Not bit for bit: tyres and suspension begin anew.
+    # Not bit for bit: tyres and suspension begin again.
     assert found[-1] == pytest.approx(expected[-1], abs=1.0)

@@ -48,7 +48,7 @@ def backends() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=CASES)
 def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
-    """A simulator with a task and a picture of it."""
+    """A simulator with a task and an image of it."""
     family, task = CASES[request.param]
     simulator = make(family)
     yield simulator, simulator.load_task(task, TaskOptions(camera_names=("render",), **SIZE))

@@ -280,7 +280,7 @@ def test_a_raw_picture_is_upside_down_and_a_policys_is_turned(libero: Simulator)
 def test_an_episode_has_the_bits_that_libero_itself_gives(
     libero: Simulator, task: str, init_state: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Although its model is not made anew at a reset, and pictures are drawn only when somebody looks."""
+    """Although its model is not made again at a reset, and images are drawn only when somebody looks."""
     from benchmark.libero.package import environments
     from benchmark.libero.tasks import find_task
 

@@ -43,7 +43,7 @@ class TestFetch(SimulatorContract):
 class TestMetaWorld(SimulatorContract):
     make_simulator = make_gymnasium
     task_name = "Meta-World/reach-v3"
-    options = TaskOptions(camera_names=())  # it draws a picture in half a second
+    options = TaskOptions(camera_names=())  # it draws an image in half a second
 
 
 class TestCartPole(SimulatorContract):

@@ -43,7 +43,7 @@ def make(name: str) -> Simulator:
 
 @pytest.fixture(scope="module", params=sorted(CASES))
 def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
-    """A simulator with a task of small pictures, for tests that reset it."""
+    """A simulator with a task of small images, for tests that reset it."""
     name, task, cameras = CASES[request.param]
     if name == "libero":
         request.getfixturevalue("libero_assets")

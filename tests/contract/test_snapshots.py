@@ -1,6 +1,6 @@
 """Every simulator that claims :class:`robowire.interfaces.Restorable` goes on from an instant bit for bit.
 
-50 random actions after a restore give the state, reward and observation, pictures included, that they gave
+50 random actions after a restore give the state, reward and observation, images included, that they gave
 before: in the same process, after other episodes, and in another process, this file run as a program.
 """
 
@@ -188,7 +188,7 @@ def test_a_reset_after_a_restore_is_the_reset_it_was(instant: Instant) -> None:
 
 
 def test_an_observable_with_a_clock_and_a_memory_goes_on_where_it_was() -> None:
-    """robosuite lets users add them; those of its own tasks are asked anew at every step."""
+    """robosuite lets users add them; those of its own tasks are asked again at every step."""
     from robosuite.utils.observables import Observable, sensor
 
     from benchmark.arms import snapshots

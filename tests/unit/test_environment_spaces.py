@@ -22,7 +22,7 @@ NESTED = spaces.Dict(
 def test_nested_parts_are_named_by_where_they_are() -> None:
     names = ObservationNames(NESTED)
     assert names.numbers == {"goal.door": 2, "goal.light": 1, "pair.0": 2, "pair.1": 2, "speed": 1}
-    assert names.pictures == ("pixels",)
+    assert names.images == ("pixels",)
 
 
 def test_each_part_becomes_an_array_of_its_own() -> None:
@@ -133,7 +133,7 @@ def test_text_beside_an_image_is_the_instruction_and_not_part_of_the_arrays() ->
     observation = {"image": np.zeros((8, 8, 3), np.uint8), "mission": "go to the red ball"}
     assert names.instruction(observation) == "go to the red ball"
     assert names.arrays(observation).keys() == {"image"}
-    assert (names.pictures, names.numbers) == (("image",), {})
+    assert (names.images, names.numbers) == (("image",), {})
 
 
 def test_text_is_no_action() -> None:
@@ -144,7 +144,7 @@ def test_text_is_no_action() -> None:
 @pytest.mark.parametrize("shape", [(16, 24), (16, 24, 1), (16, 24, 3), (16, 24, 4), (1, 16, 24), (3, 16, 24)])
 def test_images_in_any_layout_are_cameras_and_never_part_of_the_state(shape: tuple[int, ...]) -> None:
     names = ObservationNames(spaces.Box(0, 255, shape, np.uint8))
-    assert (names.pictures, names.numbers) == (("observation",), {})
+    assert (names.images, names.numbers) == (("observation",), {})
     image = rgb(np.full(shape, 7, np.uint8))
     assert (image.shape, image.dtype) == ((16, 24, 3), np.uint8)
     assert (image == 7).all()

@@ -1,4 +1,4 @@
-"""The mapping between LIBERO's numbers and pictures and MetaObs and MetaAction."""
+"""The mapping between LIBERO's numbers and images and MetaObs and MetaAction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmark.libero.conventions import (
 
 
 def marked() -> np.ndarray:
-    """Return a picture of 4 rows and 6 columns, red in the first row, second column."""
+    """Return an image of 4 rows and 6 columns, red in the first row, second column."""
     picture = np.zeros((4, 6, 3), np.uint8)
     picture[0, 1] = (255, 7, 0)
     return picture

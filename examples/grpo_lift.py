@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a program of the checkout, not of the wheel
-
 from policies.registry import POLICIES
 from robowire import MetaAction, MetaObs, PolicyClient, SimulatorClient
 from robowire.address import parse_address

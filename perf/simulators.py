@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a program of the checkout, not of the wheel
-
 from benchmark.registry import SIMULATORS
 from robowire import SimulatorClient
 from robowire.errors import UnknownMethod

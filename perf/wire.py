@@ -17,12 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a program of the checkout, not of the wheel
 
 from robowire import MetaObs, PolicyClient
 from robowire.specs import PolicySpec

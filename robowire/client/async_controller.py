@@ -58,7 +58,7 @@ from robowire.client.action_queue import ActionQueue, Merge, load_aggregate_func
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
 
-__all__ = ["ON_EMPTY_QUEUE", "AsyncController", "AsyncOptions", "AsyncStatistics", "Delivery", "Request"]
+__all__ = ["ON_EMPTY_QUEUE", "AsyncController", "AsyncOptions", "AsyncStatistics", "ChunkRequest", "Delivery"]
 
 ON_EMPTY_QUEUE = ("hold", "zero", "wait")
 
@@ -119,7 +119,7 @@ class AsyncOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class ChunkRequest:
     """Send the observation of this step.
 
     Attributes:
@@ -150,7 +150,7 @@ class Delivery:
     """What a reply changed.
 
     Attributes:
-        request: Request that it answers.
+        request: ChunkRequest that it answers.
         delay: Steps from the observation to now.
         raw: The policy's own chunk, float (n, action_dim).
         processed: What will be executed from now on if nothing else arrives, (action_dim,) each: after
@@ -158,7 +158,7 @@ class Delivery:
         merge: Number of the chunk's actions that were merged, added, dropped.
     """
 
-    request: Request
+    request: ChunkRequest
     delay: int
     raw: np.ndarray
     processed: list[np.ndarray]
@@ -250,7 +250,7 @@ class AsyncController:
         """Begin an episode. The queue is emptied, and a reply to an earlier request will be ignored."""
         self._episode += 1
         self._queue.clear()
-        self._in_flight: Request | None = None
+        self._in_flight: ChunkRequest | None = None
         self._answered = -1  # number of the latest request whose reply was taken
         self._raw: tuple[int, np.ndarray] | None = None  # timestep, chunk
         self._sent_state: np.ndarray | None = None
@@ -275,7 +275,7 @@ class AsyncController:
             self._left() / self._longest_chunk <= self.options.chunk_size_threshold
         )
 
-    def next_request(self, step: int, observation: MetaObs) -> Request | None:
+    def next_request(self, step: int, observation: MetaObs) -> ChunkRequest | None:
         """Return a request if this step's observation is to be sent, which then counts as sent.
 
         Args:
@@ -299,7 +299,7 @@ class AsyncController:
             return None
         self._sent_state = state
         timestep = self._queue.next_timestep
-        self._in_flight = Request(
+        self._in_flight = ChunkRequest(
             number=self._requests,
             episode=self._episode,
             step=step,
@@ -313,7 +313,7 @@ class AsyncController:
         self.statistics.must_go_requests += must_go
         return self._in_flight
 
-    def deliver(self, request: Request, chunk: ActionChunk, step: int) -> Delivery | None:
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk, step: int) -> Delivery | None:
         """Take the reply to a request.
 
         Args:
@@ -348,7 +348,7 @@ class AsyncController:
         self.statistics.dropped_actions += merge.dropped
         return Delivery(request, delay, self._raw[1], self._queue.peek(), merge)
 
-    def lost(self, request: Request) -> None:
+    def lost(self, request: ChunkRequest) -> None:
         """Give a request up, so that the next observation is sent. A reply may be delivered after all."""
         if request is self._in_flight:
             self._in_flight = None
@@ -396,7 +396,7 @@ class AsyncController:
         """Return how many actions are in the queue without the one of this step."""
         return max(len(self._queue) - 1, 0)
 
-    def _overdue(self, request: Request, step: int) -> bool:
+    def _overdue(self, request: ChunkRequest, step: int) -> bool:
         timeout = self.options.reply_timeout_steps
         return timeout is not None and step - request.step >= timeout
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Callable
 import numpy as np
 
 from robowire.chunking import ActionChunk
-from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics, Request
+from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics, ChunkRequest
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import LocalProtocolError, Overloaded, RequestTimeout, ShuttingDown, TransportError
 from robowire.meta import MetaAction, MetaObs
@@ -128,7 +128,7 @@ class AsyncPolicyClient:
         self._changed = threading.Condition()  # guards what follows
         self._controller = AsyncController(options)
         self._step = -1
-        self._outbox: tuple[Request, MetaObs] | None = None
+        self._outbox: tuple[ChunkRequest, MetaObs] | None = None
         self._failure: Exception | None = None
         self._failed: Exception | None = None  # the latest request's, until a reply comes
         self._reply_s: list[float] = []
@@ -365,7 +365,7 @@ class AsyncPolicyClient:
             if delivery is not None:
                 _log.debug("step %d answered after %d: %s", request.step, delivery.delay, delivery.merge)
 
-    def _exchange(self, request: Request, observation: MetaObs) -> ActionChunk:
+    def _exchange(self, request: ChunkRequest, observation: MetaObs) -> ActionChunk:
         if self._session_episode not in (None, request.episode):
             self._client.reset()
         self._session_episode = request.episode

@@ -25,7 +25,7 @@ from robowire.serving.tcp.server import TcpServer
 from robowire.version import __version__
 from robowire.wire.codecs import CallCodec
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
-from robowire.wire.methods import FLEET_METHODS, METHODS, check_params
+from robowire.wire.methods import FLEET_METHODS, METHODS, check_params, handlers, methods_of_scope
 
 __all__ = ["FleetServer", "FleetService", "is_loopback"]
 
@@ -56,17 +56,8 @@ class FleetService(Service[Session]):
         self._options = options
         self._supervisor = supervisor
         self._stop_fleet = stop
-        self._methods: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "acquire": self._acquire,
-            "list_services": lambda session: ok(
-                num_services=supervisor.num_services, services=supervisor.describe()
-            ),
-            "scale": self._scale,
-            "stop": self._stop,
-            "get_info": lambda session: ok(**self.info(session)),
-            "ping": lambda session: ok(),
-            "stats": lambda session: ok(**self.stats()),
-        }
+        self._server_methods = handlers(self, methods_of_scope("server", FLEET_METHODS))
+        self._client_methods = handlers(self, methods_of_scope("connection", FLEET_METHODS))
 
     def start(self) -> None:
         """Start the services."""
@@ -111,7 +102,24 @@ class FleetService(Service[Session]):
                 "simulator server, or say hello with 'redirect': True"
             )
         params = check_params(request, FLEET_METHODS)
-        return self._methods[request.method](session, **params)
+        reply: dict[str, Any]
+        if request.method in self._server_methods:
+            reply = self._server_methods[request.method](**params)
+        else:
+            reply = self._client_methods[request.method](session, **params)
+        return reply
+
+    def _list_services(self) -> dict[str, Any]:
+        return ok(num_services=self._supervisor.num_services, services=self._supervisor.describe())
+
+    def _ping(self) -> dict[str, Any]:
+        return ok()
+
+    def _stats(self) -> dict[str, Any]:
+        return ok(**self.stats())
+
+    def _get_info(self, session: Session) -> dict[str, Any]:
+        return ok(**self.info(session))
 
     def _acquire(self, session: Session, service: str | None) -> dict[str, Any]:
         host = session.peer.local_host

@@ -6,7 +6,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from robowire.errors import InvalidParams
+from robowire.errors import InvalidParams, RequestError
 
 __all__ = ["describe", "is_numeric", "require_array", "require_timestep"]
 
@@ -31,6 +31,7 @@ def require_array(
     kinds: str = "biuf",
     dtype: type | None = None,
     shape: Sequence[int | None] | None = None,
+    error: type[RequestError] = InvalidParams,
 ) -> np.ndarray:
     """Return the value, an array of numbers as expected.
 
@@ -40,10 +41,11 @@ def require_array(
         expected: Shape and kind, in words, for the message.
         kinds: Accepted dtype kinds.
         dtype: Accepted dtype; ``None`` accepts any of these kinds.
+        error: Class of the error that is raised.
         shape: Accepted shape; ``None`` in it accepts any length. Any shape where it is ``None``.
 
     Raises:
-        InvalidParams: It is something else.
+        RequestError: It is something else; of the class ``error``.
     """
     if (
         is_numeric(value, kinds)
@@ -52,7 +54,7 @@ def require_array(
     ):
         array: np.ndarray = value
         return array
-    raise InvalidParams(f"{name} is {describe(value)}, expected {expected}")
+    raise error(f"{name} is {describe(value)}, expected {expected}")
 
 
 def require_timestep(value: Any) -> None:

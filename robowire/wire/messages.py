@@ -9,6 +9,7 @@ from robowire.errors import InternalError, InvalidParams, RequestError, request_
 from robowire.meta import MetaObs
 from robowire.version import __version__
 from robowire.wire.arrays import describe
+from robowire.wire.text_safety import printable
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -85,5 +86,6 @@ def raise_for_status(reply: Any) -> dict[str, Any]:
     if reply["status"] in ("ok", "OK"):
         return reply
     raise request_error(
-        str(reply.get("error_type", "internal_error")), str(reply.get("message", "no message"))
+        printable(reply.get("error_type", "internal_error"), 50),
+        printable(reply.get("message", "no message")),
     )

@@ -89,7 +89,9 @@ def test_infer_sends_what_fits_the_policy(port: str) -> None:
 def test_an_error_of_the_server_is_one_line_and_exit_code_1(port: str) -> None:
     done = run("infer", "--port", port, "--image_size", "32")
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode().startswith("client.py infer: image is uint8 (2, 3, 32, 32), expected")
+    assert done.stderr.decode().startswith(
+        "client.py infer: image is a uint8 array of shape (2, 3, 32, 32), expected"
+    )
     assert done.stderr.count(b"\n") == 1
 
 

@@ -185,14 +185,14 @@ def test_an_old_client_gets_an_empty_list_for_an_observation_that_fails(client: 
 def test_an_old_client_of_the_act_dialect_gets_a_status(client: RawClient) -> None:
     assert client.ask_pickled({"qpos": np.zeros(2), "images": {}}) == {
         "status": "ERROR",
-        "message": "state is float32 (2,), expected (3,) numbers",
+        "message": "state is a float32 array of shape (2,), expected (3,) numbers",
     }
 
 
 @pytest.mark.parametrize(
     ("request_", "error_type", "message"),
     [
-        (obs(1, 2), "spec_mismatch", "state is float32 (2,), expected (3,) numbers"),
+        (obs(1, 2), "spec_mismatch", "state is a float32 array of shape (2,), expected (3,) numbers"),
         (obs(1, np.nan, 2), "spec_mismatch", "state[1] is nan, expected finite numbers"),
         (
             obs(1, 2, 3, lang="raise"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from robowire.chunking import ActionChunk
 from robowire.client import async_controller
-from robowire.client.async_controller import AsyncController, AsyncOptions, Request
+from robowire.client.async_controller import AsyncController, AsyncOptions, ChunkRequest
 from robowire.errors import SpecMismatch, UnknownName
 from robowire.meta import MetaAction, MetaObs
 
@@ -27,7 +27,7 @@ def chunk(*values: float, ctrl_type: str = "absolute") -> ActionChunk:
     return ActionChunk(np.array([[value, 1] for value in values], np.float32), "joint", ctrl_type)
 
 
-def asked(controller: AsyncController, step: int, observation: MetaObs = SEEN) -> Request:
+def asked(controller: AsyncController, step: int, observation: MetaObs = SEEN) -> ChunkRequest:
     request = controller.next_request(step, observation)
     assert request is not None
     return request
@@ -479,10 +479,10 @@ class Schedule:
 
     def __init__(self, fates: list[int | None], sizes: list[int]) -> None:
         self._fates, self._sizes = iter(fates), iter(sizes)
-        self._travelling: list[tuple[int, Request, ActionChunk]] = []
+        self._travelling: list[tuple[int, ChunkRequest, ActionChunk]] = []
         self.lost = 0
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: ChunkRequest) -> None:
         fate = next(self._fates, 0)
         # With latest_only, an action's value tells its timestep and its observation's episode.
         timesteps = range(request.timestep, request.timestep + next(self._sizes, 3))
@@ -492,7 +492,7 @@ class Schedule:
         else:
             self._travelling.append((request.step + fate, request, reply))
 
-    def arrivals(self, step: int) -> Iterator[tuple[Request, ActionChunk]]:
+    def arrivals(self, step: int) -> Iterator[tuple[ChunkRequest, ActionChunk]]:
         arrived = [item for item in self._travelling if item[0] <= step]
         self._travelling = [item for item in self._travelling if item[0] > step]
         return iter([item[1:] for item in arrived])

@@ -9,6 +9,7 @@ import numpy as np
 from robowire.errors import SpecMismatch
 from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
+from robowire.wire.arrays import describe, require_array
 
 __all__ = ["check_observation"]
 
@@ -21,10 +22,9 @@ def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
     """
     _check_image(observation.image, spec)
     if spec.state_dim is not None:
-        state = observation.state
-        if not isinstance(state, np.ndarray) or state.shape != (spec.state_dim,):
-            layout = f": {spec.state_layout}" if spec.state_layout else ""
-            raise SpecMismatch(f"state is {_describe(state)}, expected ({spec.state_dim},) numbers{layout}")
+        layout = f": {spec.state_layout}" if spec.state_layout else ""
+        expected = f"({spec.state_dim},) numbers{layout}"
+        require_array("state", observation.state, expected, shape=(spec.state_dim,), error=SpecMismatch)
     # One of these in a batch can make every action of the batch NaN, and a robot can't execute NaN.
     for name in ("state", "state_ee", "state_joint"):
         value = getattr(observation, name)
@@ -45,18 +45,7 @@ def _check_image(image: Any, spec: PolicySpec) -> None:
         expected += f", the cameras being {', '.join(cameras)}"
     elif height is None and width is None:
         return
-    if not (
-        isinstance(image, np.ndarray)
-        and image.dtype == np.uint8
-        and image.ndim == 4
-        and image.shape[1] == 3
-        and (cameras is None or len(image) == len(cameras))
-        and (height is None or image.shape[2] == height)
-        and (width is None or image.shape[3] == width)
-        and image.size > 0
-    ):
-        raise SpecMismatch(f"image is {_describe(image)}, expected {expected}")
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    shape = (None if cameras is None else len(cameras), 3, height, width)
+    array = require_array("image", image, expected, dtype=np.uint8, shape=shape, error=SpecMismatch)
+    if not array.size:
+        raise SpecMismatch(f"image is {describe(image)}, expected {expected}")

@@ -30,7 +30,7 @@ from robowire.serving.simulator.session import SimulatorSession
 from robowire.serving.simulator.snapshot_store import SnapshotStore
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
-from robowire.wire.methods import check_params, take_number
+from robowire.wire.methods import check_params, handlers, methods_of_scope, take_number
 from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["SimulatorClientSession", "SimulatorService"]
@@ -105,20 +105,8 @@ class SimulatorService(Service[SimulatorClientSession]):
         self.pool = ProcessPool(
             self.simulators, self.pythons, warm=options.warm, load_timeout_s=options.load_timeout_s
         )
-        # By name, the methods that no single simulator session answers. Those that take the session's place
-        # among others, and so need to know which client asks, take it first.
-        self._server_methods: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "list_simulators": self.list_simulators,
-            "list_snapshots": lambda: ok(snapshots=self.snapshots.describe()),
-            "renew": lambda: ok(session_timeout_s=self.options.session_timeout_s),
-            "ping": lambda: ok(),
-            "stats": lambda: ok(**self.stats()),
-        }
-        self._client_methods: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "delete_snapshot": self._delete_snapshot,
-            "resume": self._resume,
-            "get_info": self._get_info,
-        }
+        self._server_methods = handlers(self, methods_of_scope("server"))
+        self._client_methods = handlers(self, methods_of_scope("connection"))
 
     # -- requests of connected clients ---------------------------------------------------------------------
 
@@ -163,6 +151,21 @@ class SimulatorService(Service[SimulatorClientSession]):
                 session.simulation.touch()
         self.metrics.observe(request.method, time.monotonic() - started)
         return reply
+
+    def _list_simulators(self) -> dict[str, Any]:
+        return self.list_simulators()
+
+    def _list_snapshots(self) -> dict[str, Any]:
+        return ok(snapshots=self.snapshots.describe())
+
+    def _renew(self) -> dict[str, Any]:
+        return ok(session_timeout_s=self.options.session_timeout_s)
+
+    def _ping(self) -> dict[str, Any]:
+        return ok()
+
+    def _stats(self) -> dict[str, Any]:
+        return ok(**self.stats())
 
     def _require_owner(self, session: SimulatorClientSession) -> None:
         if session.simulation.owner is not session:

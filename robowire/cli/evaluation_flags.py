@@ -18,6 +18,7 @@ __all__ = [
     "EpisodeServersFlags",
     "EvaluateFlags",
     "LerobotEvalFlags",
+    "MergeFlags",
     "RunFlags",
     "SweepFlags",
 ]
@@ -188,6 +189,21 @@ class CompareFlags:
     b: str = field(metadata=setting(positional=True))
     sequential: bool = False
     json: bool = False
+
+
+@dataclass(frozen=True)
+class MergeFlags:
+    """Flags of ``merge``.
+
+    Attributes:
+        a: Folder of results.
+        b: Folder of results of another part of the same evaluation.
+        output_dir: New folder for the whole.
+    """
+
+    a: str = field(metadata=setting(positional=True))
+    b: str = field(metadata=setting(positional=True))
+    output_dir: str = "outputs/merged"
 
 
 # Flags of LeRobot that ask for what is so anyway, belong to the server, or are reported elsewhere here, with

@@ -41,7 +41,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "policy": "ROBOWIRE",
     "simulator, doctor, fleet": "ROBOWIRE_SIM",
     "fleet status, fleet scale, fleet stop": "ROBOWIRE_FLEET",
-    "ping, info, infer, bench, debug, evaluate, lerobot-eval, compare, sweep": "ROBOWIRE_CLIENT",
+    "ping, info, infer, bench, debug, evaluate, lerobot-eval, compare, merge, sweep": "ROBOWIRE_CLIENT",
 }
 
 SERVER_COMMANDS: Mapping[str, Command] = {
@@ -151,6 +151,14 @@ CLIENT_COMMANDS: Mapping[str, Command] = {
         "compare two folders of results by episode",
         options="robowire.cli.evaluation_flags:CompareFlags",
         run="robowire.cli.compare:run",
+        env_prefix="ROBOWIRE_CLIENT",
+        extra="evaluate",
+        python=(3, 10),
+    ),
+    "merge": Command(
+        "join the parts of one evaluation into one folder",
+        options="robowire.cli.evaluation_flags:MergeFlags",
+        run="robowire.cli.merge:run",
         env_prefix="ROBOWIRE_CLIENT",
         extra="evaluate",
         python=(3, 10),

@@ -131,7 +131,11 @@ class ResultFolder:
         Raises:
             ResultsNotWritten: The disk is full or failed; what was written of the line is removed.
         """
-        line = (_json(episode_row(episode)) + "\n").encode()
+        self.append_row(episode_row(episode))
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Add one line of plain data, as :meth:`append` does."""
+        line = (_json(row) + "\n").encode()
         try:
             with self.episodes.open("ab", buffering=0) as rows:
                 end = rows.seek(0, os.SEEK_END)

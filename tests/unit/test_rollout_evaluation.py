@@ -23,6 +23,7 @@ from robowire.errors import (
 )
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
+from robowire.rollout.merging import merge_results
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 # Of a row: what a wall clock tells.
@@ -873,3 +874,45 @@ def test_another_shard_is_refused(tmp_path: Path, shard: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         run(tmp_path, shard=shard)
     assert str(raised.value) == f"shard is {shard!r}, expected 1/4, the first of four parts"
+
+
+# merging
+
+
+def test_merged_shards_are_the_whole(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", record_video="2")
+    for shard in ("1/2", "2/2"):
+        run(tmp_path / shard[0], shard=shard, record_video="2")
+    merged = merge_results([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    assert merged == written(tmp_path / "merged")
+    assert without_clocks(tmp_path / "merged") == without_clocks(tmp_path / "whole")
+    assert [merged[name] for name in FIGURES] == [whole[name] for name in FIGURES]
+    assert (merged["status"], merged["seeds"]) == ("complete", whole["seeds"])
+    assert [path.name[:11] for path in sorted((tmp_path / "merged" / "videos").iterdir())] == [
+        "episode_000",
+        "episode_001",
+    ]
+
+
+def test_merged_parts_with_a_gap_can_be_resumed(tmp_path: Path) -> None:
+    for shard in ("1/3", "3/3"):
+        run(tmp_path / shard[0], shard=shard)
+    merged = merge_results([tmp_path / "1", tmp_path / "3"], tmp_path / "merged")
+    assert merged["status"] == "merged: 7 of 10 episodes"
+    simulator = FakeSimulatorServer()
+    assert run(tmp_path / "merged", simulator=simulator, resume=True)["episodes"] == 10
+    assert simulator.seeds == [1, 4, 7]
+
+
+def test_parts_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    run(one, shard="1/2")
+    run(other, shard="2/2", seed=1)
+    with pytest.raises(ConfigurationError) as raised:
+        merge_results([one, other], tmp_path / "merged")
+    assert str(raised.value) == f"{one} and {other} are of two evaluations: seed is 0 and 1"
+    run(other, shard="1/5", overwrite=True)
+    with pytest.raises(ConfigurationError) as raised:
+        merge_results([one, other], tmp_path / "merged")
+    assert str(raised.value) == f"{one} and {other} both hold episode 0: merge one of them"
+    assert not (tmp_path / "merged").exists()

@@ -1,4 +1,4 @@
-"""What a simulator costs over the wire, beside the same one in this process, both sides in one run.
+"""What a simulator costs over the wire, and the same one in this process, both sides in one run.
 
 Blocks of steps take turns, remote and in-process, with the same seed and the same actions, so that whatever
 else the machine does hits both; a ratio is the median over pairs of neighbouring blocks. Where the hand goes

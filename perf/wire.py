@@ -1,4 +1,4 @@
-"""What one round trip costs, ours beside its alternatives, both sides of each in one run on this machine.
+"""What one round trip costs, ours and its alternatives, both sides of each in one run on this machine.
 
 Every server has a process of its own and answers 64 actions of 14 floats without thinking. The contenders
 take turns, so that whatever else the machine does hits all alike. The naive pair is what three lines of

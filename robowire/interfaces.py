@@ -168,7 +168,7 @@ class Simulator(Protocol):
 
 @runtime_checkable
 class Chunked(Protocol):
-    """What a :class:`Simulator` offers beside, if nobody looking at what lies between makes steps cheaper."""
+    """What a :class:`Simulator` also offers, if leaving out intermediate observations makes steps cheaper."""
 
     def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
         """Do as :meth:`Simulator.step` for each action, up to the end of the episode; show the last one.
@@ -185,7 +185,7 @@ class Chunked(Protocol):
 
 @runtime_checkable
 class Named(Protocol):
-    """What a :class:`Simulator` offers beside, if its observations can have other names than its own."""
+    """What a :class:`Simulator` also offers, if its observations can have other names than its own."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -195,7 +195,7 @@ class Named(Protocol):
 
 @runtime_checkable
 class Restorable(Protocol):
-    """What a :class:`Simulator` offers beside, if it can go back to an instant of an episode.
+    """What a :class:`Simulator` also offers, if it can go back to an instant of an episode.
 
     Exact means: after ``restore_state`` every action gives the state, reward and observation that it gave
     after ``save_state``, bit for bit, in the same process, in another one, and whatever ran in between.
@@ -222,7 +222,7 @@ class Restorable(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must be equal, beside the loaded task's spec, for a state to mean the same elsewhere.
+        """Return what must be equal, apart from the loaded task's spec, for a state to mean the same elsewhere.
 
         Versions of packages, options that the spec does not show, a digest of the model. Short texts: a
         difference is shown to people.

@@ -24,7 +24,7 @@ __all__ = ["EvaluationReport"]
 
 
 class EvaluationReport:
-    """The summary, up to date on disk at all times: whatever ends this process, it tells of every episode.
+    """The summary, up to date on disk at all times: whatever ends this process, it holds every episode.
 
     Attributes:
         summary: As it is on disk.

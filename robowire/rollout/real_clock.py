@@ -6,7 +6,7 @@ added to what inference and network take by themselves.
 
 So an episode depends on the machine and on what else it does. A step that takes longer than its period is
 late, and counted. The next one follows at once and the pace is kept, so that a little lateness slows nothing
-down; but what is a whole period late begins the pace anew, so that no burst of steps follows. Then the world
+down; but what is a whole period late restarts the pace, so that no burst of steps follows. Then the world
 is slower than it says, and a latency costs fewer of its steps.
 
 Where there is nothing to execute (before an episode's first action, and with ``on_empty_queue="wait"``), time

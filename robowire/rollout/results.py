@@ -239,7 +239,7 @@ def finite(value: Any) -> Any:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an ``episodes.jsonl``, in the order of their numbers; none where there is no file.
 
-    A last line without an end is left out: whoever was writing it was killed.
+    A last line without an end is left out: its writer was killed.
 
     Raises:
         ConfigurationError: A line is no episode.
@@ -276,8 +276,8 @@ def episode_row(episode: EpisodeResult) -> dict[str, Any]:
         "video": episode.video,
     }
     if episode.statistics is not None:
-        told = episode.statistics.summary()
-        row |= {name: told[name] for name in _ASYNC_FIGURES}
+        figures = episode.statistics.summary()
+        row |= {name: figures[name] for name in _ASYNC_FIGURES}
     if episode.late_steps is not None:
         row["late_steps"] = episode.late_steps
     return row

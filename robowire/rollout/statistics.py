@@ -31,7 +31,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    # Algebra says exactly 0 and 1 at the ends; rounding says 1e-17 beside them.
+    # Algebra says exactly 0 and 1 at the ends; rounding gives 1e-17 next to them.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 

@@ -134,6 +134,7 @@ def test_every_command_lets_the_environment_beat_the_file(
     monkeypatch.setenv(f"{command.env_prefix}_LOG_LEVEL", "debug")
     required = {
         "compare": ["a", "b"],
+        "merge": ["a", "b"],
         "fleet scale": ["2"],
         "lerobot-eval": ["--policy_type", "act", "--policy.path", "x"],
     }

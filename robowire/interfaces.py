@@ -222,7 +222,7 @@ class Restorable(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must be equal, apart from the loaded task's spec, for a state to mean the same elsewhere.
+        """Return what must be equal, besides the loaded task's spec, for a state to mean the same elsewhere.
 
         Versions of packages, options that the spec does not show, a digest of the model. Short texts: a
         difference is shown to people.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from robowire.meta import MetaObs
 __all__ = ["from_lerobot", "to_lerobot"]
 
 _STATE, _TASK = "observation.state", "task"
-_IMAGE = re.compile(r"observation\.images\.image([2-9]|[1-9]\d+)?$")
+_IMAGE = re.compile(r"observation\.(image|images\..+)", re.DOTALL)
+_NUMBERED = re.compile(r"observation\.images\.image([2-9]|[1-9]\d+)?")
 
 
 def to_lerobot(observation: MetaObs) -> dict[str, Any]:
@@ -32,21 +33,25 @@ def to_lerobot(observation: MetaObs) -> dict[str, Any]:
     return named
 
 
-def from_lerobot(observation: Mapping[str, Any], *, timestep: int = -1) -> MetaObs:
-    """Return the observation in a dict with LeRobot's names; other names are left out.
+def from_lerobot(
+    observation: Mapping[str, Any], *, timestep: int = -1, camera_names: Sequence[str] | None = None
+) -> MetaObs:
+    """Return the observation in a dict with LeRobot's names; names of other things are left out.
 
     Args:
         observation: Images are float (3, height, width), 0 to 1, as LeRobot's policies take them, or uint8
-            (height, width, 3), as its robots and simulators give them; all of one size.
+            (height, width, 3), as its robots and simulators give them; all of one size. Cameras have any
+            name: ``observation.images.wrist``, or ``observation.image`` for the only one. ``task`` is a
+            text, or a list of one.
         timestep: Step of the episode.
+        camera_names: Cameras in the policy's order, such as ``["front", "wrist"]``. ``None`` means
+            ``image``, ``image2``, ... by their numbers, and other names in the order of the dict.
 
     Raises:
-        InvalidParams: An image or state is not of this form, or the images are not numbered without a gap.
+        InvalidParams: An image, a state or the task is not of this form, a camera is missing, or the images
+            are numbered with a gap.
     """
-    names = sorted((name for name in observation if _IMAGE.match(name)), key=lambda name: (len(name), name))
-    wanted = [_image_name(number) for number in range(1, len(names) + 1)]
-    if names != wanted:
-        raise InvalidParams(f"the images are called {', '.join(names)}, expected {', '.join(wanted)}")
+    names = _image_names(observation, camera_names)
     images = [_image(name, np.asarray(observation[name])) for name in names]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{name} {image.shape}" for name, image in zip(names, images))
@@ -59,9 +64,46 @@ def from_lerobot(observation: Mapping[str, Any], *, timestep: int = -1) -> MetaO
     return MetaObs(
         state=state,
         image=np.stack(images) if images else None,
-        raw_lang=str(observation.get(_TASK, "")),
+        raw_lang=_instruction(observation.get(_TASK, "")),
         timestep=timestep,
     )
+
+
+def _image_names(observation: Mapping[str, Any], camera_names: Sequence[str] | None) -> list[str]:
+    """Return the names of the images, in the order of the policy's cameras."""
+    names = [name for name in observation if _IMAGE.fullmatch(name)]
+    if camera_names is not None:
+        wanted = [
+            "observation.image"
+            if camera == "image" and names == ["observation.image"]
+            # A camera may be given by its whole name too.
+            else camera
+            if camera in observation
+            else f"observation.images.{camera}"
+            for camera in camera_names
+        ]
+        missing = [name for name in wanted if name not in observation]
+        if missing:
+            raise InvalidParams(
+                f"the images are called {', '.join(names) or 'nothing: there are none'}, expected "
+                f"{', '.join(wanted)}"
+            )
+        return wanted
+    if all(_NUMBERED.fullmatch(name) for name in names):
+        names.sort(key=lambda name: (len(name), name))
+        wanted = [_image_name(number) for number in range(1, len(names) + 1)]
+        if names != wanted:
+            raise InvalidParams(f"the images are called {', '.join(names)}, expected {', '.join(wanted)}")
+    return names
+
+
+def _instruction(task: Any) -> str:
+    """Return the text of ``task``, which LeRobot's batches have as a list of one."""
+    if isinstance(task, (list, tuple)) and len(task) == 1:
+        task = task[0]
+    if not isinstance(task, str):
+        raise InvalidParams(f"{_TASK} is {str(task)[:100]!r}, expected a text, or a list of one")
+    return task
 
 
 def _image_name(number: int) -> str:

@@ -82,9 +82,38 @@ def test_images_as_robots_give_them_are_taken_too() -> None:
     assert np.array_equal(image[0], taken.transpose(2, 0, 1))
 
 
+def test_cameras_have_any_name() -> None:
+    front, wrist = np.full((2, 2, 3), 1, np.uint8), np.full((2, 2, 3), 2, np.uint8)
+    named = {"observation.images.front": front, "observation.images.wrist": wrist}
+    taken = from_lerobot(named).image
+    assert taken is not None
+    assert taken[:, 0, 0, 0].tolist() == [1, 2]
+    turned = from_lerobot(named, camera_names=["wrist", "front"]).image
+    assert turned is not None
+    assert turned[:, 0, 0, 0].tolist() == [2, 1]
+    with pytest.raises(InvalidParams) as raised:
+        from_lerobot(named, camera_names=["top"])
+    assert str(raised.value) == (
+        "the images are called observation.images.front, observation.images.wrist, "
+        "expected observation.images.top"
+    )
+
+
+def test_the_only_camera_of_pusht_is_taken() -> None:
+    image = from_lerobot({"observation.image": np.zeros((3, 4, 5), np.float32)}).image
+    assert image is not None
+    assert image.shape == (1, 3, 4, 5)
+
+
+@pytest.mark.parametrize("task", ["pick the cube", ["pick the cube"], ("pick the cube",)])
+def test_a_task_in_a_list_of_one_is_the_task(task: Any) -> None:
+    assert from_lerobot({"task": task}).raw_lang == "pick the cube"
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
+        ({"task": ["a", "b"]}, "task is \"['a', 'b']\", expected a text, or a list of one"),
         ({IMAGE2: np.zeros((3, 2, 2))}, f"the images are called {IMAGE2}, expected {IMAGE}"),
         (
             {IMAGE: np.zeros((1, 3, 2, 2))},

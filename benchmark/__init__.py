@@ -1,1 +1,1 @@
-"""Simulators: a table of names, and one room for each family."""
+"""Simulators: a table of names, and one package for each family."""

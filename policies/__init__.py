@@ -1,1 +1,1 @@
-"""Policies: a table of names (``policies.registry``) and one room for each kind."""
+"""Policies: a table of names (``policies.registry``) and one package for each kind."""

@@ -53,9 +53,9 @@ ARM_COMMANDS = {
 }
 
 
-def upright(picture: np.ndarray) -> np.ndarray:
+def upright(image: np.ndarray) -> np.ndarray:
     """Return robosuite's image (..., height, width, channels) with the top row first; a view."""
-    return picture[..., ::-1, :, :]
+    return image[..., ::-1, :, :]
 
 
 def to_gripper_command(opening: np.ndarray | float) -> np.ndarray | float:

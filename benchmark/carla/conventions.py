@@ -26,8 +26,8 @@ __all__ = [
     "address",
     "controls",
     "in_car_frame",
-    "picture",
     "policy_state",
+    "rgb_image",
 ]
 
 ADDRESS_VARIABLE = "ROBOWIRE_CARLA"
@@ -61,7 +61,7 @@ def controls(action: np.ndarray) -> tuple[float, float, float]:
     return throttle, steer, brake
 
 
-def picture(raw_data: bytes, *, height: int, width: int) -> np.ndarray:
+def rgb_image(raw_data: bytes, *, height: int, width: int) -> np.ndarray:
     """Return uint8 (height, width, 3), RGB, of a ``carla.Image``; a fresh array."""
     pixels = np.frombuffer(raw_data, np.uint8).reshape(height, width, 4)
     return np.ascontiguousarray(pixels[..., 2::-1])

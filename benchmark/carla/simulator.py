@@ -1,7 +1,7 @@
 """CARLA behind the contract of a simulator: a car of ours, on a route, in the world of a running server.
 
 The world stands still between steps (synchronous mode), and a step is one tick of fixed length. One session
-has a server for itself: two would tick each other's world. What happens in the world beside our car, such as
+has a server for itself: two would tick each other's world. What happens in the world around our car, such as
 other clients' traffic, is not ours; a snapshot holds it, and a reset does not remove it.
 """
 
@@ -22,8 +22,8 @@ from benchmark.carla.conventions import (
     address,
     controls,
     in_car_frame,
-    picture,
     policy_state,
+    rgb_image,
 )
 from benchmark.carla.route import Route, follow
 from benchmark.carla.world import apply_world, read_world
@@ -66,7 +66,7 @@ _SHOWN_PLACES = 5
 _SETTLING_S = 1.0
 
 _ARRIVED_M = 4.0  # about a car's length
-_LOST_M = 8.0  # more than two lanes beside the route
+_LOST_M = 8.0  # more than two lanes away from the route
 
 # On the bonnet, looking ahead: metres from the middle of the car.
 _CAMERA_X, _CAMERA_Z, _FIELD_OF_VIEW = 1.5, 1.6, 90.0
@@ -96,7 +96,7 @@ class CarlaSimulator:
         self._pictures: queue.Queue[Any] = queue.Queue()
         self._collisions: queue.Queue[Any] = queue.Queue()
         self._route = Route(np.zeros((1, 3)))
-        self._picture = np.zeros((0, 0, 3), np.uint8)
+        self._image = np.zeros((0, 0, 3), np.uint8)
         self._steps = 0
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
@@ -227,21 +227,21 @@ class CarlaSimulator:
         self._tick()
         self._steps += 1
         location = _xyz(self._car.get_location())
-        beside = self._route.advance(location)
+        from_route = self._route.advance(location)
         collided = bool(_drain(self._collisions))
         arrived = self._route.to_goal(location) < _ARRIVED_M and not collided
         reward = self._route.driven - before if self._options.reward_shaping else float(arrived)
         return StepResult(
             observation=self._observe(),
             reward=float(reward),
-            terminated=arrived or collided or beside > _LOST_M,
+            terminated=arrived or collided or from_route > _LOST_M,
             truncated=self._steps >= spec.max_episode_steps,
             info={
                 "success": arrived,
                 "collision": collided,
                 "route_driven": self._route.driven,
                 "route_length": self._route.length,
-                "from_route": beside,
+                "from_route": from_route,
             },
         )
 
@@ -254,15 +254,15 @@ class CarlaSimulator:
         spec = self._loaded()
         if camera_name not in (None, CAMERA) or not spec.camera_names:
             raise InvalidParams(f"this task has no camera {camera_name or CAMERA!r}: load it with {CAMERA!r}")
-        return self._picture.copy()
+        return self._image.copy()
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return speed and route as the state, and the camera's image."""
         spec = self._loaded()
-        pictures = [observation[f"{camera}_image"] for camera in spec.camera_names or ()]
+        images = [observation[f"{camera}_image"] for camera in spec.camera_names or ()]
         return MetaObs(
             state=policy_state(speed=float(observation["speed"][0]), route_xy=observation["route_xy"]),
-            image=np.stack(pictures).transpose(0, 3, 1, 2).copy() if pictures else None,
+            image=np.stack(images).transpose(0, 3, 1, 2).copy() if images else None,
             raw_lang=spec.instruction,
             timestep=self._steps,
         )
@@ -317,7 +317,7 @@ class CarlaSimulator:
         self._route = Route(state["route"])
         self._route.passed, self._steps = int(state["passed"]), int(state["steps"])
         observation = {name: np.array(value) for name, value in state["observation"].items()}
-        self._picture = observation.get(f"{CAMERA}_image", self._picture)
+        self._image = observation.get(f"{CAMERA}_image", self._image)
         return observation
 
     def fingerprint(self) -> dict[str, str]:
@@ -408,9 +408,9 @@ class CarlaSimulator:
             try:
                 image = self._pictures.get(timeout=_CALL_TIMEOUT_S)
             except queue.Empty:
-                raise BackendError(f"CARLA sent no picture within {_CALL_TIMEOUT_S:g} s") from None
+                raise BackendError(f"CARLA sent no image within {_CALL_TIMEOUT_S:g} s") from None
             if image.frame >= frame:
-                self._picture = picture(bytes(image.raw_data), height=image.height, width=image.width)
+                self._image = rgb_image(bytes(image.raw_data), height=image.height, width=image.width)
                 return
 
     def _observe(self) -> dict[str, np.ndarray]:
@@ -428,7 +428,7 @@ class CarlaSimulator:
             "goal": self._route.places[-1].copy(),
         }
         if spec.camera_names:
-            observation[f"{CAMERA}_image"] = self._picture.copy()
+            observation[f"{CAMERA}_image"] = self._image.copy()
         return observation
 
     def _remove_car(self) -> None:

@@ -258,7 +258,7 @@ class GymnasiumSimulator:
         """Return all numbers of the observation one after the other, and the images of the cameras."""
         spec, _ = self._loaded()
         assert self._names is not None
-        pictures = [
+        images = [
             _sized(
                 observation[f"{camera}_image" if camera == RENDER else camera],
                 height=spec.image_height or 0,
@@ -268,7 +268,7 @@ class GymnasiumSimulator:
         ]
         return MetaObs(
             state=self._names.state(observation),
-            image=np.stack(pictures).transpose(0, 3, 1, 2).copy() if pictures else None,
+            image=np.stack(images).transpose(0, 3, 1, 2).copy() if images else None,
             raw_lang=self._instruction or spec.instruction,
             timestep=self._steps,
         )
@@ -339,16 +339,16 @@ class GymnasiumSimulator:
 
 def _require_drawing(env: gymnasium.Env[Any, Any]) -> None:
     if env.render_mode is None:
-        raise InvalidParams("this environment draws no pictures: it has no render mode 'rgb_array'")
+        raise InvalidParams("this environment draws no images: it has no render mode 'rgb_array'")
 
 
-def _sized(picture: np.ndarray, *, height: int, width: int) -> np.ndarray:
+def _sized(frame: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Return an image, uint8 (height, width, 3), of any other size or of one grey channel."""
-    picture = rgb(picture)
-    if picture.shape[:2] == (height, width):
-        return np.array(picture)
+    frame = rgb(frame)
+    if frame.shape[:2] == (height, width):
+        return np.array(frame)
     # Pillow's BILINEAR looks at every pixel that a new one covers; few libraries' does.
-    image = Image.fromarray(np.ascontiguousarray(picture))
+    image = Image.fromarray(np.ascontiguousarray(frame))
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 

@@ -16,7 +16,7 @@ class Drawing:
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._env = env
         self._own: Any = env.unwrapped
-        self._kept: Any = None  # of an environment of MuJoCo: room for its state
+        self._kept: Any = None  # of an environment of MuJoCo: memory for its state
         if type(getattr(self._own, "data", None)).__name__ == "MjData":
             import mujoco
 
@@ -46,7 +46,7 @@ class Drawing:
         """End the environment."""
         viewer = self._viewer()
         if viewer is not None:
-            # Whenever Python comes to it, it would be freed in the context of whoever draws then.
+            # Python would free it at any later time, in the context that is current then.
             viewer.make_context_current()
             viewer.con.free()
         self._env.close()

@@ -30,8 +30,8 @@ WHERE_TO_GET_THEM = (
     "~/.cache/libero/assets"
 )
 
-# What each kind of scene loads beside its objects; LIBERO has it in code. Its textures, of floor and wall,
-# replace two of the file's.
+# Files that each kind of scene loads in addition to its objects; LIBERO has them in code. The textures, of
+# floor and wall, replace two of the file's.
 _SCENES = {
     "libero_floor_manipulation": ("libero_floor_base_style.xml", "light-gray", "light-gray-plaster"),
     "libero_kitchen_tabletop_manipulation": (

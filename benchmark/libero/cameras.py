@@ -38,11 +38,11 @@ class Camera:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = sim.model.camera_name2id(name)
-        self._picture: np.ndarray | None = None  # of what was seen last, once drawn
+        self._image: np.ndarray | None = None  # of what was seen last, once drawn
 
     def look(self) -> None:
         """Note what is seen now."""
-        self._picture = None
+        self._image = None
         drawing = self._sim._render_context_offscreen
         mujoco.mjv_updateScene(
             self._sim.model._model,
@@ -56,13 +56,13 @@ class Camera:
 
     def draw(self) -> np.ndarray:
         """Return what was seen last, uint8 (height, width, 3), RGB, the bottom row first. A fresh array."""
-        if self._picture is None:
-            self._picture = self._drawn()
-        return self._picture.copy()
+        if self._image is None:
+            self._image = self._drawn()
+        return self._image.copy()
 
-    def put_back(self, picture: np.ndarray) -> None:
+    def put_back(self, image: np.ndarray) -> None:
         """Let this be what was seen last."""
-        self._picture = picture.copy()
+        self._image = image.copy()
 
     def _drawn(self) -> np.ndarray:
         drawing = self._sim._render_context_offscreen
@@ -73,6 +73,6 @@ class Camera:
             )
         viewport = mujoco.MjrRect(0, 0, self._width, self._height)
         mujoco.mjr_render(viewport, self._scene, drawing.con)
-        picture = np.empty((self._height, self._width, 3), np.uint8)
-        mujoco.mjr_readPixels(picture, None, viewport, drawing.con)
-        return picture
+        image = np.empty((self._height, self._width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, viewport, drawing.con)
+        return image

@@ -11,8 +11,8 @@ arm command       -1 to 1 of the controller's range            the same numbers
 
 Images and state are those that published policies of LIBERO were trained on (OpenVLA, Octo, pi0, LeRobot's
 data sets), so that one of them runs here unchanged. Turned by 180 degrees, the top row is first, and left and
-right are exchanged: the mirror image of what a camera in the room would see. ``render``, which is for people,
-is not mirrored.
+right are exchanged: the mirror image of what a camera in the scene would see. ``render``, which is for
+people, is not mirrored.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ STATE_LAYOUT = "ee_pos(3) ee_axisangle(3) gripper_qpos(2)"
 CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_POSITION")
 
 
-def turned(picture: np.ndarray) -> np.ndarray:
+def turned(image: np.ndarray) -> np.ndarray:
     """Return LIBERO's image (height, width, 3) turned by 180 degrees, as policies take it; a view."""
-    return picture[::-1, ::-1]
+    return image[::-1, ::-1]
 
 
 def gripper_opening(position: np.ndarray) -> float:

@@ -208,8 +208,8 @@ class LiberoSimulator:
     def save_state(self) -> dict[str, Any]:
         """Return the whole state of the episode, as plain data; see ``benchmark/arms/snapshots.py``."""
         self._loaded()
-        pictures = {name: camera.draw() for name, camera in self._cameras.items()}
-        return {"steps": self._steps, "pictures": pictures, **_snapshots().save(self._env.env)}
+        images = {name: camera.draw() for name, camera in self._cameras.items()}
+        return {"steps": self._steps, "pictures": images, **_snapshots().save(self._env.env)}
 
     def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Go to an instant of an episode of the same task and return its observation; nothing is drawn.
@@ -225,7 +225,7 @@ class LiberoSimulator:
         return self._shown(_owned(self._env.env._get_observations()))
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what a saved state depends on, beside the spec."""
+        """Return what a saved state depends on, in addition to the spec."""
         self._loaded()
         model = _snapshots().model_digest(self._env.env)
         return {**_snapshots().versions("hf-libero"), "controller": self._controller, "model": model}
@@ -251,14 +251,14 @@ class LiberoSimulator:
         """Return what published policies take: see ``conventions.py``; never an object's pose."""
         spec = self._loaded()
         observation = libero_named(observation)
-        pictures = [turned(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
+        images = [turned(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
         pose = (observation["robot0_eef_pos"], observation["robot0_eef_quat"])
         opening = gripper_opening(observation["robot0_gripper_qpos"])
         return MetaObs(
             state=policy_state(observation),
             state_ee=np.concatenate([*pose, [opening]]).astype(np.float32),
             state_joint=observation["robot0_joint_pos"].astype(np.float32),
-            image=np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)) if pictures else None,
+            image=np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)) if images else None,
             raw_lang=spec.instruction,
             timestep=self._steps,
         )

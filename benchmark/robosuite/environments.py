@@ -245,7 +245,7 @@ def _with_shells(cls: type, meshes: Sequence[str]) -> type:
 
 
 def _is_robosuites(cls: type) -> bool:
-    """Return whether it comes with robosuite: packages built upon it, LIBERO's, register theirs beside it."""
+    """Return whether it comes with robosuite: packages built upon it, LIBERO's, register theirs too."""
     return cls.__module__.partition(".")[0] == "robosuite"
 
 

@@ -21,7 +21,7 @@ _GAINS = np.array([0.5, 0.5, 0.4])
 # nearest face has two answers for a cube at 45 degrees, and a policy that learns both turns to neither.)
 _ALIGNED_M = 0.012
 _AT_HEIGHT_M = 0.008
-# Above the cube's centre until aligned, so that fingers come down beside it and not on it.
+# Above the cube's centre until aligned, so that fingers come down at its sides and not on it.
 _HOVER_M = 0.06
 _MAX_EXTRA_HOVER_M = 0.05
 # The fingers need five steps to close on the cube.

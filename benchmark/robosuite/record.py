@@ -82,7 +82,7 @@ _HELP = {
     "num_episodes": "episodes to try; those that fail are not kept",
     "seed": "of the first episode; each further one has the next",
     "camera_names": "cameras to record",
-    "image_size": "height and width of the pictures, in pixels",
+    "image_size": "height and width of the images, in pixels",
     "noise": "standard deviation of the executed motion around the expert's; 1 is a full command",
     "stray": "standard deviation of the motion that takes the hand away from the usual start, likewise",
     "workers": "processes",
@@ -118,7 +118,7 @@ def record_episode(
     for action in disturbance.start():
         observation = simulator.step(_own(simulator, spec, action)).observation
 
-    states, pictures, actions = [], [], []
+    states, images, actions = [], [], []
     left, succeeded = _MAX_STEPS, False
     while left:
         left -= 1
@@ -127,7 +127,7 @@ def record_episode(
         assert seen.image is not None
         action = expert.action(observation)
         states.append(seen.state)
-        pictures.append(seen.image)
+        images.append(seen.image)
         actions.append(action)
         result = simulator.step(_own(simulator, spec, disturbance(action)))
         observation = result.observation
@@ -135,7 +135,7 @@ def record_episode(
             left, succeeded = _STEPS_AFTER_SUCCESS, True
     if not succeeded:
         return False
-    _write(path, spec, seed, np.stack(states), np.stack(pictures), np.stack(actions))
+    _write(path, spec, seed, np.stack(states), np.stack(images), np.stack(actions))
     return True
 
 
@@ -197,9 +197,9 @@ def _path(folder: Path, seed: int) -> Path:
 
 
 def _write(
-    path: Path, spec: SimulatorSpec, seed: int, states: np.ndarray, pictures: np.ndarray, actions: np.ndarray
+    path: Path, spec: SimulatorSpec, seed: int, states: np.ndarray, images: np.ndarray, actions: np.ndarray
 ) -> None:
-    """Write an episode whole or not at all; ``pictures`` is (T, cameras, 3, height, width)."""
+    """Write an episode whole or not at all; ``images`` is (T, cameras, 3, height, width)."""
     unfinished = path.with_suffix(".unfinished")
     with h5py.File(unfinished, "w") as file:
         file.attrs["sim"] = True
@@ -207,7 +207,7 @@ def _write(
         file["observations/qpos"] = states
         file["action"] = actions
         for index, camera in enumerate(spec.camera_names or ()):
-            frames = pictures[:, index].transpose(0, 2, 3, 1)
+            frames = images[:, index].transpose(0, 2, 3, 1)
             # One frame is one chunk, since training reads single frames; a table in one colour packs well.
             name, chunk = f"observations/images/{camera}", (1, *frames.shape[1:])
             file.create_dataset(name, data=frames, chunks=chunk, compression="gzip")

@@ -52,9 +52,9 @@ class Renderer:
         )
         viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self._scene, self._context)
-        picture = np.empty((height, width, 3), np.uint8)
-        mujoco.mjr_readPixels(picture, None, viewport, self._context)
-        return picture
+        image = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, viewport, self._context)
+        return image
 
     def close(self) -> None:
         """Free the OpenGL context; a later ``render`` makes a new one."""

@@ -63,7 +63,7 @@ _INSTRUCTIONS = {
 class RobosuiteSimulator:
     """One robosuite environment; implements :class:`robowire.interfaces.Simulator`.
 
-    Observations carry robosuite's own names. They are taken anew at the end of each step, so that they do not
+    Observations carry robosuite's own names. They are read again at the end of each step, so that they do not
     depend on the clocks of robosuite's observables.
     """
 
@@ -226,7 +226,7 @@ class RobosuiteSimulator:
         return observation
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what a saved state depends on, beside the spec."""
+        """Return what a saved state depends on, in addition to the spec."""
         self._loaded()
         return {**snapshots.versions(), **self._choices, "model": snapshots.model_digest(self._env)}
 
@@ -267,12 +267,12 @@ class RobosuiteSimulator:
             state += [joints, opening]
             state_ee += [observation[f"{arm.prefix}eef_pos"], observation[f"{arm.prefix}eef_quat"], opening]
             state_joint.append(joints)
-        pictures = [upright(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
+        images = [upright(observation[f"{camera}_image"]) for camera in spec.camera_names or ()]
         return MetaObs(
             state=np.concatenate(state).astype(np.float32),
             state_ee=np.concatenate(state_ee).astype(np.float32),
             state_joint=np.concatenate(state_joint).astype(np.float32),
-            image=np.stack(pictures).transpose(0, 3, 1, 2).copy() if pictures else None,
+            image=np.stack(images).transpose(0, 3, 1, 2).copy() if images else None,
             raw_lang=spec.instruction,
             timestep=self._steps,
         )

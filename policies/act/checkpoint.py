@@ -155,7 +155,7 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
 
 def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
     config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    # ALOHA's arms are told where their joints shall be; a config.json beside the weights may say otherwise.
+    # ALOHA's actions are joint positions; a config.json in the folder of the weights may say otherwise.
     config = {"ctrl_space": "joint", "ctrl_type": "absolute", **config}
     try:
         loaded = torch.load(folder / ORIGINAL, map_location="cpu", weights_only=True)

@@ -136,8 +136,8 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
     policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
     if spec.image_height is not None and spec.image_width is not None:
         # The first inference takes several times as long as any other; no robot should be the one to wait.
-        pictures = (len(spec.camera_names or ()), 3, spec.image_height, spec.image_width)
-        policy.infer([MetaObs(state=np.zeros(sizes.state_dim), image=np.zeros(pictures, np.uint8))])
+        shape = (len(spec.camera_names or ()), 3, spec.image_height, spec.image_width)
+        policy.infer([MetaObs(state=np.zeros(sizes.state_dim), image=np.zeros(shape, np.uint8))])
     return policy
 
 

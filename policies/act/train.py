@@ -126,7 +126,7 @@ _HELP = {
     "lr": "highest learning rate",
     "weight_decay": "AdamW's",
     "warmup_steps": "steps of rising learning rate, before a cosine falls to zero",
-    "kl_weight": "weight of the KL divergence beside the L1 loss",
+    "kl_weight": "weight of the KL divergence, added to the L1 loss",
     "ema_decay": "of the average of the weights, which is what is saved; 0 saves the last weights",
     "max_shift": "random shift of each image, in pixels; 0 for none",
     "validation_share": "share of the episodes held out; 0 for none",

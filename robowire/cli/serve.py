@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def connection_words(options: TcpOptions, *, prefix: str = "--") -> list[str]:
-    """Return the flags that a client needs for a server with these options, beside its address.
+    """Return the flags that a client needs for a server with these options, in addition to its address.
 
     Args:
         options: Options of the server.

@@ -200,8 +200,8 @@ class SimulatorContract:
         _require(one != other or not self.seeds_differ, "resets without a seed", "one episode", "two")
 
     def test_rendering_changes_nothing(self) -> None:
-        unfilmed = self._episode(seed=5)
-        _require_same(unfilmed, self._episode(seed=5, film=True), "an episode that is filmed")
+        unrendered = self._episode(seed=5)
+        _require_same(unrendered, self._episode(seed=5, render=True), "an episode that is rendered")
 
     def test_a_step_says_how_it_went(self) -> None:
         simulator, spec = self._loaded()
@@ -412,9 +412,9 @@ class SimulatorContract:
         finally:
             simulator.close()
 
-    def _episode(self, *, seed: int, film: bool = False) -> Trace:
+    def _episode(self, *, seed: int, render: bool = False) -> Trace:
         simulator, spec = self._loaded()
-        return _episode(simulator, self.actions(spec, 4), seed=seed, film=film)
+        return _episode(simulator, self.actions(spec, 4), seed=seed, render=render)
 
     def _steps(self, count: int, *, with_state: bool = True) -> Trace:
         simulator, spec = self._loaded()
@@ -511,15 +511,15 @@ def _outcome(result: StepResult) -> dict[str, bytes]:
     )
 
 
-def _episode(simulator: Simulator, actions: Any, *, seed: int, film: bool = False) -> Trace:
+def _episode(simulator: Simulator, actions: Any, *, seed: int, render: bool = False) -> Trace:
     first = digests({"observation": dict(simulator.reset(seed=seed))})
-    return [first, *_steps(simulator, actions, film=film)]
+    return [first, *_steps(simulator, actions, render=render)]
 
 
-def _steps(simulator: Any, actions: Any, *, with_state: bool = False, film: bool = False) -> Trace:
+def _steps(simulator: Any, actions: Any, *, with_state: bool = False, render: bool = False) -> Trace:
     trace = []
     for action in np.asarray(actions, dtype=np.float64):
-        if film:
+        if render:
             simulator.render()
         result = simulator.step(action)
         seen = _outcome(result)

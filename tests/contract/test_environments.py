@@ -1,6 +1,6 @@
-"""What the Gymnasium and highway families keep beside the contract of ``robowire.interfaces.Simulator``.
+"""What the Gymnasium and highway families promise in addition to the contract of every simulator.
 
-That one is kept in tests/contract/test_shipped_simulators.py.
+That one is tested in tests/contract/test_shipped_simulators.py.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def test_a_step_gives_what_the_wire_carries_and_says_how_success_is_judged(loade
 
 def test_a_rendered_picture_is_rgb_in_bytes_and_not_black(loaded: Loaded) -> None:
     loaded[0].reset(seed=0)
-    picture = loaded[0].render()
-    assert (picture.ndim, picture.shape[2], picture.dtype) == (3, 3, np.uint8)
-    assert picture.std() > 1
+    image = loaded[0].render()
+    assert (image.ndim, image.shape[2], image.dtype) == (3, 3, np.uint8)
+    assert image.std() > 1
 
 
 def test_a_meta_action_is_the_same_numbers_and_another_length_is_refused(loaded: Loaded) -> None:
@@ -222,17 +222,17 @@ def test_fetch_is_seen_told_and_judged_by_its_own_words(gymnasium: Simulator) ->
 @pytest.mark.parametrize("task", ["FetchPickAndPlace-v4", "HandReach-v3"])
 def test_what_is_computed_to_draw_a_goal_is_taken_back(gymnasium: Simulator, task: str) -> None:
     spec = gymnasium.load_task(task, TaskOptions())
-    numbers, last_pictures = [], []
-    for filmed in (set(), {7}, set(range(8))):
+    numbers, last_images = [], []
+    for rendered in (set(), {7}, set(range(8))):
         numbers.append([gymnasium.reset(seed=4)["observation"].tobytes()])
         for step, action in enumerate(actions(spec, 8)):
-            if step in filmed:
-                picture = gymnasium.render().tobytes()
+            if step in rendered:
+                image = gymnasium.render().tobytes()
             numbers[-1].append(gymnasium.step(action).observation["observation"].tobytes())
-        if filmed:
-            last_pictures.append(picture)
+        if rendered:
+            last_images.append(image)
     assert numbers[0] == numbers[1] == numbers[2]
-    assert last_pictures[0] == last_pictures[1]
+    assert last_images[0] == last_images[1]
 
 
 def test_a_dense_reward_is_given_where_there_is_one(gymnasium: Simulator) -> None:
@@ -322,7 +322,7 @@ def test_an_environment_of_your_own_is_a_task_once_it_is_registered(gymnasium: S
         assert seen.state.tolist() == [1.0]
         with pytest.raises(InvalidParams) as caught:
             gymnasium.render()
-        assert str(caught.value) == ("this environment draws no pictures: it has no render mode 'rgb_array'")
+        assert str(caught.value) == ("this environment draws no images: it has no render mode 'rgb_array'")
     finally:
         registry.pop("acme/Pixels-v0")
 

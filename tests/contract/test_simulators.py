@@ -1,4 +1,4 @@
-"""What robosuite and LIBERO keep beside the contract of ``robowire.interfaces.Simulator``.
+"""What robosuite and LIBERO promise in addition to the contract of ``robowire.interfaces.Simulator``.
 
 That one is kept in tests/contract/test_shipped_simulators.py.
 """
@@ -126,9 +126,9 @@ def test_a_policy_sees_what_the_spec_says(loaded: Loaded) -> None:
 
 def test_a_rendered_picture_is_rgb_in_bytes(loaded: Loaded) -> None:
     loaded[0].reset(seed=0)
-    picture = loaded[0].render()
-    assert (picture.ndim, picture.shape[2], picture.dtype) == (3, 3, np.uint8)
-    assert picture.std() > 1  # of something, not a black frame
+    image = loaded[0].render()
+    assert (image.ndim, image.shape[2], image.dtype) == (3, 3, np.uint8)
+    assert image.std() > 1  # of something, not a black frame
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_lift_is_seen_upright_with_the_robot_above_the_cube_and_red_first(lift: 
 
 def test_a_picture_for_people_is_upright_and_large_enough_to_see(lift: Loaded) -> None:
     lift[0].reset(seed=0)
-    picture = lift[0].render("agentview").astype(int)
-    assert picture.shape == (256, 256, 3)
-    assert picture[-40:].mean() > 200 > picture[:30].mean()
+    image = lift[0].render("agentview").astype(int)
+    assert image.shape == (256, 256, 3)
+    assert image[-40:].mean() > 200 > image[:30].mean()
 
 
 def test_without_cameras_there_are_no_pictures_and_the_same_physics(

@@ -1,7 +1,7 @@
 """What the files under ``wire/`` hold.
 
 Run as a program it writes the pickles of the running interpreter and numpy, with the ``benchmark.base`` of a
-stranger. What is called ``*_encoded.bin`` came from our ``encode``.
+third-party client. What is called ``*_encoded.bin`` came from our ``encode``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Action(_Record):
     }
 
 
-def become_a_stranger() -> None:
+def become_a_third_party() -> None:
     """Offer ``benchmark.base`` as a program does that knows nothing of robowire."""
     base = types.ModuleType("benchmark.base")
     for name, record in (("MetaObs", _Obs), ("MetaAction", _Action)):
@@ -116,7 +116,7 @@ def become_a_stranger() -> None:
 
 
 if __name__ == "__main__":
-    become_a_stranger()
+    become_a_third_party()
     numpy_version = ".".join(np.__version__.split(".")[:2])
     source = f"numpy{numpy_version}_python{sys.version_info[0]}.{sys.version_info[1]}"
     for name, value in values(_Obs, _Action).items():

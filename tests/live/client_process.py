@@ -1,4 +1,4 @@
-"""The client program in a process of its own, as a user starts it; with modules of the test's beside it."""
+"""The client program in a process of its own, as a user starts it; with modules of the test in its folder."""
 
 from __future__ import annotations
 

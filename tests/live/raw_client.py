@@ -1,4 +1,4 @@
-"""A client of the wire as a stranger writes it: a socket, struct and pickle."""
+"""A client of the wire as a third party writes it: a socket, struct and pickle."""
 
 from __future__ import annotations
 

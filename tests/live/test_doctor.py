@@ -56,9 +56,9 @@ def test_it_draws_a_frame_and_saves_it(examined: Any) -> None:
     frame = report["simulators"]["robosuite"]["frame"]
     assert frame["size"] == [256, 256]
     assert frame["ms"] > 0
-    with Image.open(path) as picture:
-        assert picture.size == (256, 256)
-        assert len(picture.convert("RGB").getcolors(1 << 16) or ()) > 100
+    with Image.open(path) as image:
+        assert image.size == (256, 256)
+        assert len(image.convert("RGB").getcolors(1 << 16) or ()) > 100
 
 
 def test_families_of_one_mujoco_fall_and_draw_alike(examined: Any) -> None:

@@ -14,9 +14,9 @@ SPEC = SimulatorSpec(action_dim=4, action_layout="dpos(3) gripper(1)", ctrl_spac
 
 
 def test_the_first_row_of_robosuites_picture_is_the_last_of_ours_and_columns_stay() -> None:
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[0, 1] = (255, 7, 0)
-    assert upright(picture)[3, 1].tolist() == [255, 7, 0]
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[0, 1] = (255, 7, 0)
+    assert upright(image)[3, 1].tolist() == [255, 7, 0]
 
 
 def test_an_open_gripper_is_1_for_us_and_minus_1_for_robosuite() -> None:

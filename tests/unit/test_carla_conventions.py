@@ -13,7 +13,7 @@ import carla_fake
 import numpy as np
 import pytest
 
-from benchmark.carla.conventions import address, controls, in_car_frame, picture, policy_state
+from benchmark.carla.conventions import address, controls, in_car_frame, policy_state, rgb_image
 from benchmark.carla.route import Route, follow
 from benchmark.carla.simulator import CarlaSimulator
 from robowire.errors import (
@@ -75,7 +75,7 @@ def test_an_action_is_put_in_carlas_order_and_cut_off() -> None:
 
 def test_a_picture_is_red_first_and_upright() -> None:
     raw = bytes([1, 2, 3, 255, 4, 5, 6, 255])  # blue, green, red, alpha
-    assert picture(raw, height=2, width=1).tolist() == [[[3, 2, 1]], [[6, 5, 4]]]
+    assert rgb_image(raw, height=2, width=1).tolist() == [[[3, 2, 1]], [[6, 5, 4]]]
 
 
 def test_places_are_ahead_and_to_the_right_of_a_car() -> None:

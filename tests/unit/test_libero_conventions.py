@@ -23,9 +23,9 @@ from benchmark.libero.conventions import (
 
 def marked() -> np.ndarray:
     """Return an image of 4 rows and 6 columns, red in the first row, second column."""
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[0, 1] = (255, 7, 0)
-    return picture
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[0, 1] = (255, 7, 0)
+    return image
 
 
 def test_for_policies_a_picture_is_turned_by_180_degrees() -> None:

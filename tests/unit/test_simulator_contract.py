@@ -132,7 +132,7 @@ class Deaf(FakeSimulator):
         return super().reset(seed=0, init_state=init_state)
 
 
-class Filmed(FakeSimulator):
+class Rendered(FakeSimulator):
     def render(self, camera_name: str | None = None) -> np.ndarray:
         self._rng.normal()
         return super().render(camera_name)
@@ -335,8 +335,8 @@ TABLE = [
     ("without_a_seed_one_is_drawn", Deaf, "resets without a seed: found one episode, expected two"),
     (
         "rendering_changes_nothing",
-        Filmed,
-        "an episode that is filmed: moment 1 differs in observation.position",
+        Rendered,
+        "an episode that is rendered: moment 1 differs in observation.position",
     ),
     ("a_step_says_how_it_went", Boastful, "terminated at success: found False, expected True"),
     ("a_step_says_how_it_went", Taciturn, "info['success']: found None, expected a bool"),

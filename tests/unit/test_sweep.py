@@ -1,4 +1,4 @@
-"""The points of a sweep, what its tables say of them, and its picture."""
+"""The points of a sweep, what its tables say of them, and its plot."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
     ]
 
 
-# the picture
+# the plot
 
 
 @pytest.mark.parametrize("number", [1, 2, 9])
@@ -166,6 +166,6 @@ def test_a_picture_is_drawn_of_what_there_is(tmp_path: Path, number: int) -> Non
     rows = lines(*points(aggregate_fn_names=["average", "latest_only"], chunk_size_thresholds=[0.5, 0.2]))
     rows[1] |= {"mean_steps_to_success": None, "steps_low": None, "steps_high": None}
     plot(rows[:number], tmp_path / "sweep.png", title="a policy on a task")
-    picture = imread(tmp_path / "sweep.png")
-    assert picture.shape[1] == 1100
-    assert np.ptp(picture[..., :3]) == 1  # not blank
+    image = imread(tmp_path / "sweep.png")
+    assert image.shape[1] == 1100
+    assert np.ptp(image[..., :3]) == 1  # not blank

@@ -27,7 +27,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[str, Pat
     with policy_server as policies, simulator_server as simulators:
         for num_envs in (1, 2):
             folder = tmp_path_factory.mktemp("grpo")
-            command = [sys.executable, "examples/grpo_lift.py", "--n", "3", "--horizon", "12"]
+            command = [sys.executable, "-m", "examples.grpo_lift", "--n", "3", "--horizon", "12"]
             command += ["--num_envs", str(num_envs), "--output_dir", str(folder)]
             for flag, (host, port) in (
                 ("--address", policies.address),
@@ -67,7 +67,7 @@ def test_the_best_is_marked_recorded_and_kept(groups: dict[int, tuple[str, Path]
 
 
 def test_a_server_that_is_not_there_is_told() -> None:
-    command = [sys.executable, "examples/grpo_lift.py", "--address", "127.0.0.1:1", "--simulator_address"]
+    command = [sys.executable, "-m", "examples.grpo_lift", "--address", "127.0.0.1:1", "--simulator_address"]
     done = subprocess.run([*command, "127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert "\ngrpo_lift.py: nothing listens on 127.0.0.1:1: is the server running there?\n" in done.stderr

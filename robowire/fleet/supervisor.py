@@ -204,8 +204,7 @@ class Supervisor:
         assert address is not None, "it was healthy, so it listens"
         return join_address(slot.service.node or self._options.advertise_host or host, address[1])
 
-    # -- in the supervisor's thread
-    # -------------------------------------------------------------------------------
+    # -- in the supervisor's thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
         done = False

@@ -123,8 +123,7 @@ class ProcessPool:
         except RuntimeError as exc:  # the executor was shut down
             raise ShuttingDown("the server shuts down and starts no simulators") from exc
 
-    # -- with the lock held
-    # -----------------------------------------------------------------------------------
+    # -- with the lock held ----------------------------------------------------------------------------------
 
     def _pick(self, name: str) -> SimulatorProcess | None:
         """Take a warm process out, preferably one with a task built."""
@@ -155,8 +154,7 @@ class ProcessPool:
         missing = next(iter(wanted - have), None)
         return None if missing is None else partial(self._start_one, missing)
 
-    # -- in the thread that warms
-    # -----------------------------------------------------------------------------
+    # -- in the thread that warms ----------------------------------------------------------------------------
 
     def _keep_warm(self) -> None:
         while True:

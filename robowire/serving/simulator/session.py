@@ -246,8 +246,7 @@ class SimulatorSession:
         if process is not None:
             process.kill()
 
-    # -- the methods
-    # --------------------------------------------------------------------------------------------
+    # -- the methods -----------------------------------------------------------------------------------------
 
     def _select_simulator(self, simulator: str) -> dict[str, Any]:
         if self._name is not None:
@@ -376,8 +375,7 @@ class SimulatorSession:
         self.close()
         return ok()
 
-    # -- what they share
-    # ----------------------------------------------------------------------------------------
+    # -- what they share -------------------------------------------------------------------------------------
 
     def _select(self, name: str) -> None:
         self._start(name)

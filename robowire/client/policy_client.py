@@ -345,9 +345,8 @@ class PolicyClient:
 
     def _say_hello(self) -> dict[str, Any] | None:
         session = self._session
-        said: dict[str, Any] = {
-            "reply": "chunk"
-        }  # one array instead of 64 objects: 5 times faster on both sides
+        # One array instead of 64 objects: 5 times faster on both sides.
+        said: dict[str, Any] = {"reply": "chunk"}
         if self._token is not None:
             said["token"] = self._token
         try:

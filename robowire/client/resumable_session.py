@@ -291,9 +291,8 @@ class ResumableSession:
     def _exchange(
         self, method: str, params: dict[str, Any], *, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        buffers = encode_frame(
-            {"method": method, **params}
-        )  # first: what can't be encoded leaves the session as it is
+        # First: what can't be encoded leaves the session as it is.
+        buffers = encode_frame({"method": method, **params})
         try:
             reply = self._session.exchange(buffers, timeout_s=timeout_s, what=repr(method))
         except ConnectionLost as exc:

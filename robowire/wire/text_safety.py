@@ -53,9 +53,8 @@ class _ShortRepr(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = (
-            _MAX_QUOTE + 2
-        )  # more than is shown, so that the end is cut, not the middle
+        # More than is shown, so that the end is cut, not the middle.
+        self.maxstring = self.maxother = _MAX_QUOTE + 2
         self.maxlist = self.maxtuple = 8
         self.maxdict = 4
         self.maxlevel = 3

@@ -67,9 +67,8 @@ def test_a_simulator_steps_over_tls_and_comes_back_to_its_session(
             client.load_task("reach")
             client.reset(seed=0)
             first = client.step(np.zeros(3))
-            server.frontends[0].drain(
-                time.monotonic() + 1
-            )  # every connection ends, as in a network that breaks
+            # Every connection ends, as in a network that breaks.
+            server.frontends[0].drain(time.monotonic() + 1)
             second = client.step(np.zeros(3))
     assert not first.terminated
     assert not second.terminated

@@ -30,9 +30,8 @@ def listen(host: str, port: int, *, flags: str = "--") -> socket.socket:
     # asyncio turns Nagle's algorithm off, which costs 40 ms a reply, only where it sees this number.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # a restart must not wait for TIME_WAIT
+        # A restart must not wait for TIME_WAIT.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" takes IPv4 clients too
         listener.bind(address)

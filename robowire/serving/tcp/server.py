@@ -142,9 +142,8 @@ class TcpServer(socketserver.ThreadingTCPServer):
             handler.stop_reading()
         _join(threads, deadline)
         with self._lock:
-            handlers = list(
-                self._handlers.values()
-            )  # peers that do not read, and requests that did not finish
+            # Peers that do not read, and requests that did not finish.
+            handlers = list(self._handlers.values())
         for handler in handlers:
             handler.shut_down()
         _join(threads, time.monotonic() + _ENDING_S)

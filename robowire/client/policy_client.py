@@ -479,6 +479,8 @@ def _require_answer(chunk: ActionChunk, obs: MetaObs, info: dict[str, Any]) -> N
 
 def _is_echo(echoed: Any, sent: Any) -> bool:
     """Return whether a reply's timestep is the request's; it has one for each row of a batch."""
+    if isinstance(echoed, int) and isinstance(sent, int):  # the common case
+        return echoed == sent
     if not isinstance(echoed, (int, np.integer)) and not is_numeric(echoed, "iu"):
         return False
     ours, theirs = np.ravel(sent), np.ravel(echoed)

@@ -259,6 +259,8 @@ def _instructions(value: Any, size: int) -> list[str]:
 
 
 def _timesteps(value: Any, size: int) -> list[int]:
+    if isinstance(value, int):  # the common case, and numpy takes 20 us for it
+        return [value] * size
     count = int(np.size(value))
     if count not in (1, size):
         raise InvalidParams(f"timestep has {count} entries for a batch of {size}")

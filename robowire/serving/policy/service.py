@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ class PolicyService(Service[PolicySession]):
         if not request.batched:
             actions, raw = actions[:, 0], None if raw is None else raw[:, 0]
         timestep = np.array(timesteps)[:, np.newaxis] if request.batched else timesteps[0]
-        return replace(chunk, actions=actions, raw_actions=raw, timestep=timestep)
+        return ActionChunk(actions, chunk.ctrl_space, chunk.ctrl_type, raw, timestep, chunk.infer_ms)
 
     def describe(self) -> str:
         """Return one line for a person."""

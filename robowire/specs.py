@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Mapping, TypeVar  # evaluated on Python 3.8 by ``fields``
 
 from robowire.errors import InvalidParams, SpecMismatch
 
-__all__ = ["Embodiment", "PolicySpec", "SimulatorSpec", "require_match"]
+__all__ = ["HOLDS", "Embodiment", "PolicySpec", "SimulatorSpec", "declared_hold", "require_match"]
+
+# What an entry of an action does while there is no new action; see ``Embodiment.action_hold``.
+HOLDS = ("zero", "last", "choice", "unknown")
 
 _CTRL_SPACES = (None, "ee", "joint")
 _CTRL_TYPES = (None, "absolute", "relative", "delta")
@@ -31,6 +35,11 @@ class Embodiment:
         ctrl_space: ``"ee"`` or ``"joint"``.
         ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``.
         control_hz: Actions per second of episode time.
+        action_hold: For each entry of the action, the value that stands still. ``"zero"`` for velocities,
+            torques and deltas; ``"last"``, the last one again, for positions and grippers; ``"choice"`` for
+            a number that chooses one of several: it is repeated, and never averaged. ``"unknown"`` where the
+            body does not say. ``None`` declares nothing; :func:`declared_hold` then reads
+            ``action_layout``.
     """
 
     camera_names: tuple[str, ...] | None = None
@@ -43,6 +52,7 @@ class Embodiment:
     ctrl_space: str | None = None
     ctrl_type: str | None = None
     control_hz: float | None = None
+    action_hold: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.camera_names is not None:
@@ -57,11 +67,20 @@ class Embodiment:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value!r}, expected a positive number or None")
+        if self.action_hold is not None:
+            hold = self.action_hold
+            if isinstance(hold, str) or not all(entry in HOLDS for entry in hold):
+                raise ValueError(f"action_hold is {hold!r}, expected a list of {', '.join(HOLDS)}, or None")
+            object.__setattr__(self, "action_hold", tuple(hold))
+            if self.action_dim not in (None, len(hold)):
+                raise ValueError(f"action_hold has {len(hold)} entries, but action_dim is {self.action_dim}")
 
     def to_wire(self) -> dict[str, Any]:
-        """Return plain data for ``get_info``: tuples as lists."""
+        """Return plain data for ``get_info``: tuples as lists. An ``action_hold`` of ``None`` is left out."""
         return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if not (key == "action_hold" and value is None)
         }
 
     @classmethod
@@ -117,6 +136,34 @@ class SimulatorSpec(Embodiment):
     max_episode_steps: int = 0
     rendering: str | None = None
     init_states: int | None = None
+
+
+def declared_hold(spec: Embodiment) -> tuple[str, ...] | None:
+    """Return what each entry of an action does while there is no new one; ``None`` where it is not declared.
+
+    That is ``action_hold``. A spec without it, of an older server too, declares the same by ``ctrl_type``
+    together with an ``action_layout`` of words with lengths, such as ``"dpos(3) daxisangle(3) gripper(1)"``:
+    a gripper keeps its last value, ``..._vel`` and ``..._torque`` are zero, other deltas are zero, and other
+    numbers keep their last value. ``ctrl_type`` alone is no declaration: joint velocities are ``"absolute"``.
+    """
+    if spec.action_hold is not None:
+        return None if "unknown" in spec.action_hold else spec.action_hold
+    if spec.action_layout is None or spec.ctrl_type is None:
+        return None
+    words = re.sub(r"\w+:|;", " ", spec.action_layout).split()
+    hold: list[str] = []
+    for word in words:
+        found = re.fullmatch(r"([a-z_]+)\((\d{1,4})\)", word)
+        if found is None:
+            return None
+        if found[1].startswith("gripper"):
+            still = "last"
+        elif re.search(r"(^|_)(vel|velocity|torque|effort|force)$", found[1]):
+            still = "zero"
+        else:
+            still = "zero" if spec.ctrl_type == "delta" else "last"
+        hold += [still] * int(found[2])
+    return tuple(hold) if hold and spec.action_dim in (None, len(hold)) else None
 
 
 def require_match(policy: PolicySpec, simulator: SimulatorSpec) -> None:

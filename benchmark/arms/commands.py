@@ -35,11 +35,14 @@ class ArmCommand:
         layout: For ``action_layout``; ``{n}`` is the length of the input.
         ctrl_space: ``"ee"`` or ``"joint"``.
         ctrl_type: ``"absolute"`` or ``"delta"``.
+        hold: What stands still, of :data:`robowire.specs.HOLDS`: no move, no speed, and no torque in addition
+            to what carries the arm's own weight. A gripper is always ``"last"``.
     """
 
     layout: str
     ctrl_space: str
     ctrl_type: str
+    hold: str = "zero"
 
 
 # robosuite's names, with the meaning its shipped configurations give them.

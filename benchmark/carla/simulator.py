@@ -173,6 +173,7 @@ class CarlaSimulator:
             action_dim=3,
             action_layout=ACTION_LAYOUT,
             control_hz=hz,
+            action_hold=("zero", "zero", "zero"),
             simulator="carla",
             task=task_name,
             instruction="follow the route",

@@ -181,6 +181,7 @@ class GymnasiumSimulator:
             ctrl_space=scene.ctrl_space,
             ctrl_type=scene.ctrl_type,
             control_hz=scene.control_hz,
+            action_hold=scene.actions.hold,
             simulator=name,
             task=task_name,
             instruction=scene.instruction,

@@ -98,15 +98,27 @@ class ObservationNames:
 class ActionNumbers:
     """Turns a row of numbers into an action of a space.
 
+    Args:
+        space: Action space of the environment.
+        box_hold: What stands still for the numbers of every ``Box``, of :data:`robowire.specs.HOLDS`; or for
+            each number of the row. A space does not say.
+
     Attributes:
         dim: Length of the row.
         layout: What each number is, in words: ``"box(4) in -1..1"``.
+        hold: What each number is while there is no new action; a number that chooses one of several is
+            ``"choice"``.
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], *, box_hold: str | tuple[str, ...] = "unknown") -> None:
         self._space = space
         self._leaves = leaves(space, _ACTION)
         self.dim = sum(_length(leaf) for leaf in self._leaves.values())
+        hold: list[str] = []
+        for leaf in self._leaves.values():
+            still = box_hold if isinstance(box_hold, str) else "unknown"
+            hold += [still if isinstance(leaf, spaces.Box) else "choice"] * _length(leaf)
+        self.hold = tuple(hold) if isinstance(box_hold, str) else box_hold
         whole = not isinstance(space, (spaces.Dict, spaces.Tuple))
         self.layout = ", ".join(
             _layout(leaf) if whole else f"{name}: {_layout(leaf)}" for name, leaf in self._leaves.items()

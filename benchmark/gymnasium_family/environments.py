@@ -116,7 +116,7 @@ class Environments:
                 draw=drawing.draw,
                 close=drawing.close,
                 rendering="as the environment draws itself, then resized",
-                actions=ActionNumbers(env.action_space),
+                actions=ActionNumbers(env.action_space, box_hold=_box_hold(spec)),
             )
         except BaseException:
             env.close()
@@ -165,6 +165,19 @@ def _module(spec: EnvSpec) -> tuple[str, str]:
         return "", ""
     module, _, attribute = spec.entry_point.partition(":")
     return module, attribute
+
+
+def _box_hold(spec: EnvSpec) -> str | tuple[str, ...]:
+    """Return what stands still for the numbers of an environment's ``Box``; a space does not say.
+
+    Gymnasium's own take forces and torques. A hand's or PushT's number may be a place, where zero is a move.
+    """
+    module = _module(spec)[0]
+    if _inside(module, "gymnasium.envs"):
+        return "zero"
+    if _inside(module, "gymnasium_robotics.envs.fetch"):
+        return ("zero", "zero", "zero", "last")
+    return "unknown"
 
 
 def _suite(spec: EnvSpec) -> str:

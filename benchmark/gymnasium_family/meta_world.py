@@ -95,7 +95,8 @@ def build(task_name: str, options: TaskOptions) -> Scene:
             draw=lambda: drawing.draw()[::-1, ::-1],
             close=drawing.close,
             rendering=f"camera {_CAMERA}, turned by 180 degrees, then resized",
-            actions=ActionNumbers(env.action_space),
+            # Moves of the hand, and how hard the gripper closes.
+            actions=ActionNumbers(env.action_space, box_hold=("zero", "zero", "zero", "last")),
             init_states=len(goals),
             bounded=False,  # its space says that the goal is zeros, and its observations show the goal
         )

@@ -160,7 +160,7 @@ class Roads:
                     setattr(cls, name, value)
             return env.reset(seed=seed)[0]
 
-        actions = ActionNumbers(_ACTIONS)
+        actions = ActionNumbers(_ACTIONS, box_hold="zero")
         actions.layout = _LAYOUT
         return Scene(
             env=env,

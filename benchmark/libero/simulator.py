@@ -145,6 +145,7 @@ class LiberoSimulator:
             ctrl_space=command.ctrl_space,
             ctrl_type=command.ctrl_type,
             control_hz=control_hz,
+            action_hold=(command.hold,) * (int(self._env.env.action_dim) - 1) + ("last",),
             simulator="libero",
             task=task.name,
             instruction=task.instruction,

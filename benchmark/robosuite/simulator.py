@@ -142,6 +142,7 @@ class RobosuiteSimulator:
             ctrl_space=command.ctrl_space,
             ctrl_type=command.ctrl_type,
             control_hz=control_hz,
+            action_hold=_action_hold(self._arms, int(self._env.action_dim), command.hold),
             simulator="robosuite",
             task=task_name,
             instruction=_INSTRUCTIONS.get(task_name) or _words(task_name),
@@ -385,6 +386,15 @@ def _action_layout(arms: Sequence[environments.Arm], layout: str) -> str:
     ]
     parts.sort(key=lambda part: part[0].start)
     return _labelled((name, words) for _, name, words in parts)
+
+
+def _action_hold(arms: Sequence[environments.Arm], action_dim: int, hold: str) -> tuple[str, ...]:
+    """Return what each number of an action is while there is no new one."""
+    entries = ["unknown"] * action_dim
+    for arm in arms:
+        entries[arm.command] = [hold] * _length(arm.command)
+        entries[arm.gripper_command] = ["last"] * _length(arm.gripper_command)
+    return tuple(entries)
 
 
 def _labelled(parts: Iterable[tuple[str, str]]) -> str:

@@ -187,6 +187,13 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
     except UnsafePayload as exc:
         raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
     statistics: dict[str | None, Statistics] = {None: _statistics(str(path), entry, model.sizes)}
+    if (config["ctrl_space"], config["ctrl_type"], config.get("action_layout")) == (
+        "joint",
+        "absolute",
+        None,
+    ):
+        # Positions of joints and grippers: an arm that is told the last ones again stands still.
+        config = {"action_hold": ["last"] * model.sizes.action_dim, **config}
     body = _embodiment(folder, ORIGINAL, config, camera_names, model.sizes)
     digest = _digest(nheads, folder / ORIGINAL, path)
     return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)

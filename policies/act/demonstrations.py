@@ -386,7 +386,9 @@ def _embodiment_of(file: h5py.File) -> dict[str, Any]:
     text = file.attrs.get("embodiment")
     if text is None:
         # A base is driven by velocities, so that neither word would be right for all of the action.
-        return {} if "base_action" in file else dict(_ORIGINAL_BODY)
+        if "base_action" in file:
+            return {}
+        return {**_ORIGINAL_BODY, "action_hold": ["last"] * file["action"].shape[1]}
     source = json.loads(text)
     if not isinstance(source, dict):
         raise ValueError(f"its embodiment is a {type(source).__name__}, expected a JSON object")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Callable, Mapping
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -119,10 +119,15 @@ class ActionQueue:
     Args:
         aggregate: Called as ``aggregate(old, new)`` for each timestep of both the queue and the new
             chunk.
+        choices: Which entries of an action choose one of several. The new choice counts, whatever the
+            aggregate function returns: between two choices lies none.
     """
 
-    def __init__(self, aggregate: AggregateFunction = weighted_average) -> None:
+    def __init__(
+        self, aggregate: AggregateFunction = weighted_average, *, choices: Sequence[int] = ()
+    ) -> None:
         self._aggregate = aggregate
+        self._choices = list(choices)
         self._waiting: deque[QueuedAction] = deque()
         self.next_timestep = 0
 
@@ -189,4 +194,7 @@ class ActionQueue:
             raise SpecMismatch(
                 f"the aggregate function returned shape {merged.shape} for actions of shape {new.shape}"
             )
+        if self._choices:
+            merged = merged.copy()  # it may be one of the arguments
+            merged[self._choices] = new[self._choices]
         return merged

@@ -46,6 +46,7 @@ aggregate function. ``must_go`` is set on a request that leaves the queue empty.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from dataclasses import InitVar, dataclass, field, replace
@@ -55,10 +56,22 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.client.action_queue import ActionQueue, Merge, load_aggregate_function
+from robowire.errors import ConfigurationError, SpecMismatch
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
+from robowire.specs import HOLDS
 
-__all__ = ["ON_EMPTY_QUEUE", "AsyncController", "AsyncOptions", "AsyncStatistics", "ChunkRequest", "Delivery"]
+__all__ = [
+    "ON_EMPTY_QUEUE",
+    "AsyncController",
+    "AsyncOptions",
+    "AsyncStatistics",
+    "ChunkRequest",
+    "Delivery",
+    "require_declared_hold",
+]
+
+_log = logging.getLogger(__name__)
 
 ON_EMPTY_QUEUE = ("hold", "zero", "wait")
 
@@ -76,15 +89,20 @@ class AsyncOptions:
         actions_per_chunk: Use so many actions of each chunk; ``None`` means all.
         fps: Control steps per second. Nothing here waits; it turns steps into milliseconds in statistics.
         aggregate_fn_name: Name in ``action_queue.AGGREGATE_FUNCTIONS``, or ``"module:function"``.
-        on_empty_queue: What to execute while the queue is empty. ``"hold"`` stands still: the last action
-            again, but for ``delta`` actions zeros. ``"zero"`` is zeros whatever they mean. Both keep the
-            gripper (the last entry) as it was. ``"wait"`` executes nothing. Before the first action of an
-            episode all wait: there is nothing to hold.
+        on_empty_queue: What to execute while the queue is empty. ``"hold"`` stands still as ``action_hold``
+            says; without that it executes nothing, as ``"wait"`` does, because to repeat an unknown action
+            may mean to go on moving. ``"zero"`` is zeros whatever they mean, but for grippers (where
+            ``action_hold`` does not say which: the last entry) and choices, which stay as they were.
+            Before the first action of an episode all wait: there is nothing to hold.
         similar_atol: Skip an observation whose state is nearer than this (2-norm) to that of the last one
             sent, unless it must go. ``None`` sends all; LeRobot has 1.0.
         reply_timeout_steps: A request not answered for so many steps is given up, and the next observation
             sent. Its reply is used all the same if it comes before a later one. ``None`` leaves giving up to
             the caller, who may know better than a count of steps.
+        action_hold: For each entry of an action ``"zero"``, ``"last"``, ``"choice"`` or ``"unknown"``, as in
+            the spec of the body that executes it: :func:`robowire.specs.declared_hold`. Choices are never
+            averaged. ``None`` where nothing is declared; :class:`robowire.AsyncPolicyClient` then takes what
+            the policy declares.
 
     Args:
         when_dry: Older name of ``on_empty_queue``, still accepted; it wins where both are given.
@@ -97,6 +115,7 @@ class AsyncOptions:
     on_empty_queue: str = "hold"
     similar_atol: float | None = None
     reply_timeout_steps: int | None = None
+    action_hold: tuple[str, ...] | None = None
     when_dry: InitVar[str | None] = None
 
     def __post_init__(self, when_dry: str | None) -> None:
@@ -114,6 +133,12 @@ class AsyncOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1 or None")
+        if self.action_hold is not None:
+            object.__setattr__(self, "action_hold", tuple(self.action_hold))
+            if not all(entry in HOLDS for entry in self.action_hold):
+                raise ValueError(
+                    f"action_hold is {self.action_hold!r}, expected a tuple of {', '.join(HOLDS)}, or None"
+                )
         if self.similar_atol is not None and not self.similar_atol >= 0:
             raise ValueError(f"similar_atol is {self.similar_atol}, expected 0 or more, or None")
 
@@ -234,7 +259,13 @@ class AsyncController:
 
     def __init__(self, options: AsyncOptions | None = None) -> None:
         self.options = options or AsyncOptions()
-        self._queue = ActionQueue(load_aggregate_function(self.options.aggregate_fn_name))
+        hold = self.options.action_hold or ()
+        self._queue = ActionQueue(
+            load_aggregate_function(self.options.aggregate_fn_name),
+            choices=[index for index, entry in enumerate(hold) if entry == "choice"],
+        )
+        self._zeros = _zeros(self.options)
+        self._warned = False
         self._episode = -1
         self._requests = 0
         self._delays: deque[int] = deque(maxlen=_DELAYS_KEPT)  # outlives episodes: the network stays the same
@@ -333,6 +364,11 @@ class AsyncController:
             self.statistics.ignored += 1
             return None
         self._check(step)
+        hold = self.options.action_hold
+        if hold is not None and chunk.actions.ndim == 2 and chunk.actions.shape[1] != len(hold):
+            raise SpecMismatch(
+                f"the chunk's actions have {chunk.actions.shape[1]} numbers, action_hold has {len(hold)}"
+            )
         if self._in_flight is not None and self._in_flight.number <= request.number:
             self._in_flight = None
         actions = chunk.actions[: self.options.actions_per_chunk]
@@ -359,8 +395,9 @@ class AsyncController:
         """Return what to execute in this step; the caller may keep and change it.
 
         Returns:
-            ``None`` where nothing is to be executed: the queue is empty, and ``on_empty_queue`` is ``"wait"``
-            or this is before the episode's first action. The same step may then be asked again.
+            ``None`` where nothing is to be executed: the queue is empty, and ``on_empty_queue`` is
+            ``"wait"``, or ``"hold"`` without a declared ``action_hold``, or this is before the episode's
+            first action. The same step may then be asked again.
 
         Raises:
             ValueError: ``step`` is before the latest one of the episode, or has had its action already.
@@ -387,9 +424,16 @@ class AsyncController:
         if self._last is None or self.options.on_empty_queue == "wait":
             return None
         assert self._last.action is not None
+        if self._zeros is None:
+            if not self._warned:
+                self._warned = True
+                _log.warning("the queue is empty and nothing is executed: %s", _UNDECLARED)
+            return None
         action = self._last.action.copy()
-        if self.options.on_empty_queue == "zero" or self._last.ctrl_type == "delta":
-            action[:-1] = 0  # the gripper's zero would be a command to close
+        if isinstance(self._zeros, slice):
+            action[self._zeros] = 0
+        else:
+            action[list(self._zeros)] = 0
         return replace(self._last, action=action)
 
     def _left(self) -> int:
@@ -408,3 +452,37 @@ class AsyncController:
     def _check(self, step: int) -> None:
         if step < self._step:
             raise ValueError(f"step {step} comes after step {self._step}: reset begins an episode")
+
+
+_UNDECLARED = (
+    "on_empty_queue is 'hold', but what stands still is not declared: set action_hold ('zero' or 'last' for "
+    "each entry of the action) in the spec of the simulator or of the policy, or in AsyncOptions, or choose "
+    "on_empty_queue 'wait' or 'zero'"
+)
+
+
+def require_declared_hold(options: AsyncOptions) -> None:
+    """Refuse ``"hold"`` where nobody declares what stands still.
+
+    Raises:
+        ConfigurationError: So it is; says what to set.
+    """
+    if options.on_empty_queue == "hold" and _zeros(options) is None:
+        raise ConfigurationError(_UNDECLARED)
+
+
+def _zeros(options: AsyncOptions) -> tuple[int, ...] | slice | None:
+    """Return which entries are zero while the queue is empty; ``None`` where nothing is to be executed."""
+    hold = options.action_hold
+    if hold is not None and "unknown" in hold and options.on_empty_queue == "hold":
+        hold = None
+    if options.on_empty_queue == "zero":
+        if hold is None:
+            return slice(-1)  # the gripper's zero would be a command to close
+        if "zero" not in hold:
+            # Positions are all "last", and which of them is a gripper is not said.
+            return tuple(index for index, entry in enumerate(hold[:-1]) if entry != "choice")
+        return tuple(index for index, entry in enumerate(hold) if entry in ("zero", "unknown"))
+    if hold is None:
+        return None
+    return tuple(index for index, entry in enumerate(hold) if entry == "zero")

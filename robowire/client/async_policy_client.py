@@ -25,10 +25,24 @@ from typing import TYPE_CHECKING, Callable
 import numpy as np
 
 from robowire.chunking import ActionChunk
-from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics, ChunkRequest
+from robowire.client.async_controller import (
+    AsyncController,
+    AsyncOptions,
+    AsyncStatistics,
+    ChunkRequest,
+    require_declared_hold,
+)
 from robowire.client.policy_client import PolicyClient
-from robowire.errors import LocalProtocolError, Overloaded, RequestTimeout, ShuttingDown, TransportError
+from robowire.errors import (
+    LocalProtocolError,
+    Overloaded,
+    RequestTimeout,
+    RobowireError,
+    ShuttingDown,
+    TransportError,
+)
 from robowire.meta import MetaAction, MetaObs
+from robowire.specs import PolicySpec, declared_hold
 from robowire.transport.connection import require_seconds
 
 if TYPE_CHECKING:
@@ -67,7 +81,8 @@ class AsyncPolicyClient:
     Args:
         host: Name or address of the server.
         port: Its policy port.
-        options: When to send an observation, and how chunks are merged.
+        options: When to send an observation, and how chunks are merged. Without ``action_hold``, the
+            policy's declaration counts.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. Longer than
             the slowest inference, the first one of a server among them.
@@ -126,7 +141,8 @@ class AsyncPolicyClient:
         self._stopping = threading.Event()
         self._session_episode: int | None = None  # that the server's session is in; a fresh one is in any
         self._changed = threading.Condition()  # guards what follows
-        self._controller = AsyncController(options)
+        self._options = options or AsyncOptions()
+        self._controller = AsyncController(self._options)
         self._step = -1
         self._outbox: tuple[ChunkRequest, MetaObs] | None = None
         self._failure: Exception | None = None
@@ -142,10 +158,18 @@ class AsyncPolicyClient:
             LocalProtocolError: It is started already.
             TransportError: The server cannot be reached: that it is there at the start is expected.
             RequestError: It refuses the session.
+            ConfigurationError: ``on_empty_queue`` is ``"hold"``, but neither ``options`` nor the policy says
+                what stands still.
         """
         if self._thread is not None:
             raise LocalProtocolError("this AsyncPolicyClient is started already")
         self._client.connect()
+        if self._options.action_hold is None:
+            try:
+                self._take_declaration(PolicySpec.from_wire(self._client.get_info()))
+            except RobowireError:
+                self._client.disconnect()
+                raise
         self._session_episode = None
         self._stopping.clear()
         self.reset()
@@ -272,6 +296,17 @@ class AsyncPolicyClient:
         """Seconds from each observation to its reply, where there was one; without what was added."""
         with self._changed:
             return list(self._reply_s)
+
+    def _take_declaration(self, policy: PolicySpec) -> None:
+        """Act as the policy's spec declares.
+
+        Raises:
+            ConfigurationError: An empty queue shall hold, and it declares nothing.
+        """
+        options = replace(self._options, action_hold=policy.action_hold or declared_hold(policy))
+        require_declared_hold(options)
+        with self._changed:
+            self._controller = AsyncController(options)
 
     def _ask(self, observation: MetaObs) -> None:
         request = self._controller.next_request(self._step, observation)

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
-from robowire.client.async_controller import AsyncOptions
+from robowire.client.async_controller import AsyncOptions, require_declared_hold
 from robowire.errors import ConfigurationError, ConnectFailed, EvaluationStopped, RobowireError, VideoFailed
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import (
@@ -30,7 +30,7 @@ from robowire.rollout.results import ResultFolder, finite
 from robowire.rollout.seeds import episode_seed
 from robowire.rollout.video import Mp4Writer
 from robowire.rollout.virtual_clock import AsyncClock, VirtualClock, run_virtual_episode
-from robowire.specs import PolicySpec, SimulatorSpec, require_match
+from robowire.specs import PolicySpec, SimulatorSpec, declared_hold, require_match
 
 __all__ = ["POLICY_FIELDS", "EpisodeRunner", "OpenAsyncPolicy", "RunnerContext", "plain", "select"]
 
@@ -158,7 +158,15 @@ class EpisodeRunner:
         )
         require_match(wanted, self.simulator_spec)
         if options.asynchronous is not None:
-            self.asynchronous = options.asynchronous.at(self.simulator_spec.control_hz)
+            self.asynchronous = options.asynchronous.at(
+                self.simulator_spec.control_hz, action_hold=_hold(self.simulator_spec, wanted)
+            )
+            require_declared_hold(self.asynchronous.rules)
+        if self.policy_info.get("temporal_agg") and "choice" in (self.simulator_spec.action_hold or ()):
+            raise ConfigurationError(
+                f"{options.task} takes choices, which must not be averaged: serve the policy without "
+                "temporal_agg"
+            )
         self.simulator_info = self._simulator.get_info()
         self._failed_loads = 0
 
@@ -269,7 +277,8 @@ class EpisodeRunner:
 
         def timed(observation: MetaObs) -> tuple[list[MetaAction], float]:
             begun = self._context.clock()  # of the attempt that was answered: waiting is no inference
-            return policy.send_meta_obs(observation), round((self._context.clock() - begun) * 1000, 3)
+            actions = [self._labelled(action) for action in policy.send_meta_obs(observation)]
+            return actions, round((self._context.clock() - begun) * 1000, 3)
 
         def infer(observation: MetaObs) -> list[MetaAction]:
             with self._context.one_inference:
@@ -308,7 +317,7 @@ class EpisodeRunner:
                 simulator,
                 rollout,
                 clock,
-                ask=self._request,
+                ask=lambda send: self._labelled(self._request(send)),
                 returned=self._require_same_policy,
                 stopped=context.stopping.is_set,
                 now=context.clock,
@@ -316,6 +325,19 @@ class EpisodeRunner:
             )
         finally:
             client.stop()
+
+    def _labelled(self, answer: T) -> T:
+        """Return an action under the simulator's names where the policy declares none.
+
+        The wire has no word for "undeclared": such actions come under MetaAction's defaults, which are no
+        declaration.
+        """
+        if isinstance(answer, MetaAction):
+            for name in ("ctrl_space", "ctrl_type"):
+                given = getattr(self.simulator_spec, name)
+                if getattr(self._policy_spec, name) is None and given is not None:
+                    setattr(answer, name, given)
+        return answer
 
     def _request(self, send: Callable[[], T]) -> T:
         """Send a request to the policy server; a failure ends the evaluation, not only the episode."""
@@ -402,3 +424,8 @@ def plain(value: Any) -> Any:
             json.dumps(value, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item))
         )
     )
+
+
+def _hold(simulator: SimulatorSpec, policy: PolicySpec) -> tuple[str, ...] | None:
+    """Return what stands still: the simulator's declaration, else the policy's, else what is known of it."""
+    return declared_hold(simulator) or declared_hold(policy) or simulator.action_hold or policy.action_hold

@@ -142,6 +142,7 @@ def _shown(options: EvaluateOptions, runner: EpisodeRunner) -> dict[str, Any]:
         **{
             "when_dry" if name == "on_empty_queue" else name: value
             for name, value in asdict(asynchronous.rules).items()
+            if name != "action_hold"  # the specs have it
         },
     }
 

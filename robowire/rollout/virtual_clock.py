@@ -22,7 +22,11 @@ from typing import Callable, ClassVar, Sequence, TypeVar
 import numpy as np
 
 from robowire.chunking import ActionChunk
-from robowire.client.async_controller import AsyncController, AsyncOptions, AsyncStatistics
+from robowire.client.async_controller import (
+    AsyncController,
+    AsyncOptions,
+    AsyncStatistics,
+)
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, RolloutSimulator
@@ -110,15 +114,20 @@ class AsyncClock:
         if self.fps is not None:
             object.__setattr__(self, "rules", replace(self.rules, fps=self.fps))
 
-    def at(self: Clock, control_hz: float | None) -> Clock:
+    def at(self: Clock, control_hz: float | None, *, action_hold: tuple[str, ...] | None = None) -> Clock:
         """Return the same for a simulator with this rate, which counts where no ``fps`` was chosen.
+
+        Args:
+            control_hz: Rate of the simulator.
+            action_hold: What stands still while the queue is empty, where the rules do not say.
 
         Raises:
             ConfigurationError: Neither is known.
         """
         if not (self.fps or control_hz):
             raise ConfigurationError("the simulator does not say how fast it acts: choose --fps")
-        return replace(self, fps=self.fps or control_hz)
+        rules = replace(self.rules, action_hold=self.rules.action_hold or action_hold)
+        return replace(self, rules=rules, fps=self.fps or control_hz)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class EchoPolicy:
             chunk_size=chunk_size,
             ctrl_space="joint",
             ctrl_type="absolute",
+            action_hold=("last",) * state_dim,
         )
 
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:

@@ -84,6 +84,7 @@ class FakeSimulator:
             ctrl_space="ee",
             ctrl_type="delta",
             control_hz=options.control_hz or 20.0,
+            action_hold=("zero", "zero", "last"),
             max_episode_steps=options.horizon or 50,
         )
         return self._spec

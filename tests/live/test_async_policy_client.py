@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ import pytest
 from server_process import ServerProcess
 
 from robowire import AsyncOptions, AsyncPolicyClient, MetaObs
-from robowire.errors import ConnectFailed, LocalProtocolError, RequestTimeout, SpecMismatch, Unauthenticated
+from robowire.errors import (
+    ConfigurationError,
+    ConnectFailed,
+    LocalProtocolError,
+    RequestTimeout,
+    SpecMismatch,
+    Unauthenticated,
+)
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
+from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, EchoPolicy, SlowPolicy, running_server
 
 # The tests' robots take their steps as fast as they can, and wait where nothing is left to execute.
@@ -155,7 +164,7 @@ class Looker(ConstantPolicy):
 def test_a_camera_may_fill_its_array_again_when_step_returns() -> None:
     policy = Looker()
     camera = np.ones((1, 3, 64, 64), np.uint8)  # large enough to be sent by reference
-    options = AsyncOptions(chunk_size_threshold=1.0)
+    options = AsyncOptions(chunk_size_threshold=1.0, on_empty_queue="wait")
     with running_server(policy) as server, client_of(server.address, options) as client:
         client.step(MetaObs(image=camera))
         with client._changed:  # keeps the other thread from sending before the array is filled
@@ -434,3 +443,35 @@ def test_a_client_is_started_once_and_may_be_started_again() -> None:
         client.stop()
         with client:
             assert first(client, 4, 0, 0) == 4
+
+
+def test_a_policy_that_declares_nothing_is_refused_at_the_start_where_the_queue_shall_hold() -> None:
+    policy = ConstantPolicy(PolicySpec(policy="constant", chunk_size=4, action_dim=14))
+    with running_server(policy) as server:
+        client = AsyncPolicyClient(*server.address, HOLDING)
+        with pytest.raises(
+            ConfigurationError, match=r"^on_empty_queue is 'hold', but what stands still is not"
+        ):
+            client.start()
+        client.stop()
+        declared = replace(HOLDING, action_hold=("last",) * 14)
+        with client_of(server.address, declared) as client:
+            assert client.step(observation(0, 0, 0)).action is not None
+
+
+def test_an_empty_queue_keeps_the_gripper_of_each_arm_as_the_policy_declares() -> None:
+    """And the label alone, joint and absolute, does not repeat a velocity."""
+    layout = "robot0: joint_vel(2) gripper(1); robot1: joint_vel(2) gripper(1)"
+    spec = PolicySpec(
+        chunk_size=1, action_dim=6, ctrl_space="joint", ctrl_type="absolute", action_layout=layout
+    )
+    policy = SlowPolicy(ConstantPolicy(spec, value=1.0))
+    with running_server(policy) as server, client_of(server.address, HOLDING) as client:
+        threading.Timer(0.1, policy.release.set).start()
+        client.step(observation(0, 0, 0))
+        policy.release.clear()
+        held = client.poll(observation(0, 0, 0))
+        while held is None or held.action is None or held.action[0] == 1.0:
+            held = client.poll(observation(0, 0, 0))
+        policy.release.set()
+    assert held.action.tolist() == [0, 0, 1, 0, 0, 1]

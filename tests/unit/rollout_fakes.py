@@ -105,6 +105,7 @@ class FakeSimulatorServer:
             ctrl_space="ee",
             ctrl_type="delta",
             control_hz=10,
+            action_hold=("zero", "last"),
             max_episode_steps=HORIZON,
         )
     )

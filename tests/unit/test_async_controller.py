@@ -251,7 +251,7 @@ def test_actions_say_what_they_are() -> None:
 
 
 def test_changing_an_action_changes_no_other() -> None:
-    controller = begun(1)
+    controller = begun(1, action_hold=("last", "last"))
     for step in range(2):
         action = controller.next_action(step)
         assert action is not None
@@ -273,13 +273,68 @@ def test_changing_an_action_changes_no_other() -> None:
 def test_an_empty_queue_moves_nothing_and_keeps_the_gripper(
     on_empty_queue: str, ctrl_type: str, expected: list[float]
 ) -> None:
-    controller = AsyncController(AsyncOptions(on_empty_queue=on_empty_queue))
+    hold = ("zero" if ctrl_type == "delta" else "last", "last")
+    controller = AsyncController(AsyncOptions(on_empty_queue=on_empty_queue, action_hold=hold))
     controller.deliver(asked(controller, 0), chunk(7, ctrl_type=ctrl_type), 0)
     controller.next_action(0)
     for step in (1, 2):
         action = controller.next_action(step)
         assert action is not None
         np.testing.assert_array_equal(action.action, expected)
+
+
+TWO_ARMS = ("zero", "zero", "last") * 2
+
+
+@pytest.mark.parametrize("on_empty_queue", ["hold", "zero"])
+@pytest.mark.parametrize(
+    ("hold", "last", "expected"),
+    [
+        (TWO_ARMS, [0.3, 0.3, 1, 0.3, 0.3, 1], [0, 0, 1, 0, 0, 1]),
+        (("zero", "zero"), [0.3, 0.3], [0, 0]),  # no gripper, as in Wipe
+        (("choice",), [3], [3]),
+    ],
+)
+def test_every_arm_stands_still_as_the_body_declares(
+    on_empty_queue: str, hold: tuple[str, ...], last: list[float], expected: list[float]
+) -> None:
+    controller = AsyncController(AsyncOptions(on_empty_queue=on_empty_queue, action_hold=hold))
+    # Joint velocities are called absolute as well: the label is no declaration.
+    row = ActionChunk(np.array([last], np.float32), "joint", "absolute")
+    controller.deliver(asked(controller, 0), row, 0)
+    controller.next_action(0)
+    action = controller.next_action(1)
+    assert action is not None
+    np.testing.assert_array_equal(action.action, np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("hold", [None, ("unknown", "last")])
+@pytest.mark.parametrize("ctrl_type", ["absolute", "delta"])
+def test_where_nothing_is_declared_nothing_is_repeated(
+    hold: tuple[str, ...] | None, ctrl_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    controller = AsyncController(AsyncOptions(action_hold=hold))
+    controller.deliver(asked(controller, 0), chunk(7, ctrl_type=ctrl_type), 0)
+    assert run(controller, range(4)) == [7, None, None, None]
+    assert [record.message for record in caplog.records] == [
+        "the queue is empty and nothing is executed: on_empty_queue is 'hold', but what stands still is not "
+        "declared: set action_hold ('zero' or 'last' for each entry of the action) in the spec of the "
+        "simulator or of the policy, or in AsyncOptions, or choose on_empty_queue 'wait' or 'zero'"
+    ]
+
+
+def test_choices_are_not_averaged() -> None:
+    controller = begun(
+        4, chunk_size_threshold=1.0, aggregate_fn_name="average", action_hold=("choice", "last")
+    )
+    controller.deliver(asked(controller, 0), chunk(1, 0, 1, 0), 0)
+    assert run(controller, range(4)) == [1, 0, 1, 0]
+
+
+def test_a_declaration_of_another_body_is_refused() -> None:
+    controller = AsyncController(AsyncOptions(action_hold=("last",) * 7))
+    with pytest.raises(SpecMismatch, match=r"^the chunk's actions have 2 numbers, action_hold has 7$"):
+        controller.deliver(asked(controller, 0), chunk(1), 0)
 
 
 def test_waiting_executes_nothing() -> None:
@@ -326,7 +381,7 @@ def test_a_step_has_one_action() -> None:
 
 
 def test_a_held_action_is_the_steps_action_too() -> None:
-    controller = begun(1)
+    controller = begun(1, action_hold=("last", "last"))
     run(controller, range(2))
     with pytest.raises(ValueError, match=r"^step 1 has its action already$"):
         controller.next_action(1)

@@ -198,3 +198,10 @@ def test_a_value_that_is_on_its_bounds_but_for_rounding_is_in_its_space() -> Non
     space = spaces.Box(-0.1, 0.1, (1,), np.float32)
     arrays = ObservationNames(space).arrays(np.array([0.1 + 1e-9]))
     np.testing.assert_allclose(arrays["observation"], [0.1], rtol=1e-6)
+
+
+def test_an_action_says_which_numbers_are_choices_and_what_a_box_does_at_rest() -> None:
+    space = spaces.Dict({"arm": spaces.Box(-1, 1, (2,)), "mode": spaces.Discrete(3)})
+    assert ActionNumbers(space).hold == ("unknown", "unknown", "choice")
+    assert ActionNumbers(space, box_hold="zero").hold == ("zero", "zero", "choice")
+    assert ActionNumbers(spaces.Box(-1, 1, (2,)), box_hold=("zero", "last")).hold == ("zero", "last")

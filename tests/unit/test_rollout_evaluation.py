@@ -333,6 +333,48 @@ def test_a_mismatch_is_refused_before_anything_is_written(tmp_path: Path) -> Non
     assert (policy.calls[-1], simulator.calls[-1]) == ("disconnect", "disconnect")
 
 
+def test_an_empty_queue_that_nobody_declares_is_refused_before_the_first_episode(tmp_path: Path) -> None:
+    policy, simulator = FakePolicyServer(), FakeSimulatorServer()
+    simulator.spec = replace(simulator.spec, action_hold=None)
+    with pytest.raises(ConfigurationError, match=r"^on_empty_queue is 'hold', but what stands still is not"):
+        run(tmp_path / "results", policy, simulator, asynchronous=VirtualClock())
+    assert (policy.timesteps, simulator.seeds) == ([], [])
+    assert not (tmp_path / "results").exists()
+
+
+def test_choices_are_not_ensembled(tmp_path: Path) -> None:
+    policy, simulator = FakePolicyServer(), FakeSimulatorServer()
+    policy.info["temporal_agg"] = True
+    simulator.spec = replace(simulator.spec, action_hold=("choice", "last"))
+    with pytest.raises(ConfigurationError) as raised:
+        run(tmp_path / "results", policy, simulator)
+    assert str(raised.value) == (
+        "Push takes choices, which must not be averaged: serve the policy without temporal_agg"
+    )
+
+
+@pytest.mark.parametrize("asynchronous", [None, VirtualClock()])
+def test_an_undeclared_policy_acts_under_the_simulators_names(
+    tmp_path: Path, asynchronous: VirtualClock | None
+) -> None:
+    seen = set()
+
+    class Session(FakeSimulatorSession):
+        def step_chunk(self, actions: Any) -> Any:
+            seen.update((action.ctrl_space, action.ctrl_type) for action in actions)
+            return super().step_chunk(actions)
+
+    class Server(FakeSimulatorServer):
+        def open(self) -> Session:
+            return Session(self)
+
+    policy, simulator = FakePolicyServer(), Server()
+    policy.info.update(ctrl_space=None, ctrl_type=None)
+    simulator.spec = replace(simulator.spec, ctrl_space="joint", ctrl_type="absolute")
+    run(tmp_path / "results", policy, simulator, asynchronous=asynchronous)
+    assert seen == {("joint", "absolute")}
+
+
 @pytest.mark.parametrize(
     ("info", "asked", "executed"),
     [

@@ -135,7 +135,7 @@ def figures(rollout: Rollout) -> dict[str, Any]:
 def test_with_an_ideal_clock_the_episode_is_that_of_the_virtual_one(
     latency_steps: int, on_empty_queue: str
 ) -> None:
-    rules = AsyncOptions(fps=FPS, on_empty_queue=on_empty_queue)
+    rules = AsyncOptions(fps=FPS, on_empty_queue=on_empty_queue, action_hold=("zero", "last"))
     real = run(time := Time(), Client(time, latency_steps / FPS, rules))
     virtual = Rollout(SEED)
     run_virtual_episode(

@@ -17,11 +17,12 @@ from robowire.rollout.virtual_clock import Latency, VirtualClock, run_virtual_ep
 
 SEED = 3
 FPS = 10
+HOLD = ("zero", "last")  # of the fake simulator
 
 
 def run(latency: str = "0", policy: FakePolicyServer | None = None, **rules: Any) -> Rollout:
     rollout = Rollout(SEED)
-    clock = VirtualClock(AsyncOptions(**rules), Latency.parse(latency), FPS)
+    clock = VirtualClock(AsyncOptions(**{"action_hold": HOLD, **rules}), Latency.parse(latency), FPS)
     infer = (policy or FakePolicyServer()).open().send_meta_obs
     run_virtual_episode(infer, FakeSimulatorServer().open(), rollout, clock)
     return rollout
@@ -208,7 +209,7 @@ def test_an_inference_whose_reply_comes_after_the_end_is_not_counted() -> None:
         rollout.infer_ms.append(float(obs.timestep))
         return session.send_meta_obs(obs)
 
-    clock = VirtualClock(AsyncOptions(chunk_size_threshold=1.0), Latency.parse("500"), FPS)
+    clock = VirtualClock(AsyncOptions(chunk_size_threshold=1.0, action_hold=HOLD), Latency.parse("500"), FPS)
     run_virtual_episode(infer, FakeSimulatorServer().open(), rollout, clock)
     # The first action is of step 5, so the twelfth is of step 16: the reply to step 15 is due at step 20.
     assert rollout.statistics is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from robowire.errors import InvalidParams, SpecMismatch
-from robowire.specs import PolicySpec, SimulatorSpec, require_match
+from robowire.specs import PolicySpec, SimulatorSpec, declared_hold, require_match
 
 POLICY = PolicySpec(policy="act", camera_names=("top", "wrist"), action_dim=7, ctrl_space="ee", chunk_size=64)
 
@@ -53,3 +53,49 @@ def test_a_value_no_spec_can_have_is_refused(fields: dict[str, Any], message: st
     with pytest.raises(InvalidParams) as refused:
         PolicySpec.from_wire(fields)
     assert str(refused.value) == f"not a PolicySpec: {message}"
+
+
+# what stands still
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (PolicySpec(action_hold=("zero", "last")), ("zero", "last")),
+        (PolicySpec(action_hold=("unknown", "last")), None),
+        (PolicySpec(), None),
+        (PolicySpec(ctrl_space="ee", ctrl_type="delta", action_dim=7), None),
+        (PolicySpec(ctrl_space="joint", ctrl_type="absolute", action_dim=7), None),
+        (
+            PolicySpec(
+                ctrl_type="delta",
+                action_dim=8,
+                action_layout="robot0: dpos(3) gripper(1); robot1: dpos(3) gripper(1)",
+            ),
+            ("zero", "zero", "zero", "last") * 2,
+        ),
+        (PolicySpec(ctrl_type="absolute", action_layout="joint_vel(2) gripper(1)"), ("zero", "zero", "last")),
+        (PolicySpec(ctrl_type="absolute", action_layout="joint_pos(2) gripper(1)"), ("last",) * 3),
+        (PolicySpec(ctrl_type="absolute", action_layout="joint_pos(2)", action_dim=3), None),
+        (PolicySpec(action_layout="joint_pos(2)"), None),
+        (PolicySpec(ctrl_type="absolute", action_layout="box(4) in -1..1, beyond is cut off"), None),
+    ],
+)
+def test_what_stands_still_is_declared_and_not_guessed(
+    spec: PolicySpec, expected: tuple[str, ...] | None
+) -> None:
+    assert declared_hold(spec) == expected
+
+
+def test_a_declaration_crosses_the_wire_and_none_is_left_out() -> None:
+    spec = SimulatorSpec(action_dim=2, action_hold=("zero", "last"))
+    assert spec.to_wire()["action_hold"] == ["zero", "last"]
+    assert SimulatorSpec.from_wire(spec.to_wire()) == spec
+    assert "action_hold" not in SimulatorSpec().to_wire()
+
+
+def test_a_declaration_that_means_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^action_hold has 2 entries, but action_dim is 3$"):
+        SimulatorSpec(action_dim=3, action_hold=("zero", "last"))
+    with pytest.raises(ValueError, match=r"^action_hold is \['stop'\], expected a list of zero, last"):
+        SimulatorSpec(action_hold=["stop"])  # type: ignore[arg-type]

@@ -29,16 +29,23 @@ def leaves(space: spaces.Space[Any], name: str, *, text: bool = False) -> dict[s
         text: Whether ``Text`` is a part too.
 
     Raises:
-        InvalidParams: It holds a space that is no array of numbers.
+        InvalidParams: It holds a space that is no array of numbers, or two of one name: ``{"a": {"b": ...},
+            "a.b": ...}``.
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         found: dict[str, spaces.Space[Any]] = {}
         for key, part in parts:
+            inner = leaves(part, str(key), text=text)
             if isinstance(part, (spaces.Dict, spaces.Tuple)):
-                found |= {f"{key}.{inner}": leaf for inner, leaf in leaves(part, str(key), text=text).items()}
-            else:
-                found |= leaves(part, str(key), text=text)
+                inner = {f"{key}.{name}": leaf for name, leaf in inner.items()}
+            for name, leaf in inner.items():
+                if name in found:
+                    raise InvalidParams(
+                        f"two parts of the space are called {name!r}: nested names are joined by a dot, so "
+                        "call one of them otherwise"
+                    )
+                found[name] = leaf
         return found
     if text and isinstance(space, spaces.Text):
         return {name: space}
@@ -203,10 +210,24 @@ def _find(observation: Any, name: str) -> Any:
     if isinstance(observation, tuple):
         key, _, rest = name.partition(".")
         return _find(observation[int(key)], rest)
+    # A name of the observation's own may hold a dot, and begin with another one.
     for key, value in observation.items():
-        if name == key or name.startswith(f"{key}."):
-            return _find(value, name[len(str(key)) + 1 :])
+        if name == str(key):
+            return value
+    for key, value in observation.items():
+        if isinstance(value, (dict, tuple)) and name.startswith(f"{key}."):
+            rest = name[len(str(key)) + 1 :]
+            if _has(value, rest):
+                return _find(value, rest)
     raise InvalidParams(f"the environment's observation has no {name!r}, which its space has")
+
+
+def _has(observation: Any, name: str) -> bool:
+    try:
+        _find(observation, name)
+    except (InvalidParams, IndexError, ValueError):
+        return False
+    return True
 
 
 def _length(space: spaces.Space[Any]) -> int:

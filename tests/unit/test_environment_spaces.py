@@ -205,3 +205,52 @@ def test_an_action_says_which_numbers_are_choices_and_what_a_box_does_at_rest() 
     assert ActionNumbers(space).hold == ("unknown", "unknown", "choice")
     assert ActionNumbers(space, box_hold="zero").hold == ("zero", "zero", "choice")
     assert ActionNumbers(spaces.Box(-1, 1, (2,)), box_hold=("zero", "last")).hold == ("zero", "last")
+
+
+def test_names_that_hold_the_separator_arrive_as_sent() -> None:
+    picture = spaces.Box(0, 255, (4, 4, 3), np.uint8)
+    number = spaces.Box(-9, 9, (1,))
+    space = spaces.Dict(
+        {
+            "pixels": picture,
+            "pixels.wrist": picture,
+            "state": number,
+            "state.vel": number,
+            "a": spaces.Dict({"b": number}),
+            "a.c": number,
+        }
+    )
+    sent = {
+        "pixels": np.full((4, 4, 3), 10, np.uint8),
+        "pixels.wrist": np.full((4, 4, 3), 99, np.uint8),
+        "state": np.array([1], np.float32),
+        "state.vel": np.array([2], np.float32),
+        "a": {"b": np.array([3], np.float32)},
+        "a.c": np.array([4], np.float32),
+    }
+    got = ObservationNames(space).arrays(sent)
+    assert {name: float(array.flat[0]) for name, array in got.items()} == {
+        "pixels": 10,
+        "pixels.wrist": 99,
+        "state": 1,
+        "state.vel": 2,
+        "a.b": 3,
+        "a.c": 4,
+    }
+    action_space = spaces.Dict({"a": spaces.Dict({"b": number}), "a.c": number})
+    action = ActionNumbers(action_space).action(np.array([3.0, 4.0]))
+    assert (float(action["a"]["b"][0]), float(action["a.c"][0])) == (3, 4)
+
+
+@pytest.mark.parametrize("names", [ObservationNames, ActionNumbers])
+def test_two_parts_of_one_name_are_refused(
+    names: type[ObservationNames] | type[ActionNumbers],
+) -> None:
+    number = spaces.Box(-9, 9, (1,))
+    space = spaces.Dict({"a": spaces.Dict({"b": number}), "a.b": number})
+    with pytest.raises(InvalidParams) as raised:
+        names(space)
+    assert str(raised.value) == (
+        "two parts of the space are called 'a.b': nested names are joined by a dot, so call one "
+        "of them otherwise"
+    )

@@ -142,11 +142,13 @@ def test_the_originals_actions_are_absolute_joint_positions_unless_a_config_says
 ) -> None:
     body = load_checkpoint(original, camera_names=("top",)).embodiment
     assert (body.ctrl_space, body.ctrl_type) == ("joint", "absolute")
+    assert body.action_hold == ("last",) * (body.action_dim or 0)  # positions: the last again stands still
     (original / "config.json").write_text(
         json.dumps({"ctrl_space": "ee", "ctrl_type": "delta", "control_hz": 20})
     )
     body = load_checkpoint(original, camera_names=("top",)).embodiment
     assert (body.ctrl_space, body.ctrl_type, body.control_hz) == ("ee", "delta", 20)
+    assert body.action_hold is None
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_the_originals_layout_declares_absolute_joints(tmp_path: Path) -> None:
     assert main(command(tmp_path)) == 0
     config = config_of(tmp_path)
     assert (config["ctrl_space"], config["ctrl_type"]) == ("joint", "absolute")
+    assert config["action_hold"] == ["last"] * config["action_dim"]
 
 
 def pairs(path: Path, sim: bool | None) -> list[tuple[int, int]]:

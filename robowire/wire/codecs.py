@@ -305,7 +305,8 @@ def _read_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> M
 
 def _read_qpos(qpos: Any) -> np.ndarray:
     """Return float32 (state_dim,)."""
-    if isinstance(qpos, (list, tuple)) and all(isinstance(number, (int, float)) for number in qpos):
+    numbers = (int, float, np.integer, np.floating)
+    if isinstance(qpos, (list, tuple)) and all(isinstance(number, numbers) for number in qpos):
         try:
             state: Any = np.array(qpos, dtype=np.float64)
         except OverflowError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import struct
 import sys
 import tracemalloc
+from collections import OrderedDict, defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -264,7 +267,7 @@ HOSTILE = {
     ),
     "ndarray called with a size": (
         b"cnumpy\nndarray\nJ\x00\xca\x9a\x3b\x85R",
-        "payload calls numpy.ndarray",
+        "payload calls a type that it may only name",
     ),
     "bytearray called with a size": (
         b"cbuiltins\nbytearray\nJ\x00\xca\x9a\x3b\x85R",
@@ -304,6 +307,27 @@ HOSTILE = {
         "payload holds a Function, which is not data",
     ),
     "a dtype as a value": (dtype("f4"), "payload holds a Dtype, which is not data"),
+    "an OrderedDict of what is not pairs": (
+        b"ccollections\nOrderedDict\n](K\x01K\x02e\x85R",
+        "an OrderedDict is made of what is not a pair",
+    ),
+    "an OrderedDict of a number": (
+        b"ccollections\nOrderedDict\nJ\x00\xca\x9a\x3b\x85R",
+        "an OrderedDict is made of a int, not of pairs",
+    ),
+    "an OrderedDict whose key takes long to hash": (
+        b"ccollections\nOrderedDict\n)RK\x01\x85Ns",
+        "a key is a tuple, not text or an int of 64 bits",
+    ),
+    "BUILD on an OrderedDict": (
+        b"ccollections\nOrderedDict\n)RN}(" + text("pairs") + b"Nu\x86b",
+        "payload tries to change what is not its own",
+    ),
+    "a factory that is called": (
+        b"cbuiltins\nlist\n)R",
+        "payload calls a type that it may only name",
+    ),
+    "a factory as a value": (b"cbuiltins\nlist\n", "payload holds a Function, which is not data"),
     "a stack that is empty": (b"u", "pickle cannot be read: UnpicklingError: could not find MARK"),
 }
 
@@ -331,8 +355,27 @@ def test_bytes_behind_the_pickle_are_refused(protocol: int) -> None:
         b"](" + b"}" * 200_000 + b"e",
         b"](" + b"\x8c\x01a" * 60_000 + b"e",
         b"](" + BLOB + b"\x94" + b"h\x00" * 100_000 + b"e",
+        b"](" + b"ccollections\nOrderedDict\n\x94" + b"h\x00)R" * 100_000 + b"e",
+        b"](" + b"U\x01a" * 60_000 + b"e",
+        b"("
+        + b"]("
+        + b"U\x01aK\x01\x86" * 1000
+        + b"e\x85\x94"
+        + b"ccollections\nOrderedDict\n\x94"
+        + b"h\x01h\x00R" * 100_000
+        + b"t",
     ],
-    ids=["None", "int", "list", "dict", "text", "one blob many times"],
+    ids=[
+        "None",
+        "int",
+        "list",
+        "dict",
+        "text",
+        "one blob many times",
+        "ordered",
+        "old text",
+        "one list of pairs",
+    ],
 )
 def test_no_payload_takes_more_than_a_small_multiple_of_its_length(opcodes: bytes) -> None:
     payload = bytearray(b"\x80\x04" + opcodes + b".")
@@ -350,3 +393,56 @@ def test_a_refusal_leaves_nothing_behind() -> None:
         with pytest.raises(UnsafePayload):
             loads(b"\x80\x04" + opcodes + b".")
     assert (set(vars(MetaObs)), set(sys.modules)) == before
+
+
+CONTAINERS: dict[str, tuple[Any, Any]] = {
+    "OrderedDict": (
+        OrderedDict(qpos=[1.0], images=OrderedDict(top=2)),
+        {"qpos": [1.0], "images": {"top": 2}},
+    ),
+    "empty OrderedDict": (OrderedDict(), {}),
+    "defaultdict": (defaultdict(list, a=[1]), {"a": [1]}),
+    "defaultdict without a factory": (defaultdict(None, a=1), {"a": 1}),
+    "numpy scalars in a list": ([np.float32(0.5), np.int64(3)], [0.5, 3]),
+}
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_that_pickle_by_name_are_read_as_plain_ones(name: str, protocol: int) -> None:
+    value, expected = CONTAINERS[name]
+    read = loads(pickle.dumps(value, protocol=protocol))
+    assert (read, type(read)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_memory_map_is_read_as_the_array_it_is(tmp_path: Path, protocol: int) -> None:
+    mapped = np.memmap(tmp_path / "image", np.uint8, "w+", shape=(4, 5, 3))
+    mapped[...] = np.arange(60).reshape(4, 5, 3)
+    read = loads(pickle.dumps({"image": mapped}, protocol=protocol))["image"]
+    assert type(read) is np.ndarray
+    np.testing.assert_array_equal(read, mapped)
+
+
+def old(value: bytes) -> bytes:
+    """Return the opcodes of Python 2's text or bytes."""
+    return (
+        b"U" + bytes([len(value)]) + value
+        if len(value) < 256
+        else b"T" + struct.pack("<i", len(value)) + value
+    )
+
+
+def test_what_python_2_wrote_is_read() -> None:
+    assert loads(b"\x80\x02" + old(b"RESET") + b"q\x00.") == "RESET"
+    assert loads(b"\x80\x02}q\x00" + old(b"method") + b"q\x01" + old(b"ping") + b"q\x02s.") == {
+        "method": "ping"
+    }
+    assert loads(b"\x80\x02" + old(b"a" * 300) + b".") == "a" * 300
+    pairs = b"](](" + old(b"qpos") + b"K\x01e](" + old(b"images") + b"}ee"
+    assert loads(b"\x80\x02ccollections\nOrderedDict\n" + pairs + b"\x85R.") == {"qpos": 1, "images": {}}
+    numbers = np.array([0.5, -2.0, 3e300])
+    state = b"(K\x01K\x03\x85" + b"cnumpy\ndtype\n" + old(b"f8") + b"K\x00K\x01\x87R(K\x03" + old(b"<")
+    state += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89" + old(numbers.tobytes()) + b"tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + old(b"b") + b"\x87R" + state
+    np.testing.assert_array_equal(loads(b"\x80\x02" + array + b"."), numbers)

@@ -30,6 +30,7 @@ _MAX_DEPTH = 64
 # What finishing may copy or visit, in bytes: each byte of an honest payload is copied twice at most, and each
 # value in it, a byte at least, is visited once. Small payloads are free.
 _VISIT_COST = 16
+_PAIR_COST = 128  # an entry of a dict that is made of pairs: they may be one list, referred to many times
 _FREE_COST = 1024 * 1024
 _COST_FACTOR = 16
 
@@ -53,7 +54,8 @@ def loads(payload: bytes | bytearray | memoryview) -> Any:
         payload = bytearray(payload)
     stream, buffers = scan(payload, _ADDRESSES)
     try:
-        value = _Unpickler(io.BytesIO(stream), buffers=map(_buffer, buffers)).load()
+        # Python 2 has one type for text and bytes: latin-1 keeps an array's bytes, and ASCII text as it is.
+        value = _Unpickler(io.BytesIO(stream), buffers=map(_buffer, buffers), encoding="latin-1").load()
         return _Finisher(_FREE_COST + _COST_FACTOR * len(payload)).finish(value, 0)
     except UnsafePayload:
         raise
@@ -114,6 +116,20 @@ class _Dict(dict):  # type: ignore[type-arg]
             kind = "long int" if type(key) is int else type(key).__name__.strip("_")
             raise UnsafePayload(f"a key is a {kind}, not text or an int of 64 bits")
         _set_item(self, key, value)
+
+
+class _OrderedDict(_Dict, _Sealed):
+    """An ``OrderedDict`` to be. Python 3 sets its items later; Python 2 passes them as pairs."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: Any = ()) -> None:
+        self.pairs = pairs
+
+
+def _default_dict(factory: Any = None) -> _Dict:
+    """Stand for ``collections.defaultdict``, whose factory is not called."""
+    return _Dict()
 
 
 class _Bytes(_Sealed):
@@ -209,17 +225,23 @@ def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> _Bytes:
 
 
 def _refuse(*args: Any) -> NoReturn:
-    raise UnsafePayload("payload calls numpy.ndarray")
+    raise UnsafePayload("payload calls a type that it may only name")
 
 
 _ADDRESSES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Function(_refuse),  # named as an argument of _reconstruct, never called
     ("numpy", "dtype"): _Function(_Dtype),
     ("_codecs", "encode"): _Function(_encode),
+    ("collections", "OrderedDict"): _OrderedDict,
+    ("collections", "defaultdict"): _Function(_default_dict),
 }
+for _module in ("numpy", "numpy.core.memmap", "numpy._core.memmap"):
+    _ADDRESSES[_module, "memmap"] = _Function(_refuse)  # as ndarray
 for _builtins in ("builtins", "__builtin__"):  # the second in protocol 2
     _ADDRESSES[_builtins, "bytes"] = _Function(_bytes)
     _ADDRESSES[_builtins, "bytearray"] = _Function(_bytearray)
+    for _factory in ("dict", "float", "int", "list", "str"):
+        _ADDRESSES[_builtins, _factory] = _Function(_refuse)  # named as an argument of defaultdict
 for _base in ("benchmark.base", "vlastudio.benchmark.base"):
     _ADDRESSES[_base, "MetaObs"] = _MetaObsAddress
     _ADDRESSES[_base, "MetaAction"] = _MetaActionAddress
@@ -259,6 +281,8 @@ class _Finisher:
         if kind is _Dict:
             self._spend(_VISIT_COST * len(value))
             return {key: self.finish(item, depth + 1) for key, item in value.items()}
+        if kind is _OrderedDict:
+            return self._ordered(value, depth)
         if kind is list:
             self._spend(_VISIT_COST * len(value))
             value[:] = [self.finish(item, depth + 1) for item in value]
@@ -275,6 +299,19 @@ class _Finisher:
         if isinstance(value, np.generic):  # met before
             return value
         raise UnsafePayload(f"payload holds a {kind.__name__.strip('_')}, which is not data")
+
+    def _ordered(self, note: _OrderedDict, depth: int) -> dict[Any, Any]:
+        if type(note.pairs) not in (list, tuple):
+            raise UnsafePayload(f"an OrderedDict is made of a {type(note.pairs).__name__}, not of pairs")
+        self._spend(_PAIR_COST * len(note.pairs) + _VISIT_COST * len(note))
+        items = _Dict()
+        for pair in note.pairs:
+            if type(pair) not in (list, tuple) or len(pair) != 2:
+                raise UnsafePayload("an OrderedDict is made of what is not a pair")
+            items[pair[0]] = pair[1]
+        for key, item in note.items():
+            items[key] = item
+        return {key: self.finish(item, depth + 1) for key, item in items.items()}
 
     def _array(self, note: _Array, depth: int) -> np.ndarray | np.generic:
         if type(note.dtype) is not _Dtype:

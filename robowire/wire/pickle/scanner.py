@@ -6,7 +6,7 @@ a class. So the opcodes are walked first, at the speed of a regular expression. 
 out, so that arrays can view the received bytes instead of copying them.
 
 Opcodes are those of CPython's ``pickletools``; accepted are the ones that its C pickler writes for plain data
-under protocols 2 to 5.
+under protocols 2 to 5, those of Python 2 included.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _COUNTED = {
     0x8C: (struct.Struct("<B"), str),  # SHORT_BINUNICODE
     ord("X"): (struct.Struct("<I"), str),  # BINUNICODE
     0x8D: (struct.Struct("<Q"), str),  # BINUNICODE8
+    ord("U"): (struct.Struct("<B"), str),  # SHORT_BINSTRING, Python 2's text and bytes
+    ord("T"): (struct.Struct("<I"), str),  # BINSTRING
     ord("C"): (struct.Struct("<B"), bytes),  # SHORT_BINBYTES
     ord("B"): (struct.Struct("<I"), bytes),  # BINBYTES
     0x8E: (struct.Struct("<Q"), bytes),  # BINBYTES8

@@ -314,4 +314,5 @@ def _read_qpos(qpos: Any) -> np.ndarray:
     else:
         state = qpos
     array = require_array("qpos", state, "(state_dim,) numbers", shape=(None,))
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and that is refused
+        return array.astype(np.float32)

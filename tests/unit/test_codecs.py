@@ -224,3 +224,8 @@ def test_an_integer_that_no_float_represents_is_named() -> None:
 def test_the_method_is_known_before_the_request_is_read(value: object, method: str) -> None:
     payload = bytearray(b"".join(encode(value)))
     assert PolicyCodec().exchange(payload, Agreed()).method == method
+
+
+def test_a_number_that_float32_cannot_represent_becomes_infinite_without_a_warning() -> None:
+    (observation,) = observations({"qpos": [1e300, 2.0], "images": {}})
+    assert observation.state.tolist() == [np.inf, 2.0]

@@ -72,7 +72,10 @@ class ActPolicy:
     def _infer_alike(self, observations: Sequence[MetaObs]) -> np.ndarray:
         stats = self._statistics
         states = np.stack([np.asarray(observation.state, dtype=np.float32) for observation in observations])
-        images = np.stack([np.asarray(observation.image) for observation in observations])
+        # In C order: torch has other kernels for other orders, which round otherwise in the last bit.
+        images = np.ascontiguousarray(
+            np.stack([np.asarray(observation.image) for observation in observations])
+        )
         qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self.device)
         # Images cross to the device as bytes, a quarter of their floats.
         normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self.device)))

@@ -293,8 +293,14 @@ def _read_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> M
             )
     timestep = value.get("timestep", -1)
     require_timestep(timestep)
-    # (cameras, 3, H, W), in one copy
-    stacked = np.stack([images[name].transpose(2, 0, 1) for name in wanted]) if wanted else None
+    stacked = None
+    if wanted:
+        # In one copy, and in C order, as a MetaObs has it: np.stack would keep the order of (H, W, 3), for
+        # which torch has other kernels, which round otherwise.
+        height, width, _ = images[wanted[0]].shape
+        stacked = np.empty((len(wanted), 3, height, width), np.uint8)
+        for row, name in zip(stacked, wanted):
+            row[...] = images[name].transpose(2, 0, 1)
     return MetaObs(
         state=state,
         image=stacked,

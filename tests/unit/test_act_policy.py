@@ -115,6 +115,16 @@ def test_a_read_only_strided_image_is_taken(folder: Path) -> None:
     np.testing.assert_array_equal(policy.infer([given]), policy.infer([expected]))
 
 
+def test_the_order_of_an_image_in_memory_does_not_change_the_last_bit() -> None:
+    policy, rng = make_policy(PolicyOptions(device="cpu")), np.random.default_rng(0)  # the shipped policy
+    image, state = rng.integers(0, 256, (2, 3, 96, 96), np.uint8), np.zeros(8, np.float32)
+    expected = policy.infer([MetaObs(state=state, image=image)])
+    rows_of_pixels = image.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+    for other in (np.asfortranarray(image), rows_of_pixels):
+        assert not other.flags.c_contiguous
+        np.testing.assert_array_equal(policy.infer([MetaObs(state=state, image=other)]), expected)
+
+
 def test_an_unknown_dataset_id_is_refused(folder: Path) -> None:
     message = "DIR has no statistics called 'tow'. Did you mean 'two'? Known: one, two"
     assert refusal(folder, dataset_id="tow") == message

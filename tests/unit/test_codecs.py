@@ -229,3 +229,9 @@ def test_the_method_is_known_before_the_request_is_read(value: object, method: s
 def test_a_number_that_float32_cannot_represent_becomes_infinite_without_a_warning() -> None:
     (observation,) = observations({"qpos": [1e300, 2.0], "images": {}})
     assert observation.state.tolist() == [np.inf, 2.0]
+
+
+def test_images_of_the_act_dialect_lie_in_memory_as_those_of_a_meta_obs() -> None:
+    (observation,) = observations({"qpos": [1.0], "images": {"top": IMAGE, "wrist": IMAGE[:, ::-1]}})
+    assert observation.image.flags.c_contiguous
+    np.testing.assert_array_equal(observation.image[1], IMAGE[:, ::-1].transpose(2, 0, 1))

@@ -46,7 +46,6 @@ aggregate function. ``must_go`` is set on a request that leaves the queue empty.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from dataclasses import InitVar, dataclass, field, replace
@@ -70,8 +69,6 @@ __all__ = [
     "Delivery",
     "require_declared_hold",
 ]
-
-_log = logging.getLogger(__name__)
 
 ON_EMPTY_QUEUE = ("hold", "zero", "wait")
 
@@ -265,7 +262,6 @@ class AsyncController:
             choices=[index for index, entry in enumerate(hold) if entry == "choice"],
         )
         self._zeros = _zeros(self.options)
-        self._warned = False
         self._episode = -1
         self._requests = 0
         self._delays: deque[int] = deque(maxlen=_DELAYS_KEPT)  # outlives episodes: the network stays the same
@@ -413,6 +409,11 @@ class AsyncController:
         self._step, self._acted = step, action is not None
         return action
 
+    @property
+    def hold_problem(self) -> str | None:
+        """Why nothing is executed while the queue is empty, and what to set; ``None`` if it is declared."""
+        return _UNDECLARED if self._zeros is None and self.options.on_empty_queue == "hold" else None
+
     def _queued_action(self, step: int) -> MetaAction:
         taken = self._queue.pop()
         self.statistics.observation_ages.append(step - taken.observed_at)
@@ -425,10 +426,7 @@ class AsyncController:
             return None
         assert self._last.action is not None
         if self._zeros is None:
-            if not self._warned:
-                self._warned = True
-                _log.warning("the queue is empty and nothing is executed: %s", _UNDECLARED)
-            return None
+            return None  # see hold_problem
         action = self._last.action.copy()
         if isinstance(self._zeros, slice):
             action[self._zeros] = 0

@@ -140,6 +140,7 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
         "ctrl_space": "joint",
         "ctrl_type": "absolute",
         "control_hz": None,
+        "action_hold": ["last", "last", "last"],
         "dataset_id": None,
         "checkpoint": None,
         "device": "cpu",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from certificates import Certificates
 
+from robowire.client.async_controller import AsyncOptions
 from robowire.client.async_policy_client import AsyncPolicyClient
 from robowire.client.policy_client import PolicyClient
 from robowire.client.server_client import ServerClient
@@ -22,6 +23,9 @@ from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
+
+# The constant policy declares nothing that could be held.
+WAITING = AsyncOptions(on_empty_queue="wait")
 
 
 def observation() -> MetaObs:
@@ -67,7 +71,7 @@ def test_every_client_waits_for_a_server_that_is_still_loading(caplog: pytest.Lo
 
     clients = [
         PolicyClient("127.0.0.1", port, wait_s=30, retries=0),
-        AsyncPolicyClient("127.0.0.1", port, wait_s=30),
+        AsyncPolicyClient("127.0.0.1", port, WAITING, wait_s=30),
         ServerClient("127.0.0.1", port, wait_s=30),
     ]
     threads = [threading.Thread(target=wait, args=(client,)) for client in clients]
@@ -99,7 +103,7 @@ def test_a_policy_is_asked_over_tls(certificates: Certificates, tls: dict[str, s
         with PolicyClient(*server.address, **tls) as client:
             assert client.infer(observation()).ndim == 2
             client.reset()
-        with AsyncPolicyClient(*server.address, **tls) as client:
+        with AsyncPolicyClient(*server.address, WAITING, **tls) as client:
             assert client.step(observation()).action is not None
         with ServerClient(*server.address, **tls) as client:
             assert client.kind == "policy"

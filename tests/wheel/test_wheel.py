@@ -29,7 +29,7 @@ SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers"}
 SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags",
                    "background_writer"}
 NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "evaluate",
-               "sweep", "sweep_plot", "compare", "paired", "lerobot_eval", "simulator_contract",
+               "merge", "sweep", "sweep_plot", "compare", "paired", "lerobot_eval", "simulator_contract",
                "policy_contract", "__main__"}
 for module in pkgutil.walk_packages(robowire.__path__, "robowire."):
     names = set(module.name.split("."))

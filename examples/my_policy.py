@@ -12,7 +12,13 @@ class MyPolicy:
     """Proportional control in chunks of 8 steps. A network goes where ``infer`` computes."""
 
     spec = PolicySpec(
-        policy="my_policy", state_dim=4, action_dim=2, chunk_size=8, ctrl_space="ee", ctrl_type="delta"
+        policy="my_policy",
+        state_dim=4,
+        action_dim=2,
+        action_layout="dposition(2)",  # what a robot needs to know to stand still
+        chunk_size=8,
+        ctrl_space="ee",
+        ctrl_type="delta",
     )
 
     def infer(self, observations: list[MetaObs]) -> np.ndarray:

@@ -79,7 +79,7 @@ class Service(ABC, Generic[S]):
         self.metrics = metrics or Metrics()
         self._token = token
         self._guard = TokenGuard()
-        self._requests = threading.Condition()  # guards the next four
+        self._requests = threading.Condition()  # guards the next three
         self._next_id = 1
         self._in_hand = 0
         self._draining = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +118,25 @@ def test_a_server_told_to_stop_before_it_serves_does_not_begin() -> None:
     echo = Served()
     echo.stop()
     echo.serve_forever()
+
+
+def test_a_connection_whose_thread_has_not_begun_makes_place_too() -> None:
+    options = TcpOptions(host="127.0.0.1", port=0, max_connections=2, token="sesame")
+    server = TcpServer(EchoService(token="sesame"), options, CallCodec())
+    pairs = [socket.socketpair() for _ in range(3)]
+    try:
+        for ours, _ in pairs:  # as the accepting thread, before any thread of theirs
+            assert server.verify_request(ours, ("127.0.0.1", 1))
+        pairs[0][1].settimeout(5)
+        assert pairs[0][1].recv(1) == b""
+        pairs[1][1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            pairs[1][1].recv(1)
+    finally:
+        server.close()
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
 
 
 @pytest.mark.parametrize(

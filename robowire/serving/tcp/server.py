@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from robowire.errors import Overloaded, RemoteProtocolError, TransportError
@@ -212,6 +213,9 @@ class TcpServer(socketserver.ThreadingTCPServer):
         logger.debug("closed the oldest connection without a token: all their places are taken")
         if handler is not None:
             handler.shut_down()
+        else:  # its thread has not begun, and will find the connection ended
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection, in its thread."""

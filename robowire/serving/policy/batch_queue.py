@@ -63,6 +63,8 @@ class BatchQueue(Generic[T]):
         """Return the seconds until a batch should be taken: 0 for at once, ``None`` for an empty queue."""
         if not self._count:
             return None
+        if not self._max_wait_s:
+            return 0.0
         first, since, _ = self._first()
         waiting = sum(kind == first for queue in self._clients.values() for kind, _, _ in queue)
         if waiting >= self._max_batch_size:
@@ -85,12 +87,13 @@ class BatchQueue(Generic[T]):
                     continue
                 batch.append(queue[index][2])
                 del queue[index]
-                served.append(client)
-                self._clients.move_to_end(client)
+                if queue:
+                    served.append(client)
+                    self._clients.move_to_end(client)
+                else:
+                    del self._clients[client]
             turns = served
         self._count -= len(batch)
-        for client in [client for client, queue in self._clients.items() if not queue]:
-            del self._clients[client]
         return batch
 
     def _first(self) -> tuple[Hashable, float, T]:

@@ -46,7 +46,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
 EXTRAS: dict[str, set[str]] = {
     "images": {"PIL"},
     "fleet": {"ray"},
-    "frontends": {"fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"},
+    "frontends": {
+        *("fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"),
+        *("websockets", "zmq", "grpc", "yaml"),
+    },
     "integrations": {"gymnasium"},
     "cli": {"PIL", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
 }

@@ -10,16 +10,17 @@ from typing import Any
 from robowire.cli.command import Program
 from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
+from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.interfaces import PolicyOptions
 from robowire.registry import Entry, entries, load_policy
-from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer
 from robowire.serving.tcp import listen
 
 __all__ = ["PolicyFlags", "make_policy_server", "run"]
 
 
 @dataclass(frozen=True)
-class PolicyFlags(PolicyServerOptions):
+class PolicyFlags(PolicyFrontendOptions):
     """Flags of ``policy``.
 
     Attributes:
@@ -76,6 +77,7 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         camera_names=flags.camera_names,
         extra=flags.policy_options,
     )
+    frontends = make_policy_frontends(flags)
     # First: a port in use is reported before a policy takes time to load.
     listener = listen(flags.host, flags.port)
     try:
@@ -90,4 +92,5 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         listener=listener,
         device=str(getattr(policy, "device", flags.device)),
         model_name=None if folder is None else Path(folder).resolve().name,
+        frontends=frontends,
     )

@@ -113,9 +113,11 @@ def serve(server: Runner[Any], options: TcpOptions, examples: Mapping[str, Calla
         logger.warning("%s", warning)
     usable = _usable_hosts(host)
     reachable = ", ".join(join_address(name, port) for name in usable)
+    what, *frontends = server.describe()
     lines = [
-        server.describe(),
+        what,
         f"listening on {join_address(host, port)}: {reachable}",
+        *frontends,
         *(f"{purpose}: {example(usable[0], str(port))}" for purpose, example in examples.items()),
     ]
     sys.stdout.write("".join(f"{line}\n" for line in lines))

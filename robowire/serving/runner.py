@@ -92,10 +92,9 @@ class Runner(Generic[T_co]):
         """What the service counts."""
         return self.service.metrics
 
-    def describe(self) -> str:
-        """Return one line for a person: what is served, and where else than on the first address."""
-        described = [frontend.describe() for frontend in self.frontends]
-        return "; ".join(filter(None, [self.service.describe(), *described]))
+    def describe(self) -> list[str]:
+        """Return lines for a person: what is served, and a line for each frontend that has one."""
+        return [self.service.describe(), *filter(None, (frontend.describe() for frontend in self.frontends))]
 
     def start(self) -> None:
         """Serve in threads until :meth:`stop`, unless it was told to stop already."""

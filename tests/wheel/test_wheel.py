@@ -150,7 +150,8 @@ def test_the_wheel_needs_numpy_alone(metadata: Message) -> None:
 
 def test_an_extra_installs_what_the_wheel_can_use(metadata: Message) -> None:
     extras = metadata.get_all("Provides-Extra", [])
-    assert sorted(extras) == ["config", "evaluate", "http", "images", "plots", "ray", "trainers"]
+    wires = ["act-zmq", "center", "gr00t", "http", "lerobot", "openpi", "vla-eval", "vlastudio"]
+    assert sorted(extras) == sorted([*wires, "config", "evaluate", "images", "plots", "ray", "trainers"])
 
 
 def test_the_wheel_is_for_python_3_8_and_newer(metadata: Message) -> None:

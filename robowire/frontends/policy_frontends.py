@@ -1,0 +1,51 @@
+"""The wires of a policy server beside the native one: their flags, and the table of what serves each.
+
+Imports no frontend: each needs packages of an extra, and only those whose port is given are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from robowire.errors import ConfigurationError
+from robowire.registry import Entry, load
+from robowire.serving.policy.server import PolicyServerOptions
+
+if TYPE_CHECKING:
+    from robowire.serving.policy.service import PolicyService
+    from robowire.serving.runner import Frontend
+
+__all__ = ["POLICY_FRONTENDS", "PolicyFrontendOptions", "make_policy_frontends"]
+
+# By the flag of its port, ``--<name>_port``. Each is made by ``(service, options)``.
+POLICY_FRONTENDS: dict[str, Entry] = {}
+
+
+@dataclass(frozen=True)
+class PolicyFrontendOptions(PolicyServerOptions):
+    """Options of a policy server with the ports of further wires; each is served when its port is given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in fields(self):
+            port = getattr(self, field.name) if field.name.endswith("_port") else None
+            if port is not None and not 0 <= port <= 65535:
+                raise ConfigurationError(f"{field.name} is {port}, expected 0 to 65535")
+
+
+def make_policy_frontends(
+    options: PolicyFrontendOptions,
+) -> list[Callable[[PolicyService], Frontend]]:
+    """Return what makes each frontend whose port is given, in the order of the table.
+
+    Raises:
+        MissingDependency: A package of its extra is not installed.
+    """
+
+    def maker(name: str) -> Callable[[PolicyService], Frontend]:
+        make_frontend = load("frontend", name, POLICY_FRONTENDS)
+        return lambda service: make_frontend(service, options)
+
+    return [maker(name) for name in POLICY_FRONTENDS if getattr(options, f"{name}_port") is not None]

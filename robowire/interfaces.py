@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robowire.specs import PolicySpec, SimulatorSpec
 
 __all__ = [
+    "Batched",
     "Chunked",
     "Named",
     "Policy",
@@ -62,6 +63,16 @@ class Policy(Protocol):
             Row i depends on observation i alone, so that batching never changes an answer beyond float
             rounding.
         """
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """What a :class:`Policy` also offers, if it knows how many observations it can work on at once."""
+
+    @property
+    def max_batch_size(self) -> int:
+        """Largest number of observations that :meth:`Policy.infer` is given; constant."""
         ...
 
 

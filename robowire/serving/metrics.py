@@ -6,13 +6,16 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["Metrics"]
 
 # Enough for a p99 that ten samples stand behind, and short enough to follow what a server does now.
 WINDOW = 1000
+
+# Upper bounds of the histogram of batch sizes.
+_BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -66,10 +69,16 @@ class Metrics:
         with self._lock:
             self._errors[error_type] += 1
 
-    def batch(self, size: int) -> None:
-        """Count a batch that the device worked on."""
+    def batch(self, waited_s: Sequence[float]) -> None:
+        """Count a batch that the device worked on.
+
+        Args:
+            waited_s: For each of its observations, the seconds that it waited for the device.
+        """
         with self._lock:
-            self._batches[size] += 1
+            self._batches[len(waited_s)] += 1
+            self._durations.setdefault("wait", deque(maxlen=WINDOW)).extend(waited_s)
+            self._operations["wait"] += len(waited_s)
 
     def observe(self, operation: str, seconds: float) -> int:
         """Record the duration of an operation, and return how often it was done so far."""
@@ -107,6 +116,7 @@ class Metrics:
                 "batches": batches,
                 "batch_size_mean": round(rows / batches, 3) if batches else 0.0,
                 "batch_size_max": max(self._batches, default=0),
+                "batch_sizes": dict(sorted(self._batches.items())),
             }
             counts, windows = dict(self._operations), {name: sorted(d) for name, d in self._durations.items()}
         result["operations"] = {
@@ -160,6 +170,21 @@ class Metrics:
         family("batches_total", "counter", "Batches the device worked on.", {"": now["batches"]})
         family(
             "batch_size_mean", "gauge", "Observations in a batch, on average.", {"": now["batch_size_mean"]}
+        )
+        sizes = now["batch_sizes"]
+        family(
+            "batch_size",
+            "histogram",
+            "Observations in a batch.",
+            {
+                **{
+                    f'_bucket{{le="{bound}"}}': sum(n for size, n in sizes.items() if size <= bound)
+                    for bound in _BATCH_BOUNDS
+                },
+                '_bucket{le="+Inf"}': now["batches"],
+                "_sum": sum(size * n for size, n in sizes.items()),
+                "_count": now["batches"],
+            },
         )
         latencies: dict[str, float] = {}
         for name, operation in now["operations"].items():

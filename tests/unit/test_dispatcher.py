@@ -1,7 +1,8 @@
-"""The thread that owns the policy. Threads here meet at events; none of them sleeps."""
+"""The thread that owns the policy. Threads here meet at events; one policy sleeps as an accelerator would."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -229,3 +230,32 @@ def test_rows_of_a_client_that_left_are_not_computed() -> None:
         assert str(left.exception()) == "the client left before the policy answered"
     dispatcher.close(timeout_s=5)
     assert policy.batch_sizes == [1, 1]
+
+
+def test_clients_that_come_back_at_once_share_batches_and_all_are_answered() -> None:
+    class Accelerator(EchoPolicy):
+        def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+            time.sleep(0.01)
+            return super().infer(observations)
+
+    metrics = Metrics()
+    with dispatching(Accelerator(), metrics=metrics) as dispatcher, ThreadPoolExecutor(4) as pool:
+
+        def client(number: int) -> bool:
+            answers = [dispatcher.submit([obs(number, i, 0)], client=number) for i in range(20)]
+            return all((rows(answer)[0, 0] == [number, i, 0]).all() for i, answer in enumerate(answers))
+
+        assert all(pool.map(client, range(4)))
+    sizes = metrics.snapshot()["batch_sizes"]
+    assert sum(size * count for size, count in sizes.items()) == 80
+    assert max(sizes) == 4
+
+
+def test_the_policy_says_how_large_a_batch_may_be() -> None:
+    class Small(EchoPolicy):
+        max_batch_size = 2
+
+    metrics = Metrics()
+    with dispatching(Small(), metrics=metrics) as dispatcher:
+        dispatcher.submit([obs(i, i, i) for i in range(5)])
+    assert max(metrics.snapshot()["batch_sizes"]) == 2

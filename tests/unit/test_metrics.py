@@ -23,6 +23,7 @@ def test_everything_starts_at_zero() -> None:
         "batches": 0,
         "batch_size_mean": 0.0,
         "batch_size_max": 0,
+        "batch_sizes": {},
         "operations": {},
     }
 
@@ -36,8 +37,8 @@ def test_what_happened_is_counted() -> None:
     metrics.request(bytes_received=100, bytes_sent=20)
     metrics.request(bytes_received=1, bytes_sent=2)
     metrics.error("spec_mismatch")
-    metrics.batch(1)
-    metrics.batch(4)
+    metrics.batch([0.5])
+    metrics.batch([0.5, 0.25, 0.25, 0.25])
     metrics.observe("infer", 0.25)
     assert metrics.snapshot() == {
         "uptime_s": 1.0,
@@ -52,7 +53,11 @@ def test_what_happened_is_counted() -> None:
         "batches": 2,
         "batch_size_mean": 2.5,
         "batch_size_max": 4,
-        "operations": {"infer": {"count": 1, "p50_ms": 250.0, "p99_ms": 250.0}},
+        "batch_sizes": {1: 1, 4: 1},
+        "operations": {
+            "wait": {"count": 5, "p50_ms": 250.0, "p99_ms": 500.0},
+            "infer": {"count": 1, "p50_ms": 250.0, "p99_ms": 250.0},
+        },
     }
 
 
@@ -94,6 +99,10 @@ def test_prometheus_reads_counters_labels_and_quantiles() -> None:
         'robowire_errors_total{error_type="overloaded"} 1',
         "robowire_batches_total 0",
         "robowire_batch_size_mean 0",
+        *(f'robowire_batch_size_bucket{{le="{bound}"}} 0' for bound in (1, 2, 4, 8, 16, 32, 64, 128)),
+        'robowire_batch_size_bucket{le="+Inf"} 0',
+        "robowire_batch_size_sum 0",
+        "robowire_batch_size_count 0",
         'robowire_operation_seconds{operation="infer",quantile="0.5"} 0.25',
         'robowire_operation_seconds{operation="infer",quantile="0.99"} 0.25',
         'robowire_operation_seconds_count{operation="infer"} 1',

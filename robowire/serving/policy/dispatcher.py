@@ -16,9 +16,10 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import BackendError, ConfigurationError, InternalError, RequestError, ShuttingDown
-from robowire.interfaces import Policy
+from robowire.interfaces import Batched, Policy
 from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
+from robowire.serving.policy.arrivals import WAIT_SHARE, Arrivals
 from robowire.serving.policy.batch_queue import BatchQueue
 from robowire.serving.policy.validation import check_observation
 
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 # One log line for this many inferences, but at most one in this many seconds: a robot at 10 Hz gets a line
 # every 10 s, and a benchmark does not get twenty a second.
 REPORT_EVERY = 100
+
+# Where neither the flag nor the policy says. Sixteen rows of three 640x480 cameras are 180 MB as floats.
+DEFAULT_MAX_BATCH_SIZE = 16
 
 # A row that waited longer than this is worth a system call that asks whether its client is still there.
 _LOOK_AFTER_S = 0.05
@@ -43,29 +47,34 @@ class DispatchOptions:
         chunk_size: Most actions in a reply, in steps; a policy's longer chunk is cut, a shorter one is sent
             as it is.
         temporal_agg: Answer one action, the average of what all past chunks of the episode predicted for it.
-        max_batch_size: Largest batch of observations that the policy works on at once.
-        max_wait_ms: Milliseconds an observation may wait for others to share its batch; 0 never waits.
+        max_batch_size: Largest batch of observations that the policy works on at once; by default what the
+            policy takes, or 16 where it does not say.
+        max_wait_ms: Milliseconds an observation may wait for others to share its batch; 0 never waits. By
+            default it waits for clients that are about to send theirs, at most half an inference, and only
+            while larger batches are faster.
         max_waiting: Observations that may wait for the policy; the next one is answered "overloaded".
     """
 
     chunk_size: int = 64
     temporal_agg: bool = False
-    max_batch_size: int = 8
-    max_wait_ms: float = 0.0
+    max_batch_size: int | None = None
+    max_wait_ms: float | None = None
     # A waiting observation keeps its images in memory.
     max_waiting: int = 256
 
     def __post_init__(self) -> None:
         for name in ("chunk_size", "max_batch_size", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.max_wait_ms < 60_000:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} is {value}, expected at least 1")
+        if self.max_wait_ms is not None and not 0 <= self.max_wait_ms < 60_000:
             raise ConfigurationError(f"max_wait_ms is {self.max_wait_ms}, expected 0 to 60000 milliseconds")
 
 
 @dataclass(eq=False)
 class _Ticket:
     observation: MetaObs
+    client: Hashable
     since: float
     has_left: Callable[[], bool]
     # The first entry counts: (n, action_dim) and seconds, or the error. SimpleQueue is written in C: a
@@ -102,12 +111,16 @@ class Dispatcher:
         self._options = options
         self._metrics = metrics
         self._clock = clock
+        self._max_batch_size = options.max_batch_size or (
+            policy.max_batch_size if isinstance(policy, Batched) else DEFAULT_MAX_BATCH_SIZE
+        )
         self._changed = threading.Condition()  # guards what follows
         self._queue: BatchQueue[_Ticket] = BatchQueue(
-            max_batch_size=options.max_batch_size,
-            max_wait_s=options.max_wait_ms / 1e3,
+            max_batch_size=self._max_batch_size,
+            max_wait_s=(options.max_wait_ms or 0) / 1e3,
             max_waiting=options.max_waiting,
         )
+        self._arrivals = Arrivals(WAIT_SHARE if options.max_wait_ms is None else 0.0)
         self._in_hand: list[_Ticket] = []
         self._closing = False
         self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
@@ -140,14 +153,18 @@ class Dispatcher:
         started = self._clock()
         for observation in observations:
             check_observation(observation, self.spec)
-        tickets = [_Ticket(observation, started, has_left) for observation in observations]
+        tickets = [_Ticket(observation, client, started, has_left) for observation in observations]
         with self._changed:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
             self._queue.put(
                 [(_kind(ticket.observation), ticket) for ticket in tickets], now=started, client=client
             )
-            self._changed.notify_all()
+            if client is not None:
+                self._arrivals.arrived(client, started)
+            # While others are awaited, waking the dispatcher for each arrival would delay them.
+            if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
+                self._changed.notify_all()
         answers = [ticket.wait() for ticket in tickets]
         # A batch of one, the common case, needs no copy.
         chunks = [chunk for chunk, _ in answers]
@@ -171,15 +188,27 @@ class Dispatcher:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                while (due := self._queue.due_in(self._clock())) != 0 and not self._closing:
-                    self._changed.wait(due)
-                self._in_hand = self._queue.take()
+            self._in_hand = self._next_batch()
             if not self._in_hand:  # closing, and the queue is empty
                 return
             if batch := self._present(self._in_hand):
                 self._infer(batch)
             self._in_hand = []  # an observation is freed before the next is awaited
+
+    def _next_batch(self) -> list[_Ticket]:
+        """Return the rows to work on now; empty when it is closing and nothing is left."""
+        with self._changed:
+            while not len(self._queue) and not self._closing:
+                self._changed.wait()
+            until = self._arrivals.wait_for(self._clock())
+            while self._arrivals.awaited and len(self._queue) < self._max_batch_size and not self._closing:
+                if (left := until - self._clock()) <= 0:
+                    break
+                self._changed.wait(left)
+            self._arrivals.stop_waiting()
+            while (due := self._queue.due_in(self._clock())) and not self._closing:
+                self._changed.wait(due)
+            return self._queue.take()
 
     def _present(self, batch: Sequence[_Ticket]) -> list[_Ticket]:
         """Return the rows of a batch whose clients are still there."""
@@ -209,8 +238,13 @@ class Dispatcher:
             logger.exception("the policy failed")
             batch[0].answers.put(BackendError(f"the policy failed: {type(exc).__name__}: {exc}"[:500]))
             return
-        seconds = self._clock() - started
-        self._metrics.batch(len(batch))
+        ended = self._clock()
+        seconds = ended - started
+        self._metrics.batch([started - ticket.since for ticket in batch])
+        with self._changed:
+            self._arrivals.inferred(len(batch), seconds)
+            for ticket in batch:
+                self._arrivals.answered(ticket.client, ended)
         for ticket, chunk in zip(batch, chunks):
             if np.isfinite(chunk).all():
                 ticket.answers.put((chunk, seconds))

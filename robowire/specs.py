@@ -8,13 +8,24 @@ from typing import Any, Mapping, TypeVar  # evaluated on Python 3.8 by ``fields`
 
 from robowire.errors import InvalidParams, SpecMismatch
 
-__all__ = ["HOLDS", "Embodiment", "PolicySpec", "SimulatorSpec", "declared_hold", "require_match"]
+__all__ = [
+    "HOLDS",
+    "Embodiment",
+    "PolicySpec",
+    "SimulatorSpec",
+    "ctrl_type_name",
+    "declared_hold",
+    "require_match",
+]
 
 # What an entry of an action does while there is no new action; see ``Embodiment.action_hold``.
 HOLDS = ("zero", "last", "choice", "unknown")
 
 _CTRL_SPACES = (None, "ee", "joint")
 _CTRL_TYPES = (None, "absolute", "relative", "delta")
+
+# How other software of this wire writes a ctrl_type; its environments assert it.
+_OTHER_CTRL_TYPES = {"abs": "absolute"}
 
 S = TypeVar("S", bound="Embodiment")
 
@@ -33,7 +44,7 @@ class Embodiment:
         action_dim: Length of ``MetaAction.action``, gripper included.
         action_layout: The same for the action: ``"dpos(3) daxisangle(3) gripper(1)"``.
         ctrl_space: ``"ee"`` or ``"joint"``.
-        ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``.
+        ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``. ``"abs"`` is taken for ``"absolute"``.
         control_hz: Actions per second of episode time.
         action_hold: For each entry of the action, the value that stands still. ``"zero"`` for velocities,
             torques and deltas; ``"last"``, the last one again, for positions and grippers; ``"choice"`` for
@@ -61,6 +72,7 @@ class Embodiment:
             object.__setattr__(self, "camera_names", tuple(self.camera_names))
         if self.ctrl_space not in _CTRL_SPACES:
             raise ValueError(f"ctrl_space is {self.ctrl_space!r}, expected 'ee' or 'joint'")
+        object.__setattr__(self, "ctrl_type", ctrl_type_name(self.ctrl_type))
         if self.ctrl_type not in _CTRL_TYPES:
             raise ValueError(f"ctrl_type is {self.ctrl_type!r}, expected 'absolute', 'relative' or 'delta'")
         for name in ("image_height", "image_width", "state_dim", "action_dim", "control_hz"):
@@ -136,6 +148,14 @@ class SimulatorSpec(Embodiment):
     max_episode_steps: int = 0
     rendering: str | None = None
     init_states: int | None = None
+
+
+def ctrl_type_name(name: Any) -> Any:
+    """Return the name of a ``ctrl_type`` as robowire writes it: ``"absolute"`` for ``"abs"``.
+
+    Any other value is returned as it is.
+    """
+    return _OTHER_CTRL_TYPES.get(name, name) if isinstance(name, str) else name
 
 
 def declared_hold(spec: Embodiment) -> tuple[str, ...] | None:

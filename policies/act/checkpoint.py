@@ -26,7 +26,7 @@ from torch import Tensor
 from policies.act.backbone import BACKBONES
 from policies.act.model import Act, ActSizes
 from robowire.errors import ConfigurationError, UnsafePayload
-from robowire.specs import Embodiment
+from robowire.specs import Embodiment, ctrl_type_name
 from robowire.wire.pickle import reader
 
 __all__ = ["Checkpoint", "Statistics", "load_checkpoint", "replace_file", "save_checkpoint"]
@@ -157,6 +157,7 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
     config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     # ALOHA's actions are joint positions; a config.json in the folder of the weights may say otherwise.
     config = {"ctrl_space": "joint", "ctrl_type": "absolute", **config}
+    config["ctrl_type"] = ctrl_type_name(config["ctrl_type"])
     try:
         loaded = torch.load(folder / ORIGINAL, map_location="cpu", weights_only=True)
     except Exception as exc:  # a border: a broken file can make torch's restricted unpickler raise anything

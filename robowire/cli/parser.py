@@ -34,6 +34,9 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "on_empty_queue": ("when_dry",),
 }
 
+# Short flags of ILStudio's programs.
+_SHORT: Mapping[str, str] = {"model_name_or_path": "-m", "port": "-p"}
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
@@ -351,9 +354,9 @@ def _parser(prog: str, command: Command, settings: Sequence[_Setting]) -> _Parse
             shown = {"metavar": "OPTIONS", "action": "append"}
         elif item.choices:
             shown = {"metavar": "|".join(item.choices)}
-        parser.add_argument(
-            *(f"--{known}" for known in item.names), dest=item.field, help=_escaped(_help(item)), **shown
-        )
+        short = [_SHORT[item.name]] if item.name in _SHORT else []
+        long = (f"--{known}" for known in item.names)
+        parser.add_argument(*long, *short, dest=item.field, help=_escaped(_help(item)), **shown)
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with any of these settings.")
     parser.add_argument("--print_config", action="store_true", help="Print the settings as YAML and exit.")
     parser.add_argument(

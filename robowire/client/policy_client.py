@@ -40,11 +40,12 @@ from robowire.errors import (
     Overloaded,
     RemoteProtocolError,
     ShuttingDown,
+    SpecMismatch,
     Unauthenticated,
     UnknownMethod,
 )
 from robowire.meta import MetaAction, MetaObs
-from robowire.specs import PolicySpec
+from robowire.specs import PolicySpec, ctrl_type_name
 from robowire.transport.connection import Connection
 from robowire.wire.arrays import is_numeric
 from robowire.wire.messages import raise_for_status
@@ -84,6 +85,10 @@ class PolicyClient:
     Args:
         host: Name or address of the server.
         port: Its policy port.
+        chunk_size: Most actions of a reply that are returned; ``None`` for all.
+        ctrl_space: What the caller expects of the actions; a server that declares another is refused when
+            the client connects. ``None`` for any.
+        ctrl_type: The same; ``"abs"`` is ``"absolute"``.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.
         retries: Repetitions of one request (the module says of which); 0 for none.
@@ -112,6 +117,9 @@ class PolicyClient:
         self,
         host: str = "localhost",
         port: int = 5000,
+        chunk_size: int | None = None,
+        ctrl_space: str | None = None,
+        ctrl_type: str | None = None,
         *,
         connect_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
@@ -130,8 +138,12 @@ class PolicyClient:
     ) -> None:
         if retries < 0:
             raise ValueError(f"retries is {retries}, expected 0 or more")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
         self.host = host
         self.port = port
+        self.chunk_size = chunk_size
+        self._expected = PolicySpec(ctrl_space=ctrl_space, ctrl_type=ctrl_type)
         self._retries = retries
         self._token = token
         self._rng = rng or random.Random()
@@ -214,6 +226,8 @@ class PolicyClient:
                 self._session.close()
                 raise
             self._answered += 1
+            if self.chunk_size is not None and len(chunk.actions) > self.chunk_size:
+                chunk = replace(chunk, actions=chunk.actions[: self.chunk_size])
             return chunk
 
     def send_meta_obs(self, obs: MetaObs) -> list[Any]:
@@ -226,12 +240,19 @@ class PolicyClient:
         chunk = self.infer_chunk(obs)
         if chunk.actions.ndim == 2:
             return [_record(chunk, action) for action in chunk.actions]
-        steps = []
-        for step in chunk.actions:
-            rows = np.empty(len(step), dtype=object)
-            rows[:] = [dict(vars(_record(chunk, action))) for action in step]
-            steps.append(rows)
-        return steps
+        return _rows(chunk)
+
+    def inference(self, obs: MetaObs) -> list[Any]:
+        """Return the next actions in the form that ILStudio's policies return.
+
+        Returns:
+            A list over the chunk of object arrays (B,) of dicts with the fields of a MetaAction; B is 1 where
+            the observation is no batch.
+        """
+        chunk = self.infer_chunk(obs)
+        if chunk.actions.ndim == 2:
+            chunk = replace(chunk, actions=chunk.actions[:, np.newaxis])
+        return _rows(chunk)
 
     def select_action(self, obs: MetaObs, t: int, return_all: bool = False) -> Any:
         """Return the action to execute now; ask the server only where the last chunk is used up.
@@ -362,7 +383,9 @@ class PolicyClient:
                     f"{session.address} is a {reply['server']} server, not a policy server: "
                     "use its policy port, or SimulatorClient"
                 )
-            return session.call("get_info")
+            info = session.call("get_info")
+            self._require_expected(info)
+            return info
         if isinstance(reply, dict):
             try:
                 raise_for_status(reply)
@@ -376,6 +399,15 @@ class PolicyClient:
         _log.debug("%s does not know hello: %s", session.address, reply)
         session.dial()
         return None
+
+    def _require_expected(self, info: dict[str, Any]) -> None:
+        for name in ("ctrl_space", "ctrl_type"):
+            expected, declared = getattr(self._expected, name), ctrl_type_name(info.get(name))
+            if expected is not None and declared is not None and declared != expected:
+                raise SpecMismatch(
+                    f"{name}: this client expects {expected!r}, the policy of {self._session.address} "
+                    f"answers {quoted(declared)}"
+                )
 
     def _may_be_older(self) -> bool:
         """Return whether a server that closes on hello may be one that does not know it."""
@@ -394,6 +426,16 @@ class PolicyClient:
             yield
         finally:
             self._busy.release()
+
+
+def _rows(chunk: ActionChunk) -> list[Any]:
+    """Return each step of a batch's chunk as an object array (B,) of dicts."""
+    steps = []
+    for step in chunk.actions:
+        rows = np.empty(len(step), dtype=object)
+        rows[:] = [dict(vars(_record(chunk, action))) for action in step]
+        steps.append(rows)
+    return steps
 
 
 def _record(chunk: ActionChunk, action: np.ndarray) -> MetaAction:
@@ -445,7 +487,7 @@ def _read_chunk(reply: Any) -> ActionChunk:
         raise RemoteProtocolError(
             f"the raw_actions in the reply are {shape}, but the actions have shape {actions.shape}"
         )
-    return ActionChunk(actions, str(ctrl_space), str(ctrl_type), raw, timestep)
+    return ActionChunk(actions, str(ctrl_space), str(ctrl_type_name(ctrl_type)), raw, timestep)
 
 
 def _require_answer(chunk: ActionChunk, obs: MetaObs, info: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from robowire.errors import RequestError
 from robowire.serving.service import Service
 from robowire.serving.sessions import Session
 
-__all__ = ["answer_line", "http_response"]
+__all__ = ["HTTP_PATHS", "answer_line", "http_response"]
+
+HTTP_PATHS = ("/healthz", "/metrics")
 
 S = TypeVar("S", bound=Session)
 
@@ -53,7 +55,7 @@ def http_response(request_line: str, service: Service[S]) -> bytes:
         return _response("200 OK", "ok\n")
     if path == "/metrics":
         return _response("200 OK", service.metrics.prometheus(), "text/plain; version=0.0.4; charset=utf-8")
-    return _response("404 Not Found", "there are /healthz and /metrics\n")
+    return _response("404 Not Found", f"there are {' and '.join(HTTP_PATHS)}\n")
 
 
 def _response(status: str, body: str, content_type: str = "text/plain; charset=utf-8") -> bytes:

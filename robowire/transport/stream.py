@@ -324,6 +324,18 @@ class Stream:
         except OSError as exc:
             raise self._failed(exc, timeout_s, "sent nothing for") from exc
 
+    def discard(self, timeout_s: float) -> None:
+        """Throw away what the peer sends, until it ends the stream or ``timeout_s`` is over.
+
+        Raises:
+            ConnectionLost: The connection broke.
+            RequestTimeout: The time is over.
+        """
+        deadline = self._clock() + timeout_s
+        scratch = memoryview(bytearray(_SCRATCH))
+        while (left_s := deadline - self._clock()) > 0 and self.recv_into(scratch, left_s):
+            pass
+
     def ended(self) -> bool:
         """Return whether the peer ended the stream, or broke it, and nothing is left to read before the end.
 

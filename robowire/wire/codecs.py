@@ -16,7 +16,7 @@ import numpy as np
 from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RequestError
 from robowire.meta import MetaObs
-from robowire.wire.arrays import describe, require_array, require_timestep
+from robowire.wire.arrays import describe, is_numeric, require_array, require_timestep
 from robowire.wire.framing import frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
 from robowire.wire.pickle.reader import loads
@@ -83,17 +83,12 @@ class PolicyExchange(PickleExchange):
     Args:
         value: The decoded payload.
         session: Whose ``hello`` decides the format of the reply.
-        camera_names: The policy's cameras, in the order in which the ACT dialect's images are stacked;
-            ``None`` where it accepts any: then they are stacked in the order they came.
-        max_rows: Largest batch that is split into rows.
+        codec: Of the port.
     """
 
-    def __init__(
-        self, value: Any, session: Negotiated, camera_names: Sequence[str] | None, max_rows: int
-    ) -> None:
+    def __init__(self, value: Any, session: Negotiated, codec: PolicyCodec) -> None:
         super().__init__(value, session)
-        self._camera_names = camera_names
-        self._max_rows = max_rows
+        self._codec = codec
         # An old client gets the failure that its dialect always had, also where the request can't be read.
         self._is_meta_obs = isinstance(value, MetaObs)
         self._is_act = isinstance(value, dict) and "qpos" in value
@@ -114,9 +109,9 @@ class PolicyExchange(PickleExchange):
         """
         value = self._value
         if self._is_meta_obs:
-            return _read_meta_obs(value, self._max_rows)
+            return _read_meta_obs(value, self._codec)
         if self._is_act:
-            return Request("infer", observations=(_read_act(value, self._camera_names),))
+            return Request("infer", observations=(_read_act(value, self._codec),))
         if self._is_reset:
             return Request("reset")
         if isinstance(value, dict) and "method" in value:
@@ -133,7 +128,7 @@ class PolicyExchange(PickleExchange):
         if not isinstance(value, ActionChunk):
             return encode_frame(value)
         if self._session.reply == "list":
-            return encode_frame(value)
+            return self._list_reply(value)
         reply = ok(
             actions=value.actions,
             ctrl_space=value.ctrl_space,
@@ -144,6 +139,16 @@ class PolicyExchange(PickleExchange):
         if value.raw_actions is not None:
             reply["raw_actions"] = value.raw_actions
         return encode_frame(reply)
+
+    def _list_reply(self, chunk: ActionChunk) -> Sequence[Buffer]:
+        if self._is_act and self._codec.act_reply == "action":
+            return encode_frame({"status": "OK", "action": chunk.actions[0]})
+        if chunk.actions.ndim == 2 and self._is_meta_obs and _reads_rows(self._value):
+            chunk = replace(chunk, actions=chunk.actions[:, np.newaxis])
+        # The environments of those who wrote this wire first assert it; clients that say hello may be newer.
+        if chunk.ctrl_type == "absolute" and not self._session.said_hello:
+            chunk = replace(chunk, ctrl_type="abs")
+        return encode_frame(chunk)
 
     def failure(self, error: RequestError) -> Sequence[Buffer]:
         """Return the frame that reports an error.
@@ -182,33 +187,85 @@ class PolicyCodec:
     """Observations and methods by name: the policy port.
 
     Args:
-        camera_names: The policy's cameras, in their order; ``None`` where it accepts any.
+        camera_names: The policy's cameras, in their order, in which the ACT dialect's images are stacked.
+            ``None`` where it accepts any: then they are stacked in the order they came.
         max_rows: Largest batch to accept.
+        float_images: What images of floats are: ``"refuse"``, or ``"convert"`` for 0..1 to 0..255.
+        act_reply: Answer to the ACT dialect of a client that agreed on no other: ``"chunk"`` for a list of
+            MetaAction, ``"action"`` for ``{"status": "OK", "action": (action_dim,)}``, the chunk's first.
+
+    Attributes:
+        camera_names: As given.
+        max_rows: As given.
+        float_images: As given.
+        act_reply: As given.
     """
 
-    def __init__(self, camera_names: Sequence[str] | None = None, *, max_rows: int = 256) -> None:
-        self._camera_names = camera_names
-        self._max_rows = max_rows
+    def __init__(
+        self,
+        camera_names: Sequence[str] | None = None,
+        *,
+        max_rows: int = 256,
+        float_images: str = "refuse",
+        act_reply: str = "chunk",
+    ) -> None:
+        self.camera_names = camera_names
+        self.max_rows = max_rows
+        self.float_images = float_images
+        self.act_reply = act_reply
 
     def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
         """Return the exchange that a payload begins."""
-        return PolicyExchange(loads(payload), session, self._camera_names, self._max_rows)
+        return PolicyExchange(loads(payload), session, self)
+
+    def checked_image(self, what: str, image: Any) -> Any:
+        """Return an image of bytes, from one of floats where it may be converted; others as they are.
+
+        Args:
+            what: What a message calls it.
+            image: Anything.
+
+        Raises:
+            InvalidParams: It holds floats, which are refused here, or floats that are not 0 to 1.
+        """
+        if not is_numeric(image, "f") or self.camera_names == ():  # or the policy uses no image
+            return image
+        if self.float_images != "convert":
+            raise InvalidParams(
+                f"{what} is {describe(image)}, expected uint8, 0 to 255: "
+                "a server with --float_images convert takes floats of 0 to 1"
+            )
+        if image.size and not (image.min() >= 0 and image.max() <= 1):  # NaN is refused too
+            raise InvalidParams(
+                f"{what} holds floats from {image.min():.3g} to {image.max():.3g}, and those that are "
+                "converted to uint8 are 0 to 1"
+            )
+        return np.rint(image * 255).astype(np.uint8)
 
 
-def _read_meta_obs(obs: MetaObs, max_rows: int) -> Request:
+def _reads_rows(obs: MetaObs) -> bool:
+    """Return whether the sender of an observation reads every reply as rows of a batch."""
+    # ILStudio's client sends arrays of timesteps, of a single observation too. VLAStudio has no module
+    # benchmark, so it can't even unpickle a MetaAction of ours.
+    return isinstance(obs.timestep, np.ndarray) or type(obs).__module__.startswith("vlastudio.")
+
+
+def _read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
     for name in _ARRAY_FIELDS:
         value = getattr(obs, name)
         if value is not None:
             require_array(name, value, "an array of numbers or None")
     require_timestep(obs.timestep)
+    arrays = {name: getattr(obs, name) for name in _ARRAY_FIELDS if getattr(obs, name) is not None}
     size = _batch_size(obs)
+    # Before a row is made: rows of nothing cost memory, and no bytes.
+    if size is not None and size > codec.max_rows:
+        raise InvalidParams(f"the batch has {size} rows, expected at most {codec.max_rows}: send several")
+    if "image" in arrays:
+        arrays["image"] = codec.checked_image("image", arrays["image"])
     if size is None:
         (instruction,), (timestep,) = _instructions(obs.raw_lang, 1), _timesteps(obs.timestep, 1)
-        return Request("infer", observations=(replace(obs, raw_lang=instruction, timestep=timestep),))
-    # Before a row is made: rows of nothing cost memory, and no bytes.
-    if size > max_rows:
-        raise InvalidParams(f"the batch has {size} rows, expected at most {max_rows}: send several")
-    arrays = {name: getattr(obs, name) for name in _ARRAY_FIELDS if getattr(obs, name) is not None}
+        return Request("infer", observations=(MetaObs(raw_lang=instruction, timestep=timestep, **arrays),))
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != size:
             raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size}")
@@ -268,7 +325,7 @@ def _timesteps(value: Any, size: int) -> list[int]:
     return [int(step) for step in (steps * size if count == 1 else steps)]
 
 
-def _read_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> MetaObs:
+def _read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
     """Return the ACT dialect's ``{"qpos": (D,), "images": {camera: (H, W, 3) uint8}}`` as a MetaObs."""
     images = value.get("images", {})
     state = _read_qpos(value["qpos"])
@@ -276,15 +333,17 @@ def _read_act(value: Mapping[str, Any], camera_names: Sequence[str] | None) -> M
         raise InvalidParams(
             f"images is {describe(images)}, expected a dict of camera names to (H, W, 3) uint8"
         )
-    wanted = list(images) if camera_names is None else list(camera_names)
+    wanted = list(images) if codec.camera_names is None else list(codec.camera_names)
     missing = [name for name in wanted if name not in images]
     if missing:
         raise InvalidParams(
             f"no image of camera {missing[0]!r}: the policy needs {wanted}, "
             f"the request has {quoted(list(images))}"
         )
-    for name in wanted:
-        image = images[name]
+    images = {
+        name: codec.checked_image(f"the image of camera {quoted(name)}", images[name]) for name in wanted
+    }
+    for name, image in images.items():
         what = f"the image of camera {quoted(name)}"
         require_array(what, image, "(H, W, 3) uint8", dtype=np.uint8, shape=(None, None, 3))
         if image.shape != images[wanted[0]].shape:

@@ -38,7 +38,7 @@ from robowire.images import encode_images, require_pillow
 from robowire.interfaces import Chunked, Named, Simulator, StepResult
 from robowire.meta import MetaAction
 from robowire.registry import Entry, load_simulator, nearest
-from robowire.specs import SimulatorSpec
+from robowire.specs import SimulatorSpec, ctrl_type_name
 from robowire.transport.connection import Connection
 from robowire.wire.framing import MAX_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import error_reply, ok, parse_call
@@ -246,7 +246,10 @@ class SimulatorWorker:
         return rewards, result
 
     def _own(self, action: np.ndarray | MetaAction) -> np.ndarray:
-        return self._simulator.from_meta_action(action) if isinstance(action, MetaAction) else action
+        if not isinstance(action, MetaAction):
+            return action
+        action.ctrl_type = ctrl_type_name(action.ctrl_type)
+        return self._simulator.from_meta_action(action)
 
     def _outgoing(self, observation: Mapping[str, np.ndarray]) -> Any:
         if not self._meta:

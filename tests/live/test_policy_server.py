@@ -56,7 +56,7 @@ def values(actions: list[MetaAction]) -> np.ndarray:
 def test_an_observation_is_answered_by_one_action_for_each_step(client: RawClient) -> None:
     actions = client.ask(obs(1, 2, 3))
     assert [type(action) for action in actions] == [MetaAction] * 4
-    assert {(action.ctrl_space, action.ctrl_type) for action in actions} == {("joint", "absolute")}
+    assert {(action.ctrl_space, action.ctrl_type) for action in actions} == {("joint", "abs")}
     np.testing.assert_array_equal(values(actions), [[1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6]])
     assert actions[0].action.dtype == np.float32
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams
 from robowire.meta import MetaAction, MetaObs
 from robowire.wire.codecs import PolicyCodec
 from robowire.wire.messages import Request
+from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode
 
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -149,7 +151,7 @@ def test_the_act_dialect_may_say_more() -> None:
         (batch(raw_lang=["x"]), "raw_lang has 1 entries for a batch of 2"),
         (batch(timestep=np.zeros((3, 1), int)), "timestep has 3 entries for a batch of 2"),
         (
-            batch(image=np.zeros((3, 1, 3, 2, 2))),
+            batch(image=np.zeros((3, 1, 3, 2, 2), np.uint8)),
             "image has shape (3, 1, 3, 2, 2), expected a leading axis of 2",
         ),
         (batch(pc=np.array(1.0)), "pc has shape (), expected a leading axis of 2"),
@@ -167,7 +169,8 @@ def test_the_act_dialect_may_say_more() -> None:
         ),
         (
             {"qpos": np.zeros(2), "images": {"top": IMAGE.astype(float)}},
-            "the image of camera 'top' is a float64 array of shape (2, 4, 3), expected (H, W, 3) uint8",
+            "the image of camera 'top' is a float64 array of shape (2, 4, 3), expected uint8, "
+            "0 to 255: a server with --float_images convert takes floats of 0 to 1",
         ),
         (
             {"qpos": np.zeros(2), "images": {"top": IMAGE, "wrist": IMAGE[:1]}},
@@ -235,3 +238,96 @@ def test_images_of_the_act_dialect_lie_in_memory_as_those_of_a_meta_obs() -> Non
     (observation,) = observations({"qpos": [1.0], "images": {"top": IMAGE, "wrist": IMAGE[:, ::-1]}})
     assert observation.image.flags.c_contiguous
     np.testing.assert_array_equal(observation.image[1], IMAGE[:, ::-1].transpose(2, 0, 1))
+
+
+# replies of clients that were written for other servers of this wire
+
+
+ACTIONS = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+def reply(value: Any, agreed: Agreed | None = None, **options: Any) -> Any:
+    """Return what the sender of a request reads, when it is answered by ACTIONS."""
+    payload = value if isinstance(value, bytes) else b"".join(encode(value))
+    exchange = PolicyCodec(**options).exchange(bytearray(payload), agreed or Agreed())
+    batched = exchange.read().batched
+    actions = np.stack([ACTIONS, ACTIONS], axis=1) if batched else ACTIONS
+    _, *buffers = exchange.reply(ActionChunk(actions, "joint", "absolute"))
+    return loads(b"".join(buffers))
+
+
+# A MetaObs as VLAStudio pickles it: its package has no module benchmark.
+VLASTUDIO = b"\x80\x04cvlastudio.benchmark.base\nMetaObs\n)\x81}\x8c\x08timestepK\x05sb."
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        (MetaObs(state=np.zeros(3), timestep=7), None),
+        (MetaObs(state=np.zeros(3)), None),
+        (MetaObs(state=np.zeros(3), timestep=np.array([[7]])), 1),
+        (VLASTUDIO, 1),
+        (batch(), 2),
+    ],
+)
+def test_clients_that_read_rows_get_object_arrays_of_dicts(value: Any, rows: int | None) -> None:
+    steps = reply(value)
+    assert len(steps) == 3
+    if rows is None:
+        assert all(isinstance(step, MetaAction) for step in steps)
+        return
+    assert [(step.dtype, step.shape) for step in steps] == [(np.dtype(object), (rows,))] * 3
+    assert all(type(row) is dict and row["action"].shape == (2,) for step in steps for row in step)
+    np.testing.assert_array_equal([step[0]["action"] for step in steps], ACTIONS)
+
+
+@pytest.mark.parametrize(("said_hello", "name"), [(False, "abs"), (True, "absolute")])
+def test_absolute_is_abs_to_a_client_without_hello(said_hello: bool, name: str) -> None:
+    for value in (MetaObs(), {"qpos": [1.0]}):
+        assert {step.ctrl_type for step in reply(value, Agreed(said_hello=said_hello))} == {name}
+
+
+def test_the_act_dialect_may_be_answered_by_one_action() -> None:
+    answer = reply({"qpos": [1.0]}, act_reply="action")
+    assert (set(answer), answer["status"]) == ({"status", "action"}, "OK")
+    np.testing.assert_array_equal(answer["action"], ACTIONS[0])
+    assert len(reply(MetaObs(), act_reply="action")) == 3
+
+
+FLOATS = np.linspace(0, 1, 24, dtype=np.float32).reshape(1, 3, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        MetaObs(image=FLOATS),
+        batch(image=FLOATS[[0, 0]][:, None]),
+        {"qpos": [1.0], "images": {"top": FLOATS[0]}},
+    ],
+)
+def test_images_of_floats_are_refused_and_named(value: Any) -> None:
+    with pytest.raises(InvalidParams, match=r"float32 array.*expected uint8.*--float_images convert takes"):
+        read(value)
+
+
+def test_images_of_floats_are_ignored_by_a_policy_without_cameras() -> None:
+    (obs,) = observations(MetaObs(image=FLOATS), ())
+    assert obs.image.dtype == np.float32
+
+
+def test_images_of_floats_are_converted_where_the_server_says_so() -> None:
+    expected = np.rint(FLOATS * 255).astype(np.uint8)
+
+    def image(value: Any) -> np.ndarray:
+        payload = bytearray(b"".join(encode(value)))
+        codec = PolicyCodec(float_images="convert")
+        return codec.exchange(payload, Agreed()).read().observations[0].image
+
+    np.testing.assert_array_equal(image(MetaObs(image=FLOATS)), expected)
+    camera = np.ascontiguousarray(FLOATS[0].transpose(1, 2, 0))
+    np.testing.assert_array_equal(image({"qpos": [1.0], "images": {"top": camera}}), expected)
+    for wrong in (FLOATS * 255, FLOATS - 1, FLOATS * np.nan):
+        with pytest.raises(
+            InvalidParams, match=r"^image holds floats from .* to .*, and those that are conv"
+        ):
+            image(MetaObs(image=wrong))

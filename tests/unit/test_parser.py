@@ -276,7 +276,7 @@ def test_a_negative_number_is_a_value() -> None:
         (["--overwrit"], "unrecognized arguments: --overwrit. See --help."),
         (["--nothing_like_it"], "unrecognized arguments: --nothing_like_it. See --help."),
         (["word"], "unrecognized arguments: word. See --help."),
-        (["--port"], "argument --port: expected one argument. See --help."),
+        (["--port"], "argument --port/-p: expected one argument. See --help."),
         (["--options.nheads"], "argument --options.nheads: expected one argument. See --help."),
         (["--port", "x"], "port: expected int, found 'x'. See --help."),
         (["--port", "1.5"], "port: expected int, found '1.5'. See --help."),
@@ -341,7 +341,7 @@ def test_help_has_the_documentation_types_and_defaults(
     text = " ".join(shown(capsys, "--help").split())
     assert "--ratio VALUE Share. (type: float, default: 0.5)" in text
     assert "--host VALUE Name of the server. (type: text, default: localhost)" in text
-    assert "--port VALUE TCP port, 100 % sure. (type: int, default: 5000)" in text
+    assert "--port VALUE, -p VALUE TCP port, 100 % sure. (type: int, default: 5000)" in text
     assert "Switch that is on. (default: true, --no_pretty for false)" in text
     assert "--colour red|green One of two. (default: red)" in text
     assert "ROBOWIRE_TEST_PORT=5001. A flag beats the environment, the environment beats the file" in text

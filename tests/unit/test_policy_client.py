@@ -690,3 +690,26 @@ def test_the_client_disconnects_at_the_end_of_its_context() -> None:
     with server.client() as client:
         client.infer(observation())
     assert server.sockets[0].closed
+
+
+# ILStudio's names
+
+
+def test_ilstudios_arguments_and_inference_are_understood() -> None:
+    server = FakeServer({**CHUNK, "timestep": 7})
+    client = server.client(chunk_size=2, ctrl_space="joint", ctrl_type="abs")
+    steps = client.inference(observation(7))
+    assert [(step.dtype, step.shape) for step in steps] == [(np.dtype(object), (1,))] * 2
+    np.testing.assert_array_equal([step[0]["action"] for step in steps], ACTIONS[:2])
+    assert client.infer(observation(7)).shape[0] == 2
+
+
+def test_a_policy_that_answers_another_kind_of_action_is_refused() -> None:
+    client = FakeServer({**CHUNK, "timestep": 7}).client(ctrl_type="delta")
+    with pytest.raises(SpecMismatch, match=r"ctrl_type: this client expects 'delta', .* answers 'absolute'$"):
+        client.infer(observation(7))
+
+
+def test_abs_in_a_reply_is_absolute() -> None:
+    server = FakeServer(ActionChunk(ACTIONS, "joint", "abs"), hello=LOST)
+    assert server.client().infer_chunk(observation()).ctrl_type == "absolute"

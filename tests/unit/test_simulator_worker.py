@@ -161,6 +161,13 @@ def test_a_meta_action_is_converted_by_the_simulator() -> None:
         worker.call("step", {"action": MetaAction("ee", "absolute", np.zeros(3))})
 
 
+def test_a_meta_action_may_say_abs() -> None:
+    worker = make_worker()
+    reset(worker)
+    with pytest.raises(SpecMismatch, match=r"^ctrl_type is 'absolute', expected 'delta'$"):
+        worker.call("step", {"action": MetaAction("ee", "abs", np.zeros(3))})
+
+
 def test_a_chunk_returns_the_results_of_its_steps() -> None:
     actions = np.linspace(-1, 1, 12).reshape(4, 3)
     one_by_one, at_once = make_worker(), make_worker()

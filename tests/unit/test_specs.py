@@ -39,7 +39,7 @@ def test_every_field_that_differs_is_named() -> None:
     ("fields", "message"),
     [
         ({"ctrl_space": "cartesian"}, "ctrl_space is 'cartesian', expected 'ee' or 'joint'"),
-        ({"ctrl_type": "abs"}, "ctrl_type is 'abs', expected 'absolute', 'relative' or 'delta'"),
+        ({"ctrl_type": "rel"}, "ctrl_type is 'rel', expected 'absolute', 'relative' or 'delta'"),
         ({"image_height": 0}, "image_height is 0, expected a positive number or None"),
         ({"control_hz": -1.0}, "control_hz is -1.0, expected a positive number or None"),
         ({"camera_names": "top"}, "camera_names is 'top', expected a list of names or None"),
@@ -53,6 +53,11 @@ def test_a_value_no_spec_can_have_is_refused(fields: dict[str, Any], message: st
     with pytest.raises(InvalidParams) as refused:
         PolicySpec.from_wire(fields)
     assert str(refused.value) == f"not a PolicySpec: {message}"
+
+
+def test_abs_is_absolute() -> None:
+    assert PolicySpec(ctrl_type="abs") == PolicySpec(ctrl_type="absolute")
+    require_match(PolicySpec.from_wire({"ctrl_type": "abs"}), SimulatorSpec(ctrl_type="absolute"))
 
 
 # what stands still

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from robowire.errors import ConfigurationError
 from robowire.interfaces import Policy
 from robowire.serving.policy.dispatcher import DispatchOptions
 from robowire.serving.policy.service import PolicyService
@@ -20,11 +21,27 @@ __all__ = ["PolicyServer", "PolicyServerOptions"]
 
 @dataclass(frozen=True)
 class PolicyServerOptions(TcpOptions, DispatchOptions):
-    """Every option of a policy server but the policy."""
+    """Every option of a policy server but the policy.
+
+    Attributes:
+        float_images: Images of floats on the native wire: refuse, or convert from 0..1 to 0..255.
+        act_reply: Answer to the ACT dialect of a client without hello: chunk, a list of MetaAction, or
+            action, {"status": "OK", "action": ...}, the first one; with --temporal_agg the average.
+    """
+
+    # Converted, a camera whose driver gives 0..255 as floats would look white to the policy; an error shows
+    # it at the first request.
+    float_images: str = "refuse"
+    act_reply: str = "chunk"
 
     def __post_init__(self) -> None:
         TcpOptions.__post_init__(self)
         DispatchOptions.__post_init__(self)
+        for name, choices in (("float_images", ("refuse", "convert")), ("act_reply", ("chunk", "action"))):
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}"
+                )
 
 
 class PolicyServer(Runner[PolicyService]):
@@ -65,7 +82,12 @@ class PolicyServer(Runner[PolicyService]):
                 model_name=model_name,
                 max_payload=options.max_payload,
             )
-            codec = PolicyCodec(policy.spec.camera_names, max_rows=options.max_waiting)
+            codec = PolicyCodec(
+                policy.spec.camera_names,
+                max_rows=options.max_waiting,
+                float_images=options.float_images,
+                act_reply=options.act_reply,
+            )
             made.append(TcpServer(service, options, codec, listener))
             for make_frontend in frontends:
                 made.append(make_frontend(service))

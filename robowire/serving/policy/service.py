@@ -133,10 +133,16 @@ class PolicyService(Service[PolicySession]):
             cameras += f" ({known(spec.image_height)}x{known(spec.image_width)})"
         return (
             f"policy {spec.policy}, device {self._device}, "
-            f"chunk_size {self.chunk_size} (of {spec.chunk_size}), cameras {cameras}, "
+            f"chunk_size {self.chunk_size} ({self._chunk_size_of()}), cameras {cameras}, "
             f"state_dim {known(spec.state_dim)}, action_dim {known(spec.action_dim)} "
             f"({known(spec.ctrl_space)} {known(spec.ctrl_type)})"
         )
+
+    def _chunk_size_of(self) -> str:
+        asked, given = self._options.chunk_size, self.dispatcher.spec.chunk_size
+        if asked > given and not self._options.temporal_agg:
+            return f"the policy's whole chunk, shorter than --chunk_size {asked}"
+        return f"of {given}"
 
     def info(self, session: PolicySession | None = None) -> dict[str, Any]:
         """Return what ``get_info`` and ``INFO`` report."""

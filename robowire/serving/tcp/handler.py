@@ -8,11 +8,18 @@ import socketserver
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from robowire.errors import RemoteProtocolError, RequestTimeout, TlsFailed, TransportError
 from robowire.serving.sessions import Peer, Session
-from robowire.serving.text import answer_line, http_response
+from robowire.serving.tcp.foreign_greetings import (
+    ZMTP_START,
+    foreign_answer,
+    foreign_line,
+    foreign_sentence,
+)
+from robowire.serving.text import HTTP_PATHS, answer_line, http_response
 from robowire.transport.connection import Connection
 from robowire.transport.stream import Stream
 from robowire.wire.framing import TextLine
@@ -32,6 +39,10 @@ UNAUTHENTICATED_MAX_PAYLOAD = 4 * 1024
 
 # A browser sends about 20 header lines; no client needs 100.
 _MAX_HEADER_LINES = 100
+
+# How long the peer of another wire has to read its refusal, and how long one that has none is held.
+_FOREIGN_S = 1.0
+_HOLD_S = 60.0
 
 
 class ConnectionHandler(socketserver.BaseRequestHandler):
@@ -70,6 +81,9 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             self._connection = Connection(
                 self._stream, max_payload=self.server.options.max_payload, text=True
             )
+            if self._speaks_zmtp():
+                self._refuse_foreign("zmtp")
+                return
             while self._exchange():
                 pass
         except TlsFailed as exc:
@@ -127,10 +141,10 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         if event is None:
             return False
         started = time.monotonic()
-        if isinstance(event, TextLine) and event.startswith("GET "):
-            self._read_http_headers()
-            response = http_response(event, self.server.service)
-            connection.send([response], timeout_s=options.send_timeout_s)
+        if isinstance(event, TextLine) and (
+            event.startswith("GET ") or (session is None and foreign_line(event) is not None)
+        ):
+            self._answer_http(event)
             return False
         session = self._open_session()
         more = True
@@ -157,9 +171,48 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         answer: Sequence[Buffer] = self.server.service.answer(session, exchange)
         return answer
 
-    def _read_http_headers(self) -> None:
+    def _answer_http(self, line: str) -> None:
+        """Answer a health check; name the other wires that begin with a line, and refuse them."""
+        headers = self._read_http_headers()
+        wire = foreign_line(line, headers)
+        path = [*line.split(), "", ""][1].partition("?")[0]
+        if wire is None or (wire == "http" and line.startswith("GET ") and path in HTTP_PATHS):
+            response = http_response(line, self.server.service)
+            self._connection.send([response], timeout_s=self.server.options.send_timeout_s)
+        else:
+            self._refuse_foreign(wire, line)
+
+    def _read_http_headers(self) -> list[str]:
         deadline = time.monotonic() + self.server.options.frame_timeout_s
+        headers: list[str] = []
         for _ in range(_MAX_HEADER_LINES):
             left: Any = max(deadline - time.monotonic(), 1e-3)
-            if not self._connection.receive(wait_s=left, finish_s=left):  # the blank line, or the end
-                return
+            line = self._connection.receive(wait_s=left, finish_s=left)
+            if not line:  # the blank line, or the end
+                break
+            headers.append(str(line))
+        return headers
+
+    def _speaks_zmtp(self) -> bool:
+        options = self.server.options
+        trusted = not self.server.service.needs_token
+        wait_s = options.session_timeout_s if trusted else options.frame_timeout_s
+        return self._stream.peek(2, wait_s) == ZMTP_START
+
+    def _refuse_foreign(self, wire: str, line: str = "") -> None:
+        """Name the wire of a peer in the log, once for each host, and tell the peer in that wire's words."""
+        server = self.server
+        host = self._peer.address.rpartition(":")[0]
+        sentence = foreign_sentence(wire, server.service.kind, server.address[1])
+        if server.greetings.first(host, wire):
+            logger.warning("%s connected with another wire: %s", printable(host), sentence)
+        server.service.metrics.error("unreadable")
+        answer = foreign_answer(wire, sentence, line)
+        if answer:
+            self._connection.send([answer], timeout_s=server.options.send_timeout_s)
+            self._stream.close_after_reading(_FOREIGN_S)
+        elif server.hold(self.request):
+            # A server of ZeroMQ that closes is dialled again ten times a second. One that is silent is given
+            # up after libzmq's ZMQ_HANDSHAKE_IVL of 30 s.
+            with suppress(TransportError):
+                self._stream.discard(_HOLD_S)

@@ -19,6 +19,7 @@ from typing import Any
 
 from robowire.errors import Overloaded, RemoteProtocolError, TransportError
 from robowire.serving.service import Service
+from robowire.serving.tcp.foreign_greetings import GreetingLog
 from robowire.serving.tcp.handler import ConnectionHandler
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.options import TcpOptions
@@ -38,6 +39,10 @@ logger = logging.getLogger(__name__)
 # cost us threads.
 _MAX_REFUSALS = 16
 _REFUSAL_S = 1.0
+
+# Peers of other wires that are held so that they do not dial again at once. A held one has a thread, and no
+# place of max_connections.
+_MAX_HELD = 8
 
 # How long the accepting thread rests when the process is out of file descriptors or memory.
 _ACCEPT_RETRY_S = 0.1
@@ -65,6 +70,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
         options: As given.
         codec: As given.
         tls: Context of the TLS handshake; ``None`` for plain TCP.
+        greetings: Peers of other wires that the log has named.
 
     Raises:
         ConfigurationError: The address can't be listened on, or a TLS file can't be used.
@@ -116,6 +122,8 @@ class TcpServer(socketserver.ThreadingTCPServer):
         self._handlers: dict[socket.socket, ConnectionHandler] = {}  # connections whose handler has begun
         self._threads_of: dict[socket.socket, threading.Thread] = {}
         self._refusals: dict[socket.socket, threading.Thread] = {}
+        self._held: set[socket.socket] = set()
+        self.greetings = GreetingLog()
 
     # -- frontend ------------------------------------------------------------------------------------------
 
@@ -202,6 +210,16 @@ class TcpServer(socketserver.ThreadingTCPServer):
             self._admitted.add(request)
             return True
 
+    def hold(self, request: socket.socket) -> bool:
+        """Let a connection of another wire stay open without a place; return whether it may."""
+        with self._lock:
+            if len(self._held) >= _MAX_HELD:
+                return False
+            self._admitted.discard(request)
+            self._unauthenticated.pop(request, None)
+            self._held.add(request)
+            return True
+
     def _make_place_without_token(self) -> None:
         with self._lock:
             if len(self._unauthenticated) < self.options.max_connections:
@@ -231,6 +249,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
             self._admitted.discard(request)
             self._unauthenticated.pop(request, None)
             self._threads_of.pop(request, None)
+            self._held.discard(request)
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

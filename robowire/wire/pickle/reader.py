@@ -45,7 +45,8 @@ def loads(payload: bytes | bytearray | memoryview) -> Any:
     A bytearray is given away: large arrays view it and are writable. The result holds None, bool, int, float,
     str, bytes, bytearray, list, tuple, dict with keys of str or int, numpy arrays and scalars,
     :class:`MetaObs` and :class:`MetaAction`, nested at most 64 deep, in a small multiple of the payload's
-    memory.
+    memory. A MetaObs that VLAStudio pickled is one of a subclass, whose ``__module__`` is
+    ``vlastudio.benchmark.base``.
 
     Raises:
         UnsafePayload: Anything else; says what.
@@ -96,6 +97,18 @@ class _Function(_Sealed):
 class _MetaObsAddress(_Sealed):
     def __new__(cls, *args: Any) -> MetaObs:  # type: ignore[misc]
         return MetaObs(*args)
+
+
+class _VlaStudioMetaObs(MetaObs):
+    """A MetaObs of VLAStudio, which reads other replies: its module tells."""
+
+
+_VlaStudioMetaObs.__module__ = "vlastudio.benchmark.base"
+
+
+class _VlaStudioMetaObsAddress(_Sealed):
+    def __new__(cls, *args: Any) -> MetaObs:  # type: ignore[misc]
+        return _VlaStudioMetaObs(*args)
 
 
 class _MetaActionAddress(_Sealed):
@@ -242,8 +255,9 @@ for _builtins in ("builtins", "__builtin__"):  # the second in protocol 2
     _ADDRESSES[_builtins, "bytearray"] = _Function(_bytearray)
     for _factory in ("dict", "float", "int", "list", "str"):
         _ADDRESSES[_builtins, _factory] = _Function(_refuse)  # named as an argument of defaultdict
+_ADDRESSES["benchmark.base", "MetaObs"] = _MetaObsAddress
+_ADDRESSES["vlastudio.benchmark.base", "MetaObs"] = _VlaStudioMetaObsAddress
 for _base in ("benchmark.base", "vlastudio.benchmark.base"):
-    _ADDRESSES[_base, "MetaObs"] = _MetaObsAddress
     _ADDRESSES[_base, "MetaAction"] = _MetaActionAddress
 for _core in ("numpy.core", "numpy._core"):
     _ADDRESSES[_core + ".multiarray", "_reconstruct"] = _Reconstructed
@@ -271,7 +285,7 @@ class _Finisher:
             if value.finished is None:
                 value.finished = self._array(value, depth)
             return value.finished
-        if kind is MetaAction or kind is MetaObs:
+        if kind is MetaAction or kind is MetaObs or kind is _VlaStudioMetaObs:
             fields = vars(value)
             self._spend(_VISIT_COST * len(fields))
             for name, item in fields.items():

@@ -127,4 +127,5 @@ def _small() -> ResNet:
     return ResNet(stem=(5, 4, 32), max_pool=False, stages=((64, 1, 2), (128, 1, 2)), norm=_group_norm)
 
 
-BACKBONES: dict[str, Callable[[], ResNet]] = {"resnet18": _resnet18, "small": _small}
+# The quicker to build first: a file of weights is compared with each.
+BACKBONES: dict[str, Callable[[], ResNet]] = {"small": _small, "resnet18": _resnet18}

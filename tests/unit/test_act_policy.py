@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,15 @@ def test_a_cuda_device_that_is_not_there_is_refused() -> None:
 
 def test_auto_is_a_device_that_is_there() -> None:
     assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_loading_the_default_imports_no_compiler() -> None:
+    program = """
+import sys
+from policies.act.policy import make_policy
+from robowire.interfaces import PolicyOptions
+make_policy(PolicyOptions(device="cpu"))
+print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("[]\n", "")  # they would double the time of a start

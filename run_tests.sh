@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Set .venv up as start_policy_server.sh does, with every family of simulators, Ray and MkDocs; then lint, check types,
-# build the documentation and run every test.
+# Set .venv up as start_policy_server.sh does, with every family of simulators, Ray and MkDocs, and each peer's client in
+# .venvs; then lint, check types, build the documentation and run every test.
 # Arguments go to pytest: ./run_tests.sh tests/unit -k framing
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
 ./setup_simulator.sh all
+./setup_peers.sh all
 ./setup_environment.sh .venv requirements/docs.lock.txt
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy

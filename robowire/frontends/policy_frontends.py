@@ -25,7 +25,14 @@ POLICY_FRONTENDS: dict[str, Entry] = {}
 
 @dataclass(frozen=True)
 class PolicyFrontendOptions(PolicyServerOptions):
-    """Options of a policy server with the ports of further wires; each is served when its port is given."""
+    """Options of a policy server with the ports of further wires; each is served when its port is given.
+
+    Attributes:
+        key_map: Which of a client's names is which camera and which part of the state, on wires whose
+            observations have names: libero, droid, aloha, or a YAML file.
+    """
+
+    key_map: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

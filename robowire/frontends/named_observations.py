@@ -1,0 +1,556 @@
+"""Named images and state parts become a MetaObs of the policy's spec, and actions the client's convention.
+
+Every wire whose observations have names uses this one adapter, so that a name, a size or a sign that does not
+fit is refused in the same words whichever wire it came by. Nothing is converted that the key map or the
+layouts of both sides do not name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from robowire.errors import ConfigurationError, InvalidParams, SpecMismatch
+from robowire.frontends.key_map import KeyMap, StateLine, load_key_map
+from robowire.frontends.layouts import (
+    Converter,
+    GripperScale,
+    Word,
+    layout_converter,
+    parse_layout,
+    rotation_of,
+    with_rotation,
+)
+from robowire.images import require_pillow
+from robowire.meta import MetaObs
+from robowire.serving.policy.validation import check_observation
+from robowire.specs import PolicySpec
+from robowire.wire.arrays import describe, is_numeric
+from robowire.wire.text_safety import quoted
+
+__all__ = ["NamedObservation", "ObservationAdapter", "make_adapter", "resize_with_pad"]
+
+# Observations have the same names all the time; a client that invents some must not fill our memory.
+_MAX_REMEMBERED = 64
+_MAX_REMEMBERED_TEXT = 1000
+
+# Sixteen million pixels, as for encoded images: resizing must not cost more than the message it came in.
+_MAX_PIXELS = 4096 * 4096
+
+
+@dataclass(frozen=True)
+class NamedObservation:
+    """An observation as most wires carry it.
+
+    Attributes:
+        images: By the client's names: uint8, or float from 0 to 1; (height, width, 3) or (3, height, width),
+            RGB, of any size.
+        state: Parts by the client's names, in the order of the wire: (n,) numbers, or a number.
+        instruction: The task, in words.
+        timestep: Step of the episode, from 0; -1 where the wire does not say.
+    """
+
+    images: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str = ""
+    timestep: int = -1
+
+
+class _Options(Protocol):
+    @property
+    def key_map(self) -> str | None: ...
+
+
+def make_adapter(spec: PolicySpec, options: _Options, *, preset: str | None = None) -> ObservationAdapter:
+    """Return the adapter of one wire to a policy.
+
+    Args:
+        spec: What the policy needs and gives.
+        options: ``key_map`` names the preset or the file that a person chose.
+        preset: Preset whose names this wire's clients use where no key map was chosen. Its layout of the
+            state then declares nothing: a state is taken by its length.
+
+    Raises:
+        ConfigurationError: The key map cannot be read, or does not fit the policy; says what to set.
+    """
+    if options.key_map is not None:
+        return ObservationAdapter(spec, load_key_map(options.key_map))
+    if preset is None:
+        return ObservationAdapter(spec, KeyMap("none"))
+    return ObservationAdapter(spec, replace(load_key_map(preset), state_layout=None))
+
+
+class ObservationAdapter:
+    """What one wire's names and conventions are to a policy. Stateless, for any thread.
+
+    Args:
+        spec: What the policy needs and gives.
+        key_map: Names and conventions of the client.
+
+    Raises:
+        ConfigurationError: The key map does not fit the policy; says what to set.
+    """
+
+    def __init__(self, spec: PolicySpec, key_map: KeyMap) -> None:
+        self._spec = spec
+        self._map = key_map
+        self._cameras = _camera_places(spec, key_map)
+        if key_map.resize and None in (spec.image_height, spec.image_width) and key_map.strict:
+            raise ConfigurationError(
+                f"key map {key_map.name!r} has 'resize: pad', and the policy names no size of its images"
+            )
+        self._state_parts = parse_layout(spec.state_layout) if spec.state_layout else None
+        self._convert_state = _state_converter(spec, key_map, self._state_parts)
+        self._action_steps, self._action_layout = _action_converters(spec, key_map)
+        # Which image of an observation each camera is, by the names of its images.
+        self._remembered: dict[tuple[str, ...], list[str]] = {}
+
+    def observation(self, named: NamedObservation) -> MetaObs:
+        """Return the observation that the policy takes.
+
+        Returns:
+            ``image`` uint8 (cameras, 3, height, width) in C order, a fresh array; ``state`` float32.
+
+        Raises:
+            InvalidParams: A name is missing, unknown or ambiguous, or a value is not what its name says; the
+                message lists both sides.
+            SpecMismatch: A size, a length or a number is not the policy's; the message names both.
+        """
+        if not isinstance(named.instruction, str):
+            raise InvalidParams(f"the instruction is {describe(named.instruction)}, expected text")
+        observation = MetaObs(
+            state=self._state(named.state),
+            image=self._image(named.images),
+            raw_lang=named.instruction,
+            timestep=named.timestep,
+        )
+        check_observation(observation, self._spec)
+        return observation
+
+    def actions(self, chunk: np.ndarray) -> np.ndarray:
+        """Return actions in the convention of the client.
+
+        Args:
+            chunk: Float (chunk_size, action_dim), or with further axes in front of the last one, as the
+                policy gives them.
+
+        Returns:
+            The same array where nothing is converted, else a fresh one of the same dtype; rotations of
+            another notation can change the length of its last axis.
+        """
+        if not self._action_steps:
+            return chunk
+        parts = [
+            chunk[..., part] if convert is None else convert(chunk[..., part])
+            for part, convert in self._action_steps
+        ]
+        converted: np.ndarray = np.concatenate(parts, axis=-1)
+        return converted
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is expected and given, as plain data for a wire's metadata.
+
+        ``images`` names the camera of each of the client's names; ``state`` the client's parts in their
+        order. What nobody declares is ``None``.
+        """
+        spec, known = self._spec, self._map
+        layout = known.state_layout
+        return {
+            "key_map": known.name,
+            "images": {
+                name: place if spec.camera_names is None else spec.camera_names[place]
+                for name, place in self._cameras.items()
+                if place is not None
+            },
+            "camera_names": None if spec.camera_names is None else list(spec.camera_names),
+            "image_height": spec.image_height,
+            "image_width": spec.image_width,
+            "resize": "pad" if known.resize else None,
+            "state": [" or ".join(line.names) for line in known.state],
+            "state_dim": spec.state_dim if layout is None else sum(word.length for word in layout),
+            "state_layout": spec.state_layout if layout is None else " ".join(map(str, layout)),
+            "action_layout": self._action_layout,
+            "action_gripper": self._gripper_words(),
+        }
+
+    def _gripper_words(self) -> str | None:
+        words = parse_layout(self._spec.action_layout) if self._spec.action_layout else None
+        if not any(_is_gripper(word) for word in words or ()):
+            return None
+        return str(self._map.action_gripper or GripperScale())
+
+    # -- images --------------------------------------------------------------------------------------------
+
+    def _image(self, images: Mapping[str, Any]) -> np.ndarray | None:
+        spec = self._spec
+        if spec.camera_names == ():
+            return None
+        names = self._image_names(images)
+        if not names:
+            return None
+        height, width = spec.image_height, spec.image_width
+        views = [_as_rows(name, images[name], (height, width)) for name in names]
+        if self._map.resize and height is not None and width is not None:
+            views = [
+                resize_with_pad(_as_uint8(name, view), height, width) for name, view in zip(names, views)
+            ]
+        rows, columns = height or views[0].shape[0], width or views[0].shape[1]
+        for name, view in zip(names, views):
+            if view.shape[:2] != (rows, columns):
+                others = "the policy takes" if None not in (height, width) else "another image is"
+                raise SpecMismatch(
+                    f"the image {quoted(name)} is {view.shape[0]}x{view.shape[1]}, "
+                    f"{others} {rows}x{columns}: resize it in the client, or start the server with "
+                    "--key_map FILE and 'resize: pad' in the file"
+                )
+        # In C order, whatever the memory order of the client's: torch has other kernels for other orders,
+        # which round otherwise in the last bit.
+        stacked = np.empty((len(views), 3, rows, columns), np.uint8)
+        for row, name, view in zip(stacked, names, views):
+            row[...] = _as_uint8(name, view).transpose(2, 0, 1)
+        return stacked
+
+    def _image_names(self, images: Mapping[str, Any]) -> list[str]:
+        """Return the client's names in the order of the policy's cameras."""
+        given = tuple(images)
+        names = self._remembered.get(given)
+        if names is None:
+            names = self._resolve(given)
+            if len(self._remembered) < _MAX_REMEMBERED and sum(map(len, given)) < _MAX_REMEMBERED_TEXT:
+                self._remembered[given] = names
+        return names
+
+    def _resolve(self, given: tuple[str, ...]) -> list[str]:
+        cameras = self._spec.camera_names
+        if cameras is None:
+            numbered = [name for name in given if name in self._cameras]
+            others = [name for name in given if name not in self._cameras and name not in self._map.ignored]
+            if others and not self._map.own_names:
+                raise self._names_error(given, f"the image {quoted(others[0])} is unknown")
+            return [*sorted(numbered, key=lambda name: self._cameras[name] or 0), *others]
+        found: dict[int, list[str]] = {}
+        for name in given:
+            place = self._own_camera(name) if self._map.own_names else None
+            if place is None and name in self._cameras:
+                place = self._cameras[name]
+                if place is None:
+                    continue  # a camera of the preset that this policy does not have
+            if place is None and name not in self._map.ignored:
+                raise self._names_error(given, f"the image {quoted(name)} is unknown")
+            if place is not None:
+                found.setdefault(place, []).append(name)
+        for place, camera in enumerate(cameras):
+            if place not in found:
+                raise self._names_error(given, f"there is no image for the camera {camera!r}")
+            if len(found[place]) > 1:
+                raise self._names_error(
+                    given, f"the images {quoted(found[place])} are all for the camera {camera!r}"
+                )
+        return [found[place][0] for place in range(len(cameras))]
+
+    def _own_camera(self, name: str) -> int | None:
+        """Return the camera of this very name, with or without a path in front of it."""
+        cameras = self._spec.camera_names or ()
+        if name in cameras:
+            return cameras.index(name)
+        endings = [
+            place for place, camera in enumerate(cameras) if name.endswith((f"/{camera}", f".{camera}"))
+        ]
+        return max(endings, key=lambda place: len(cameras[place]), default=None)
+
+    def _names_error(self, given: Sequence[str], what: str) -> InvalidParams:
+        cameras = self._spec.camera_names
+        known = {**{name: name for name in cameras or () if self._map.own_names}, **self._known_cameras()}
+        lines = ", ".join(f"{name} for {camera}" for name, camera in known.items()) or "none"
+        return InvalidParams(
+            f"{what}. The observation has the images {quoted(list(given))}, the policy the cameras "
+            f"{list(cameras or ())}; key map {self._map.name!r} knows {lines}. Name the others in a file: "
+            "--key_map FILE with lines such as 'front: image.CAMERA' or 'front: ignore'"
+        )
+
+    def _known_cameras(self) -> dict[str, str]:
+        cameras = self._spec.camera_names or ()
+        return {
+            name: cameras[place]
+            for name, place in self._cameras.items()
+            if place is not None and place < len(cameras)
+        }
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def _state(self, parts: Mapping[str, Any]) -> np.ndarray | None:
+        used = self._used_parts(parts)
+        if not used:
+            if self._spec.state_dim is None:
+                return None
+            raise self._state_error(parts, "there is no state")
+        arrays = []
+        for name, line in used:
+            array = _as_vector(name, parts[name])
+            if line is not None and line.part is not None:
+                if len(array) < line.part[1]:
+                    raise InvalidParams(
+                        f"{quoted(name)} has {len(array)} numbers, the key map takes "
+                        f"{line.part[0]}:{line.part[1]}"
+                    )
+                array = array[slice(*line.part)]
+            if (
+                line is not None
+                and line.entries is not None
+                and len(array) != line.entries[1] - line.entries[0]
+            ):
+                raise SpecMismatch(
+                    f"{quoted(name)} has {len(array)} numbers, it fills "
+                    f"state[{line.entries[0]}:{line.entries[1]}]"
+                )
+            arrays.append(array)
+        state: np.ndarray = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        client, spec = self._map.state_layout, self._spec
+        wanted = spec.state_dim if client is None else sum(word.length for word in client)
+        if wanted is not None and len(state) != wanted:
+            layout = spec.state_layout if client is None else " ".join(map(str, client))
+            lengths = ", ".join(f"{quoted(name, 50)} {len(array)}" for (name, _), array in zip(used, arrays))
+            raise SpecMismatch(
+                f"the state has {len(state)} numbers ({lengths[:300]}), expected {wanted}"
+                + (f": {layout}" if layout else "")
+            )
+        return self._convert_state(state)
+
+    def _used_parts(self, parts: Mapping[str, Any]) -> list[tuple[str, StateLine | None]]:
+        """Return the client's parts in the order of the state, each with its line of the key map."""
+        ignored = self._map.ignored
+        if self._map.own_names and (own := self._own_parts(parts)) is not None:
+            return own
+        if not self._map.state:
+            return [(name, None) for name in parts if name not in ignored]
+        used: list[tuple[str, StateLine | None]] = []
+        known = {name for line in self._map.state for name in line.names}
+        for name in parts:
+            if name not in known and name not in ignored:
+                raise self._state_error(parts, f"the part {quoted(name)} is unknown")
+        if not any(name in known for name in parts) and self._spec.state_dim is None:
+            return used
+        for line in self._map.state:
+            found = [name for name in line.names if name in parts]
+            if not found:
+                raise self._state_error(parts, f"there is no part {' or '.join(map(repr, line.names))}")
+            if len(found) > 1:
+                raise self._state_error(parts, f"the parts {quoted(found)} are the same")
+            used.append((found[0], line))
+        return used
+
+    def _own_parts(self, parts: Mapping[str, Any]) -> list[tuple[str, StateLine | None]] | None:
+        """Return the parts in the policy's order where they have the names of its layout, else ``None``."""
+        words = self._state_parts
+        if words is None or self._map.state_layout is not None:
+            return None
+        if len({word.name for word in words}) != len(words):  # two arms: a name does not tell which
+            return None
+        by_word = {}
+        for name in parts:
+            word = next(
+                (w for w in words if name == w.name or name.endswith((f"/{w.name}", f".{w.name}"))), None
+            )
+            if word is None or word in by_word:
+                return None
+            by_word[word] = name
+        if len(by_word) != len(words):
+            return None
+        offset, own = 0, []
+        for word in words:
+            entries = (offset, offset + word.length)
+            own.append((by_word[word], StateLine((by_word[word],), None, entries)))
+            offset += word.length
+        return list(own)
+
+    def _state_error(self, parts: Mapping[str, Any], what: str) -> InvalidParams:
+        known = "; ".join(" or ".join(line.names) for line in self._map.state) or "any parts, in their order"
+        layout = f": {self._spec.state_layout}" if self._spec.state_layout else ""
+        dim = self._spec.state_dim or "any number of"
+        return InvalidParams(
+            f"{what}. The observation has the parts {quoted(list(parts))}, key map {self._map.name!r} takes "
+            f"{known}; the policy takes {dim} numbers{layout}. Name others in a file: --key_map FILE with "
+            "lines such as 'state: NAME', 'state[0:7]: NAME' or 'NAME: ignore'"
+        )
+
+
+# -- key map and spec ----------------------------------------------------------------------------------------
+
+
+def _camera_places(spec: PolicySpec, key_map: KeyMap) -> dict[str, int | None]:
+    """Return the place of each name's camera; ``None`` for a camera that this policy does not have."""
+    places: dict[str, int | None] = {}
+    for number, (name, camera) in enumerate(key_map.images.items()):
+        if spec.camera_names is None:
+            places[name] = camera if isinstance(camera, int) else number
+            continue
+        if isinstance(camera, int):
+            place = camera if camera < len(spec.camera_names) else None
+        else:
+            place = spec.camera_names.index(camera) if camera in spec.camera_names else None
+        if place is None and key_map.strict:
+            raise ConfigurationError(
+                f"key map {key_map.name!r} has the camera {camera!r} for {name!r}, the policy has "
+                f"{', '.join(spec.camera_names) or 'none'}: name one of these, or write '{name}: ignore'"
+            )
+        places[name] = place
+    return places
+
+
+def _state_converter(spec: PolicySpec, key_map: KeyMap, policy: tuple[Word, ...] | None) -> Converter:
+    client = key_map.state_layout
+    if client is None:
+        return lambda state: state
+    length = sum(word.length for word in client)
+    words = " ".join(map(str, client))
+    if spec.state_layout is None:
+        # The policy does not declare one: its length is all that can be compared.
+        if spec.state_dim not in (None, length):
+            raise ConfigurationError(
+                f"key map {key_map.name!r} has a state of {length} numbers ({words}), the policy takes "
+                f"{spec.state_dim}: set the lines 'state' and 'state_layout' in a key map of your own"
+            )
+        return lambda state: state
+    convert = None if policy is None else layout_converter(client, policy)
+    if convert is None:
+        raise ConfigurationError(
+            f"key map {key_map.name!r} has the state {words}, the policy takes {spec.state_layout}, and one "
+            "does not convert into the other. If the client can send the policy's state, write a key map "
+            f"with 'state_layout: {spec.state_layout}' and a line for its name, such as "
+            "'state: observation/state'"
+        )
+    return convert
+
+
+def _is_gripper(word: Word) -> bool:
+    return word.name in ("gripper", "gripper_open")
+
+
+def _action_converters(
+    spec: PolicySpec, key_map: KeyMap
+) -> tuple[list[tuple[slice, Converter | None]], str | None]:
+    """Return what converts each part of an action, none where nothing is to do, and the client's layout."""
+    scale, notation = key_map.action_gripper, key_map.action_rotation
+    words = parse_layout(spec.action_layout) if spec.action_layout else None
+    if words is None:
+        if key_map.strict and (notation is not None or scale not in (None, GripperScale())):
+            raise ConfigurationError(
+                f"key map {key_map.name!r} converts actions, and the policy does not declare what its own "
+                f"are: its action_layout is {spec.action_layout!r}, expected words such as "
+                "'dpos(3) daxisangle(3) gripper(1)'"
+            )
+        return [], spec.action_layout
+    steps: list[tuple[slice, Converter | None]] = []
+    layout: list[Word] = []
+    start = 0
+    for word in words:
+        convert: Converter | None = None
+        shown = word
+        if _is_gripper(word) and scale is not None and scale != GripperScale():
+            convert = scale.from_opening
+        elif notation is not None and rotation_of(word) not in (None, notation):
+            shown = with_rotation(word, notation)
+            convert = layout_converter((word,), (shown,))
+        steps.append((slice(start, start + word.length), convert))
+        layout.append(shown)
+        start += word.length
+    if all(convert is None for _, convert in steps):
+        return [], spec.action_layout
+    return steps, " ".join(map(str, layout))
+
+
+# -- values --------------------------------------------------------------------------------------------------
+
+
+def _as_rows(name: str, image: Any, size: tuple[int | None, int | None]) -> np.ndarray:
+    """Return an image as (height, width, 3), uint8 or float; a view."""
+    if (
+        not is_numeric(image, "uf")
+        or image.ndim != 3
+        or 3 not in (image.shape[0], image.shape[2])
+        or not image.size
+        or (image.dtype != np.uint8 and image.dtype.kind != "f")
+    ):
+        raise InvalidParams(
+            f"the image {quoted(name)} is {describe(image)}, expected uint8 or float from 0 to 1, "
+            "(height, width, 3) or (3, height, width)"
+        )
+    array: np.ndarray = image
+    if array.shape[0] == array.shape[2]:  # both are 3: only the policy's size can tell
+        by_rows = _has_size(array.shape[:2], size)
+        if by_rows == _has_size(array.shape[1:], size):
+            raise InvalidParams(
+                f"the image {quoted(name)} has shape {array.shape}, which is (height, width, 3) as well as "
+                "(3, height, width)"
+            )
+        return array if by_rows else array.transpose(1, 2, 0)
+    return array if array.shape[2] == 3 else array.transpose(1, 2, 0)
+
+
+def _has_size(shape: tuple[int, ...], size: tuple[int | None, int | None]) -> bool:
+    return all(wanted in (None, length) for length, wanted in zip(shape, size))
+
+
+def _as_uint8(name: str, image: np.ndarray) -> np.ndarray:
+    """Return uint8 levels of an image; one of floats is rounded: levels / 255 give the levels again."""
+    if image.dtype == np.uint8:
+        return image
+    low, high = image.min(), image.max()
+    if not (low >= 0 and high <= 1):  # false for NaN
+        raise InvalidParams(
+            f"the image {quoted(name)} is {image.dtype} from {low:g} to {high:g}, expected 0 to 1, or uint8"
+        )
+    levels: np.ndarray = np.rint(image * 255).astype(np.uint8)
+    return levels
+
+
+def _as_vector(name: str, value: Any) -> np.ndarray:
+    """Return float32 (n,)."""
+    if isinstance(value, (bool, int, float, np.generic)):
+        value = [value]
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(number, (int, float, np.integer, np.floating, np.bool_)) for number in value
+    ):
+        try:
+            value = np.array(value, np.float64)
+        except OverflowError:
+            raise InvalidParams(f"{quoted(name)} holds an integer that no float can represent") from None
+    if not is_numeric(value) or value.ndim > 1:
+        raise InvalidParams(f"{quoted(name)} is {describe(value)}, expected (n,) numbers, or a number")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and that is refused
+        vector: np.ndarray = np.atleast_1d(value).astype(np.float32)
+    return vector
+
+
+def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return uint8 (height, width, 3): the image scaled to fit, bilinear, with black bars.
+
+    Sizes and places are rounded as openpi's client rounds them, so that a policy trained with its images
+    gets the same ones.
+
+    Args:
+        image: uint8 (rows, columns, 3); returned as it is where it has the size.
+        height: Pixels of the result.
+        width: Pixels of the result.
+
+    Raises:
+        InvalidParams: It has too many pixels, or so few rows or columns that nothing would be left.
+        MissingDependency: Pillow is not installed.
+    """
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        return image
+    ratio = max(columns / width, rows / height)
+    inner_rows, inner_columns = int(rows / ratio), int(columns / ratio)
+    if rows * columns > _MAX_PIXELS or not inner_rows or not inner_columns:
+        raise InvalidParams(f"an image of {rows}x{columns} cannot be resized to {height}x{width}")
+    pillow = require_pillow("resize: pad")
+    opened = pillow.fromarray(np.ascontiguousarray(image))
+    resized = np.asarray(opened.resize((inner_columns, inner_rows), resample=pillow.Resampling.BILINEAR))
+    top, left = (height - inner_rows) // 2, (width - inner_columns) // 2
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[top : top + inner_rows, left : left + inner_columns] = resized
+    return padded

@@ -2,19 +2,25 @@
 """Send mutated requests to codecs and servers, and look for anything but a typed error.
 
     python -m perf.fuzz --seconds 60 --seed 0
+    python -m perf.fuzz --targets openpi gr00t
 
-Three targets, a third of the time each: ``codec`` (payloads in process), ``tcp`` (frames and garbage to a
-policy server and a simulator server), ``http`` (requests to the HTTP frontend). Prints one line of figures
-and returns 0; or 1, with each offending input saved in ``--output_dir``, where a codec raised what is not an
-error of the wire, a server stopped serving an honest client, an HTTP status was 500, or memory grew by more
-than ``--max_growth_mb``. The same seed sends the same inputs in the same order.
+The targets share the time: ``codec`` (payloads in process) and, over sockets, each row of :data:`TARGETS`:
+the native ports of a policy server, a simulator server and a fleet, and each further frontend. A row whose
+frontend is not in the checkout is left out and named. Prints one line of figures and returns 0; or 1, with
+each offending input saved in ``--output_dir``, where a codec raised what is not an error of the wire, a
+server stopped serving an honest client of the native port or accepting connections on the target's, an HTTP
+status was 500, a frontend logged a bug, or memory grew by more than ``--max_growth_mb``. The same seed sends
+the same inputs in the same order.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import logging
+import math
 import pickle
 import random
 import socket
@@ -23,18 +29,29 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
 from robowire.errors import RemoteProtocolError, RequestError
+from robowire.fleet.fleet_server import FleetServer
+from robowire.fleet.options import FleetOptions
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.server import HttpServer
+from robowire.frontends.policy_frontends import (
+    POLICY_FRONTENDS,
+    PolicyFrontendOptions,
+    make_policy_frontends,
+)
 from robowire.meta import MetaObs
-from robowire.serving.policy.server import PolicyServerOptions
+from robowire.serving.policy.server import PolicyServer
 from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
-from robowire.testing import FAKE_SIMULATORS, EchoPolicy, running_server
+from robowire.serving.tcp import TcpOptions
+from robowire.testing import FAKE_SIMULATORS, EchoPolicy
 from robowire.wire.codecs import CallCodec, PolicyCodec
 from robowire.wire.methods import METHODS
 from robowire.wire.pickle.writer import encode
@@ -42,7 +59,7 @@ from robowire.wire.pickle.writer import encode
 # Inputs between two looks at whether an honest client is served.
 _CHECK_EVERY = 50
 
-# Values that other programs got wrong: limits, signs, numbers of another kind, text that is none.
+# Values that other programs got wrong: limits, signs, numbers of another kind, text that is not Unicode.
 _NASTY = [
     None,
     True,
@@ -154,79 +171,371 @@ def fuzz_codecs(fuzzer: Fuzzer, until: float) -> None:
                 )
 
 
-def fuzz_tcp(fuzzer: Fuzzer, until: float) -> None:
-    """Send frames and garbage to both servers; an honest client must be served all the time."""
-    limits = {"frame_timeout_s": 1.0, "send_timeout_s": 1.0, "drain_s": 1.0, "max_connections": 16}
-    simulators = SimulatorServerOptions(host="127.0.0.1", port=0, **limits)
-    with running_server(EchoPolicy(), PolicyServerOptions(**limits)) as policy, SimulatorServer(
-        FAKE_SIMULATORS, simulators
-    ) as simulator:
+@dataclass(frozen=True)
+class Target:
+    """One wire of one service: a row of :data:`TARGETS`.
+
+    Attributes:
+        service: ``"policy"``, ``"simulator"`` or ``"fleet"``.
+        wire: Sender in :data:`_SENDERS`.
+        names: Keys, methods and texts of this wire, from which requests are made.
+        paths: Paths of HTTP and WebSocket, methods of gRPC.
+        text_keys: Whether arrays are maps with text as keys, not bytes.
+        native: Whether the service's own port is meant, and no further frontend.
+    """
+
+    service: str
+    wire: str
+    names: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ("/",)
+    text_keys: bool = False
+    native: bool = False
+
+
+# By the name of the frontend, as in the flag of its port. A frontend is added by a row.
+TARGETS: dict[str, Target] = {
+    "tcp_policy": Target("policy", "frames", native=True),
+    "tcp_simulator": Target("simulator", "frames", native=True),
+    "tcp_fleet": Target("fleet", "frames", native=True),
+    "http": Target(
+        "simulator", "json", paths=("/reset", "/step", "/step_chunk", "/fork", "/tasks", "/snapshot/restore")
+    ),
+    "openpi": Target(
+        "policy",
+        "websocket",
+        ("observation/image", "observation/wrist_image", "observation/state", "prompt", "state", "images"),
+    ),
+    "vla_eval": Target(
+        "policy",
+        "websocket",
+        (
+            *("type", "payload", "seq", "timestamp", "hello", "observation", "episode_start", "episode_end"),
+            *("images", "states", "task_description", "protocol_version", "harness_version", "task"),
+        ),
+        text_keys=True,
+    ),
+    "gr00t": Target(
+        "policy",
+        "zmq",
+        (
+            *("endpoint", "data", "api_token", "get_action", "reset", "ping", "kill", "observation"),
+            *("get_modality_config", "video", "state", "language", "options"),
+        ),
+    ),
+    "act_zmq": Target("policy", "zmq_pickle"),
+    "lerobot": Target(
+        "policy",
+        "grpc",
+        paths=tuple(
+            f"/transport.AsyncInference/{name}"
+            for name in ("Ready", "SendPolicyInstructions", "SendObservations", "GetActions", "Nothing")
+        ),
+    ),
+    "center": Target(
+        "simulator",
+        "zmq",
+        (
+            *("method", "simulator", "suite", "task_name", "action", "joint_positions", "gripper", "fake"),
+            *("list_simulators", "select_simulator", "list_tasks", "load_task", "reset", "step", "get_info"),
+            *("disconnect", "reach"),
+        ),
+        text_keys=True,
+    ),
+    "vlastudio": Target(
+        "policy", "json", ("meta_obs", "client_id", "state", "image", "raw_lang"), ("/inference", "/health")
+    ),
+}
+
+
+@contextmanager
+def served(name: str, target: Target) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+    """Serve one target; yield its address and the native one."""
+    limits: dict[str, Any] = {"frame_timeout_s": 1.0, "send_timeout_s": 1.0, "drain_s": 1.0}
+    limits |= {"host": "127.0.0.1", "port": 0, "max_connections": 16}
+    if target.service == "fleet":
+        command = [sys.executable, "server.py", "simulator", "--host", "127.0.0.1"]
+        fleet_options = TcpOptions(**limits)
+        with FleetServer(FleetOptions(num_services=0), fleet_options, command) as fleet:
+            yield fleet.address, fleet.address
+        return
+    if target.service == "policy":
+        ports = {} if target.native else {f"{name}_port": 0}
+        policy_options = PolicyFrontendOptions(**limits, **ports)
+        further = make_policy_frontends(policy_options)
+        with PolicyServer(EchoPolicy(), policy_options, frontends=further) as server:
+            yield server.frontends[-1].address, server.address
+        return
+    frontends: list[Callable[..., Any]] = []
+    if not target.native:
+        frontends.append(lambda service: HttpServer(service, HttpOptions()))
+    options = SimulatorServerOptions(**limits)
+    with SimulatorServer(FAKE_SIMULATORS, options, frontends=frontends) as simulators:
+        yield simulators.frontends[-1].address, simulators.address
+
+
+def _is_there(name: str) -> bool:
+    """Return whether a target's frontend is in the checkout."""
+    target = TARGETS[name]
+    return target.native or name == "http" or name in POLICY_FRONTENDS
+
+
+def fuzz_target(fuzzer: Fuzzer, name: str, until: float) -> None:
+    """Send requests to one target until then."""
+    target = TARGETS[name]
+    send = _SENDERS[target.wire]
+    with served(name, target) as (address, native):
         while time.monotonic() < until:
-            address = fuzzer.rng.choice([policy.address, simulator.address])
-            data = b""
-            for _ in range(fuzzer.rng.randrange(1, 4)):
-                payload = fuzzer.payload()
-                data += struct.pack("!I", len(payload)) + payload
-            if fuzzer.rng.random() < 0.3:
-                data = fuzzer.mutated(data)
-            fuzzer.inputs["tcp"] += 1
-            _send(address, data)
-            if fuzzer.inputs["tcp"] % _CHECK_EVERY == 0:
-                for served in (policy.address, simulator.address):
-                    if not _send(served, b"PING\n").startswith(b"PONG"):
-                        fuzzer.fail("tcp", data, "an honest client was not served")
+            fuzzer.inputs[name] += 1
+            send(fuzzer, name, target, address)
+            if fuzzer.inputs[name] % _CHECK_EVERY == 0:
+                if not _send(native, b"PING\n").startswith(b"PONG"):
+                    fuzzer.fail(name, b"", "an honest client was not served")
+                if not _accepts(address):
+                    fuzzer.fail(name, b"", "the port takes no connection any more")
 
 
-def fuzz_http(fuzzer: Fuzzer, until: float) -> None:
-    """Send requests to the HTTP frontend; no status may be 500."""
-    options = SimulatorServerOptions(host="127.0.0.1", port=0, frame_timeout_s=1.0, drain_s=1.0)
-    frontends: list[Callable[..., HttpServer]] = [lambda service: HttpServer(service, HttpOptions())]
-    with SimulatorServer(FAKE_SIMULATORS, options, frontends=frontends) as server:
-        address = server.frontends[1].address
-        for body in _bodies(fuzzer):
-            if time.monotonic() > until:
-                return
-            path = fuzzer.rng.choice(
-                ["/reset", "/step", "/step_chunk", "/fork", "/tasks", "/snapshot/restore"]
-            )
-            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-            head += fuzzer.rng.choice(
-                ["", "X-Robowire-Session: x\r\n", "Content-Type: application/msgpack\r\n"]
-            )
-            data = head.encode() + b"\r\n" + body
-            if fuzzer.rng.random() < 0.3:
-                data = fuzzer.mutated(data)
-            fuzzer.inputs["http"] += 1
-            answer = _send(address, data)
-            if answer.startswith(b"HTTP/1.1 500"):
-                fuzzer.fail("http", data, "status 500")
-            if fuzzer.inputs["http"] % _CHECK_EVERY == 0:
-                health = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-                if not _send(address, health).startswith(b"HTTP/1.1 200"):
-                    fuzzer.fail("http", data, "/health was not answered")
+def _accepts(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
-def _bodies(fuzzer: Fuzzer) -> Iterator[bytes]:
-    while True:
-        names = ["simulator", "task", "seed", "action", "actions", "session", "n", "number", "snapshot_id"]
-        values = [*_NASTY[:11], "fake", "reach", [0, 0, 0], [[0] * 3] * 2, [["a"] * 9] * 9, {"a": 1}]
-        chosen = {name: fuzzer.rng.choice(values) for name in names if fuzzer.rng.random() < 0.4}
-        body = json.dumps(chosen).encode()
-        yield fuzzer.mutated(body) if fuzzer.rng.random() < 0.5 else body
+# -- senders: one for each kind of wire ----------------------------------------------------------------------
 
 
-def _send(address: tuple[str, int], data: bytes) -> bytes:
-    """Return what came back for some bytes, until the server closed or a moment passed."""
+def _send_frames(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+    data = b""
+    for _ in range(fuzzer.rng.randrange(1, 4)):
+        payload = fuzzer.payload()
+        data += struct.pack("!I", len(payload)) + payload
+    if fuzzer.rng.random() < 0.3:
+        data = fuzzer.mutated(data)
+    _send(address, data)
+
+
+def _send_json(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+    body = _body(fuzzer) if not target.names else json.dumps(_tree(fuzzer, target, json_only=True)).encode()
+    if fuzzer.rng.random() < 0.5:
+        body = fuzzer.mutated(body)
+    head = f"POST {fuzzer.rng.choice(target.paths)} HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Length: {len(body)}\r\n"
+    head += fuzzer.rng.choice(
+        [
+            "",
+            "X-Robowire-Session: x\r\n",
+            "Content-Type: application/msgpack\r\n",
+            "Content-Type: application/json\r\n",
+        ]
+    )
+    data = head.encode() + b"\r\n" + body
+    if fuzzer.rng.random() < 0.3:
+        data = fuzzer.mutated(data)
+    if _send(address, data).startswith(b"HTTP/1.1 500"):
+        fuzzer.fail(name, data, "status 500")
+    if fuzzer.inputs[name] % _CHECK_EVERY == 0:
+        health = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        if not _send(address, health).startswith(b"HTTP/1.1 200"):
+            fuzzer.fail(name, data, "/health was not answered")
+
+
+def _send_websocket(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+    rng = fuzzer.rng
+    key = base64.b64encode(rng.randbytes(16)).decode()
+    head = (
+        f"GET {rng.choice(target.paths)} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+    if rng.random() < 0.1:
+        _send(address, fuzzer.mutated(head))
+        return
+    data = b""
+    for _ in range(rng.randrange(1, 4)):
+        payload = _packed(fuzzer, target)
+        # 2 is a binary message; the others are text, continuations, closes, pings and what is none.
+        opcode = rng.choice([2] * 12 + [0, 1, 8, 9, 10, 3])
+        length = len(payload)
+        size = bytes([0x80 | length]) if length < 126 else b"\xfe" + struct.pack("!H", length & 0xFFFF)
+        if length > 0xFFFF:
+            size = b"\xff" + struct.pack("!Q", length)
+        # A mask of zeros changes nothing.
+        data += bytes([0x80 | opcode]) + size + bytes(4) + payload
+    if rng.random() < 0.3:
+        data = fuzzer.mutated(data)
+    _send(address, head, data)
+
+
+def _send_zmq(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+    _zmq_message(fuzzer, address, _packed(fuzzer, target))
+
+
+def _send_zmq_pickle(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+    _zmq_message(fuzzer, address, fuzzer.payload())
+
+
+def _zmq_message(fuzzer: Fuzzer, address: tuple[str, int], payload: bytes) -> None:
+    """Send a message as libzmq does, byte by byte in hand so that the framing can be mutated too."""
+    rng = fuzzer.rng
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31)
+    kind = rng.choice([b"REQ", b"DEALER", b"DEALER", b"PUB"])
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack("!I", len(kind)) + kind
+    ready += b"\x08Identity" + struct.pack("!I", 0)
+    data = greeting + b"\x04" + bytes([len(ready)]) + ready
+    for _ in range(rng.randrange(1, 4)):
+        parts = [b"", payload] if rng.random() < 0.8 else [payload] * rng.randrange(1, 4)
+        for number, part in enumerate(parts):
+            more = int(number + 1 < len(parts))
+            if len(part) < 256:
+                data += bytes([more, len(part)]) + part
+            else:
+                data += bytes([more | 2]) + struct.pack("!Q", len(part)) + part
+    if rng.random() < 0.2:
+        data = fuzzer.mutated(data)
+    _send(address, data, wait_s=0.05)  # libzmq does not close at the end of our half
+
+
+def _send_grpc(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+    import grpc  # an extra; the others need none
+
+    rng = fuzzer.rng
+    if rng.random() < 0.2:
+        _send(address, fuzzer.mutated(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)), wait_s=0.2)
+        return
+    messages = []
+    for _ in range(rng.randrange(1, 4)):
+        payload = fuzzer.payload()
+        # A protobuf of an enum and bytes, the shape of every message of this wire.
+        varint, left = b"", len(payload)
+        while left > 127:
+            varint, left = varint + bytes([left & 127 | 128]), left >> 7
+        message = rng.choice([b"", b"\x08" + bytes([rng.randrange(5)])]) + rng.choice([b"\x0a", b"\x12"])
+        message += varint + bytes([left]) + payload
+        messages.append(fuzzer.mutated(message) if rng.random() < 0.3 else message)
+    with grpc.insecure_channel(f"{address[0]}:{address[1]}") as channel:
+        method = rng.choice(target.paths)
+        kept: dict[str, Any] = {"request_serializer": bytes, "response_deserializer": bytes}
+        try:
+            if method.endswith("SendObservations"):
+                channel.stream_unary(method, **kept)(iter(messages), timeout=2)
+            else:
+                channel.unary_unary(method, **kept)(messages[0], timeout=2)
+        except grpc.RpcError as exc:
+            if exc.code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
+                fuzzer.fail(name, messages[0], f"{exc.code()}: {exc.details()}"[:300])
+
+
+_SENDERS: dict[str, Callable[[Fuzzer, str, Target, tuple[str, int]], None]] = {
+    "frames": _send_frames,
+    "json": _send_json,
+    "websocket": _send_websocket,
+    "zmq": _send_zmq,
+    "zmq_pickle": _send_zmq_pickle,
+    "grpc": _send_grpc,
+}
+
+
+def _tree(fuzzer: Fuzzer, target: Target, *, json_only: bool = False, depth: int = 0) -> Any:
+    """Return nested maps, lists, arrays and odd values under this wire's names."""
+    rng = fuzzer.rng
+    if depth == 0 or (depth < 4 and rng.random() < 0.35):
+        names = rng.sample(target.names, rng.randrange(1, len(target.names) + 1))
+        return {key: _tree(fuzzer, target, json_only=json_only, depth=depth + 1) for key in names}
+    kind = rng.randrange(5)
+    if kind == 0:
+        return rng.choice(target.names)
+    if kind == 1:
+        return [_tree(fuzzer, target, json_only=json_only, depth=depth + 1) for _ in range(rng.randrange(3))]
+    if kind < 4 and not json_only:
+        return _array(fuzzer, target)
+    if kind < 4:
+        array = {"__type__": "ndarray", "dtype": rng.choice(["float32", "object", "uint8"]), "shape": [2, 3]}
+        return {**array, "data": rng.choice(["AAAA" * 8, "!", "A" * 100_000, 7])}
+    return rng.choice([value for value in _NASTY if value != "\ud800" and value != 10**40])
+
+
+def _array(fuzzer: Fuzzer, target: Target) -> dict[Any, Any]:
+    """Return an array as these wires write one, or nearly so."""
+    rng = fuzzer.rng
+    shape = rng.choice([[3], [8], [1, 8], [0], [224, 224, 3], [2**31, 2**31], [-1], [2**40]])
+    dtype = rng.choice(["<f4", "<f8", "|u1", "|O", "<U9", "float64", "uint8", "object", "V8", 7])
+    wanted = math.prod(shape) * 4 if all(0 <= size < 300 for size in shape) else 12
+    data = bytes(rng.choice([wanted, wanted, wanted // 4, 0, wanted + 1]))
+    style = rng.randrange(4)
+    if style == 0:
+        array: dict[Any, Any] = {"__ndarray__": True, "data": data, "dtype": dtype, "shape": shape}
+    elif style == 1:
+        array = {"__ndarray_class__": True, "as_npy": fuzzer.mutated(_NPY)}
+    elif style == 2:
+        array = {
+            "nd": True,
+            "type": dtype,
+            "kind": rng.choice([b"", b"O", b"V"]),
+            "shape": shape,
+            "data": data,
+        }
+    else:
+        array = {"__type__": "ndarray", "dtype": dtype, "shape": shape, "data": data}
+    if target.text_keys or style in (1, 3):
+        return array
+    return {key.encode(): value for key, value in array.items()}
+
+
+_FILE = io.BytesIO()
+np.save(_FILE, np.zeros((1, 1, 8), np.float32))
+_NPY = _FILE.getvalue()
+
+
+def _packed(fuzzer: Fuzzer, target: Target) -> bytes:
+    import msgpack  # of the extras of these wires; the others need none
+
+    data: bytes = msgpack.packb(_tree(fuzzer, target))
+    return fuzzer.mutated(data) if fuzzer.rng.random() < 0.5 else data
+
+
+def _body(fuzzer: Fuzzer) -> bytes:
+    names = ["simulator", "task", "seed", "action", "actions", "session", "n", "number", "snapshot_id"]
+    values = [*_NASTY[:11], "fake", "reach", [0, 0, 0], [[0] * 3] * 2, [["a"] * 9] * 9, {"a": 1}]
+    return json.dumps(
+        {name: fuzzer.rng.choice(values) for name in names if fuzzer.rng.random() < 0.4}
+    ).encode()
+
+
+def _send(address: tuple[str, int], data: bytes, more: bytes = b"", *, wait_s: float = 5.0) -> bytes:
+    """Return what came back for some bytes, until the server closed or a moment passed.
+
+    Args:
+        address: Where to connect.
+        data: Sent first.
+        more: Sent after the first bytes came back.
+        wait_s: Seconds without a byte after which it is given up.
+    """
     answer = b""
     try:
         with socket.create_connection(address, timeout=5) as sock:
+            sock.settimeout(wait_s)
             sock.sendall(data)
+            if more:
+                answer += sock.recv(65536)
+                sock.sendall(more)
             sock.shutdown(socket.SHUT_WR)
             while part := sock.recv(65536):
                 answer += part
     except OSError:  # it was closed while we were sending
         pass
     return answer
+
+
+class _Bugs(logging.Handler):
+    """Counts what a server logs with a traceback: its own bugs, which no input may cause."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.texts[f"{record.getMessage()}: {record.exc_info[1]!r}"[:300]] += 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -238,20 +547,39 @@ def main(arguments: list[str] | None = None) -> int:
         "--output_dir", type=Path, default=Path("outputs/fuzz"), help="folder for offending inputs"
     )
     parser.add_argument("--max_growth_mb", type=float, default=200.0, help="memory this process may gain")
+    parser.add_argument(
+        "--targets", nargs="+", choices=["codec", *TARGETS], help="some only; default: every one"
+    )
     flags = parser.parse_args(arguments)
-    logging.disable(logging.CRITICAL)  # each input is a warning
+    # Each input is a warning; what is no error of a peer's counts.
+    bugs = _Bugs()
+    root = logging.getLogger()
+    root.handlers = [bugs]
+    root.setLevel(logging.ERROR)
     fuzzer, process = Fuzzer(flags.seed, flags.output_dir), psutil.Process()
     before, started = process.memory_info().rss, time.monotonic()
-    targets = [fuzz_codecs, fuzz_tcp, fuzz_http]
-    for number, target in enumerate(targets, 1):
-        target(fuzzer, started + flags.seconds * number / len(targets))
+    names = flags.targets or ["codec", *TARGETS]
+    missing = [name for name in names if name != "codec" and not _is_there(name)]
+    names = [name for name in names if name not in missing]
+    for number, name in enumerate(names, 1):
+        until = started + flags.seconds * number / len(names)
+        if name == "codec":
+            fuzz_codecs(fuzzer, until)
+        else:
+            fuzz_target(fuzzer, name, until)
     growth_mb = (process.memory_info().rss - before) / 1e6
     figures = ", ".join(
         f"{name} {fuzzer.inputs[name]} inputs {fuzzer.failures[name]} failures" for name in fuzzer.inputs
     )
+    for text, count in bugs.texts.most_common(20):
+        sys.stderr.write(f"{count} times logged: {text}\n")
     seconds = time.monotonic() - started
-    sys.stdout.write(f"fuzz: seed {flags.seed}, {seconds:.0f} s: {figures}; memory {growth_mb:+.0f} MB\n")
-    return int(bool(fuzzer.failures) or growth_mb > flags.max_growth_mb)
+    left_out = f"; not in this checkout: {', '.join(missing)}" if missing else ""
+    sys.stdout.write(
+        f"fuzz: seed {flags.seed}, {seconds:.0f} s: {figures}; {bugs.texts.total()} bugs logged; "
+        f"memory {growth_mb:+.0f} MB{left_out}\n"
+    )
+    return int(bool(fuzzer.failures) or bool(bugs.texts) or growth_mb > flags.max_growth_mb)
 
 
 if __name__ == "__main__":

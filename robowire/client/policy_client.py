@@ -67,6 +67,10 @@ T = TypeVar("T")
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 8.0
 
+# A server that closes on hello has been cut off, or restarts behind a proxy; some older servers close too.
+# After so many in a row the older form is tried, which both answer.
+_HELLOS_BEFORE_OLDER_FORM = 3
+
 
 class PolicyClient:
     """A session with a policy server. Needs numpy and nothing else.
@@ -77,7 +81,8 @@ class PolicyClient:
             chunk = client.infer(MetaObs(image=image, state=state, timestep=0))  # (chunk_size, action_dim)
 
     It connects at the first request, or by :meth:`connect`. With servers that do not know ``hello`` it uses
-    the older form; they answer observations and :meth:`reset` only.
+    the older form; they answer observations and :meth:`reset` only. A ``hello`` that was cut off is repeated
+    as a lost request is; only where three in a row end without a reply is the older form tried.
 
     Not thread-safe, except :meth:`interrupt`: a session is one episode, so open a client for each thread. A
     second thread is refused.
@@ -164,6 +169,7 @@ class PolicyClient:
         self._tls = bool(tls or ca or tls_cert)
         self._info: dict[str, Any] | None = None  # of the server connected to; None: it does not know hello
         self._answered = 0  # observations that this session had a reply to since its episode began
+        self._hellos_lost = 0  # in a row, without a reply
 
         self._cursor = ChunkCursor(n_action_steps)
         self._kept = ActionChunk(np.zeros((0, 0)), "", "")  # the chunk in the cursor
@@ -306,6 +312,12 @@ class PolicyClient:
         return self._session.call(method)
 
     def _known_info(self, wanted: str) -> dict[str, Any]:
+        if self._info is None and self._hellos_lost:
+            self._session.close()  # so that the next attempt says hello again
+            raise ConnectionLost(
+                f"{self._session.address} closed {self._hellos_lost} connections on hello: "
+                f"it restarts, or is an older server, which has no {wanted}"
+            )
         if self._info is None:
             raise UnknownMethod(
                 f"{self._session.address} is an older server of this wire: "
@@ -352,7 +364,8 @@ class PolicyClient:
     def _ensure_connected(self) -> None:
         if self._session.connection is not None:
             return
-        self._info = self._session.wait_for_server(self._greet)
+        # What is lost is repeated as ``retries`` says.
+        self._info = self._session.wait_for_server(self._greet, hello_repeats=0)
         _log.info("connected to %s%s", self._session.address, "" if self._info else ", an older server")
 
     def _greet(self) -> dict[str, Any] | None:
@@ -372,11 +385,16 @@ class PolicyClient:
             said["token"] = self._token
         try:
             reply = session.hello(**said)
-        except (ConnectionLost, RemoteProtocolError) as exc:
-            if isinstance(exc, ConnectionLost) and not self._may_be_older():
+        except ConnectionLost as exc:
+            self._hellos_lost += 1
+            if not self._may_be_older():
                 raise
+            reply = exc
+        except RemoteProtocolError as exc:
             # Older servers take it for a broken observation: they close, or answer [] or an untyped error.
             reply = exc
+        if not isinstance(reply, ConnectionLost):
+            self._hellos_lost = 0
         if isinstance(reply, dict) and reply.get("status") == "ok":
             if reply.get("server", "policy") != "policy":
                 raise ConfigurationError(
@@ -412,7 +430,9 @@ class PolicyClient:
     def _may_be_older(self) -> bool:
         """Return whether a server that closes on hello may be one that does not know it."""
         # One that takes tokens, speaks TLS, or understood hello before is not: its connection was lost.
-        return self._token is None and not self._tls and self._info is None
+        if self._token is not None or self._tls or self._info is not None:
+            return False
+        return self._hellos_lost >= _HELLOS_BEFORE_OLDER_FORM
 
     def _forget_chunk(self) -> None:
         self._cursor.clear()

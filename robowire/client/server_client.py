@@ -24,7 +24,8 @@ class ServerClient:
         with ServerClient("localhost", 5000) as client:
             print(client.kind, client.ping(), client.get_info())
 
-    It connects at the first request, or by :meth:`connect`, and repeats nothing. Not thread-safe.
+    It connects at the first request, or by :meth:`connect`, and repeats nothing but a hello whose
+    connection was cut off. Not thread-safe.
 
     Args:
         host: Name or address of a policy server, a simulator server or a fleet.

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
 from robowire.address import join_address
-from robowire.errors import ConnectFailed, LocalProtocolError, RequestTimeout
+from robowire.errors import ConnectFailed, ConnectionLost, LocalProtocolError, RequestTimeout
 from robowire.transport.connection import Connection, require_seconds
 from robowire.transport.stream import Buffer
 from robowire.wire.messages import hello, raise_for_status
@@ -30,6 +30,9 @@ T = TypeVar("T")
 # Between attempts to reach a server that is awaited: short enough not to be felt once it is there, and no
 # burden while it starts.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+
+# A hello whose connection was cut off is said again so often: nothing was begun that could be done twice.
+_HELLO_REPEATS = 2
 
 # How often a client that waits says so.
 _REPORT_S = 5.0
@@ -205,7 +208,7 @@ class ClientSession:
         logger.debug("%s < %d bytes > %d bytes", connection.peer, sum(map(len, buffers)), size)
         return reply
 
-    def wait_for_server(self, attempt: Callable[[], T]) -> T:
+    def wait_for_server(self, attempt: Callable[[], T], *, hello_repeats: int = _HELLO_REPEATS) -> T:
         """Return ``attempt()``, repeated for ``wait_s`` while the server does not answer.
 
         Only the first success of a session is waited for: a server that leaves later is what ``retries`` and
@@ -213,22 +216,27 @@ class ClientSession:
 
         Args:
             attempt: Connects and says hello.
+            hello_repeats: How often it is repeated without ``wait_s`` where the connection was lost.
 
         Raises:
             ConnectFailed: Nothing answered for ``wait_s``.
+            ConnectionLost: The last connection was cut off before the reply.
             RequestTimeout: Something listened, and did not answer: a server that is still loading, for
                 example.
         """
         begun = reported = self._clock()
         pause_s = _FIRST_PAUSE_S
+        lost = 0
         while True:
             try:
                 result = attempt()
-            except (ConnectFailed, RequestTimeout) as exc:
+            except (ConnectFailed, ConnectionLost, RequestTimeout) as exc:
                 waited_s = self._clock() - begun
-                if waited_s + pause_s > self._wait_s:
+                lost += isinstance(exc, ConnectionLost)
+                repeated = isinstance(exc, ConnectionLost) and lost <= hello_repeats
+                if waited_s + pause_s > self._wait_s and not repeated:
                     raise
-                if waited_s == 0 or self._clock() - reported >= _REPORT_S:
+                if self._wait_s and (waited_s == 0 or self._clock() - reported >= _REPORT_S):
                     reported = self._clock()
                     logger.warning("waiting up to %g s, %.0f s so far: %s", self._wait_s, waited_s, exc)
                 self._sleep(pause_s)

@@ -737,6 +737,22 @@ def test_a_body_or_a_head_that_does_not_come_costs_its_connection() -> None:
                 assert slow.recv(4096) == b""
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_bug(
+    shared: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by ``perf/fuzz.py``: each one logged a traceback."""
+    left = b"POST /step HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            with socket.create_connection(shared.http_address, timeout=10) as client:
+                client.sendall(left)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(4096):
+                    pass
+        assert shared.get("/health").status == 200
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
 def test_requests_without_the_token_cannot_keep_its_holder_out() -> None:
     half = b"POST /step HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     with running_frontend(max_connections=2, token="secret") as browser, ExitStack() as crowd:

@@ -236,8 +236,25 @@ def test_a_server_that_closes_on_hello_is_asked_without_it() -> None:
         while read_frame(sock) is not None:
             sock.sendmsg(encode_frame(ActionChunk(np.ones((4, 3), np.float32), "ee", "delta")))
 
-    with scripted_server(closes, answers) as port, PolicyClient("127.0.0.1", port) as client:
+    servers = closes, closes, closes, answers
+    with scripted_server(*servers) as port, PolicyClient("127.0.0.1", port, sleep=no_sleep) as client:
         assert client.infer(observation(1, 2, 3)).shape == (4, 3)
+
+
+def test_a_hello_that_is_cut_off_is_said_again() -> None:
+    def resets(sock: socket.socket) -> None:
+        read_frame(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def half_answers(sock: socket.socket) -> None:
+        read_frame(sock)
+        sock.sendall(b"".join(encode_frame({"status": "ok", "server": "policy"}))[:-3])
+
+    with scripted_server(resets, half_answers, answer_hello) as port:
+        client = PolicyClient("127.0.0.1", port, retries=2, sleep=no_sleep)
+        client.connect()
+        assert client._info == {"temporal_agg": False}
+        client.disconnect()
 
 
 FORK = """

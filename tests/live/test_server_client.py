@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from certificates import Certificates
 
+from perf.chaos import Proxy
 from robowire.client.async_controller import AsyncOptions
 from robowire.client.async_policy_client import AsyncPolicyClient
 from robowire.client.policy_client import PolicyClient
@@ -58,6 +59,24 @@ def test_a_token_is_shown() -> None:
             client.ping()
         with pytest.raises(Unauthenticated):
             ServerClient(*server.address).connect()
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_a_hello_whose_reply_was_cut_off_is_said_again(count: int) -> None:
+    with running_server(ConstantPolicy()) as policy, running_simulator_server() as simulator:
+        for server, client_class in (
+            (policy, ServerClient),
+            (policy, PolicyClient),
+            (simulator, ServerClient),
+            (simulator, SimulatorClient),
+        ):
+            proxy = Proxy(server.address[1])
+            proxy.cut_reply_after(count)
+            try:
+                with client_class("127.0.0.1", proxy.port) as client:
+                    assert client.get_info()
+            finally:
+                proxy.close()
 
 
 def test_every_client_waits_for_a_server_that_is_still_loading(caplog: pytest.LogCaptureFixture) -> None:

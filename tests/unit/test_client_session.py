@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from robowire.client.session import ClientSession, client_context
-from robowire.errors import ConnectFailed, ConnectionLost, LocalProtocolError, RequestTimeout
+from robowire.errors import ConnectFailed, ConnectionLost, LocalProtocolError, RequestTimeout, TlsFailed
 
 
 class Waiting:
@@ -39,7 +39,7 @@ class Waiting:
         return "connected"
 
 
-@pytest.mark.parametrize("error", [ConnectFailed, RequestTimeout])
+@pytest.mark.parametrize("error", [ConnectFailed, ConnectionLost, RequestTimeout])
 def test_a_server_that_starts_in_time_is_waited_for(error: type[Exception]) -> None:
     waiting = Waiting(wait_s=30, up_at_s=12, error=error)
     assert waiting.session.wait_for_server(waiting.attempt) == "connected"
@@ -70,9 +70,17 @@ def test_only_the_first_connection_is_waited_for() -> None:
     assert waiting.attempts == 2
 
 
-def test_other_failures_are_not_waited_for() -> None:
-    waiting = Waiting(wait_s=30, up_at_s=60, error=ConnectionLost)
+@pytest.mark.parametrize(("repeats", "attempts"), [(2, 3), (0, 1)])
+def test_a_hello_that_was_cut_off_is_repeated(repeats: int, attempts: int) -> None:
+    waiting = Waiting(wait_s=0, up_at_s=60, error=ConnectionLost)
     with pytest.raises(ConnectionLost):
+        waiting.session.wait_for_server(waiting.attempt, hello_repeats=repeats)
+    assert waiting.attempts == attempts
+
+
+def test_other_failures_are_not_waited_for() -> None:
+    waiting = Waiting(wait_s=30, up_at_s=60, error=TlsFailed)
+    with pytest.raises(TlsFailed):
         waiting.session.wait_for_server(waiting.attempt)
     assert waiting.attempts == 1
 

@@ -568,8 +568,6 @@ def test_a_failed_step_can_be_asked_for_again() -> None:
 
 OLD_ANSWERS = [
     pytest.param([], id="an empty list"),
-    pytest.param(LOST, id="closing"),
-    pytest.param(CUT, id="half a frame"),
     pytest.param({"status": "ERROR", "message": "'dict' has no attribute 'state'"}, id="an untyped error"),
     pytest.param(error_reply(UnknownMethod("no hello")), id="a typed error"),
     pytest.param(b"\x00\x00\x00\x04evil", id="no pickle"),
@@ -582,6 +580,37 @@ def test_a_server_that_does_not_know_hello_is_asked_in_the_older_form(hello: Any
     server = FakeServer(ActionChunk(ACTIONS, "joint", "absolute"), hello=hello)
     np.testing.assert_array_equal(server.client().infer(observation()), ACTIONS)
     assert [socket.closed for socket in server.sockets] == [True, False]
+
+
+@pytest.mark.parametrize("hello", [LOST, CUT], ids=["closing", "half a frame"])
+def test_a_hello_that_was_cut_off_is_repeated(hello: Any) -> None:
+    server = FakeServer(CHUNK, hello=hello)
+
+    def answer(request: Any) -> Any:
+        reply = FakeServer._answer(server, request)
+        server.hello = HELLO
+        return reply
+
+    server._answer = answer  # type: ignore[method-assign]
+    client = server.client(retries=1)
+    np.testing.assert_array_equal(client.infer(observation()), ACTIONS)
+    assert client.get_info()["policy"] == INFO["policy"]  # taken for no older server
+    assert [socket.closed for socket in server.sockets] == [True, False]
+
+
+def test_a_server_that_closes_on_every_hello_is_asked_in_the_older_form() -> None:
+    server = FakeServer(ActionChunk(ACTIONS, "joint", "absolute"), hello=LOST)
+    client = server.client()
+    np.testing.assert_array_equal(client.infer(observation()), ACTIONS)
+    assert [socket.closed for socket in server.sockets] == [True, True, True, False]
+    with pytest.raises(ConnectionLost) as raised:
+        client.get_info()
+    assert str(raised.value).startswith("robot:5000 closed ")
+    assert str(raised.value).endswith(
+        " connections on hello: it restarts, or is an older server, which has no get_info"
+    )
+    server.hello = HELLO  # it had restarted
+    assert client.get_info()["policy"] == INFO["policy"]
 
 
 @pytest.mark.parametrize("timestep", [0, -1, 8, "7", None, np.zeros(0, np.int64), np.array([[7], [8]]), [7]])

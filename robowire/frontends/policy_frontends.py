@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["POLICY_FRONTENDS", "PolicyFrontendOptions", "make_policy_frontends"]
 
 # By the flag of its port, ``--<name>_port``. Each is made by ``(service, options)``.
-POLICY_FRONTENDS: dict[str, Entry] = {}
+POLICY_FRONTENDS: dict[str, Entry] = {
+    "vlastudio": Entry("robowire.frontends.vlastudio.frontend:VlastudioFrontend", extra="vlastudio"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,14 @@ class PolicyFrontendOptions(PolicyServerOptions):
     Attributes:
         key_map: Which of a client's names is which camera and which part of the state, on wires whose
             observations have names: libero, droid, aloha, or a YAML file.
+        vlastudio_port: Port of VLAStudio's HTTP wire; 0 picks a free one.
+        http_allowed_hosts: Names under which clients may address ports over HTTP, in addition to their IP
+            addresses, localhost and the name of the machine. Only checked where there is no token.
     """
 
     key_map: str | None = None
+    vlastudio_port: int | None = None
+    http_allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Sequence
 
 import numpy as np
 
 from robowire.errors import InvalidParams, RequestError
+from robowire.wire.text_safety import quoted
 
-__all__ = ["describe", "is_numeric", "require_array", "require_timestep"]
+__all__ = ["describe", "is_numeric", "require_array", "require_timestep", "view_array"]
+
+# A batch of images of several cameras has five.
+_MAX_AXES = 8
 
 
 def describe(value: Any) -> str:
@@ -68,6 +73,38 @@ def require_timestep(value: Any) -> None:
     if is_numeric(value, "iu") and (value.size == 1 or value.ndim == 2):
         return
     raise InvalidParams(f"timestep is {describe(value)}, expected an int or an int array (B, 1)")
+
+
+def view_array(dtype: Any, shape: Any, data: Any) -> np.ndarray:
+    """Return the array of numbers that a peer describes by dtype, shape and bytes. Nothing is copied.
+
+    Args:
+        dtype: Name or short form: ``"float32"``, ``"<f4"``.
+        shape: Sizes, at most 8.
+        data: All bytes, in C order.
+
+    Returns:
+        A view of ``data``; read-only where that is ``bytes``.
+
+    Raises:
+        InvalidParams: It is no such array, or the three contradict each other.
+    """
+    try:
+        kind = np.dtype(dtype) if isinstance(dtype, str) else None
+    except (TypeError, SyntaxError, ValueError):  # numpy parses "f8,..." as Python code
+        kind = None
+    if kind is None or kind.kind not in "biuf":
+        raise InvalidParams(f"dtype is {quoted(dtype, 50)}, expected numbers such as '<f8'")
+    if (
+        not isinstance(data, (bytes, bytearray))
+        or not isinstance(shape, (list, tuple))
+        or len(shape) > _MAX_AXES  # first: the product of many large sizes takes minutes
+        or not all(isinstance(size, int) and size >= 0 for size in shape)
+    ):
+        raise InvalidParams("an array is {'dtype': text, 'shape': list of at most 8 sizes, 'data': bytes}")
+    if len(data) != math.prod(shape) * kind.itemsize:
+        raise InvalidParams(f"{len(data)} bytes are not {kind} of shape {quoted(tuple(shape), 99)}")
+    return np.frombuffer(data, kind).reshape(shape)
 
 
 def _fits(shape: tuple[int, ...], accepted: Sequence[int | None]) -> bool:

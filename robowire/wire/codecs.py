@@ -23,7 +23,7 @@ from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
 
-__all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec"]
+__all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec", "read_meta_obs"]
 
 _ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
 
@@ -109,7 +109,7 @@ class PolicyExchange(PickleExchange):
         """
         value = self._value
         if self._is_meta_obs:
-            return _read_meta_obs(value, self._codec)
+            return read_meta_obs(value, self._codec)
         if self._is_act:
             return Request("infer", observations=(_read_act(value, self._codec),))
         if self._is_reset:
@@ -250,7 +250,16 @@ def _reads_rows(obs: MetaObs) -> bool:
     return isinstance(obs.timestep, np.ndarray) or type(obs).__module__.startswith("vlastudio.")
 
 
-def _read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
+def read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
+    """Return the request of a MetaObs, single or with a leading batch axis.
+
+    Args:
+        obs: As a peer made it; nothing in it was checked.
+        codec: Says how large a batch may be, and what images of floats are.
+
+    Raises:
+        InvalidParams: A field is of another type, its parts contradict each other, or the batch is too large.
+    """
     for name in _ARRAY_FIELDS:
         value = getattr(obs, name)
         if value is not None:

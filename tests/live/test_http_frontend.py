@@ -32,7 +32,7 @@ from server_process import ROOT, environment, run_server
 from benchmark.registry import SIMULATORS
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import RequestError, SessionNotFound, ShuttingDown
-from robowire.frontends.http.limits import STATUS
+from robowire.frontends.http_limits import STATUS
 from robowire.frontends.http.models import ResetBody
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.request import MAX_BODY

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from robowire.errors import InternalError, InvalidParams, NotReset, RequestError
 from robowire.frontends.http import models
 from robowire.frontends.http.formats import to_json
-from robowire.frontends.http.limits import LimitsMiddleware, error_response
 from robowire.frontends.http.request import AnyRequest, ObservingRequest, execute
+from robowire.frontends.http_limits import LimitsMiddleware, error_response
 from robowire.images import is_encoded
 from robowire.registry import family_and_task, nearest
 from robowire.serving.simulator.service import SimulatorService
@@ -47,6 +47,9 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+
+# The page and the description of the calls.
+_PUBLIC = ("/", "/docs", "/openapi.json")
 
 _router = APIRouter()
 
@@ -76,7 +79,13 @@ def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> 
     )
     app.state.service = service
     app.include_router(_router)
-    app.add_middleware(LimitsMiddleware, service=service, allowed_hosts=allowed_hosts)
+    app.add_middleware(
+        LimitsMiddleware,
+        service=service,
+        options=service.options,
+        allowed_hosts=allowed_hosts,
+        public=_PUBLIC,
+    )
 
     @app.exception_handler(RequestError)
     async def failed(_: Request, error: RequestError) -> Response:

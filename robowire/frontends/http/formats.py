@@ -13,21 +13,18 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from robowire.errors import InvalidParams
+from robowire.frontends.json_body import MAX_CONTAINERS, load_json
 from robowire.images import encode_image, is_encoded
 from robowire.meta import MetaAction, MetaObs
+from robowire.wire.arrays import view_array
 from robowire.wire.methods import read_numbers
-from robowire.wire.text_safety import printable, quoted
+from robowire.wire.text_safety import printable
 
 __all__ = ["MSGPACK", "read_body", "to_file", "to_json", "to_msgpack"]
 
 MSGPACK = "application/msgpack"
 
 _ARRAY = {"dtype", "shape", "data"}
-# Actions have two.
-_MAX_AXES = 8
-# Lists and objects in one body: a chunk of 10000 MetaActions has 20002. An empty one is a byte or two of the
-# body and takes 64 bytes of memory.
-_MAX_CONTAINERS = 32_768
 _ACTION = {field.name for field in fields(MetaAction)}
 
 
@@ -45,8 +42,8 @@ def read_body(body: bytes, content_type: str) -> dict[str, Any]:
     if not body:
         return {}
     try:
-        value = _read_msgpack(body) if "msgpack" in content_type.lower() else _read_json(body)
-    except (ValueError, RecursionError) as exc:
+        value = _read_msgpack(body) if "msgpack" in content_type.lower() else load_json(body)
+    except (ValueError, RecursionError, InvalidParams) as exc:
         kind = "MessagePack" if "msgpack" in content_type.lower() else "JSON"
         raise InvalidParams(f"the body is not {kind}: {printable(exc, 150) or type(exc).__name__}") from None
     if not isinstance(value, dict):
@@ -161,20 +158,14 @@ def _to_json_value(value: Any) -> Any:
     return value
 
 
-def _read_json(body: bytes) -> Any:
-    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:  # those within texts, too
-        raise ValueError(f"more than {_MAX_CONTAINERS} lists and objects")
-    return json.loads(body)
-
-
 def _read_msgpack(body: bytes) -> Any:
-    left = _MAX_CONTAINERS
+    left = MAX_CONTAINERS
 
     def count(value: Any) -> Any:
         nonlocal left
         left -= 1
         if left < 0:
-            raise ValueError(f"more than {_MAX_CONTAINERS} lists and objects")
+            raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
         return value
 
     return msgpack.unpackb(body, list_hook=count, object_hook=lambda value: _own_array(count(value)))
@@ -184,23 +175,7 @@ def _own_array(value: dict[Any, Any]) -> Any:
     """Return the array that a dict describes, or the dict."""
     if value.keys() != _ARRAY:
         return value
-    dtype, shape, data = value["dtype"], value["shape"], value["data"]
-    try:
-        kind = np.dtype(dtype) if isinstance(dtype, str) else None
-    except (TypeError, SyntaxError):  # numpy parses "f8,..." as Python code
-        kind = None
-    if kind is None or kind.kind not in "biuf":
-        raise ValueError(f"dtype is {quoted(dtype, 50)}, expected numbers such as '<f8'")
-    if (
-        not isinstance(data, bytes)
-        or not isinstance(shape, list)
-        or len(shape) > _MAX_AXES  # first: the product of many large sizes takes minutes
-        or not all(isinstance(size, int) and size >= 0 for size in shape)
-    ):
-        raise ValueError("an array is {'dtype': text, 'shape': list of at most 8 sizes, 'data': bytes}")
-    if len(data) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{len(data)} bytes are not {kind} of shape {quoted(tuple(shape), 99)}")
-    return np.frombuffer(data, kind).reshape(shape)
+    return view_array(value["dtype"], value["shape"], value["data"])
 
 
 def _own_action(value: Any) -> Any:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, HTTPException, Query, Request, Response, Security
+from fastapi import Depends, Header, Query, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from robowire.errors import InvalidParams, NoSimulatorSelected
 from robowire.frontends.http.formats import MSGPACK, read_body, to_file, to_json, to_msgpack
+from robowire.frontends.http_limits import read_http_body
 from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.simulator.session import SimulatorSession
 from robowire.wire import messages
@@ -138,7 +138,7 @@ async def _read_request(
         service=service,
         client="a client" if client is None else f"{client.host}:{client.port}",
         named_session=x_robowire_session if x_robowire_session is not None else session,
-        body=await _read_http_body(request, service.options.frame_timeout_s),
+        body=await read_http_body(request, limit=MAX_BODY, timeout_s=service.options.frame_timeout_s),
         content_type=request.headers.get("content-type", ""),
         accept=request.headers.get("accept", "").lower(),
     )
@@ -161,23 +161,3 @@ async def _read_observing_request(
 
 # Parameter of an endpoint whose reply holds an observation.
 ObservingRequest = Annotated[HttpRequest, Depends(_read_observing_request)]
-
-
-async def _read_http_body(request: Request, timeout_s: float) -> bytes:
-    too_large = HTTPException(413, f"the body exceeds the limit of {MAX_BODY} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY:
-        raise too_large
-
-    async def read() -> bytes:
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                raise too_large
-        return bytes(body)
-
-    try:
-        return await asyncio.wait_for(read(), timeout_s)
-    except asyncio.TimeoutError:
-        raise HTTPException(408, f"the body did not come within {timeout_s:g} s") from None

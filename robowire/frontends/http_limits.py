@@ -1,4 +1,4 @@
-"""What is checked before a request is read: token, host, origin, and the limits of connections and requests.
+"""What frontends over HTTP check before a request is read: token, host, origin, limits.
 
 What a request is refused with is a typed error of the wire with an HTTP status. Nothing of a request without
 the token is read, and it takes none of the ``max_connections`` places.
@@ -7,6 +7,8 @@ the token is read, and it takes none of the ``max_connections`` places.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -14,15 +16,25 @@ from contextvars import ContextVar
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from robowire.errors import Overloaded, RequestError, Unauthenticated
-from robowire.serving.simulator.service import SimulatorService
+from robowire.serving.service import Service
+from robowire.serving.tcp.options import TcpOptions
 
-__all__ = ["STATUS", "LimitsMiddleware", "error_response", "limited_protocol"]
+__all__ = [
+    "STATUS",
+    "LimitsMiddleware",
+    "error_response",
+    "limited_protocol",
+    "offered_token",
+    "read_http_body",
+]
 
 STATUS: Mapping[str, int] = {
     "unknown_method": 404,
@@ -47,9 +59,6 @@ STATUS: Mapping[str, int] = {
 # They cost no thread, and are requested to know whether the server is overloaded.
 _PROBES = ("/health", "/healthz", "/metrics")
 
-# The page and the description of the calls; they hold nothing of this server.
-_PUBLIC = ("/", "/docs", "/openapi.json")
-
 # The connection whose bytes are being parsed; the tasks of its requests inherit it.
 _connection: ContextVar[_LimitedConnection] = ContextVar("connection")
 
@@ -70,14 +79,33 @@ class LimitsMiddleware:
 
     Args:
         app: The application behind it.
-        service: Whose limits hold.
+        service: Checks tokens and counts errors.
+        options: Whose limits hold.
         allowed_hosts: Names of this server, in addition to its addresses.
+        public: Paths that need no token; they hold nothing of this server.
+        basic: Whether the token may be the password of ``Authorization: Basic``: what a client sends whose
+            user can only give it an address, ``http://user:TOKEN@host:port``.
+        name: What the log calls this frontend.
     """
 
-    def __init__(self, app: ASGIApp, service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service[Any],
+        options: TcpOptions,
+        *,
+        allowed_hosts: tuple[str, ...] = (),
+        public: tuple[str, ...] = (),
+        basic: bool = False,
+        name: str = "HTTP",
+    ) -> None:
         self._app = app
         self._service = service
+        self._options = options
         self._allowed_hosts = allowed_hosts
+        self._public = public
+        self._basic = basic
+        self._name = name
         self._in_hand = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,13 +126,13 @@ class LimitsMiddleware:
         if scope["path"] in _PROBES:
             await self._app(scope, receive, send)
             return
-        options = self._service.options
+        options = self._options
         try:
             await self._authorise(scope)
             if self._in_hand >= options.max_connections:
                 raise Overloaded(f"all {options.max_connections} calls are taken; try again later")
         except RequestError as refusal:
-            self._service.count_error(refusal, "a client of the HTTP frontend")
+            self._service.count_error(refusal, f"a client of the {self._name} frontend")
             await error_response(refusal)(scope, receive, send)
             return
 
@@ -130,14 +158,64 @@ class LimitsMiddleware:
                     "it with --http_allowed_hosts NAME"
                 )
             return
-        if scope["path"] in _PUBLIC:
+        if scope["path"] in self._public:
             return
         host = str((scope.get("client") or ("", 0))[0])
         await asyncio.sleep(service.token_delay_s(host))
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer":
-            raise Unauthenticated("this server wants a token: send 'Authorization: Bearer TOKEN'")
-        service.require_token(token.strip(), host)
+        token = offered_token(headers.get("authorization", ""), basic=self._basic)
+        if token is None:
+            address = ", or address it as http://user:TOKEN@host:port" if self._basic else ""
+            raise Unauthenticated(f"this server wants a token: send 'Authorization: Bearer TOKEN'{address}")
+        service.require_token(token, host)
+
+
+def offered_token(authorization: str, *, basic: bool = False) -> str | None:
+    """Return the token of an ``Authorization`` header; ``None`` where it has none.
+
+    Args:
+        authorization: Value of the header, such as ``"Bearer TOKEN"``.
+        basic: Whether the password of ``Basic`` is one; its user name is ignored.
+    """
+    kind, _, value = authorization.partition(" ")
+    if kind.lower() == "bearer":
+        return value.strip()
+    if kind.lower() != "basic" or not basic:
+        return None
+    try:
+        _, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return ""  # wrong, and counted as a guess
+    return password
+
+
+async def read_http_body(request: Request, *, limit: int, timeout_s: float) -> bytes:
+    """Return the body of a request.
+
+    Args:
+        request: The request; nothing of its body was read.
+        limit: Most bytes.
+        timeout_s: Seconds for the whole body.
+
+    Raises:
+        HTTPException: It is longer, or does not come in time.
+    """
+    too_large = HTTPException(413, f"the body exceeds the limit of {limit} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > limit:
+        raise too_large
+
+    async def read() -> bytes:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
+
+    try:
+        return await asyncio.wait_for(read(), timeout_s)
+    except asyncio.TimeoutError:
+        raise HTTPException(408, f"the body did not come within {timeout_s:g} s") from None
 
 
 def _is_of_another_site(headers: Headers) -> bool:

@@ -1,0 +1,1 @@
+"""VLAStudio's HTTP wire: ``POST /inference`` and ``GET /health``."""

@@ -1,0 +1,159 @@
+"""The two paths of VLAStudio's HTTP wire, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from robowire.errors import InternalError, RequestError
+from robowire.frontends.http_limits import STATUS, LimitsMiddleware, error_response, read_http_body
+from robowire.frontends.policy_frontends import PolicyFrontendOptions
+from robowire.frontends.vlastudio.client_sessions import ClientSessions
+from robowire.frontends.vlastudio.codec import InferenceCall, encode_chunk, read_call
+from robowire.serving.policy.service import PolicyService
+from robowire.serving.sessions import Peer
+from robowire.wire.codecs import PolicyCodec
+from robowire.wire.messages import Request, error_reply
+from robowire.wire.text_safety import printable
+
+__all__ = ["make_app"]
+
+
+def make_app(service: PolicyService, sessions: ClientSessions, options: PolicyFrontendOptions) -> ASGIApp:
+    """Return the application that sends the calls to a service."""
+    return LimitsMiddleware(
+        _VlastudioApp(service, sessions, options),
+        service,
+        options,
+        allowed_hosts=options.http_allowed_hosts,
+        basic=True,
+        name="VLAStudio",
+    )
+
+
+class _InferenceExchange:
+    """One call and its reply: an HTTP status and a body."""
+
+    method = "infer"
+
+    def __init__(self, call: InferenceCall, codec: PolicyCodec, max_bytes: int) -> None:
+        self._call = call
+        self._codec = codec
+        self._max_bytes = max_bytes
+
+    def read(self) -> Request:
+        return self._call.request(self._codec, max_bytes=self._max_bytes)
+
+    def reply(self, value: Any) -> tuple[int, bytes]:
+        return 200, encode_chunk(value)
+
+    def failure(self, error: RequestError) -> tuple[int, bytes]:
+        return STATUS.get(error.error_type, 500), json.dumps(error_reply(error)).encode()
+
+
+class _VlastudioApp:
+    def __init__(
+        self, service: PolicyService, sessions: ClientSessions, options: PolicyFrontendOptions
+    ) -> None:
+        self._service = service
+        self._sessions = sessions
+        self._options = options
+        self._codec = PolicyCodec(max_rows=options.max_waiting, float_images=options.float_images)
+        # A call that waits for the policy holds a thread; no call waits for the thread of another one.
+        self._threads = anyio.CapacityLimiter(options.max_connections)
+        self._codecs = ["ndarray"]
+        if importlib.util.find_spec("PIL") is not None:
+            self._codecs = ["jpeg_nchw", "jpeg", *self._codecs]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = HttpRequest(scope, receive)
+        try:
+            response = await self._answer(request)
+        except RequestError as error:
+            self._service.count_error(error, "a client of the VLAStudio frontend")
+            response = error_response(error)
+        except HTTPException as error:
+            kind = "unknown_method" if error.status_code in (404, 405) else "invalid_params"
+            self._service.metrics.error(kind)
+            response = error_response(str(error.detail), error_type=kind, status=error.status_code)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: HttpRequest) -> Response:
+        wanted = {"/health": "GET", "/inference": "POST"}.get(request.url.path)
+        if wanted is None or request.method not in (wanted, "HEAD" if wanted == "GET" else wanted):
+            raise HTTPException(
+                404 if wanted is None else 405,
+                f"there is no {printable(request.method, 20)} {printable(request.url.path, 200)}: there are "
+                "POST /inference and GET /health",
+            )
+        if wanted == "GET":
+            return self._health()
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A page of another site may send other types without asking its browser.
+        if media_type != "application/json":
+            raise HTTPException(
+                415,
+                f"the content type is {printable(media_type, 80) or 'missing'}, expected application/json",
+            )
+        body = await read_http_body(
+            request, limit=self._options.max_payload, timeout_s=self._options.frame_timeout_s
+        )
+        presence = _Presence(request)
+        watch = asyncio.create_task(presence.watch())
+        try:
+            status, reply = await anyio.to_thread.run_sync(
+                self._infer, body, presence.peer(), limiter=self._threads
+            )
+        finally:
+            watch.cancel()
+        self._service.metrics.request(bytes_received=len(body), bytes_sent=len(reply))
+        return Response(reply, status, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+    def _infer(self, body: bytes, peer: Peer) -> tuple[int, bytes]:
+        """Answer one call, in a thread of its own."""
+        with self._service.request_in_hand():  # before anything is read
+            call = read_call(body)
+        with self._sessions.borrow(call.client, call.episode, peer) as session:
+            exchange = _InferenceExchange(call, self._codec, self._options.max_payload)
+            return self._service.answer(session, exchange)
+
+    def _health(self) -> Response:
+        if self._service.draining:
+            return error_response(InternalError("the server shuts down"), error_type="shutting_down")
+        counted = self._service.metrics.snapshot()
+        content = {
+            "status": "ok",
+            "requests_processed": counted["requests"],
+            "batches_processed": counted["batches"],
+            "superseded_requests": 0,  # each request of a client is answered by its own actions
+            "image_codecs": self._codecs,
+        }
+        return Response(json.dumps(content).encode(), media_type="application/json")
+
+
+class _Presence:
+    """Whether the client of a request is still there."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+        self._left = False
+
+    def peer(self) -> Peer:
+        client = self._request.client
+        address = "unknown:0" if client is None else f"{client.host}:{client.port}"
+        return Peer(address, has_left=lambda: self._left)
+
+    async def watch(self) -> None:
+        """Wait until the client has left; the body was read."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._left = True

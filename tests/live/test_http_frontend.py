@@ -32,11 +32,11 @@ from server_process import ROOT, environment, run_server
 from benchmark.registry import SIMULATORS
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import RequestError, SessionNotFound, ShuttingDown
-from robowire.frontends.http_limits import STATUS
 from robowire.frontends.http.models import ResetBody
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.request import MAX_BODY
 from robowire.frontends.http.server import HttpServer
+from robowire.frontends.http_limits import STATUS
 from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.serving.simulator.service import SimulatorService
 from robowire.testing import FAKE_SIMULATORS

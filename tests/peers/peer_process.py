@@ -32,7 +32,7 @@ def run_peer(
 ) -> list[dict[str, Any]]:
     """Run a script of this folder in a peer's environment, and return the JSON lines it prints.
 
-    ``run_peer("openpi", "openpi_client.py", "127.0.0.1", port)``. A script that fails fails the test, with
+    ``run_peer("openpi", "run_openpi.py", "127.0.0.1", port)``. A script that fails fails the test, with
     what it wrote to standard error; ``code=1`` expects another exit status.
     """
     python = peer_python(name)

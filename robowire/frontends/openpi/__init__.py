@@ -1,0 +1,1 @@
+"""openpi's wire: msgpack with arrays over WebSocket."""

@@ -1,0 +1,167 @@
+"""openpi's msgpack: maps of arrays, numbers and text, to bytes and back. No socket.
+
+An array is a map with binary keys, ``{b"__ndarray__": True, b"data", b"dtype", b"shape"}``, a numpy scalar
+``{b"__npgeneric__": True, b"data", b"dtype"}``. Both sides of the wire write and read the same.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+
+from robowire.errors import RemoteProtocolError
+from robowire.wire.text_safety import quoted
+
+__all__ = ["decode", "encode"]
+
+# A message of an observation has some dozens of maps and lists. Empty ones cost 1 byte on the wire and 64 in
+# memory, so their number, not their bytes, is what must be limited.
+_MAX_CONTAINERS = 20_000
+_MAX_ITEMS = 200_000
+_MAX_LIST = 65_536
+_MAX_MAP = 4_096
+_MAX_TEXT = 64 * 1024
+_MAX_DIMENSIONS = 8
+_MAX_LENGTH = 2**31 - 1
+
+_NUMERIC = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])")
+_TEXTUAL = re.compile(r"[<>|=]?[US]\d{1,5}")
+
+
+def encode(value: Any) -> bytes:
+    """Return a message: a map whose values are arrays, numpy scalars and plain data.
+
+    Raises:
+        TypeError: It holds something else, such as an array of objects.
+    """
+    packed: bytes = msgpack.packb(value, default=_pack)
+    return packed
+
+
+def decode(message: bytes | bytearray | memoryview) -> Any:
+    """Return the value in a message. Arrays are read-only views of it.
+
+    Costs at most a small multiple of the message, plus 30 MB for hostile ones.
+
+    Raises:
+        RemoteProtocolError: It is not msgpack, too many things, or holds an array that is none.
+    """
+    reader = _Reader()
+    try:
+        return msgpack.unpackb(
+            message,
+            raw=False,
+            strict_map_key=True,
+            object_hook=reader.map,
+            list_hook=reader.list,
+            ext_hook=reader.extension,
+            max_str_len=_MAX_TEXT,
+            max_array_len=_MAX_LIST,
+            max_map_len=_MAX_MAP,
+        )
+    except RemoteProtocolError:
+        raise
+    # msgpack's own errors are ValueErrors, but for keys of other types (TypeError).
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
+        raise RemoteProtocolError(f"not a msgpack message: {quoted(str(exc))}") from None
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "OVc":
+        return {
+            b"__ndarray__": True,
+            b"data": value.tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
+    if isinstance(value, np.generic) and value.dtype.kind not in "OVc":
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError(f"openpi's wire carries no {type(value).__name__}")
+
+
+class _Reader:
+    """Makes arrays of maps, and counts what one message holds."""
+
+    def __init__(self) -> None:
+        self._containers = 0
+        self._items = 0
+
+    def map(self, value: dict[Any, Any]) -> Any:
+        self._count(len(value))
+        if value.get(b"__ndarray__") is True:
+            return _array(value)
+        if value.get(b"__npgeneric__") is True:
+            return _scalar(value)
+        return value
+
+    def list(self, value: list[Any]) -> list[Any]:
+        self._count(len(value))
+        return value
+
+    @staticmethod
+    def extension(code: int, data: bytes) -> Any:
+        raise RemoteProtocolError(f"the message holds an extension of msgpack, number {code}")
+
+    def _count(self, items: int) -> None:
+        self._containers += 1
+        self._items += items
+        if self._containers > _MAX_CONTAINERS or self._items > _MAX_ITEMS:
+            raise RemoteProtocolError(
+                f"the message holds more than {_MAX_CONTAINERS} maps and lists, or {_MAX_ITEMS} things in "
+                "them: send numbers as an array"
+            )
+
+
+def _array(value: dict[Any, Any]) -> Any:
+    """Return the array of a map; of one text, that text."""
+    data, dtype, shape = value.get(b"data"), _dtype(value), value.get(b"shape")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(type(length) is int and 0 <= length <= _MAX_LENGTH for length in shape)
+    ):
+        raise RemoteProtocolError(f"an array has the shape {quoted(shape)}, expected a list of lengths")
+    if not isinstance(data, bytes) or len(data) != dtype.itemsize * math.prod(shape):
+        length = f"{len(data)} bytes" if isinstance(data, bytes) else f"a {type(data).__name__}"
+        raise RemoteProtocolError(
+            f"an array of {dtype.str} and shape {quoted(tuple(shape))} holds {length}, "
+            f"expected {dtype.itemsize * math.prod(shape)} bytes"
+        )
+    try:
+        array: np.ndarray = np.ndarray(tuple(shape), dtype, data)
+    except ValueError:  # (0, 2**31, 2**31, 2**31): nothing to hold, and still too large
+        raise RemoteProtocolError(f"an array cannot have the shape {quoted(tuple(shape))}") from None
+    if dtype.kind in "US":
+        if array.size != 1:
+            raise RemoteProtocolError("an array of text holds other than one text")
+        return array.reshape(-1)[0].item()
+    return array
+
+
+def _scalar(value: dict[Any, Any]) -> Any:
+    data, dtype = value.get(b"data"), _dtype(value)
+    if dtype.kind in "US":
+        if not isinstance(data, (str, bytes)):
+            raise RemoteProtocolError(f"a text is {quoted(data)}, expected text")
+        return data
+    if not isinstance(data, (bool, int, float)):
+        raise RemoteProtocolError(f"a number of {dtype.str} is {quoted(data)}, expected a number")
+    try:
+        with np.errstate(over="ignore"):
+            return dtype.type(data)
+    except (OverflowError, ValueError):
+        raise RemoteProtocolError(f"{quoted(data)} is no number of {dtype.str}") from None
+
+
+def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
+    name = value.get(b"dtype")
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    # Neither objects, which are pointers, nor records.
+    if not isinstance(name, str) or not (_NUMERIC.fullmatch(name) or _TEXTUAL.fullmatch(name)):
+        raise RemoteProtocolError(f"an array has the dtype {quoted(name)}, expected numbers, such as '<f4'")
+    return np.dtype(name)

@@ -1,0 +1,556 @@
+"""A WebSocket server for frontends: limits, token, drain; what messages mean is the subclass's.
+
+One thread runs an event loop that receives, sends and answers pings; a message is read and answered in a
+worker thread, so that a long inference delays nobody's ping and many clients fill a batch. The token is
+looked at in the upgrade request, before anything else of a client is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.protocol import Event, State
+
+from robowire.errors import Overloaded, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
+from robowire.serving.service import Service
+from robowire.serving.sessions import Peer, Session
+from robowire.serving.tcp.listener import listen
+from robowire.serving.tcp.options import TcpOptions
+from robowire.transport.tls import server_tls
+from robowire.wire.text_safety import printable
+
+__all__ = ["INTERNAL_ERROR", "HttpReply", "Reply", "WebSocketClient", "WebSocketServer"]
+
+logger = logging.getLogger(__name__)
+
+# The library logs every connection and the whole traceback of a peer's mistake; what matters is logged here.
+_LIBRARY_LOGGER = logging.Logger("websockets")
+_LIBRARY_LOGGER.addHandler(logging.NullHandler())
+
+# Codes of RFC 6455, section 7.4.1.
+GOING_AWAY, UNREADABLE, INTERNAL_ERROR = 1001, 1007, 1011
+
+# An upgrade request is one packet; a slow link and the delay of wrong tokens fit in here.
+_OPEN_TIMEOUT_S = 10.0
+# For the peer's part of a closing handshake; afterwards the connection ends without it.
+_CLOSE_TIMEOUT_S = 1.0
+# RFC 6455 allows 123 bytes of reason in a close frame.
+_MAX_REASON = 100
+# How long connections have to end after they were aborted.
+_ENDING_S = 0.5
+
+_STATUS = {Unauthenticated: 401, Overloaded: 503, ShuttingDown: 503}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is sent to a client.
+
+    Attributes:
+        messages: Binary (bytes) and text (str) messages, in their order.
+        close: Code and reason with which the connection is closed afterwards; ``None`` leaves it open.
+    """
+
+    messages: Sequence[bytes | str] = ()
+    close: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class HttpReply:
+    """The reply to a GET request.
+
+    Attributes:
+        body: Text.
+        status: HTTP status.
+        content_type: Of the body.
+    """
+
+    body: str
+    status: int = 200
+    content_type: str = "text/plain; charset=utf-8"
+
+
+class WebSocketClient:
+    """One connection, as a frontend sees it. One thread at a time works for it.
+
+    Attributes:
+        session: Session of the service.
+        state: What the frontend remembers of this connection; ``None`` at first.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.state: Any = None
+
+
+class WebSocketServer(ABC):
+    """The WebSocket wire of a service. The port is bound when the object is made.
+
+    Subclasses say what messages mean; their methods run in worker threads, for each client one after another.
+
+    Args:
+        service: What answers the requests.
+        options: Address, limits, TLS.
+        port: Port to listen on; 0 picks a free one.
+
+    Attributes:
+        name: Name of the wire, and of the flag of its port: ``<name>_port``.
+        public_paths: GET paths that are answered without the token.
+        address: Host and port it listens on; the port is never 0.
+        service: As given.
+        options: As given.
+
+    Raises:
+        ConfigurationError: The address can't be listened on, or a TLS file can't be used.
+    """
+
+    name = ""
+    public_paths: frozenset[str] = frozenset()
+
+    def __init__(self, service: Service[Any], options: TcpOptions, port: int) -> None:
+        self.service = service
+        self.options = options
+        self._tls = (
+            None
+            if options.tls_cert is None
+            else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        )
+        self._listener = listen(options.host, port, flags=f"--{self.name}_")
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        # A client has one request in hand at most, so no request waits for a thread.
+        self._workers = ThreadPoolExecutor(options.max_connections, thread_name_prefix=self.name)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"{self.name} loop", daemon=True)
+        self._started = threading.Event()
+        self._server: Server | None = None
+        self._draining = False
+        # What follows is used by the loop's thread only.
+        self._idle: dict[_Connection, None] = {}  # upgraded, and waiting for the client's next message
+        self._admitted: set[_Connection] = set()  # connections that have one of max_connections places
+        # Those that have not sent their upgrade request, oldest first. They have as many places of their own,
+        # so that they can't keep a client with the token out; where all are taken the oldest is closed.
+        self._waiting: dict[_Connection, None] = {}
+
+    # -- what a wire is --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def answer(self, client: WebSocketClient, message: bytes | str) -> Reply:
+        """Return the reply to one message, normally by ``self.service.answer(client.session, exchange)``.
+
+        Raises:
+            RemoteProtocolError: The message cannot be read; the connection is closed.
+        """
+
+    def greet(self, client: WebSocketClient) -> Reply:
+        """Return what is sent to a client that has just connected."""
+        return Reply()
+
+    def left(self, client: WebSocketClient) -> None:  # noqa: B027 (most frontends have nothing to free)
+        """Free what :attr:`WebSocketClient.state` holds; the session is closed afterwards."""
+
+    def http_get(self, path: str, query: str) -> HttpReply | None:
+        """Return the reply to a GET request that is no upgrade; ``None`` for an unknown path.
+
+        Called by the loop's thread: it must not wait.
+        """
+        return None
+
+    def token_of(self, headers: Headers) -> str | None:
+        """Return the token that a client sends with its upgrade, ``None`` where it sends none."""
+        kind, _, token = headers.get("Authorization", "").partition(" ")
+        return token.strip() if kind.lower() in ("api-key", "bearer") and token.strip() else None
+
+    # -- frontend --------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Address for a client on this machine."""
+        host, port = self.address
+        host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        return f"{'ws' if self._tls is None else 'wss'}://{host}:{port}"
+
+    def describe(self) -> str:
+        """Return where it listens, for a person."""
+        return f"{self.name} over WebSocket: {self.url}"
+
+    def start(self) -> None:
+        """Answer clients in threads."""
+        self._thread.start()
+        self._started.wait()
+
+    def stop_listening(self) -> None:
+        """Accept no further connection."""
+        if self._server is not None:
+            server = self._server
+            self._loop.call_soon_threadsafe(lambda: server.close(close_connections=False))
+        else:
+            self._listener.close()
+
+    def drain(self, deadline: float) -> None:
+        """Send the replies in hand and close every connection; give up at the deadline."""
+        if self._server is None:
+            return
+        left = asyncio.run_coroutine_threadsafe(self._drain(self._server, deadline), self._loop).result()
+        if left:
+            logger.warning(
+                "%s: %d requests did not finish within %g s and were given up",
+                self.name,
+                left,
+                self.options.drain_s,
+            )
+
+    def close(self) -> None:
+        """End every thread and free the port."""
+        if self._server is not None and self._thread.is_alive():
+            server = self._server
+            asyncio.run_coroutine_threadsafe(self._abort(server), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        if not self._loop.is_closed() and not self._thread.is_alive():
+            self._loop.close()
+        self._listener.close()
+        self._workers.shutdown()
+
+    # -- the loop's thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._server = self._loop.run_until_complete(self._open())
+            self._started.set()
+            self._loop.run_forever()
+        except Exception:
+            logger.exception("the %s frontend ended by a bug", self.name)
+        finally:
+            self._started.set()
+
+    async def _open(self) -> Server:
+        options = self.options
+        return await serve(
+            self._serve,
+            sock=self._listener,
+            ssl=self._tls,
+            compression=None,
+            max_size=options.max_payload,
+            # One message waits at most while another is answered.
+            max_queue=0,
+            # A client that is busy for a minute does not answer pings; TCP keepalive finds those that are
+            # gone.
+            ping_interval=None,
+            open_timeout=min(options.frame_timeout_s, _OPEN_TIMEOUT_S),
+            close_timeout=_CLOSE_TIMEOUT_S,
+            process_request=self._admit,
+            server_header=None,
+            logger=_LIBRARY_LOGGER,
+            create_connection=cast(Any, lambda *args, **kwargs: _Connection(self, *args, **kwargs)),
+        )
+
+    async def _drain(self, server: Server, deadline: float) -> int:
+        """End every connection after its reply, and return how many replies were given up."""
+        self._draining = True
+        for connection in list(self._idle):
+            connection.end(GOING_AWAY, "the server shuts down")
+        for connection in list(self._waiting):
+            connection.transport.abort()
+        tasks = set(server.handler_tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(deadline - time.monotonic(), 0))
+        # Peers that do not read, and requests that did not finish.
+        left = sum(connection.busy for connection in self._admitted)
+        await self._abort(server)
+        return left
+
+    async def _abort(self, server: Server) -> None:
+        server.close(close_connections=False)
+        for connection in [*self._admitted, *self._waiting]:
+            connection.transport.abort()
+        if tasks := set(server.handler_tasks):
+            await asyncio.wait(tasks, timeout=_ENDING_S)
+
+    # -- before the upgrade ----------------------------------------------------------------------------------
+
+    def opened(self, connection: _Connection) -> None:
+        """Give a new connection one of the places of those without an upgrade; the oldest of them yields."""
+        self._waiting[connection] = None
+        if len(self._waiting) > self.options.max_connections:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            self.service.metrics.session_refused()
+            logger.debug("%s: closed the oldest connection without a request", self.name)
+            oldest.transport.abort()
+
+    def closed(self, connection: _Connection) -> None:
+        """Free the place of a connection."""
+        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
+        self._admitted.discard(connection)
+
+    async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Return the reply to a request that is refused or no upgrade; ``None`` where it may upgrade."""
+        assert isinstance(connection, _Connection)
+        try:
+            return await self._reply_to(connection, request)
+        except RequestError as refusal:
+            self.service.count_error(refusal, f"a client of the {self.name} frontend")
+            if isinstance(refusal, Overloaded):
+                self.service.metrics.session_refused()
+            text = f"{refusal.error_type}: {printable(refusal)}\n"
+            return _response(HttpReply(text, _STATUS.get(type(refusal), 500)))
+        finally:
+            connection.transport.resume_reading()
+
+    async def _reply_to(self, connection: _Connection, request: Request) -> Response | None:
+        path, _, query = request.path.partition("?")
+        upgrades = "upgrade" in request.headers.get("Connection", "").lower()
+        if not upgrades and path in self.public_paths:
+            reply = self.http_get(path, query)
+            return None if reply is None else _response(reply)
+        if _is_of_another_site(request.headers):
+            raise Unauthenticated("pages of another site may not ask this server")
+        if self.service.needs_token:
+            host = connection.peer_host
+            await asyncio.sleep(self.service.token_delay_s(host))
+            token = self.token_of(request.headers)
+            if token is None:
+                raise Unauthenticated(
+                    "this server wants a token: send 'Authorization: Api-Key TOKEN' with the upgrade"
+                )
+            self.service.require_token(token, host)
+        if not upgrades:
+            reply = self.http_get(path, query)
+            return None if reply is None else _response(reply)  # the library answers 426
+        if self.service.draining:
+            raise ShuttingDown("the server shuts down and takes no new clients")
+        if len(self._admitted) >= self.options.max_connections:
+            raise Overloaded(f"all {self.options.max_connections} connections are taken; try again later")
+        if connection in self._waiting:  # else it has yielded its place, and ends
+            del self._waiting[connection]
+            self._admitted.add(connection)
+        return None
+
+    # -- one client ------------------------------------------------------------------------------------------
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        assert isinstance(connection, _Connection)
+        if connection not in self._admitted:
+            connection.transport.abort()
+            return
+        peer = Peer(connection.peer, connection.local_host, connection.has_left)
+        session = self.service.open_session(peer)
+        session.authenticated = True  # or the upgrade would have been refused
+        client, opened = WebSocketClient(session), time.monotonic()
+        ending = ""
+        try:
+            more = await self._answer(connection, client, None)
+            while more:
+                message = await self._next_message(connection)
+                more = await self._answer(connection, client, message)
+        except ConnectionClosed:
+            ending = f": {connection.ending}" if connection.ending else ""
+        except RemoteProtocolError as exc:
+            logger.warning("%s sent what cannot be read: %s", session, printable(exc))
+            self.service.metrics.error("unreadable")
+            await connection.close(
+                UNREADABLE, printable(exc, _MAX_REASON).encode()[:_MAX_REASON].decode("utf-8", "ignore")
+            )
+        except Exception:
+            logger.exception("%s met a bug of the %s frontend", session, self.name)
+            await connection.close(INTERNAL_ERROR)
+        finally:
+            try:
+                self.left(client)
+            finally:
+                self.service.close_session(session)
+            seconds = time.monotonic() - opened
+            logger.info("%s closed (%d requests, %.0f s)%s", session, session.requests, seconds, ending)
+
+    async def _next_message(self, connection: _Connection) -> bytes | str:
+        if self._draining:
+            connection.end(GOING_AWAY, "the server shuts down")
+        timer = self._loop.call_later(
+            self.options.session_timeout_s, connection.end, GOING_AWAY, "no request for too long"
+        )
+        self._idle[connection] = None
+        try:
+            return await connection.recv()
+        finally:
+            self._idle.pop(connection, None)
+            timer.cancel()
+
+    async def _answer(
+        self, connection: _Connection, client: WebSocketClient, message: bytes | str | None
+    ) -> bool:
+        """Answer a message, or greet a client for ``None``, and return whether there may be another.
+
+        A method of its own, so that a message is freed before the next one is received.
+        """
+        started, received = time.monotonic(), len(message or "")
+        connection.busy = True
+        try:
+            if message is None:
+                reply = await self._loop.run_in_executor(self._workers, self.greet, client)
+            else:
+                logger.debug("< #%d %d bytes", client.session.id, received)
+                reply = await self._loop.run_in_executor(self._workers, self.answer, client, message)
+            sent = 0
+            for part in reply.messages:
+                await self._send(connection, part)
+                sent += len(part)
+        finally:
+            connection.busy = False
+        if message is not None:
+            self.service.metrics.request(bytes_received=received, bytes_sent=sent)
+            milliseconds = (time.monotonic() - started) * 1e3
+            logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)
+        if reply.close is not None:
+            code, reason = reply.close
+            await connection.close(code, reason)
+            return False
+        return True
+
+    async def _send(self, connection: _Connection, part: bytes | str) -> None:
+        timer = self._loop.call_later(
+            self.options.send_timeout_s, connection.abort, "it did not read its reply"
+        )
+        try:
+            await connection.send(part)
+        finally:
+            timer.cancel()
+
+
+class _Connection(ServerConnection):
+    """A connection of the library, with the limits of ours.
+
+    Attributes:
+        busy: Whether a message of it is being answered.
+        ending: Why we ended it; empty where its peer did.
+    """
+
+    def __init__(self, frontend: WebSocketServer, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._frontend = frontend
+        self._unfinished: asyncio.TimerHandle | None = None
+        self._in_fragments = False
+        self._frames = 0
+        self.busy = False
+        self.ending = ""
+        self.peer = self.peer_host = self.local_host = ""
+
+    def has_left(self) -> bool:
+        """Return whether the client ended the connection; any thread may ask."""
+        return self.protocol.state is not State.OPEN
+
+    def end(self, code: int, reason: str) -> None:
+        """Begin to close the connection."""
+        self.ending = reason
+        task = self.loop.create_task(self.close(code, reason))
+        # The loop holds tasks by weak references only.
+        self._closing = task
+
+    def abort(self, reason: str) -> None:
+        """End the connection at once."""
+        self.ending = reason
+        self.transport.abort()
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        sock = transport.get_extra_info("socket")
+        with suppress(OSError, TypeError):  # a connection that has ended already has no addresses
+            address = transport.get_extra_info("peername")
+            self.peer_host, self.peer = address[0], f"{address[0]}:{address[1]}"
+            self.local_host = transport.get_extra_info("sockname")[0]
+            # A robot that lost power never closes its connection: probe after a minute, give up after two.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+                if hasattr(socket, option):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        super().connection_made(transport)
+        self._frontend.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._frames = 0
+        super().data_received(data)
+        # What is left in the buffer is the beginning of a frame. The timer runs from the first byte of a
+        # message to its last one: neither pings nor single bytes gain time.
+        if self._in_fragments or self.protocol.reader.buffer or not self._frames:
+            if self._unfinished is None and self.protocol.state is State.OPEN:
+                self._unfinished = self.loop.call_later(
+                    self._frontend.options.frame_timeout_s, self.abort, "it did not finish a message"
+                )
+        elif self._unfinished is not None:
+            self._unfinished.cancel()
+            self._unfinished = None
+
+    def process_event(self, event: Event) -> None:
+        self._frames += 1
+        upgrade = self.request is None
+        super().process_event(event)
+        if upgrade:
+            # Nothing is received, let alone kept, before the token was looked at.
+            self.transport.pause_reading()
+        else:
+            opcode, fin = getattr(event, "opcode", 8), getattr(event, "fin", True)
+            if opcode < 8:  # not a ping, pong or close, which may come between fragments
+                self._in_fragments = not fin
+                if fin and self._unfinished is not None:
+                    self._unfinished.cancel()
+                    self._unfinished = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._unfinished is not None:
+            self._unfinished.cancel()
+            self._unfinished = None
+        self._frontend.closed(self)
+        super().connection_lost(exc)
+
+
+def _response(reply: HttpReply) -> Response:
+    body = reply.body.encode()
+    headers = Headers(
+        {
+            "Content-Type": reply.content_type,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
+    )
+    if reply.status == 401:
+        headers["WWW-Authenticate"] = "Api-Key"
+    reasons = {200: "OK", 401: "Unauthorized", 422: "Unprocessable Entity", 503: "Service Unavailable"}
+    return Response(reply.status, reasons.get(reply.status, "Error"), headers, body)
+
+
+def _is_of_another_site(headers: Headers) -> bool:
+    """Return whether a browser asks for a page that is not of this server, with its visitor's access.
+
+    Only browsers send an origin. One that has a name could have that name lead here (DNS rebinding).
+    """
+    origin = headers.get("Origin")
+    if origin is None:
+        return False
+    try:
+        page, host = urlsplit(origin), headers.get("Host", "").lower()
+        if page.netloc.lower() != host:
+            return True
+        name = (page.hostname or "").rstrip(".")
+        if name != "localhost":
+            ipaddress.ip_address(name)
+    except ValueError:  # "http://[" is the address of no page, and a name is no address
+        return True
+    return False

@@ -1,0 +1,194 @@
+"""Each frontend of the policy server and the peer's own server, with the peer's own client on both.
+
+Both servers of a wire run at the same time and take turns, round by round, so that whatever else the machine
+does hits both alike. Two tables. The first has a policy that answers at once: what the wire and the server
+cost. The second has a policy that takes ``--fixed_ms``, and ``--row_ms`` for each row of a batch, asked by 16
+clients: what batching gives where the peer's server runs one observation at a time.
+
+    python perf/frontends.py                     every wire whose environment is set up
+    python perf/frontends.py --wires openpi --rounds 8
+
+The clients run in the environments that ``./setup_peers.sh`` makes. Prints p50 and p99 of a round trip,
+requests a second, and ratios: above 1, robowire is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "perf" / "wires"))
+
+import harness  # noqa: E402
+
+from robowire.frontends.policy_frontends import (  # noqa: E402
+    POLICY_FRONTENDS,
+    PolicyFrontendOptions,
+    make_policy_frontends,
+)
+from robowire.meta import MetaObs  # noqa: E402
+from robowire.serving.policy.server import PolicyServer  # noqa: E402
+from robowire.specs import PolicySpec  # noqa: E402
+
+# Environment of each wire's peer, and the steps of its chunks: vla-eval's clients take one action each.
+WIRES = {
+    "openpi": ("openpi", 16),
+    "vla_eval": ("vla_eval", 1),
+    "gr00t": ("gr00t", 16),
+    "act_zmq": ("gr00t", 16),
+}
+
+# Threads of one client process: each has a connection.
+THREADS = 8
+
+
+class BenchPolicy:
+    """Answer constants, at once or as late as an accelerator would."""
+
+    max_batch_size = 64
+
+    def __init__(self, fixed_s: float, row_s: float, size: str, chunk_size: int) -> None:
+        self.spec = PolicySpec(
+            policy="bench",
+            camera_names=tuple(harness.SIZES[size]),
+            state_dim=harness.STATE_DIM,
+            chunk_size=chunk_size,
+            action_dim=harness.ACTION_DIM,
+        )
+        self._fixed_s, self._row_s = fixed_s, row_s
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        """Return (B, chunk_size, action_dim)."""
+        if self._fixed_s or self._row_s:
+            time.sleep(self._fixed_s + self._row_s * len(observations))
+        shape = (len(observations), self.spec.chunk_size, harness.ACTION_DIM)
+        return np.full(shape, harness.ACTION, np.float32)
+
+
+def serve_robowire(wire: str, fixed_s: float, row_s: float, size: str) -> None:
+    """Serve one wire until standard input ends."""
+    options = PolicyFrontendOptions(host="127.0.0.1", port=0, max_connections=256, **{f"{wire}_port": 0})
+    policy = BenchPolicy(fixed_s, row_s, size, WIRES[wire][1])
+    with PolicyServer(policy, options, frontends=make_policy_frontends(options)) as server:
+        harness.announce(server.frontends[1].address[1])
+        harness.wait_for_end()
+
+
+@contextmanager
+def program(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program whose first line says that it is ready, and end it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def peer(wire: str) -> tuple[Path, Path]:
+    """Return the interpreter and the program of a wire's peer."""
+    return ROOT / ".venvs" / WIRES[wire][0] / "bin" / "python", ROOT / "perf" / "wires" / f"{wire}_peer.py"
+
+
+def measure(
+    wire: str, size: str, clients: int, fixed_ms: float, row_ms: float, rounds: int, round_s: float
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Return the round trips of each side, in seconds, and its requests a second."""
+    python, script = peer(wire)
+    with ExitStack() as stack:
+        own = [sys.executable, __file__, "--serve", wire, "--size", size]
+        theirs = [python, script, "serve"]
+        costs = ["--fixed_ms", fixed_ms, "--row_ms", row_ms]
+        groups = {}
+        for side, command in (("robowire", own), ("peer", theirs)):
+            server = stack.enter_context(program(*command, *costs))
+            port = int(server.stdout.readline())
+            groups[side] = [
+                stack.enter_context(program(python, script, "ask", port, size, min(THREADS, clients - i)))
+                for i in range(0, clients, THREADS)
+            ]
+            for process in groups[side]:
+                assert process.stdout.readline() == "ready\n"
+        times: dict[str, list[float]] = {side: [] for side in groups}
+        for _ in range(rounds):
+            for side, processes in groups.items():
+                for process in processes:
+                    process.stdin.write(f"go {round_s}\n")
+                    process.stdin.flush()
+                for process in processes:
+                    times[side] += json.loads(process.stdout.readline())
+    return {side: (np.array(all_), len(all_) / (rounds * round_s)) for side, all_ in times.items()}
+
+
+def show(wire: str, size: str, clients: int, found: dict[str, tuple[np.ndarray, float]]) -> None:
+    """Print one row."""
+    cells = []
+    for side in ("robowire", "peer"):
+        times, rate = found[side]
+        p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
+        cells.append(f"{p50:8.2f} {p99:8.2f} {rate:8.0f}")
+    latency = np.median(found["peer"][0]) / np.median(found["robowire"][0])
+    throughput = found["robowire"][1] / found["peer"][1]
+    print(
+        f"{wire:9} {size:>4} {clients:7} |{cells[0]} |{cells[1]} | {latency:7.2f} {throughput:10.2f}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    """Print both tables and return 0."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--wires", nargs="+", choices=WIRES, help="all that are set up, by default")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--round_s", type=float, default=1.0, help="seconds of a turn")
+    parser.add_argument("--fixed_ms", type=float, default=20.0, help="of an inference, second table")
+    parser.add_argument("--row_ms", type=float, default=1.0, help="for each row of it")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.serve:
+        serve_robowire(flags.serve, flags.fixed_ms / 1e3, flags.row_ms / 1e3, flags.size)
+        return 0
+    wires = flags.wires or [
+        wire
+        for wire in WIRES
+        if wire in POLICY_FRONTENDS and peer(wire)[0].exists() and peer(wire)[1].exists()
+    ]
+    print(f"{'':22} | robowire                   | the peer's own server      | robowire is faster by")
+    columns = f"{'p50 ms':>8} {'p99 ms':>8} {'req/s':>8}"
+    print(f"{'wire':9} size clients |{columns} |{columns} | latency throughput")
+    for wire in wires:
+        for size in harness.SIZES:
+            for clients in (1, 16):
+                show(wire, size, clients, measure(wire, size, clients, 0, 0, flags.rounds, flags.round_s))
+    print(f"a policy of {flags.fixed_ms:g} ms + {flags.row_ms:g} ms a row")
+    for wire in wires:
+        costs = flags.fixed_ms, flags.row_ms
+        show(wire, "S", 16, measure(wire, "S", 16, *costs, flags.rounds, flags.round_s))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

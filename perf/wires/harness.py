@@ -1,0 +1,90 @@
+"""What the programs of this folder share: commands, rounds and reports. Needs numpy only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+CHUNK_SIZE, ACTION_DIM, STATE_DIM = 16, 7, 8
+ACTION = 0.5
+ACTIONS = np.full((CHUNK_SIZE, ACTION_DIM), ACTION, np.float32)
+
+# Images of an observation, by the names that the policy of the benchmark has: 150 KB and 2.8 MB.
+SIZES = {"S": {"cam0": (224, 224, 3)}, "L": {f"cam{i}": (480, 640, 3) for i in range(3)}}
+
+RoundTrip = Callable[[], np.ndarray]
+
+
+def announce(port: int) -> None:
+    """Tell the benchmark where this server listens."""
+    sys.stdout.write(f"{port}\n")
+    sys.stdout.flush()
+
+
+def wait_for_end() -> None:
+    """Return when the benchmark ends its server."""
+    sys.stdin.read()
+
+
+def main(
+    serve: Callable[[float, float], None], ask: Callable[[int, dict[str, np.ndarray]], RoundTrip]
+) -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    server = commands.add_parser("serve")
+    server.add_argument("--fixed_ms", type=float, default=0.0)
+    server.add_argument("--row_ms", type=float, default=0.0)
+    client = commands.add_parser("ask")
+    client.add_argument("port", type=int)
+    client.add_argument("size", choices=SIZES)
+    client.add_argument("threads", type=int)
+    flags = parser.parse_args()
+    if flags.command == "serve":
+        serve(flags.fixed_ms / 1e3, flags.row_ms / 1e3)
+    else:
+        _ask(lambda: ask(flags.port, _images(flags.size)), flags.threads)
+
+
+def _images(size: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in SIZES[size].items()}
+
+
+def _ask(connect: Callable[[], RoundTrip], threads: int) -> None:
+    """Connect once for each thread; then, for each line ``go SECONDS``, ask and print the round trips."""
+    round_trips = [connect() for _ in range(threads)]
+    for round_trip in round_trips:
+        actions = np.asarray(round_trip())
+        assert actions.shape[-1] == ACTION_DIM, actions.shape
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        seconds = float(line.split()[1])
+        times: list[list[float]] = [[] for _ in round_trips]
+        begin = threading.Barrier(threads + 1)
+
+        def loop(
+            round_trip: RoundTrip, into: list[float], begin: Any = begin, seconds: float = seconds
+        ) -> None:
+            begin.wait()
+            end = time.perf_counter() + seconds
+            while (started := time.perf_counter()) < end:
+                round_trip()
+                into.append(time.perf_counter() - started)
+
+        running = [threading.Thread(target=loop, args=pair) for pair in zip(round_trips, times)]
+        for thread in running:
+            thread.start()
+        begin.wait()
+        for thread in running:
+            thread.join()
+        sys.stdout.write(json.dumps([t for part in times for t in part]) + "\n")
+        sys.stdout.flush()

@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "action_gripper": "-1 open, 1 closed",
     },
     "droid": {
+        "observation/exterior_image_0_left": "image.exterior_image_0_left",
         "observation/exterior_image_1_left": "image.exterior_image_1_left",
         "observation/exterior_image_2_left": "image.exterior_image_2_left",
         "observation/wrist_image_left": "image.wrist_image_left",

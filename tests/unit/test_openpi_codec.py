@@ -19,7 +19,7 @@ def test_an_array_has_the_bytes_of_openpis_packer() -> None:
 
 def test_a_scalar_has_the_bytes_of_openpis_packer() -> None:
     assert encode(np.float32(0.5)) == (
-        b"\x83\xc4\x0e__npgeneric__\xc3\xc4\x04data\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xc4\x05dtype\xa3<f4"
+        b"\x83\xc4\x0d__npgeneric__\xc3\xc4\x04data\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xc4\x05dtype\xa3<f4"
     )
 
 

@@ -16,4 +16,8 @@ POLICIES: dict[str, Entry] = {
         "policies.random.policy:make_policy",
         summary="uniform actions from a seed; needs no checkpoint and no torch, for tests and benchmarks",
     ),
+    "remote": Entry(
+        "policies.remote.policy:make_policy",
+        summary="the policy of another server: robowire://, openpi://, gr00t://, vla-eval://, lerobot://",
+    ),
 }

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Batched",
     "Chunked",
+    "EpisodeSession",
     "Named",
     "Policy",
     "PolicyOptions",
     "Restorable",
+    "SessionPolicy",
     "Simulator",
     "StepResult",
     "TaskOptions",
@@ -73,6 +75,49 @@ class Batched(Protocol):
     @property
     def max_batch_size(self) -> int:
         """Largest number of observations that :meth:`Policy.infer` is given; constant."""
+        ...
+
+
+class EpisodeSession(Protocol):
+    """One client's session with a policy that offers them; used by one thread at a time."""
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        """Return the next actions for each observation, as :meth:`Policy.infer` does.
+
+        Args:
+            observations: One of each episode that the client runs at the same time, in the same order each
+                time; usually one.
+
+        Raises:
+            RobowireError: What failed. A ``TransportError`` means a server that the policy asks.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Begin a new episode with the next observation. Never waits."""
+        ...
+
+    def close(self) -> None:
+        """Free what the session holds. Any thread may call it, twice too."""
+        ...
+
+
+@runtime_checkable
+class SessionPolicy(Protocol):
+    """What a :class:`Policy` also offers if it should know which client asks, such as one of another server.
+
+    A server then opens a session for each of its clients, and calls it in the thread that received the
+    request: sessions run at the same time, and nothing is batched here. ``Policy.infer`` remains a pure
+    function, for callers that have no sessions.
+    """
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an answer depends on earlier observations of the session; constant."""
+        ...
+
+    def open_session(self) -> EpisodeSession:
+        """Return a new session. Never waits."""
         ...
 
 

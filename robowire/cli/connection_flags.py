@@ -26,6 +26,9 @@ __all__ = [
 # A person at a terminal does not wait longer to read that nothing listens there.
 _CONNECT_TIMEOUT_S = 5.0
 
+# The scheme of servers of this wire, which may be left out.
+_NATIVE = "robowire://"
+
 
 @dataclass(frozen=True)
 class TlsFlags:
@@ -72,11 +75,20 @@ class ConnectionFlags(TlsFlags):
     wait_s: float = 0.0
     token: str | None = None
 
+    @property
+    def upstream(self) -> str | None:
+        """Address of a server of another wire, such as ``openpi://localhost:8000``; else ``None``."""
+        return None
+
     def __post_init__(self) -> None:
-        if self.address is not None:
-            host, port = parse_address(
-                "address", self.address, example="localhost:5000", default_port=self.port
-            )
+        if self.address is not None and self.upstream is None:
+            native = self.address[len(_NATIVE) :] if self.address.startswith(_NATIVE) else self.address
+            if "://" in native:
+                raise ConfigurationError(
+                    f"address is {self.address!r}: servers of other wires are asked by the commands evaluate "
+                    "and sweep, and served to any client by server.py policy --policy remote"
+                )
+            host, port = parse_address("address", native, example="localhost:5000", default_port=self.port)
             # Of a frozen dataclass, before anybody else has it.
             object.__setattr__(self, "host", host)
             object.__setattr__(self, "port", port)

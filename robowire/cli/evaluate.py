@@ -18,6 +18,7 @@ from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import open_server_client
+from robowire.cli.direct_policy import DirectPolicyClient
 from robowire.cli.evaluation_flags import EpisodeServersFlags, EvaluateFlags, RunFlags
 from robowire.cli.output_folder import check_output_folder
 from robowire.cli.simulator import simulator_server_of_environment
@@ -30,7 +31,8 @@ from robowire.errors import (
     SpecMismatch,
     UnknownName,
 )
-from robowire.registry import entries, family_and_task
+from robowire.interfaces import PolicyOptions
+from robowire.registry import entries, family_and_task, load_policy
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
@@ -57,7 +59,7 @@ _CLOCKS: dict[str, type[AsyncClock]] = {clock.name: clock for clock in (RealCloc
 _RULES = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_empty_queue")
 
 # Flags whose values are secrets.
-_TOKEN = r"(?:simulator[_-])?(?:auth[_-])?token"
+_TOKEN = r"(?:(?:simulator[_-])?(?:auth[_-])?|policy[_-]options\.)token"
 
 # With more late steps than this share, a latency costs fewer steps than it says.
 _LATE_SHARE = 0.05
@@ -106,13 +108,14 @@ def run(flags: EvaluateFlags, program: Program) -> int:
         **run_options(flags, simulator, task),
     )
     check_output_folder(options)
-    open_policy = policy_opener(flags)
+    open_policy = policy_opener(flags, program)
 
     def open_async_policy(rules: AsyncOptions, added_s: Callable[[int], float]) -> AsyncPolicyClient:
         return AsyncPolicyClient(
             flags.host,
             flags.port,
             rules,
+            client=open_policy() if flags.upstream else None,
             timeout_s=flags.timeout_s,
             patience_s=max(flags.policy_wait_s, 1e-3),  # 0 would mean no attempt at all
             token=flags.token,
@@ -125,7 +128,7 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     def on_start(summary: dict[str, Any]) -> None:
         latest.update(summary)
         tqdm.write(
-            f"{summary['policy']['policy']} at {flags.host}:{flags.port} runs {options.task} on "
+            f"{summary['policy']['policy']} at {flags.policy_address} runs {options.task} on "
             f"{options.simulator}; results go to {options.output_dir}"
         )
         if summary["episodes"]:
@@ -177,12 +180,14 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     return 0 if latest["episodes"] else 1
 
 
-def policy_opener(flags: RunFlags) -> Callable[[], PolicyClient]:
+def policy_opener(flags: RunFlags, program: Program) -> Callable[[], PolicyClient | DirectPolicyClient]:
     """Return what opens sessions with the policy server, after it answered once.
 
     Raises:
         RobowireError: It does not answer: a wrong address is reported at once.
     """
+    if flags.upstream is not None:
+        return _upstream_opener(flags, program)
 
     def open_policy() -> PolicyClient:
         # Without retries of its own: the evaluation waits for the server, and must know that it was lost.
@@ -199,6 +204,27 @@ def policy_opener(flags: RunFlags) -> Callable[[], PolicyClient]:
     # A server with no place at this moment is waited for, as it is later.
     Outages(flags.policy_wait_s, threading.Event()).ask(ping, must_be_reachable=True)
     return open_policy
+
+
+def _upstream_opener(flags: RunFlags, program: Program) -> Callable[[], DirectPolicyClient]:
+    """Return what opens sessions with a server of another wire, which the program's table knows to ask."""
+    if "remote" not in program.policies:
+        raise ConfigurationError(
+            f"address is {flags.upstream!r}: servers of other wires are asked by the checkout of robowire, "
+            "not by the installed package"
+        )
+    told = {
+        **flags.policy_options,
+        "url": flags.upstream,
+        "timeout_s": flags.timeout_s,
+        **{name: getattr(flags, name) for name in ("token", "tls", "tls_ca", "tls_cert", "tls_key")},
+    }
+    options = PolicyOptions(extra={name: value for name, value in told.items() if value not in (None, False)})
+    outages = Outages(max(flags.wait_s, 0.0), threading.Event())
+    policy = outages.ask(
+        lambda: load_policy("remote", options, program.policies), must_be_reachable=not flags.wait_s
+    )
+    return lambda: DirectPolicyClient(policy)
 
 
 def simulator_opener(flags: EpisodeServersFlags, host: str, port: int) -> Callable[[], SimulatorClient]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from robowire.address import join_address
 from robowire.cli.connection_flags import ConnectionFlags, tls_context
 from robowire.cli.parser import setting
 from robowire.errors import ConfigurationError
@@ -93,6 +95,8 @@ class RunFlags(EpisodeServersFlags):
         robot: Robot, such as Panda; default: the simulator's.
         controller: Controller, such as OSC_POSE; default: the simulator's.
         camera_names: Cameras of the simulator, in the order of the policy's.
+        policy_options: What a server of another wire (--address openpi://localhost:8000, or gr00t://,
+            vla-eval://, lerobot://) does not say of itself, such as --policy_options.chunk_size 16.
     """
 
     simulator: str = "robosuite"
@@ -105,6 +109,25 @@ class RunFlags(EpisodeServersFlags):
     robot: str | None = None
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def upstream(self) -> str | None:
+        """Address of a policy server of another wire; ``None`` for one of this wire."""
+        address = self.address or ""
+        return address if "://" in address and not address.startswith("robowire://") else None
+
+    @property
+    def policy_address(self) -> str:
+        """Address of the policy server, for messages."""
+        return self.upstream or join_address(self.host, self.port)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy_options and self.upstream is None:
+            raise ConfigurationError(
+                "policy_options are for servers of other wires: --address openpi://localhost:8000"
+            )
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def run(flags: SweepFlags, program: Program) -> int:
     folder = Path(flags.output_dir or default_dir)
     for point in points:
         check_output_folder(_options(flags, point, folder))
-    sweep = _Sweep(flags, points, folder)
+    sweep = _Sweep(flags, program, points, folder)
     served = simulator_server(program, flags, simulator, num_envs=flags.num_envs)
     try:
         with served as (host, port), logging_redirect_tqdm():
@@ -227,13 +227,13 @@ class _Sweep:
         rows: :func:`figures` of the finished points.
     """
 
-    def __init__(self, flags: SweepFlags, points: Sequence[Point], folder: Path) -> None:
+    def __init__(self, flags: SweepFlags, program: Program, points: Sequence[Point], folder: Path) -> None:
         self._flags = flags
         self._points = points
         self._policy: dict[str, Any] = {}
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
-        self._open_policy = policy_opener(flags)
+        self._open_policy = policy_opener(flags, program)
 
     def run(self, open_simulator: Callable[[], RolloutSimulator]) -> None:
         """Evaluate each point, or the episodes that its folder lacks."""

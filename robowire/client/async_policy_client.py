@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 import numpy as np
 
@@ -66,6 +66,22 @@ _STOP_POLL_S = 0.05
 _REPORT_S = 3.0
 
 
+class PolicyLink(Protocol):
+    """Methods of :class:`PolicyClient` that are used here."""
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+    def interrupt(self) -> None: ...
+
+    def get_info(self) -> dict[str, Any]: ...
+
+    def reset(self) -> None: ...
+
+    def infer_chunk(self, obs: MetaObs) -> ActionChunk: ...
+
+
 class AsyncPolicyClient:
     """One robot's session with a policy server, which hides the time of an inference. Needs numpy only.
 
@@ -96,6 +112,7 @@ class AsyncPolicyClient:
         tls_cert: PEM file of the client's own certificate, where the server asks for one.
         tls_key: PEM file of its private key.
         wait_s: Seconds that :meth:`start` tries to connect while the server does not answer.
+        client: Session to use in the place of one with ``host``, whose arguments then count for nothing.
         clock: Seconds, monotonic.
 
     Raises:
@@ -118,10 +135,11 @@ class AsyncPolicyClient:
         tls_cert: str | None = None,
         tls_key: str | None = None,
         wait_s: float = 0.0,
+        client: PolicyLink | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         require_seconds(patience_s=patience_s)
-        self._client = PolicyClient(
+        self._client: PolicyLink = client or PolicyClient(
             host,
             port,
             connect_timeout_s=connect_timeout_s,

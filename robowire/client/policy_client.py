@@ -348,7 +348,8 @@ class PolicyClient:
                 self._sleep(delay_s)
 
     def _warn_of_new_session(self) -> None:
-        if self._info is not None and self._info.get("temporal_agg") is False:
+        info = self._info or {}
+        if info.get("temporal_agg") is False and not info.get("stateful"):
             level, effect = logging.INFO, "the old one kept nothing, so its answers are the same"
         else:
             level, effect = logging.WARNING, "what the old one kept, such as temporal ensembling, is lost"

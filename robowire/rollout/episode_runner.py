@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
 from robowire.client.async_controller import AsyncOptions, require_declared_hold
-from robowire.errors import ConfigurationError, ConnectFailed, EvaluationStopped, RobowireError, VideoFailed
+from robowire.errors import (
+    BackendError,
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    EvaluationStopped,
+    RobowireError,
+    VideoFailed,
+)
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import (
     EpisodeResult,
@@ -52,7 +60,9 @@ _RUNS_OF_ONE_EPISODE = 3
 _FAILED_LOADS = 3
 
 # What a policy server reports and an episode depends on.
-POLICY_FIELDS = {field.name for field in fields(PolicySpec)} | {"temporal_agg", "device", "versions"}
+POLICY_FIELDS = {field.name for field in fields(PolicySpec)} | {
+    *("temporal_agg", "stateful", "device", "versions")
+}
 
 
 @dataclass(frozen=True)
@@ -249,24 +259,28 @@ class EpisodeRunner:
             EvaluationStopped: The policy server failed, or was lost too often.
             RobowireError: The simulator failed.
         """
+        reason = ""
         for _ in range(_RUNS_OF_ONE_EPISODE):
             try:
                 if isinstance(self.asynchronous, RealClock):
                     self._run_in_real_time(rollout, self.asynchronous)
                 else:
                     self._run_on_demand(rollout)
-            except _PolicyStateLost:
+            except _PolicyStateLost as exc:
                 _log.warning(
                     "the episode of seed %d begins again: its policy session is lost, with what it kept of "
-                    "earlier observations",
+                    "earlier observations%s",
                     rollout.seed,
+                    f": {exc}" if str(exc) else "",
                 )
+                reason = f": {exc}" if str(exc) else ""
                 rollout.begin_again()
             else:
                 return
         self._context.stopping.set()
         raise EvaluationStopped(
-            f"the policy server was lost {_RUNS_OF_ONE_EPISODE} times in the episode of seed {rollout.seed}"
+            f"the policy server was lost {_RUNS_OF_ONE_EPISODE} times in the episode of seed "
+            f"{rollout.seed}{reason}"
         )
 
     def _run_on_demand(self, rollout: Rollout) -> None:
@@ -277,7 +291,13 @@ class EpisodeRunner:
 
         def timed(observation: MetaObs) -> tuple[list[MetaAction], float]:
             begun = self._context.clock()  # of the attempt that was answered: waiting is no inference
-            actions = [self._labelled(action) for action in policy.send_meta_obs(observation)]
+            try:
+                answer = policy.send_meta_obs(observation)
+            except (ConnectionLost, BackendError) as exc:
+                if self.policy_info.get("stateful"):  # asked again, it would answer something else
+                    raise _PolicyStateLost(str(exc)) from exc
+                raise
+            actions = [self._labelled(action) for action in answer]
             return actions, round((self._context.clock() - begun) * 1000, 3)
 
         def infer(observation: MetaObs) -> list[MetaAction]:

@@ -21,7 +21,7 @@ from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.arrivals import WAIT_SHARE, Arrivals
 from robowire.serving.policy.batch_queue import BatchQueue
-from robowire.serving.policy.validation import check_observation
+from robowire.serving.policy.validation import check_observation, checked_actions
 
 __all__ = ["DispatchOptions", "Dispatcher"]
 
@@ -35,7 +35,7 @@ REPORT_EVERY = 100
 DEFAULT_MAX_BATCH_SIZE = 16
 
 # A row that waited longer than this is worth a system call that asks whether its client is still there.
-_LOOK_AFTER_S = 0.05
+LOOK_AFTER_S = 0.05
 REPORT_GAP_S = 5.0
 
 
@@ -175,6 +175,12 @@ class Dispatcher:
         ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
         return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=infer_ms)
 
+    def reset(self, client: Hashable) -> None:
+        """Begin a client's new episode: nothing to do, as the policy is a pure function."""
+
+    def end(self, client: Hashable) -> None:
+        """Free what a client has here: nothing. Its rows that wait ask whether it is there."""
+
     def close(self, *, timeout_s: float) -> None:
         """Accept nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
         with self._changed:
@@ -212,7 +218,7 @@ class Dispatcher:
 
     def _present(self, batch: Sequence[_Ticket]) -> list[_Ticket]:
         """Return the rows of a batch whose clients are still there."""
-        late, present = self._clock() - _LOOK_AFTER_S, []
+        late, present = self._clock() - LOOK_AFTER_S, []
         for ticket in batch:
             if ticket.since < late and ticket.has_left():
                 ticket.answers.put(InternalError("the client left before the policy answered"))
@@ -224,7 +230,9 @@ class Dispatcher:
         """Answer every ticket of a batch, one way or another."""
         started = self._clock()
         try:
-            chunks = self._checked(self._policy.infer([ticket.observation for ticket in batch]), len(batch))
+            chunks = checked_actions(
+                self._policy.infer([ticket.observation for ticket in batch]), len(batch), self.spec
+            )
         except Exception as exc:
             # The top of the policy's own code. One bad observation must not fail the others of its batch.
             if len(batch) > 1:
@@ -251,22 +259,6 @@ class Dispatcher:
             else:
                 logger.warning("the policy answered with numbers that are not finite")
                 ticket.answers.put(BackendError("the policy answered with numbers that are not finite"))
-
-    def _checked(self, actions: np.ndarray, batch_size: int) -> np.ndarray:
-        """Return the policy's answer as float32 (B, chunk_size, action_dim)."""
-        spec = self.spec
-        shape = np.shape(actions)
-        if (
-            len(shape) != 3
-            or shape[:2] != (batch_size, spec.chunk_size)
-            or spec.action_dim not in (None, shape[2])
-        ):
-            dim = "action_dim" if spec.action_dim is None else spec.action_dim
-            raise BackendError(
-                f"the policy answered with shape {shape}, "
-                f"its spec promises ({batch_size}, {spec.chunk_size}, {dim})"
-            )
-        return np.asarray(actions, dtype=np.float32)
 
     def _report(self, count: int) -> None:
         if count < self._next_report_count:  # looked at again below, under the lock

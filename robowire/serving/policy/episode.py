@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,15 +12,21 @@ __all__ = ["Episode"]
 
 
 class Episode:
-    """A policy session's episode: one temporal ensembler for each row of its batch."""
+    """A policy session's episode: one temporal ensembler for each row of its batch.
 
-    def __init__(self) -> None:
+    Args:
+        on_clear: Called when a new episode starts, for a policy that knows its sessions.
+    """
+
+    def __init__(self, on_clear: Callable[[], None] = lambda: None) -> None:
+        self._on_clear = on_clear
         self._rows: list[TemporalEnsembler] = []
         self._timesteps: list[int] = []
 
     def clear(self) -> None:
         """Start a new episode."""
         self._rows, self._timesteps = [], []
+        self._on_clear()
 
     def ensemble(self, timesteps: Sequence[int], chunks: np.ndarray, *, k: float) -> np.ndarray:
         """Add each row's new chunk and return each row's action for this step.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import UnknownMethod
-from robowire.interfaces import Policy
+from robowire.interfaces import Policy, SessionPolicy
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
 from robowire.serving.policy.episode import Episode
+from robowire.serving.policy.session_dispatcher import SessionDispatcher
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
@@ -87,7 +89,12 @@ class PolicyService(Service[PolicySession]):
         self._model_name = model_name
         self._max_payload = max_payload
         self._versions = versions(imported_packages())  # the policy has been loaded
-        self.dispatcher = Dispatcher(policy, self._options, self.metrics)
+        self.dispatcher = (
+            SessionDispatcher(policy, self._options, self.metrics)
+            if isinstance(policy, SessionPolicy)
+            else Dispatcher(policy, self._options, self.metrics)
+        )
+        self._stateful = isinstance(policy, SessionPolicy) and policy.stateful
 
     @property
     def chunk_size(self) -> int:
@@ -152,6 +159,8 @@ class PolicyService(Service[PolicySession]):
             "chunk_size": self.chunk_size,
             "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.chunk_size),
             "temporal_agg": self._options.temporal_agg,
+            # Only where it is so: it says that a lost session costs the episode, as temporal_agg does.
+            **({"stateful": True} if self._stateful else {}),
             "device": self._device,
             "model_name": self._model_name,
             "max_payload": self._max_payload,
@@ -168,10 +177,12 @@ class PolicyService(Service[PolicySession]):
     def close_session(self, session: PolicySession) -> None:
         """Free the episode."""
         session.episode.clear()
+        self.dispatcher.end(session.id)
         super().close_session(session)
 
     def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> PolicySession:
-        return PolicySession(number, peer, authenticated)
+        episode = Episode(on_clear=partial(self.dispatcher.reset, number))
+        return PolicySession(number, peer, authenticated, episode=episode)
 
     def _execute(self, session: PolicySession, request: Request) -> ActionChunk | dict[str, Any]:
         # Parameters are ignored: none of these methods has any, and a newer client may send some.

@@ -1,4 +1,4 @@
-"""Whether an observation fits what a policy declared. What the spec leaves open is not checked."""
+"""Whether observations and actions are what a policy declared. What the spec leaves open is not checked."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from robowire.errors import SpecMismatch
+from robowire.errors import BackendError, SpecMismatch
 from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
 from robowire.wire.arrays import describe, require_array
 
-__all__ = ["check_observation"]
+__all__ = ["check_observation", "checked_actions"]
 
 
 def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
@@ -31,6 +31,26 @@ def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
         if value is not None and not np.isfinite(value).all():
             bad = int(np.flatnonzero(~np.isfinite(value))[0])
             raise SpecMismatch(f"{name}[{bad}] is {value.reshape(-1)[bad]}, expected finite numbers")
+
+
+def checked_actions(actions: np.ndarray, batch_size: int, spec: PolicySpec) -> np.ndarray:
+    """Return a policy's answer as float32 (B, chunk_size, action_dim).
+
+    Raises:
+        BackendError: It has another shape.
+    """
+    shape = np.shape(actions)
+    if (
+        len(shape) != 3
+        or shape[:2] != (batch_size, spec.chunk_size)
+        or spec.action_dim not in (None, shape[2])
+    ):
+        dim = "action_dim" if spec.action_dim is None else spec.action_dim
+        raise BackendError(
+            f"the policy answered with shape {shape}, "
+            f"its spec promises ({batch_size}, {spec.chunk_size}, {dim})"
+        )
+    return np.asarray(actions, dtype=np.float32)
 
 
 def _check_image(image: Any, spec: PolicySpec) -> None:

@@ -1,0 +1,1 @@
+"""Policies that other servers hold, each reached in the words of its own wire."""

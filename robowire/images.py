@@ -19,6 +19,9 @@ _FORMATS = {"jpeg": "JPEG", "png": "PNG"}
 _KEYS = {"encoding", "shape", "data"}
 # Sixteen million pixels are what a task may be asked for at most; a small file can claim to be far more.
 _MAX_PIXELS = 4096 * 4096
+# Each scan of a progressive JPEG costs a pass over the whole image, however few bytes it has. Encoders write
+# ten.
+_MAX_SCANS = 64
 
 
 def require_pillow(why: str) -> Any:
@@ -74,6 +77,8 @@ def decode_image(encoded: Mapping[str, Any]) -> np.ndarray:
     if encoding not in _FORMATS or not isinstance(data, (bytes, bytearray)):
         raise RemoteProtocolError(f"an image is encoded as {encoding!r}, expected 'jpeg' or 'png'"[:200])
     module = require_pillow(f"an image encoded as {encoding!r}")
+    if encoding == "jpeg" and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise RemoteProtocolError(f"a JPEG has more than {_MAX_SCANS} scans")
     try:
         with module.open(io.BytesIO(data), formats=[_FORMATS[encoding]]) as image:
             found = (image.height, image.width, len(image.getbands()))

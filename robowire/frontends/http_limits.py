@@ -7,8 +7,6 @@ the token is read, and it takes none of the ``max_connections`` places.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -24,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from robowire.errors import Overloaded, RequestError, Unauthenticated
+from robowire.frontends.authorization import offered_token
 from robowire.serving.service import Service
 from robowire.serving.tcp.options import TcpOptions
 
@@ -162,30 +161,12 @@ class LimitsMiddleware:
             return
         host = str((scope.get("client") or ("", 0))[0])
         await asyncio.sleep(service.token_delay_s(host))
-        token = offered_token(headers.get("authorization", ""), basic=self._basic)
+        kinds = ("bearer", "basic") if self._basic else ("bearer",)
+        token = offered_token(headers.get("authorization", ""), *kinds)
         if token is None:
             address = ", or address it as http://user:TOKEN@host:port" if self._basic else ""
             raise Unauthenticated(f"this server wants a token: send 'Authorization: Bearer TOKEN'{address}")
         service.require_token(token, host)
-
-
-def offered_token(authorization: str, *, basic: bool = False) -> str | None:
-    """Return the token of an ``Authorization`` header; ``None`` where it has none.
-
-    Args:
-        authorization: Value of the header, such as ``"Bearer TOKEN"``.
-        basic: Whether the password of ``Basic`` is one; its user name is ignored.
-    """
-    kind, _, value = authorization.partition(" ")
-    if kind.lower() == "bearer":
-        return value.strip()
-    if kind.lower() != "basic" or not basic:
-        return None
-    try:
-        _, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return ""  # wrong, and counted as a guess
-    return password
 
 
 async def read_http_body(request: Request, *, limit: int, timeout_s: float) -> bytes:

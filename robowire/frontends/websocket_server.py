@@ -112,6 +112,7 @@ class WebSocketServer(ABC):
     Attributes:
         name: Name of the wire, and of the flag of its port: ``<name>_port``.
         public_paths: GET paths that are answered without the token.
+        token_words: How a client of this wire sends the token, for one that sent none.
         address: Host and port it listens on; the port is never 0.
         service: As given.
         options: As given.
@@ -122,6 +123,7 @@ class WebSocketServer(ABC):
 
     name = ""
     public_paths: frozenset[str] = frozenset()
+    token_words = "send 'Authorization: Api-Key TOKEN' with the upgrade"
 
     def __init__(self, service: Service[Any], options: TcpOptions, port: int) -> None:
         self.service = service
@@ -328,9 +330,7 @@ class WebSocketServer(ABC):
             await asyncio.sleep(self.service.token_delay_s(host))
             token = self.token_of(request.headers)
             if token is None:
-                raise Unauthenticated(
-                    "this server wants a token: send 'Authorization: Api-Key TOKEN' with the upgrade"
-                )
+                raise Unauthenticated(f"this server wants a token: {self.token_words}")
             self.service.require_token(token, host)
         if not upgrades:
             reply = self.http_get(path, query)

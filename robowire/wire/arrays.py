@@ -104,7 +104,10 @@ def view_array(dtype: Any, shape: Any, data: Any) -> np.ndarray:
         raise InvalidParams("an array is {'dtype': text, 'shape': list of at most 8 sizes, 'data': bytes}")
     if len(data) != math.prod(shape) * kind.itemsize:
         raise InvalidParams(f"{len(data)} bytes are not {kind} of shape {quoted(tuple(shape), 99)}")
-    return np.frombuffer(data, kind).reshape(shape)
+    try:
+        return np.frombuffer(data, kind).reshape(shape)
+    except ValueError:  # (0, 2**31, 2**31, 2**31): nothing to hold, and still too large
+        raise InvalidParams(f"no array has the shape {quoted(tuple(shape), 99)}") from None
 
 
 def _fits(shape: tuple[int, ...], accepted: Sequence[int | None]) -> bool:

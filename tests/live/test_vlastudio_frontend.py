@@ -9,17 +9,17 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from certificates import Certificates
+from frontend_server import running_frontends
 from raw_client import wait_until
 from server_process import ServerProcess, run_server
 
-from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.frontends.vlastudio.codec import encode_call, read_actions
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
@@ -36,13 +36,8 @@ def no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-@contextmanager
-def serving(policy: Policy | None = None, **changes: Any) -> Iterator[PolicyServer]:
-    options = PolicyFrontendOptions(
-        **{"host": "127.0.0.1", "port": 0, "vlastudio_port": 0, "drain_s": 2.0, **changes}
-    )
-    with PolicyServer(policy or EchoPolicy(), options, frontends=make_policy_frontends(options)) as server:
-        yield server
+def serving(policy: Policy | None = None, **options: Any) -> AbstractContextManager[PolicyServer]:
+    return running_frontends(policy or EchoPolicy(), vlastudio_port=0, **options)
 
 
 @pytest.fixture

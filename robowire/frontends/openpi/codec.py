@@ -14,17 +14,11 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from robowire.errors import RemoteProtocolError
+from robowire.frontends.msgpack_message import unpack
 from robowire.wire.text_safety import quoted
 
 __all__ = ["decode", "encode"]
 
-# A message of an observation has some dozens of maps and lists. Empty ones cost 1 byte on the wire and 64 in
-# memory, so their number, not their bytes, is what must be limited.
-_MAX_CONTAINERS = 20_000
-_MAX_ITEMS = 200_000
-_MAX_LIST = 65_536
-_MAX_MAP = 4_096
-_MAX_TEXT = 64 * 1024
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 2**31 - 1
 
@@ -50,24 +44,7 @@ def decode(message: bytes | bytearray | memoryview) -> Any:
     Raises:
         RemoteProtocolError: It is not msgpack, too many things, or holds an array that is none.
     """
-    reader = _Reader()
-    try:
-        return msgpack.unpackb(
-            message,
-            raw=False,
-            strict_map_key=True,
-            object_hook=reader.map,
-            list_hook=reader.list,
-            ext_hook=reader.extension,
-            max_str_len=_MAX_TEXT,
-            max_array_len=_MAX_LIST,
-            max_map_len=_MAX_MAP,
-        )
-    except RemoteProtocolError:
-        raise
-    # msgpack's own errors are ValueErrors, but for keys of other types (TypeError).
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
-        raise RemoteProtocolError(f"not a msgpack message: {quoted(str(exc))}") from None
+    return unpack(message, _make)
 
 
 def _pack(value: Any) -> Any:
@@ -83,37 +60,13 @@ def _pack(value: Any) -> Any:
     raise TypeError(f"openpi's wire carries no {type(value).__name__}")
 
 
-class _Reader:
-    """Makes arrays of maps, and counts what one message holds."""
-
-    def __init__(self) -> None:
-        self._containers = 0
-        self._items = 0
-
-    def map(self, value: dict[Any, Any]) -> Any:
-        self._count(len(value))
-        if value.get(b"__ndarray__") is True:
-            return _array(value)
-        if value.get(b"__npgeneric__") is True:
-            return _scalar(value)
-        return value
-
-    def list(self, value: list[Any]) -> list[Any]:
-        self._count(len(value))
-        return value
-
-    @staticmethod
-    def extension(code: int, data: bytes) -> Any:
-        raise RemoteProtocolError(f"the message holds an extension of msgpack, number {code}")
-
-    def _count(self, items: int) -> None:
-        self._containers += 1
-        self._items += items
-        if self._containers > _MAX_CONTAINERS or self._items > _MAX_ITEMS:
-            raise RemoteProtocolError(
-                f"the message holds more than {_MAX_CONTAINERS} maps and lists, or {_MAX_ITEMS} things in "
-                "them: send numbers as an array"
-            )
+def _make(value: dict[Any, Any]) -> Any:
+    """Return the array or the number that a map stands for, or the map."""
+    if value.get(b"__ndarray__") is True:
+        return _array(value)
+    if value.get(b"__npgeneric__") is True:
+        return _scalar(value)
+    return value
 
 
 def _array(value: dict[Any, Any]) -> Any:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+from concurrent.futures import Executor
 from typing import Any
 
-import anyio
-import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -28,10 +27,12 @@ from robowire.wire.text_safety import printable
 __all__ = ["make_app"]
 
 
-def make_app(service: PolicyService, sessions: ClientSessions, options: PolicyFrontendOptions) -> ASGIApp:
-    """Return the application that sends the calls to a service."""
+def make_app(
+    service: PolicyService, sessions: ClientSessions, options: PolicyFrontendOptions, workers: Executor
+) -> ASGIApp:
+    """Return the application that sends the calls to a service, each in a thread of ``workers``."""
     return LimitsMiddleware(
-        _VlastudioApp(service, sessions, options),
+        _VlastudioApp(service, sessions, options, workers),
         service,
         options,
         allowed_hosts=options.http_allowed_hosts,
@@ -62,14 +63,17 @@ class _InferenceExchange:
 
 class _VlastudioApp:
     def __init__(
-        self, service: PolicyService, sessions: ClientSessions, options: PolicyFrontendOptions
+        self,
+        service: PolicyService,
+        sessions: ClientSessions,
+        options: PolicyFrontendOptions,
+        workers: Executor,
     ) -> None:
         self._service = service
         self._sessions = sessions
         self._options = options
         self._codec = PolicyCodec(max_rows=options.max_waiting, float_images=options.float_images)
-        # A call that waits for the policy holds a thread; no call waits for the thread of another one.
-        self._threads = anyio.CapacityLimiter(options.max_connections)
+        self._workers = workers
         self._codecs = ["ndarray"]
         if importlib.util.find_spec("PIL") is not None:
             self._codecs = ["jpeg_nchw", "jpeg", *self._codecs]
@@ -110,8 +114,8 @@ class _VlastudioApp:
         presence = _Presence(request)
         watch = asyncio.create_task(presence.watch())
         try:
-            status, reply = await anyio.to_thread.run_sync(
-                self._infer, body, presence.peer(), limiter=self._threads
+            status, reply = await asyncio.get_running_loop().run_in_executor(
+                self._workers, self._infer, body, presence.peer()
             )
         finally:
             watch.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.uvicorn_server import UvicornServer
 from robowire.frontends.vlastudio.app import make_app
@@ -27,8 +29,10 @@ class VlastudioFrontend(UvicornServer):
         self._sessions = ClientSessions(
             service, max_sessions=options.max_connections, timeout_s=options.session_timeout_s
         )
+        # A call that waits for the policy holds a thread; no call waits for the thread of another one.
+        self._workers = ThreadPoolExecutor(options.max_connections, thread_name_prefix="vlastudio")
         super().__init__(
-            make_app(service, self._sessions, options),
+            make_app(service, self._sessions, options, self._workers),
             options,
             listen(options.host, options.vlastudio_port or 0, flags="--vlastudio_"),
             name="vlastudio",
@@ -42,4 +46,5 @@ class VlastudioFrontend(UvicornServer):
     def close(self) -> None:
         """End the thread, free the port and close every session."""
         super().close()
+        self._workers.shutdown()
         self._sessions.close()

@@ -1,6 +1,6 @@
 """VLAStudio's own HTTP client, unmodified, in its environment; prints a JSON line for each thing it gets.
 
-    vlastudio_client.py URL OBSERVATIONS.npz ENCODING CLIENT_ID [EPISODE ...]
+    run_vlastudio.py URL OBSERVATIONS.npz ENCODING CLIENT_ID [EPISODE ...]
 
 OBSERVATIONS.npz holds ``state`` (n, state_dim) and ``image`` (n, cameras, 3, height, width), or no image.
 ENCODING is auto, jpeg or raw. With episodes, one for each observation, "-" for none.

@@ -10,29 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from frontend_server import running_frontends
 from peer_process import run_peer
 from PIL import Image
 
 from policies.registry import POLICIES
 from robowire.client.policy_client import PolicyClient
-from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
-from robowire.interfaces import Policy, PolicyOptions
+from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import load_policy
 from robowire.serving.policy.server import PolicyServer
 from robowire.testing import EchoPolicy
 
 
-def serve(policy: Policy, **changes: Any) -> PolicyServer:
-    options = PolicyFrontendOptions(
-        **{"host": "127.0.0.1", "port": 0, "vlastudio_port": 0, "drain_s": 2.0, **changes}
-    )
-    return PolicyServer(policy, options, frontends=make_policy_frontends(options))
-
-
 @pytest.fixture(scope="module")
 def lift() -> Iterator[PolicyServer]:
-    with serve(load_policy("act", PolicyOptions(device="cpu"), POLICIES)) as server:
+    with running_frontends(
+        load_policy("act", PolicyOptions(device="cpu"), POLICIES), vlastudio_port=0
+    ) as server:
         yield server
 
 
@@ -69,7 +64,7 @@ def expected(server: PolicyServer, states: np.ndarray, images: Sequence[np.ndarr
 def test_actions_are_those_of_our_client_to_the_last_bit(lift: PolicyServer, tmp_path: Path) -> None:
     states, images = save(tmp_path / "observations.npz", lift)
     health, *replies, end = run_peer(
-        "vlastudio", "vlastudio_client.py", url(lift), tmp_path / "observations.npz", "raw", "robot"
+        "vlastudio", "run_vlastudio.py", url(lift), tmp_path / "observations.npz", "raw", "robot"
     )
     assert health == {"healthy": True, "codecs": ["jpeg_nchw", "jpeg", "ndarray"]}
     assert end == {"encoding": "raw"}
@@ -83,7 +78,7 @@ def test_actions_are_those_of_our_client_to_the_last_bit(lift: PolicyServer, tmp
 def test_images_as_jpeg_are_those_that_the_files_hold(lift: PolicyServer, tmp_path: Path) -> None:
     states, images = save(tmp_path / "observations.npz", lift)
     _, *replies, end = run_peer(
-        "vlastudio", "vlastudio_client.py", url(lift), tmp_path / "observations.npz", "auto", "robot"
+        "vlastudio", "run_vlastudio.py", url(lift), tmp_path / "observations.npz", "auto", "robot"
     )
     assert end == {"encoding": "jpeg"}
     sent = [
@@ -104,7 +99,7 @@ def test_another_size_is_refused_with_both_sizes(lift: PolicyServer, tmp_path: P
     states, images = save(tmp_path / "observations.npz", lift, count=1)
     np.savez(tmp_path / "observations.npz", state=states, image=images[..., :32, :48])
     _, refused, end = run_peer(
-        "vlastudio", "vlastudio_client.py", url(lift), tmp_path / "observations.npz", "auto", "robot"
+        "vlastudio", "run_vlastudio.py", url(lift), tmp_path / "observations.npz", "auto", "robot"
     )
     assert refused["status"] == 422
     assert refused["error"]["error_type"] == "spec_mismatch"
@@ -118,11 +113,11 @@ def test_a_jpeg_that_is_refused_makes_the_client_send_numbers(
     # A server without Pillow: it does not offer JPEG, and the client tries all the same.
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with serve(EchoPolicy()) as server:
+    with running_frontends(EchoPolicy(), vlastudio_port=0) as server:
         state, image = np.float32([[1, 2, 3]]), np.zeros((1, 1, 3, 8, 8), np.uint8)
         np.savez(tmp_path / "observations.npz", state=state, image=image)
         health, reply, end = run_peer(
-            "vlastudio", "vlastudio_client.py", url(server), tmp_path / "observations.npz", "auto", "robot"
+            "vlastudio", "run_vlastudio.py", url(server), tmp_path / "observations.npz", "auto", "robot"
         )
         assert server.metrics.snapshot()["errors"] == {"invalid_params": 1}
     assert health["codecs"] == ["ndarray"]
@@ -133,10 +128,10 @@ def test_a_jpeg_that_is_refused_makes_the_client_send_numbers(
 def test_an_episode_id_that_changes_begins_an_episode(tmp_path: Path) -> None:
     states = np.float32([[0, 0, 0], [10, 10, 10], [20, 20, 20], [30, 30, 30]])
     np.savez(tmp_path / "observations.npz", state=states)
-    with serve(EchoPolicy(), temporal_agg=True) as server:
+    with running_frontends(EchoPolicy(), vlastudio_port=0, temporal_agg=True) as server:
         _, *replies, _ = run_peer(
             "vlastudio",
-            "vlastudio_client.py",
+            "run_vlastudio.py",
             url(server),
             tmp_path / "observations.npz",
             "raw",
@@ -152,9 +147,9 @@ def test_an_episode_id_that_changes_begins_an_episode(tmp_path: Path) -> None:
 
 def test_the_token_is_the_password_of_the_address(tmp_path: Path) -> None:
     np.savez(tmp_path / "observations.npz", state=np.float32([[1, 2, 3]]))
-    with serve(EchoPolicy(), token="s3cret/") as server:
+    with running_frontends(EchoPolicy(), vlastudio_port=0, token="s3cret/") as server:
         arguments = (tmp_path / "observations.npz", "raw", "robot")
-        _, refused, _ = run_peer("vlastudio", "vlastudio_client.py", url(server), *arguments)
+        _, refused, _ = run_peer("vlastudio", "run_vlastudio.py", url(server), *arguments)
         assert (refused["status"], refused["error"]["error_type"]) == (401, "unauthenticated")
-        _, reply, _ = run_peer("vlastudio", "vlastudio_client.py", url(server, "me:s3cret%2F@"), *arguments)
+        _, reply, _ = run_peer("vlastudio", "run_vlastudio.py", url(server, "me:s3cret%2F@"), *arguments)
         assert reply["shape"] == [4, 3]

@@ -57,6 +57,7 @@ class BenchPolicy:
     """Answer constants, at once or as late as an accelerator would."""
 
     max_batch_size = 64
+    any_thread = True
 
     def __init__(self, fixed_s: float, row_s: float, size: str, chunk_size: int) -> None:
         self.spec = PolicySpec(

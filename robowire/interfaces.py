@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robowire.specs import PolicySpec, SimulatorSpec
 
 __all__ = [
+    "AnyThread",
     "Batched",
     "Chunked",
     "EpisodeSession",
@@ -65,6 +66,20 @@ class Policy(Protocol):
             Row i depends on observation i alone, so that batching never changes an answer beyond float
             rounding.
         """
+        ...
+
+
+@runtime_checkable
+class AnyThread(Protocol):
+    """What a :class:`Policy` also offers, if any thread may call it, one at a time.
+
+    The thread that received an observation then runs the policy itself where nobody else waits, which saves
+    two thread switches. Torch on a CPU is slower so: each calling thread gets a team of workers of its own.
+    """
+
+    @property
+    def any_thread(self) -> bool:
+        """Whether that is so; constant."""
         ...
 
 

@@ -41,6 +41,8 @@ class RandomOptions:
 class RandomPolicy:
     """Takes any observation. Actions lie in [-1, 1), small end-effector moves on the simulators we know."""
 
+    any_thread = True
+
     def __init__(self, options: RandomOptions, camera_names: tuple[str, ...] | None = None) -> None:
         self.spec = PolicySpec(
             policy="random",

@@ -1,7 +1,8 @@
 """A WebSocket server for frontends: limits, token, drain; what messages mean is the subclass's.
 
-One thread runs an event loop that receives, sends and answers pings; a message is read and answered in a
-worker thread, so that a long inference delays nobody's ping and many clients fill a batch. The token is
+One thread runs an event loop that receives, sends and answers pings. A message is read and answered in a
+worker thread, so that a long inference delays nobody's ping and many clients fill a batch; by the loop itself
+where that delays nobody. The token is
 looked at in the upgrade request, before anything else of a client is read.
 """
 
@@ -52,6 +53,9 @@ _OPEN_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 1.0
 # RFC 6455 allows 123 bytes of reason in a close frame.
 _MAX_REASON = 100
+# A message is answered in the loop itself, without two thread switches, where that delays nobody: the only
+# client, for as long as a ping may well wait; or any, while an inference takes less than the switches.
+_ALONE_S, _INSTANT_S = 0.05, 0.001
 # How long connections have to end after they were aborted.
 _ENDING_S = 0.5
 
@@ -162,6 +166,10 @@ class WebSocketServer(ABC):
     def greet(self, client: WebSocketClient) -> Reply:
         """Return what is sent to a client that has just connected."""
         return Reply()
+
+    def inference_s(self) -> float:
+        """Return how long an answer keeps its thread waiting, about: the time of the latest inference."""
+        return float("inf")
 
     def left(self, client: WebSocketClient) -> None:  # noqa: B027 (most frontends have nothing to free)
         """Free what :attr:`WebSocketClient.state` holds; the session is closed afterwards."""
@@ -407,7 +415,10 @@ class WebSocketServer(ABC):
                 reply = await self._loop.run_in_executor(self._workers, self.greet, client)
             else:
                 logger.debug("< #%d %d bytes", client.session.id, received)
-                reply = await self._loop.run_in_executor(self._workers, self.answer, client, message)
+                if self.inference_s() < (_ALONE_S if len(self._admitted) == 1 else _INSTANT_S):
+                    reply = self.answer(client, message)
+                else:
+                    reply = await self._loop.run_in_executor(self._workers, self.answer, client, message)
             sent = 0
             for part in reply.messages:
                 await self._send(connection, part)

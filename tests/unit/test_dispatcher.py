@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -259,3 +260,56 @@ def test_the_policy_says_how_large_a_batch_may_be() -> None:
     with dispatching(Small(), metrics=metrics) as dispatcher:
         dispatcher.submit([obs(i, i, i) for i in range(5)])
     assert max(metrics.snapshot()["batch_sizes"]) == 2
+
+
+class Anywhere(EchoPolicy):
+    """Any thread may call it; remembers which did."""
+
+    any_thread = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        self.threads.append(threading.current_thread().name)
+        return super().infer(observations)
+
+
+def test_a_policy_that_any_thread_may_call_runs_on_the_callers_thread_where_nobody_waits() -> None:
+    policy = Anywhere()
+    with dispatching(policy) as dispatcher:
+        dispatcher.submit([obs(1, 2, 3)], client=1)
+        dispatcher.submit([obs(1, 2, 3), obs(4, 5, 6)], client=1)  # a batch is the dispatcher's
+    assert policy.threads == [threading.current_thread().name, "dispatcher"]
+
+
+def test_clients_of_such_a_policy_take_turns_and_all_are_answered() -> None:
+    running = []
+
+    class Checked(Anywhere):
+        def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+            running.append(1)
+            assert len(running) == 1  # one at a time
+            time.sleep(0.001)
+            running.pop()
+            return super().infer(observations)
+
+    with dispatching(Checked()) as dispatcher, ThreadPoolExecutor(8) as pool:
+
+        def client(number: int) -> bool:
+            answers = [dispatcher.submit([obs(number, i, 0)], client=number) for i in range(30)]
+            return all((rows(answer)[0, 0] == [number, i, 0]).all() for i, answer in enumerate(answers))
+
+        assert all(pool.map(client, range(8)))
+
+
+def test_an_error_on_the_callers_thread_is_that_requests_own() -> None:
+    class Broken(Anywhere):
+        def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+            raise ValueError("no")
+
+    with dispatching(Broken()) as dispatcher:
+        for _ in range(2):
+            with pytest.raises(BackendError, match="ValueError: no"):
+                dispatcher.submit([obs(1, 2, 3)], client=1)

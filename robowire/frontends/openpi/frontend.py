@@ -94,6 +94,10 @@ class OpenpiFrontend(WebSocketServer):
         assert isinstance(client.session, PolicySession)
         return self.policy_service.answer(client.session, _Exchange(self, client, message))
 
+    def inference_s(self) -> float:
+        """Return the time of the latest inference."""
+        return self.policy_service.dispatcher.latest_s
+
     def http_get(self, path: str, query: str) -> HttpReply | None:
         """Return the reply to a health check."""
         if path != "/healthz":

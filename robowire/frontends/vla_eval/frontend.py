@@ -119,6 +119,10 @@ class VlaEvalFrontend(WebSocketServer):
         """Return the reply to one message; an error leaves the connection open."""
         return self.policy_service.answer(_session(client), _Exchange(self, client, message))
 
+    def inference_s(self) -> float:
+        """Return the time of the latest inference."""
+        return self.policy_service.dispatcher.latest_s
+
     def token_of(self, headers: Headers) -> str | None:
         """Return the token of a client, which may be the password of its address."""
         return offered_token(headers.get("Authorization", ""), "bearer", "api-key", "basic")

@@ -16,7 +16,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import BackendError, ConfigurationError, InternalError, RequestError, ShuttingDown
-from robowire.interfaces import Batched, Policy
+from robowire.interfaces import AnyThread, Batched, Policy
 from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.arrivals import WAIT_SHARE, Arrivals
@@ -123,6 +123,9 @@ class Dispatcher:
         self._arrivals = Arrivals(WAIT_SHARE if options.max_wait_ms is None else 0.0)
         self._in_hand: list[_Ticket] = []
         self._closing = False
+        self._busy = False  # the policy works on an observation
+        self._any_thread = isinstance(policy, AnyThread) and policy.any_thread
+        self._latest_s = float("inf")  # unknown
         self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
@@ -157,14 +160,21 @@ class Dispatcher:
         with self._changed:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
-            self._queue.put(
-                [(_kind(ticket.observation), ticket) for ticket in tickets], now=started, client=client
-            )
             if client is not None:
                 self._arrivals.arrived(client, started)
-            # While others are awaited, waking the dispatcher for each arrival would delay them.
-            if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
-                self._changed.notify_all()
+            runs_here = len(tickets) == 1 and self._take_policy(started)
+            if not runs_here:
+                self._queue.put(
+                    [(_kind(ticket.observation), ticket) for ticket in tickets], now=started, client=client
+                )
+                # While others are awaited, waking the dispatcher for each arrival would delay them.
+                if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
+                    self._changed.notify_all()
+        if runs_here:
+            try:
+                self._infer(tickets)
+            finally:
+                self._give_policy()
         answers = [ticket.wait() for ticket in tickets]
         # A batch of one, the common case, needs no copy.
         chunks = [chunk for chunk, _ in answers]
@@ -180,6 +190,25 @@ class Dispatcher:
 
     def end(self, client: Hashable) -> None:
         """Free what a client has here: nothing. Its rows that wait ask whether it is there."""
+
+    @property
+    def latest_s(self) -> float:
+        """Seconds that the latest inference took; infinity before the first."""
+        return self._latest_s
+
+    def _take_policy(self, now: float) -> bool:
+        """Return whether the caller's thread may run the policy now: nobody waits or is about to come."""
+        if not self._any_thread or self._busy or len(self._queue):
+            return False
+        self._busy = self._arrivals.wait_for(now) <= now
+        self._arrivals.stop_waiting()  # the dispatcher's thread asks again
+        return self._busy
+
+    def _give_policy(self) -> None:
+        with self._changed:
+            self._busy = False
+            if len(self._queue) or self._closing:
+                self._changed.notify_all()
 
     def close(self, *, timeout_s: float) -> None:
         """Accept nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
@@ -200,11 +229,12 @@ class Dispatcher:
             if batch := self._present(self._in_hand):
                 self._infer(batch)
             self._in_hand = []  # an observation is freed before the next is awaited
+            self._busy = False
 
     def _next_batch(self) -> list[_Ticket]:
         """Return the rows to work on now; empty when it is closing and nothing is left."""
         with self._changed:
-            while not len(self._queue) and not self._closing:
+            while self._busy or not (len(self._queue) or self._closing):
                 self._changed.wait()
             until = self._arrivals.wait_for(self._clock())
             while self._arrivals.awaited and len(self._queue) < self._max_batch_size and not self._closing:
@@ -214,6 +244,7 @@ class Dispatcher:
             self._arrivals.stop_waiting()
             while (due := self._queue.due_in(self._clock())) and not self._closing:
                 self._changed.wait(due)
+            self._busy = True
             return self._queue.take()
 
     def _present(self, batch: Sequence[_Ticket]) -> list[_Ticket]:
@@ -248,6 +279,7 @@ class Dispatcher:
             return
         ended = self._clock()
         seconds = ended - started
+        self._latest_s = seconds
         self._metrics.batch([started - ticket.since for ticket in batch])
         with self._changed:
             self._arrivals.inferred(len(batch), seconds)

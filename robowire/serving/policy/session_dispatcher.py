@@ -131,6 +131,11 @@ class SessionDispatcher:
         ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
         return ActionChunk(actions.swapaxes(0, 1), ctrl_space, ctrl_type, infer_ms=infer_ms)
 
+    @property
+    def latest_s(self) -> float:
+        """Infinity: how long the other server takes next time is unknown."""
+        return float("inf")
+
     def reset(self, client: Hashable) -> None:
         """Begin a client's new episode."""
         with self._changed:

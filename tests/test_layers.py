@@ -48,7 +48,7 @@ EXTRAS: dict[str, set[str]] = {
     "fleet": {"ray"},
     "frontends": {
         *("fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"),
-        *("websockets", "zmq", "grpc", "yaml"),
+        *("websockets", "zmq", "grpc", "yaml", "cv2"),
     },
     "integrations": {"gymnasium"},
     "cli": {"PIL", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from robowire.errors import ConfigurationError, InvalidParams, RequestError, SpecMismatch
+from robowire.frontends import named_observations
 from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
 from robowire.specs import PolicySpec
 
@@ -78,6 +79,15 @@ def test_without_a_preset_parts_of_the_state_are_in_the_order_of_the_wire() -> N
         {"agentview": FRONT, "robot0_eye_in_hand": WRIST}, {"b": STATE[:7], "a": np.float64(7)}
     )
     np.testing.assert_array_equal(adapter(preset=None).observation(named).state, STATE)
+
+
+def test_images_are_the_same_bytes_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = adapter().observation(LIBERO).image
+    monkeypatch.setattr(named_observations, "_opencv_split", lambda: None)
+    without = adapter().observation(LIBERO).image
+    assert with_it is not None
+    assert without is not None
+    assert with_it.tobytes() == without.tobytes()
 
 
 @pytest.mark.parametrize("chw", [False, True])

@@ -167,6 +167,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         return more
 
     def _answer(self, session: Session, payload: bytearray) -> Sequence[Buffer]:
+        assert self.server.codec is not None
         exchange = self.server.codec.exchange(payload, session)
         answer: Sequence[Buffer] = self.server.service.answer(session, exchange)
         return answer

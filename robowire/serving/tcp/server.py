@@ -60,7 +60,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
     Args:
         service: What answers the requests.
         options: Where to listen, limits, TLS.
-        codec: Reads the payloads of this port.
+        codec: Reads the payloads of this port; ``None`` for a handler that does not use it.
         listener: Listening socket to use, from :func:`listen`; by default one is opened.
 
     Attributes:
@@ -77,6 +77,8 @@ class TcpServer(socketserver.ThreadingTCPServer):
     """
 
     name = "tcp"
+    # What serves one connection; frontends of other wires have their own.
+    handler_class: type[ConnectionHandler] = ConnectionHandler
     # The interpreter does not wait for a connection that hangs; the drain waits for all of them, bounded.
     daemon_threads = True
     block_on_close = False
@@ -85,7 +87,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
         self,
         service: Service[Any],
         options: TcpOptions,
-        codec: Codec,
+        codec: Codec | None,
         listener: socket.socket | None = None,
     ) -> None:
         self.service = service
@@ -98,7 +100,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
                 if options.tls_cert is None
                 else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
             )
-            super().__init__(listener.getsockname(), ConnectionHandler, bind_and_activate=False)
+            super().__init__(listener.getsockname(), self.handler_class, bind_and_activate=False)
         except BaseException:
             listener.close()
             raise
@@ -300,16 +302,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
             logger.warning("refused a connection from %s: %s", stream.peer.rpartition(":")[0], error)
             if self.tls is not None:
                 stream.accept_tls(self.tls, timeout_s=_REFUSAL_S)
-            first = stream.peek(4, _REFUSAL_S)
-            if first == b"GET ":  # a probe asks whether we are alive, and we are
-                line = Connection(stream, text=True).receive(wait_s=_REFUSAL_S, finish_s=_REFUSAL_S)
-                reply = [http_response(str(line), self.service)]
-            elif first[:1].isalpha():
-                reply = [f"ERROR {error.error_type}: {error}\n".encode()]
-            else:
-                reply = [bytes(buffer) for buffer in encode_frame(error_reply(error))]
-            stream.send([b"".join(reply)], timeout_s=_REFUSAL_S)
-            stream.close_after_reading(_REFUSAL_S)
+            self.answer_refused(stream, error)
         except (OSError, TransportError, RemoteProtocolError) as exc:
             logger.debug("a peer did not wait for its refusal: %s", exc)
         finally:
@@ -318,6 +311,19 @@ class TcpServer(socketserver.ThreadingTCPServer):
             sock.close()
             with self._lock:
                 self._refusals.pop(sock, None)
+
+    def answer_refused(self, stream: Stream, error: Overloaded) -> None:
+        """Answer a client past ``max_connections``."""
+        first = stream.peek(4, _REFUSAL_S)
+        if first == b"GET ":  # a probe asks whether we are alive, and we are
+            line = Connection(stream, text=True).receive(wait_s=_REFUSAL_S, finish_s=_REFUSAL_S)
+            reply = [http_response(str(line), self.service)]
+        elif first[:1].isalpha():
+            reply = [f"ERROR {error.error_type}: {error}\n".encode()]
+        else:
+            reply = [bytes(buffer) for buffer in encode_frame(error_reply(error))]
+        stream.send([b"".join(reply)], timeout_s=_REFUSAL_S)
+        stream.close_after_reading(_REFUSAL_S)
 
 
 def _join(threads: Iterable[threading.Thread], deadline: float) -> None:

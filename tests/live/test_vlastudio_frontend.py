@@ -219,6 +219,18 @@ def test_half_a_body_costs_its_connection_and_delays_nobody() -> None:
             assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_client_that_leaves_within_its_body_is_no_bug(
+    server: PolicyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    for _ in range(3):
+        with socket.create_connection(server.frontends[1].address, timeout=5) as sock:
+            sock.sendall(head + b"Content-Length: 100\r\n\r\n{")
+            assert is_served(server)  # it has read the head by then
+    assert is_served(server)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_requests_without_the_token_cannot_keep_its_holder_out() -> None:
     half = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     with serving(max_connections=2, token="secret") as server, ExitStack() as crowd:

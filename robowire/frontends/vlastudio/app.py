@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -82,6 +83,8 @@ class _VlastudioApp:
         request = HttpRequest(scope, receive)
         try:
             response = await self._answer(request)
+        except ClientDisconnect:  # in the middle of its body
+            return
         except RequestError as error:
             self._service.count_error(error, "a client of the VLAStudio frontend")
             response = error_response(error)

@@ -12,16 +12,18 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from dataclasses import MISSING, fields
 from math import prod
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Mapping, NoReturn
 
 import numpy as np
 
 from robowire.errors import UnsafePayload
 from robowire.meta import MetaAction, MetaObs
+from robowire.wire.pickle.dialect import Call, Dialect
 from robowire.wire.pickle.scanner import scan
 
-__all__ = ["loads"]
+__all__ = ["PickleReader", "loads"]
 
 # Deeper than any observation; shallow enough for every recursion that later walks the value (printing,
 # comparing).
@@ -51,13 +53,43 @@ def loads(payload: bytes | bytearray | memoryview) -> Any:
     Raises:
         UnsafePayload: Anything else; says what.
     """
+    return _read(payload, _ADDRESSES)
+
+
+class PickleReader:
+    """Reads the pickles of a peer whose records have names of their own.
+
+    Args:
+        dialect: Names that are read in addition to plain data.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._addresses = {
+            **_ADDRESSES,
+            **{name: _record_address(record) for name, record in dialect.records.items()},
+            **{name: _Function(_call_of(name)) for name in dialect.calls},
+        }
+
+    def loads(self, payload: bytes | bytearray | memoryview) -> Any:
+        """Return what :func:`loads` does, in which the dialect's dataclasses and calls may be too.
+
+        A record has the fields that were sent, of which those that its dataclass does not know are left out.
+
+        Raises:
+            UnsafePayload: Anything else, or a record without a field that has no default.
+        """
+        return _read(payload, self._addresses)
+
+
+def _read(payload: bytes | bytearray | memoryview, addresses: Mapping[tuple[str, str], Any]) -> Any:
     if not isinstance(payload, bytearray):
         payload = bytearray(payload)
-    stream, buffers = scan(payload, _ADDRESSES)
+    stream, buffers = scan(payload, addresses)
     try:
         # Python 2 has one type for text and bytes: latin-1 keeps an array's bytes, and ASCII text as it is.
-        value = _Unpickler(io.BytesIO(stream), buffers=map(_buffer, buffers), encoding="latin-1").load()
-        return _Finisher(_FREE_COST + _COST_FACTOR * len(payload)).finish(value, 0)
+        unpickler = _Unpickler(io.BytesIO(stream), buffers=map(_buffer, buffers), encoding="latin-1")
+        unpickler.addresses = addresses
+        return _Finisher(_FREE_COST + _COST_FACTOR * len(payload)).finish(unpickler.load(), 0)
     except UnsafePayload:
         raise
     except Exception as exc:  # a border: hostile opcodes can make the unpickler raise nearly anything
@@ -65,9 +97,11 @@ def loads(payload: bytes | bytearray | memoryview) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
+    addresses: Mapping[tuple[str, str], Any]
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADDRESSES[module, name]
+            return self.addresses[module, name]
         except KeyError:
             raise UnsafePayload(f"payload names {module}.{name}"[:200] + ", which is not data") from None
 
@@ -237,6 +271,49 @@ def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> _Bytes:
     return _Bytes(bytearray, data)
 
 
+class _RecordNote(_Sealed):
+    """A record of a dialect to be: its dataclass and the fields that a payload gave it."""
+
+    __slots__ = ("fields", "finished", "record")
+
+    def __init__(self, record: type) -> None:
+        self.record = record
+        self.fields: _Dict = _Dict()
+        self.finished: Any = None
+
+    def __setstate__(self, state: Any = None) -> None:
+        """Take what ``object.__reduce_ex__`` writes of a dataclass."""
+        if type(state) is not _Dict:
+            raise UnsafePayload(f"the state of a {self.record.__name__} is not a dict of its fields")
+        self.fields = state
+
+
+def _record_address(record: type) -> type:
+    """Return what stands for a class of a dialect in a payload: a type, which NEWOBJ asks for."""
+
+    class _RecordAddress(_Sealed):
+        def __new__(cls, *args: Any) -> _RecordNote:  # type: ignore[misc]
+            if args:
+                raise UnsafePayload(f"a {record.__name__} is made with arguments")
+            return _RecordNote(record)
+
+    return _RecordAddress
+
+
+class _CallNote(_Sealed):
+    """A call of a dialect's function to be."""
+
+    __slots__ = ("args", "finished", "name")
+
+    def __init__(self, name: tuple[str, str], args: tuple[Any, ...]) -> None:
+        self.name, self.args = name, args
+        self.finished: Call | None = None
+
+
+def _call_of(name: tuple[str, str]) -> Callable[..., _CallNote]:
+    return lambda *args: _CallNote(name, args)
+
+
 def _refuse(*args: Any) -> NoReturn:
     raise UnsafePayload("payload calls a type that it may only name")
 
@@ -274,6 +351,7 @@ class _Finisher:
 
     def __init__(self, budget: int) -> None:
         self._budget = self._left = budget
+        self._made: set[type] = set()  # records that were finished
 
     def finish(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -310,7 +388,19 @@ class _Finisher:
                 self._spend(len(source))
                 value.finished = value.kind(source)
             return value.finished
-        if isinstance(value, np.generic):  # met before
+        if kind is _RecordNote:
+            if value.finished is None:
+                value.finished = self._record(value, depth)
+                self._made.add(value.record)
+            return value.finished
+        if kind is _CallNote:
+            if value.finished is None:
+                self._spend(_VISIT_COST * len(value.args))
+                value.finished = Call(
+                    value.name, tuple([self.finish(item, depth + 1) for item in value.args])
+                )
+            return value.finished
+        if isinstance(value, np.generic) or kind is Call or kind in self._made:  # met before
             return value
         raise UnsafePayload(f"payload holds a {kind.__name__.strip('_')}, which is not data")
 
@@ -326,6 +416,16 @@ class _Finisher:
         for key, item in note.items():
             items[key] = item
         return {key: self.finish(item, depth + 1) for key, item in items.items()}
+
+    def _record(self, note: _RecordNote, depth: int) -> Any:
+        self._spend(_VISIT_COST * len(note.fields))
+        values = {}
+        for known in fields(note.record):
+            if known.name in note.fields:
+                values[known.name] = self.finish(note.fields[known.name], depth + 1)
+            elif known.default is MISSING and known.default_factory is MISSING:
+                raise UnsafePayload(f"a {note.record.__name__} has no {known.name!r}")
+        return note.record(**values)
 
     def _array(self, note: _Array, depth: int) -> np.ndarray | np.generic:
         if type(note.dtype) is not _Dtype:

@@ -18,6 +18,7 @@ from robowire.chunking import ActionChunk
 from robowire.errors import LocalProtocolError
 from robowire.meta import MetaAction, MetaObs
 from robowire.wire.framing import frame_header
+from robowire.wire.pickle.dialect import Call, Dialect
 
 __all__ = ["Buffer", "encode", "encode_frame"]
 
@@ -31,7 +32,7 @@ _BY_REFERENCE_MIN = 16 * 1024
 _UINT32, _UINT64, _INT32, _DOUBLE = (struct.Struct(form) for form in ("<I", "<Q", "<i", ">d"))
 
 
-def encode(value: Any) -> list[Buffer]:
+def encode(value: Any, dialect: Dialect | None = None) -> list[Buffer]:
     """Return one pickle (protocol 5) of ``value`` as the buffers that make it up, in order.
 
     Large arrays are in it by reference: do not change them before the buffers are sent.
@@ -39,12 +40,13 @@ def encode(value: Any) -> list[Buffer]:
     Args:
         value: None, bool, int, float, str, bytes, bytearray, list, tuple, dict, numpy arrays and scalars of
             numbers or text, object arrays of these, :class:`MetaObs`, :class:`MetaAction`,
-            :class:`ActionChunk`.
+            :class:`ActionChunk`; and the records and calls of the dialect.
+        dialect: Names of a peer's own records and functions; by default it has none.
 
     Raises:
         LocalProtocolError: It holds something else, or is nested deeper than 64.
     """
-    writer = _Writer()
+    writer = _Writer(dialect)
     writer.value(value, 0)
     return writer.finish()
 
@@ -73,18 +75,31 @@ _DTYPE = _global("numpy", "dtype")
 _RECORDS: dict[type, bytes] = {
     record: _global("benchmark.base", record.__name__) for record in (MetaObs, MetaAction)
 }
-_FIELDS: dict[type, list[tuple[str, bytes]]] = {
-    record: [(field.name, _short_text(field.name)) for field in fields(record)] for record in _RECORDS
-}
+
+
+def _fields(record: type) -> list[tuple[str, bytes]]:
+    return [(field.name, _short_text(field.name)) for field in fields(record)]
+
+
+_FIELDS: dict[type, list[tuple[str, bytes]]] = {record: _fields(record) for record in _RECORDS}
 
 
 class _Writer:
     """One pickle being written: small pieces gathered in ``_tail``, finished buffers in ``_buffers``."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect | None = None) -> None:
         self._buffers: list[Buffer] = []
         self._tail: list[bytes] = [b"\x80\x05"]
         self._memo: dict[bytes, bytes] = {}
+        self._records = _RECORDS
+        self._fields = _FIELDS
+        self._calls: frozenset[tuple[str, str]] = frozenset()
+        if dialect is not None:
+            # Of two names for one dataclass the first one stays.
+            named = {record: _global(*name) for name, record in reversed([*dialect.records.items()])}
+            self._records = {**_RECORDS, **named}
+            self._fields = {**_FIELDS, **{record: _fields(record) for record in named}}
+            self._calls = dialect.calls
 
     def finish(self) -> list[Buffer]:
         self._tail.append(b".")
@@ -123,8 +138,12 @@ class _Writer:
             for item in value:
                 self.value(item, depth + 1)
             self._tail.append(b"e" if kind is list else b"t")
-        elif kind in _RECORDS:
+        elif kind in self._records:
             self._record(value, depth)
+        elif kind is Call and value.name in self._calls:
+            self._once(_global(*value.name))
+            self.value(value.args, depth + 1)
+            self._tail.append(b"R")
         elif kind is ActionChunk:
             self._action_chunk(value)
         elif isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
@@ -200,10 +219,10 @@ class _Writer:
         self._dtype(dtype)
         self._tail.append(b"\x88" if fortran else b"\x89")
 
-    def _record(self, record: MetaObs | MetaAction, depth: int) -> None:
-        self._once(_RECORDS[type(record)])
+    def _record(self, record: Any, depth: int) -> None:
+        self._once(self._records[type(record)])
         self._tail.append(b")\x81}(")
-        for name, opcodes in _FIELDS[type(record)]:
+        for name, opcodes in self._fields[type(record)]:
             self._once(opcodes)
             self.value(getattr(record, name), depth + 1)
         self._tail.append(b"ub")

@@ -1,0 +1,1 @@
+"""LeRobot's wire: gRPC AsyncInference, whose messages hold pickles. Needs grpcio, no protobuf and no torch."""

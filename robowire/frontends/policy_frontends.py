@@ -24,6 +24,7 @@ POLICY_FRONTENDS: dict[str, Entry] = {
     "openpi": Entry("robowire.frontends.openpi.frontend:OpenpiFrontend", extra="openpi"),
     "vla_eval": Entry("robowire.frontends.vla_eval.frontend:VlaEvalFrontend", extra="vla-eval"),
     "vlastudio": Entry("robowire.frontends.vlastudio.frontend:VlastudioFrontend", extra="vlastudio"),
+    "lerobot": Entry("robowire.frontends.lerobot.frontend:LerobotFrontend", extra="lerobot"),
 }
 
 
@@ -37,6 +38,7 @@ class PolicyFrontendOptions(PolicyServerOptions):
         openpi_port: Port of openpi's wire (WebSocket); openpi's own server has 8000.
         vla_eval_port: Port of vla-eval's wire (WebSocket); its own servers have 8000.
         vlastudio_port: Port of VLAStudio's HTTP wire; 0 picks a free one.
+        lerobot_port: Port of LeRobot's wire (gRPC), for its robot_client; its own server has 8080.
         http_allowed_hosts: Names under which clients may address ports over HTTP, in addition to their IP
             addresses, localhost and the name of the machine. Only checked where there is no token.
     """
@@ -45,6 +47,7 @@ class PolicyFrontendOptions(PolicyServerOptions):
     openpi_port: int | None = None
     vla_eval_port: int | None = None
     vlastudio_port: int | None = None
+    lerobot_port: int | None = None
     http_allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

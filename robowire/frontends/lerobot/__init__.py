@@ -1,1 +1,1 @@
-"""LeRobot's wire: gRPC AsyncInference, whose messages hold pickles. Needs grpcio, no protobuf and no torch."""
+"""LeRobot's wire: gRPC AsyncInference, whose messages hold pickles. Needs grpcio, not protobuf or torch."""

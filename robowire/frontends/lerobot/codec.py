@@ -130,7 +130,7 @@ _DIALECT = Dialect(
 _READER = PickleReader(_DIALECT)
 
 
-# -- pickles ---------------------------------------------------------------------------------------------------
+# -- pickles -------------------------------------------------------------------------------------------
 
 
 def decode_instructions(payload: bytes | bytearray | memoryview) -> RemotePolicyConfig:
@@ -230,7 +230,7 @@ def decode_actions(payload: bytes | bytearray | memoryview) -> list[TimedAction]
     return [TimedAction(item.timestamp, item.timestep, _tensor(item.action)) for item in value]
 
 
-_STORAGES = {
+_STORAGES: dict[bytes, np.dtype[Any]] = {
     b"Half": np.dtype("<f2"),
     b"Float": np.dtype("<f4"),
     b"Double": np.dtype("<f8"),
@@ -286,11 +286,11 @@ def _strided(storage: np.ndarray, offset: Any, shape: Any, strides: Any) -> np.n
     return row
 
 
-# -- messages --------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------
 
 
 def encode_data(data: bytes) -> bytes:
-    """Return a message whose only field, 1, holds the data: ``PolicySetup`` or ``Actions``; empty for none."""
+    """Return a ``PolicySetup`` or ``Actions``, whose field 1 holds the data; an empty one for no data."""
     return b"\x0a" + _varint(len(data)) + data if data else b""
 
 

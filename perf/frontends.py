@@ -47,6 +47,7 @@ WIRES = {
     "vla_eval": ("vla_eval", 1),
     "gr00t": ("gr00t", 16),
     "act_zmq": ("gr00t", 16),
+    "vlastudio": ("vlastudio", 16),
 }
 
 # Threads of one client process: each has a connection.

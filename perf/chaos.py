@@ -9,8 +9,8 @@ connection is cut, between two bytes of a reply too, or held up. What was killed
 evaluation continues with ``--resume`` until it has every episode. Rounds alternate between the mode sync and
 the mode async on a virtual clock. Each round's rows must equal those of a run that nothing happened to, to
 the last bit. Prints one line of figures and returns 0; or 1 where an episode differs, is missing or was
-executed twice, or where a process is left. The same seed makes the same choices; when they meet what, the
-operating system decides.
+executed twice, or where a process is left. A round is disturbed for a minute and then ends in
+peace. The same seed makes the same choices; when they meet what, the operating system decides.
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ _MODES: tuple[tuple[str, ...], ...] = (
     (),
     ("--mode", "async", "--clock", "virtual", "--latency_ms", "normal:120,40"),
 )
-# An evaluation that was stopped this often in one round makes no progress any more.
-_MAX_RUNS = 60
+# A round is disturbed for so long; then its evaluation may end in peace. A loaded machine would start servers
+# and simulators for ever otherwise.
+_DISTURBED_S = 60.0
+# Runs after that. One is enough where nothing is wrong.
+_PEACEFUL_RUNS = 3
 _PATIENCE_S = 60.0
 
 
@@ -299,8 +302,21 @@ def _evaluate(
     seed: int,
     episodes: int,
     mode: tuple[str, ...],
+    *,
+    stop_at: float | None = None,
 ) -> int:
-    """Run the program once, and return its exit code."""
+    """Run the program once, and return its exit code.
+
+    Args:
+        chaos: What disturbs it.
+        folder: Its results.
+        log: What it prints.
+        ports: Of the policy server and of the simulator server.
+        seed: Of the evaluation.
+        episodes: How many.
+        mode: Flags of the mode.
+        stop_at: When the disturbances end, which the evaluation itself then outlives.
+    """
     command = [sys.executable, str(ROOT / "client.py"), "evaluate", "--address", f"127.0.0.1:{ports[0]}"]
     command += ["--simulator_address", f"127.0.0.1:{ports[1]}", "--simulator", _SIMULATOR, "--task", "reach"]
     command += ["--num_episodes", str(episodes), "--num_envs", "2", "--seed", str(seed), "--resume"]
@@ -314,6 +330,12 @@ def _evaluate(
             stderr=output,
             text=True,
         )
+        while stop_at is not None:
+            try:
+                return chaos.evaluation.wait(max(stop_at - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                chaos.pause()
+                stop_at = None
         return chaos.evaluation.wait()
 
 
@@ -347,7 +369,15 @@ class Figures:
         return self.different + self.lost + self.twice
 
 
-def play_round(chaos: Chaos, figures: Figures, number: int, seed: int, episodes: int, folder: Path) -> None:
+def play_round(
+    chaos: Chaos,
+    figures: Figures,
+    number: int,
+    seed: int,
+    episodes: int,
+    folder: Path,
+    disturbed_s: float = _DISTURBED_S,
+) -> None:
     """Evaluate once undisturbed and once disturbed, and compare."""
     mode = _MODES[number % len(_MODES)]
     whole, broken, log = folder / "whole", folder / "broken", folder.with_suffix(".log")
@@ -357,8 +387,12 @@ def play_round(chaos: Chaos, figures: Figures, number: int, seed: int, episodes:
     through = chaos.to_policy.port, chaos.to_simulators.port
     kept: dict[int, dict[str, Any]] = {}
     chaos.begin()
-    for _ in range(_MAX_RUNS):
-        _evaluate(chaos, broken, log, through, seed, episodes, mode)
+    until, peaceful = time.monotonic() + disturbed_s, 0
+    while peaceful < _PEACEFUL_RUNS:
+        if time.monotonic() > until:
+            chaos.pause()
+            peaceful += 1
+        _evaluate(chaos, broken, log, through, seed, episodes, mode, stop_at=until if not peaceful else None)
         figures.runs += 1
         rows = [row["episode"] for row in _rows(broken) if row["error"] is None]
         now = _finished(broken)
@@ -369,7 +403,7 @@ def play_round(chaos: Chaos, figures: Figures, number: int, seed: int, episodes:
         kept = now
         if len(now) == episodes:
             break
-    chaos.pause()
+    chaos.pause()  # where the last run was quick
     expected = _finished(whole)
     for episode in range(episodes):
         found, wanted = _plain(kept.get(episode)), _plain(expected.get(episode))
@@ -402,7 +436,16 @@ def main(arguments: list[str] | None = None) -> int:
         while time.monotonic() - begun < flags.seconds:
             number = figures.rounds
             round_folder = folder / f"round_{number}"
-            play_round(chaos, figures, number, flags.seed * 10_000 + number, flags.episodes, round_folder)
+            left_s = max(flags.seconds - (time.monotonic() - begun), 1.0)
+            play_round(
+                chaos,
+                figures,
+                number,
+                flags.seed * 1000 + number,
+                flags.episodes,
+                round_folder,
+                min(_DISTURBED_S, left_s),
+            )
     finally:
         left = chaos.close()
     counts = ", ".join(f"{name} {count}" for name, count in sorted(chaos.counts.items()))

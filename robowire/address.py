@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from robowire.errors import ConfigurationError
 
-__all__ = ["join_address", "parse_address", "split_address"]
+__all__ = ["is_loopback", "join_address", "parse_address", "split_address"]
 
 _PATTERN = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?")
 
@@ -45,3 +46,13 @@ def parse_address(name: str, text: str, *, example: str, default_port: int | Non
 def join_address(host: str, port: int) -> str:
     """Return ``host:port``, or ``[v6]:port``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether ``host:port`` is an address of the loopback; a name is none."""
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback

@@ -10,10 +10,19 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
-from robowire.address import join_address
-from robowire.errors import ConnectFailed, ConnectionLost, LocalProtocolError, RequestTimeout
+from robowire.address import is_loopback, join_address
+from robowire.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    InvalidParams,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestTimeout,
+    Unauthenticated,
+)
 from robowire.transport.connection import Connection, require_seconds
 from robowire.transport.stream import Buffer
+from robowire.wire.auth import check_nonce, check_proof, client_proof, new_nonce, server_proof
 from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
@@ -68,6 +77,11 @@ def client_context(
     from robowire.transport.tls import client_tls  # here: importing ssl takes time
 
     return client_tls(ca, tls_cert, tls_key)
+
+
+def _told_to_send_tokens() -> bool:
+    """Return whether ``ROBOWIRE_PLAIN_TOKEN`` is set, the variable of the server's flag too."""
+    return os.environ.get("ROBOWIRE_PLAIN_TOKEN", "").lower() in ("true", "yes")
 
 
 class ClientSession:
@@ -155,14 +169,58 @@ class ClientSession:
             **({} if self._tls is None else {"tls": self._tls}),
         )
 
-    def hello(self, *, timeout_s: float | None = None, **said: Any) -> Any:
+    def hello(self, *, token: str | None = None, timeout_s: float | None = None, **said: Any) -> Any:
         """Say hello, and return the reply as it came.
 
+        A token is shown by the answer to a challenge (:mod:`robowire.wire.auth`), so that nobody reads it. An
+        older server has no challenge; it is sent the token itself where nobody else can read the connection,
+        or where the environment variable ``ROBOWIRE_PLAIN_TOKEN`` says so.
+
         Args:
+            token: Token of the server, if it needs one.
             timeout_s: As for :meth:`exchange`.
-            **said: What this client adds: its token, what it asks for.
+            **said: What this client adds: what it asks for.
+
+        Raises:
+            Unauthenticated: The server wants the token in clear, which others could read; or it does not know
+                the token itself.
         """
-        return self.exchange(encode_frame(hello(**said)), timeout_s=timeout_s)
+
+        def say(**more: Any) -> Any:
+            return self.exchange(encode_frame(hello(**said, **more)), timeout_s=timeout_s)
+
+        if token is None:
+            return say()
+        ours = new_nonce()
+        reply = say(challenge=ours)
+        if not isinstance(reply, dict) or reply.get("status") != "challenge":
+            if isinstance(reply, dict) and reply.get("error_type") == Unauthenticated.error_type:
+                self._require_private()
+                return say(token=token)
+            return reply  # it needs no token, or does not know hello
+        try:
+            theirs = check_nonce(reply.get("challenge"))
+        except InvalidParams as exc:
+            raise RemoteProtocolError(f"the reply to hello is no challenge: {exc}") from None
+        reply = say(response=client_proof(token, ours, theirs))
+        if isinstance(reply, dict) and reply.get("status") == "ok":
+            try:
+                check_proof(reply.pop("proof", None), server_proof(token, ours, theirs))
+            except Unauthenticated:
+                raise Unauthenticated(
+                    f"{self.address} does not know the token: it is another server"
+                ) from None
+        return reply
+
+    def _require_private(self) -> None:
+        """Accept a connection on which the token may be sent in clear."""
+        connection = self.connection
+        private = self._tls is not None or (connection is not None and is_loopback(connection.peer))
+        if not private and not _told_to_send_tokens():
+            raise Unauthenticated(
+                f"{self.address} is an older server, which wants the token in clear, and others can read it: "
+                "use TLS, or set ROBOWIRE_PLAIN_TOKEN=true to send it all the same"
+            )
 
     def call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the fields of the reply to one request by name, without its status.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from robowire.address import is_loopback
 from robowire.errors import Unauthenticated, UnknownMethod
 from robowire.fleet.engine import ENGINES, Engine
 from robowire.fleet.lifecycle import State
@@ -27,7 +27,7 @@ from robowire.wire.codecs import CallCodec
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
 from robowire.wire.methods import FLEET_METHODS, METHODS, check_params, handlers, methods_of_scope
 
-__all__ = ["FleetServer", "FleetService", "is_loopback"]
+__all__ = ["FleetServer", "FleetService"]
 
 logger = logging.getLogger(__name__)
 
@@ -219,10 +219,3 @@ class _FleetMetrics(Metrics):
             lines += [f"# HELP robowire_fleet_{name} {text}", f"# TYPE robowire_fleet_{name} gauge"]
             lines.append(f"robowire_fleet_{name} {sum(row[name] for row in rows)}")
         return super().prometheus() + "\n".join(lines) + "\n"
-
-
-def is_loopback(peer: str) -> bool:
-    """Return whether ``host:port`` is a program of this machine that connected by the loopback."""
-    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
-    address = ipaddress.ip_address(host)
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -16,11 +16,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
-from robowire.errors import InternalError, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
+from robowire.errors import (
+    InternalError,
+    InvalidParams,
+    RemoteProtocolError,
+    RequestError,
+    ShuttingDown,
+    Unauthenticated,
+)
 from robowire.serving.metrics import Metrics
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.token_guard import TokenGuard
-from robowire.wire.auth import check_token
+from robowire.wire.auth import (
+    check_nonce,
+    check_proof,
+    check_token,
+    client_proof,
+    new_nonce,
+    server_proof,
+)
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import printable
 
@@ -117,10 +131,16 @@ class Service(ABC, Generic[S]):
         Raises:
             Unauthenticated: The token is missing or wrong.
         """
-        try:
+        with self._counted(host, guessed=token is not None):  # a client without one does not guess
             check_token(token, self._token)
+
+    @contextmanager
+    def _counted(self, host: str, *, guessed: bool = True) -> Iterator[None]:
+        """Count a wrong guess of the token, and forget a host's earlier ones after a right one."""
+        try:
+            yield
         except Unauthenticated:
-            if token is not None:  # a client without one does not guess
+            if guessed:
                 self._guard.failed(host)
             raise
         self._guard.succeeded(host)
@@ -143,7 +163,8 @@ class Service(ABC, Generic[S]):
             with self.request_in_hand(session, greets=exchange.method == "hello"):
                 request = exchange.read()
                 if request.method == "hello":
-                    return exchange.reply(self._hello(session, request.params))
+                    challenge = self._challenge(session, request.params)
+                    return exchange.reply(challenge or self._hello(session, request.params))
                 return exchange.reply(self._execute(session, request))
         except RequestError as exc:
             self.count_error(exc, str(session))
@@ -189,9 +210,34 @@ class Service(ABC, Generic[S]):
     def _hello(self, session: S, params: Mapping[str, Any]) -> dict[str, Any]:
         session.said_hello = True  # even if it is refused: it understands typed errors
         host = session.peer.address.rpartition(":")[0]
+        token, response = params.get("token"), params.get("response")
+        # Before the token is looked at: the refusal does not tell whether it was right.
+        if token is not None and self._token is not None and not session.peer.may_send_token:
+            raise Unauthenticated(
+                "this server takes no token in clear over a network: use a client that answers challenges, "
+                "or TLS, or start the server with --plain_token"
+            )
         time.sleep(self.token_delay_s(host))  # in this client's own thread
-        self.require_token(params.get("token"), host)
-        return session.hello(params, server=self.kind)
+        if response is None or self._token is None:
+            self.require_token(token, host)
+            return session.hello(params, server=self.kind)
+        nonces, session.nonces = session.nonces, None  # for one attempt
+        if nonces is None:
+            raise InvalidParams("a response needs a challenge: say hello with 'challenge' first")
+        with self._counted(host):
+            check_proof(response, client_proof(self._token, *nonces))
+        return {
+            **session.hello(params, server=self.kind),
+            "proof": server_proof(self._token, *nonces),
+        }
+
+    def _challenge(self, session: S, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the reply to a hello that asks for a challenge, where there is a token to know."""
+        if self._token is None or "challenge" not in params or {"token", "response"} & {*params}:
+            return None
+        session.said_hello = True
+        session.nonces = check_nonce(params["challenge"]), new_nonce()
+        return {"status": "challenge", "challenge": session.nonces[1]}
 
     @abstractmethod
     def _execute(self, session: S, request: Request) -> Any:

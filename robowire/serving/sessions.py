@@ -25,11 +25,14 @@ class Peer:
         local_host: Address of this machine under which it connected.
         has_left: Whether it ended its half of the connection; asked by the session's thread while it works
             for the peer.
+        may_send_token: Whether a token in clear is accepted from it: nobody else can read the connection, or
+            the server was told to.
     """
 
     address: str
     local_host: str = ""
     has_left: Callable[[], bool] = lambda: False
+    may_send_token: bool = True
 
 
 @dataclass(eq=False)
@@ -43,6 +46,7 @@ class Session:
         said_hello: Whether it understands typed errors.
         reply: Format of a chunk in replies: ``"list"`` of MetaAction, or ``"chunk"``, one array.
         requests: Requests and lines of text received so far.
+        nonces: The client's and ours, of the challenge that it has not answered yet.
     """
 
     id: int
@@ -51,6 +55,7 @@ class Session:
     said_hello: bool = False
     reply: str = "list"
     requests: int = 0
+    nonces: tuple[bytes, bytes] | None = None
 
     def __str__(self) -> str:
         return f"client #{self.id}"

@@ -16,6 +16,7 @@ from wire_values import FOLDER, same, values
 from robowire.chunking import ActionChunk
 from robowire.errors import UnknownMethod
 from robowire.meta import MetaAction, MetaObs
+from robowire.wire.auth import client_proof, server_proof
 from robowire.wire.framing import FrameDecoder, frame_header
 from robowire.wire.messages import error_reply, ok
 from robowire.wire.pickle.reader import loads
@@ -25,11 +26,25 @@ VALUES = values(MetaObs, MetaAction)
 CHUNK = np.arange(9, dtype=np.float32).reshape(3, 3)
 BATCH = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
 
+HELLO = {"method": "hello", "protocol_version": 1, "client": "robowire 0.1.0", "reply": "chunk"}
+NONCES = bytes(range(32)), bytes(range(32, 64))
+
 # What goes into ``encode`` for each file that it wrote.
 ENCODED: dict[str, Any] = {
     **VALUES,
     "reset": "RESET",
-    "hello": {"method": "hello", "protocol_version": 1, "client": "robowire 0.1.0", "reply": "chunk"},
+    "hello": HELLO,
+    # The token is "sesame".
+    "hello_challenge": {**HELLO, "challenge": bytes(range(32))},
+    "challenge_reply": {"status": "challenge", "challenge": bytes(range(32, 64))},
+    "hello_response": {**HELLO, "response": client_proof("sesame", *NONCES)},
+    "proof_reply": ok(
+        protocol_version=1,
+        version="0.1.0",
+        server="policy",
+        session=1,
+        proof=server_proof("sesame", *NONCES),
+    ),
     "error_reply": error_reply(UnknownMethod("no method is called 'pnig'. Did you mean 'ping'?")),
     "chunk_reply": ok(actions=CHUNK, ctrl_space="joint", ctrl_type="absolute", timestep=7, infer_ms=1.5),
     "list_reply": ActionChunk(CHUNK, "joint", "absolute"),

@@ -7,10 +7,13 @@ import shutil
 import socket
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from certificates import Certificates
+from raw_client import RawClient
+from server_process import ServerProcess
 
 from perf.chaos import Proxy
 from robowire.client.async_controller import AsyncOptions
@@ -59,6 +62,27 @@ def test_a_token_is_shown() -> None:
             client.ping()
         with pytest.raises(Unauthenticated):
             ServerClient(*server.address).connect()
+
+
+def network_address() -> str:
+    """Return an address of this machine that is not the loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def test_over_a_network_the_token_in_clear_is_refused_unless_the_flag_says_so(tmp_path: Path) -> None:
+    host = network_address()
+    for flags, status in (((), "error"), (("--plain_token",), "ok")):
+        with ServerProcess(tmp_path / "log", "--token", "sesame", "--host", host, *flags) as server:
+            address = host, server.address[1]
+            with RawClient(address) as older:
+                assert older.hello(token="sesame")["status"] == status
+            for client_class in (ServerClient, PolicyClient):
+                with client_class(*address, token="sesame") as client:
+                    client.ping()
+                with pytest.raises(Unauthenticated, match=r"^the token is wrong$"):
+                    client_class(*address, token="guess").connect()
 
 
 @pytest.mark.parametrize("count", [0, 1, 60])

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from robowire.address import is_loopback
 from robowire.errors import ConfigurationError
-from robowire.fleet.fleet_server import is_loopback
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.placement import ARRIVAL_S, Load, least_loaded, least_used, to_remove
 from robowire.fleet.table import table

@@ -19,6 +19,7 @@ from robowire.errors import (
     ConnectFailed,
     ConnectionLost,
     InternalError,
+    InvalidParams,
     LocalProtocolError,
     Overloaded,
     RemoteProtocolError,
@@ -32,6 +33,7 @@ from robowire.errors import (
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import PolicySpec
 from robowire.transport.connection import Connection
+from robowire.wire.auth import client_proof, server_proof
 from robowire.wire.messages import error_reply
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
@@ -224,16 +226,71 @@ def test_get_info_leaves_the_status_out() -> None:
     assert FakeServer(CHUNK).client().get_info() == INFO
 
 
-def test_the_token_goes_into_hello() -> None:
-    server = FakeServer(CHUNK)
+class GuardedServer(FakeServer):
+    """One that wants a token, shown by a challenge or, as older servers want it, in clear."""
+
+    def __init__(self, token: str, *, challenges: bool = True) -> None:
+        super().__init__(CHUNK)
+        self.token, self._challenges = token, challenges
+
+    def _answer(self, request: Any) -> Any:
+        if not isinstance(request, dict) or request["method"] != "hello":
+            return super()._answer(request)
+        self.requests.append(request)
+        if self._challenges and "challenge" in request:
+            self._nonces = request["challenge"], bytes(32)
+            return {"status": "challenge", "challenge": bytes(32)}
+        if self._challenges and request.get("response") == client_proof(self.token, *self._nonces):
+            return {**HELLO, "proof": server_proof(self.token, *self._nonces)}
+        if request.get("token") == self.token:
+            return HELLO
+        return error_reply(Unauthenticated("the token is wrong"))
+
+
+def test_the_token_is_shown_by_a_challenge_and_never_sent() -> None:
+    server = GuardedServer("sesame")
     server.client(token="sesame").connect()
-    assert server.requests[0] == {
-        "method": "hello",
-        "protocol_version": 1,
-        "client": "robowire 0.1.0",
-        "reply": "chunk",
-        "token": "sesame",
-    }
+    said = {"method": "hello", "protocol_version": 1, "client": "robowire 0.1.0", "reply": "chunk"}
+    first, second = server.requests[:2]
+    assert (len(first.pop("challenge")), len(second.pop("response"))) == (32, 32)
+    assert (first, second) == (said, said)
+    assert b"sesame" not in b"".join(map(bytes, server.sockets[0].sent))
+
+
+def test_challenges_are_never_the_same() -> None:
+    server = GuardedServer("sesame")
+    for _ in range(3):
+        server.client(token="sesame").connect()
+    assert len({request["challenge"] for request in server.requests if "challenge" in request}) == 3
+
+
+def test_a_wrong_token_is_the_servers_error() -> None:
+    with pytest.raises(Unauthenticated, match=r"^the token is wrong$"):
+        GuardedServer("sesame").client(token="guess").connect()
+
+
+def test_a_server_that_does_not_know_the_token_is_refused() -> None:
+    server = GuardedServer("sesame")
+    server._answer = lambda request: (  # type: ignore[method-assign]
+        {"status": "challenge", "challenge": bytes(32)} if "challenge" in request else {**HELLO, "proof": b""}
+    )
+    with pytest.raises(Unauthenticated) as raised:
+        server.client(token="sesame").connect()
+    assert str(raised.value) == "robot:5000 does not know the token: it is another server"
+
+
+def test_an_older_server_gets_the_token_in_clear_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = GuardedServer("sesame", challenges=False)
+    with pytest.raises(Unauthenticated) as raised:
+        server.client(token="sesame").connect()
+    assert str(raised.value) == (
+        "robot:5000 is an older server, which wants the token in clear, and others can read it: use TLS, or "
+        "set ROBOWIRE_PLAIN_TOKEN=true to send it all the same"
+    )
+    assert b"sesame" not in b"".join(map(bytes, server.sockets[0].sent))
+    monkeypatch.setenv("ROBOWIRE_PLAIN_TOKEN", "true")
+    server.client(token="sesame").connect()
+    assert [request for request in server.requests if "token" in request]
 
 
 def test_a_simulator_port_is_refused_by_name() -> None:
@@ -708,8 +765,8 @@ def test_a_hello_with_a_token_that_gets_no_reply_is_a_lost_connection() -> None:
 
 
 def test_a_refused_hello_is_the_servers_error_and_no_older_server() -> None:
-    server = FakeServer(CHUNK, hello=error_reply(Unauthenticated("wrong token")))
-    with pytest.raises(Unauthenticated, match=r"^wrong token$"):
+    server = FakeServer(CHUNK, hello=error_reply(InvalidParams("this server speaks 2")))
+    with pytest.raises(InvalidParams, match=r"^this server speaks 2$"):
         server.client(token="guess").connect()
     assert [socket.closed for socket in server.sockets] == [True]
 

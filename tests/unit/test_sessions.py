@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from robowire.serving.sessions import Peer, Session
 from robowire.serving.token_guard import TokenGuard
 from robowire.testing import EchoService
 from robowire.version import __version__
+from robowire.wire.auth import client_proof, server_proof
 from robowire.wire.codecs import CallCodec
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode
@@ -125,6 +128,89 @@ def test_the_right_token_lets_a_session_in() -> None:
     session = service.open_session(Peer("10.0.0.1:5"))
     hello(service, session, token="sesame")
     session.require_authenticated()
+
+
+def challenged(service: EchoService, session: Session, nonce: bytes = bytes(32)) -> bytes:
+    """Return the server's challenge."""
+    reply: Any = hello(service, session, challenge=nonce)
+    assert reply["status"] == "challenge"
+    challenge: bytes = reply["challenge"]
+    return challenge
+
+
+def test_the_right_response_lets_a_session_in_and_the_server_proves_itself() -> None:
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5", may_send_token=False))
+    theirs = challenged(service, session)
+    reply: Any = hello(service, session, response=client_proof("sesame", bytes(32), theirs))
+    assert (reply["status"], reply["proof"]) == ("ok", server_proof("sesame", bytes(32), theirs))
+    session.require_authenticated()
+
+
+def test_a_challenge_is_good_for_one_attempt_and_no_two_are_alike() -> None:
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5"))
+    first = challenged(service, session)
+    wrong: Any = hello(service, session, response=client_proof("guess", bytes(32), first))
+    assert (wrong["error_type"], wrong["message"]) == ("unauthenticated", "the token is wrong")
+    again: Any = hello(service, session, response=client_proof("sesame", bytes(32), first))
+    assert again["message"] == "a response needs a challenge: say hello with 'challenge' first"
+    second = challenged(service, session)
+    assert first != second
+    replayed: Any = hello(service, session, response=client_proof("sesame", bytes(32), first))
+    assert replayed["error_type"] == "unauthenticated"
+    with pytest.raises(Unauthenticated):
+        session.require_authenticated()
+
+
+def test_the_servers_proof_is_no_response() -> None:
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5"))
+    theirs = challenged(service, session)
+    reply: Any = hello(service, session, response=server_proof("sesame", bytes(32), theirs))
+    assert reply["error_type"] == "unauthenticated"
+
+
+@pytest.mark.parametrize("nonce", [b"", bytes(15), bytes(65), "x" * 32, None, 7, np.zeros(32, np.uint8)])
+def test_a_challenge_of_another_kind_is_refused(nonce: object) -> None:
+    service = EchoService(token="sesame")
+    reply: Any = hello(service, service.open_session(Peer("10.0.0.1:5")), challenge=nonce)
+    assert reply["error_type"] == "invalid_params"
+    assert reply["message"].endswith(", expected 16 to 64 bytes")
+
+
+def test_a_server_without_a_token_asks_for_no_response() -> None:
+    service = EchoService()
+    session = service.open_session(Peer("10.0.0.1:5"))
+    reply: Any = hello(service, session, challenge=bytes(32), response=b"x")
+    assert reply["status"] == "ok"
+    assert "proof" not in reply
+
+
+@pytest.mark.parametrize("token", ["sesame", "guess"])
+def test_a_token_in_clear_over_a_network_is_refused_whether_right_or_wrong(token: str) -> None:
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5", may_send_token=False))
+    for _ in range(5):
+        reply: Any = hello(service, session, token=token)
+        assert (reply["error_type"], reply["message"]) == (
+            "unauthenticated",
+            "this server takes no token in clear over a network: use a client that answers challenges, or "
+            "TLS, or start the server with --plain_token",
+        )
+    assert service.token_delay_s("10.0.0.1") == 0  # nothing was looked at
+
+
+def test_wrong_responses_cost_a_growing_delay() -> None:
+    service = EchoService(token="sesame")
+    session = service.open_session(Peer("10.0.0.1:5"))
+    for _ in range(4):
+        challenged(service, session)
+        hello(service, session, response=bytes(32))
+    assert service.token_delay_s("10.0.0.1") > 0
+    theirs = challenged(service, session)
+    hello(service, session, response=client_proof("sesame", bytes(32), theirs))
+    assert service.token_delay_s("10.0.0.1") == 0
 
 
 @pytest.mark.parametrize("token", [None, "sesam", b"sesame", 7])

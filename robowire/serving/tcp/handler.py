@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from robowire.address import is_loopback
 from robowire.errors import RemoteProtocolError, RequestTimeout, TlsFailed, TransportError
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.foreign_greetings import (
@@ -70,7 +71,13 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         try:
             self._stream = Stream(self.request)
             # Asked now, because a connection that fails is closed before it is logged.
-            self._peer = Peer(self._stream.peer, self._stream.local_host, self._stream.ended)
+            private = self.server.tls is not None or is_loopback(self._stream.peer)
+            self._peer = Peer(
+                self._stream.peer,
+                self._stream.local_host,
+                self._stream.ended,
+                may_send_token=private or self.server.options.plain_token,
+            )
         except TransportError as exc:
             logger.debug("a connection ended before it was served: %s", exc)
             return

@@ -26,6 +26,8 @@ class TcpOptions:
         drain_s: Seconds that requests in hand have to finish when the server is told to stop.
         token: Token that clients must send in their hello; none by default. Prefer the environment variable:
             other users of this machine can read flags.
+        plain_token: Accept the token in clear from other machines on a connection without TLS, as older
+            clients send it; others answer a challenge. Over TLS and from this machine it is always accepted.
         insecure: Do not warn that a port without a token is open to other machines.
         tls_cert: PEM file with the server's certificate, and those between it and its CA; without it the port
             speaks plain TCP.
@@ -46,6 +48,7 @@ class TcpOptions:
     send_timeout_s: float = 30.0
     drain_s: float = 10.0
     token: str | None = None
+    plain_token: bool = False
     insecure: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None

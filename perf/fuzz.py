@@ -363,7 +363,8 @@ def _send_websocket(fuzzer: Fuzzer, name: str, target: Target, address: tuple[st
         data += bytes([0x80 | opcode]) + size + bytes(4) + payload
     if rng.random() < 0.3:
         data = fuzzer.mutated(data)
-    _send(address, head, data)
+    # A server keeps the half of a connection that it may still write to.
+    _send(address, head, data, last_wait_s=0.05)
 
 
 def _send_zmq(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
@@ -392,7 +393,7 @@ def _zmq_message(fuzzer: Fuzzer, address: tuple[str, int], payload: bytes) -> No
                 data += bytes([more | 2]) + struct.pack("!Q", len(part)) + part
     if rng.random() < 0.2:
         data = fuzzer.mutated(data)
-    _send(address, data, wait_s=0.05)  # libzmq does not close at the end of our half
+    _send(address, data, last_wait_s=0.05)  # libzmq does not close at the end of our half
 
 
 def _send_grpc(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
@@ -400,7 +401,7 @@ def _send_grpc(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, in
 
     rng = fuzzer.rng
     if rng.random() < 0.2:
-        _send(address, fuzzer.mutated(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)), wait_s=0.2)
+        _send(address, fuzzer.mutated(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)), last_wait_s=0.2)
         return
     messages = []
     for _ in range(rng.randrange(1, 4)):
@@ -501,24 +502,24 @@ def _body(fuzzer: Fuzzer) -> bytes:
     ).encode()
 
 
-def _send(address: tuple[str, int], data: bytes, more: bytes = b"", *, wait_s: float = 5.0) -> bytes:
+def _send(address: tuple[str, int], data: bytes, more: bytes = b"", *, last_wait_s: float = 5.0) -> bytes:
     """Return what came back for some bytes, until the server closed or a moment passed.
 
     Args:
         address: Where to connect.
         data: Sent first.
         more: Sent after the first bytes came back.
-        wait_s: Seconds without a byte after which it is given up.
+        last_wait_s: Seconds without a byte, once all is sent, after which it is given up.
     """
     answer = b""
     try:
         with socket.create_connection(address, timeout=5) as sock:
-            sock.settimeout(wait_s)
             sock.sendall(data)
             if more:
                 answer += sock.recv(65536)
                 sock.sendall(more)
             sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(last_wait_s)
             while part := sock.recv(65536):
                 answer += part
     except OSError:  # it was closed while we were sending

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -141,6 +141,8 @@ class LimitsMiddleware:
         self._in_hand += 1
         try:
             await self._app(scope, receive, send_in_time)
+        except ClientDisconnect:  # in the middle of its body: no bug, and nobody reads a reply
+            self._service.metrics.error("unreadable")
         finally:
             self._in_hand -= 1
 

@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from robowire.errors import InternalError, InvalidParams, NotReset, RequestError
 from robowire.frontends.http import models
@@ -109,10 +108,6 @@ def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> 
         error_type = "unknown_method" if error.status_code in (404, 405) else "invalid_params"
         service.metrics.error(error_type)
         return error_response(message, error_type=error_type, status=error.status_code)
-
-    @app.exception_handler(ClientDisconnect)  # in the middle of its body: nobody reads the reply
-    async def left(_: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)
 
     @app.exception_handler(Exception)  # uvicorn logs it with its traceback
     async def broken(_: Request, error: Exception) -> Response:

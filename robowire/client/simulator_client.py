@@ -282,8 +282,10 @@ class SimulatorClient:
         return self._observation(self._call("restore", snapshot_id=snapshot_id))
 
     def verify(self, snapshot_id: str, steps: int = 50) -> str | None:
-        """Step twice from that instant and return the first difference as text, or ``None``.
+        """Go on from that instant and return the first difference from the run that was saved, or ``None``.
 
+        What that run gave is known for up to 50 steps after the last snapshots of a session, or it is at that
+        instant still. Two runs that were restored are compared with each other too.
         The running episode continues afterwards, unchanged.
         """
         reply = self._call("verify", snapshot_id=snapshot_id, steps=steps)

@@ -49,7 +49,14 @@ from robowire.wire.text_safety import printable, quoted
 from robowire.worker.fingerprint import fingerprint, imported_packages, versions
 from robowire.worker.mujoco_probe import probe
 from robowire.worker.shared_memory import SharedMemory
-from robowire.worker.snapshots import fingerprint_of, first_difference, pack, restorable, unpack
+from robowire.worker.snapshots import (
+    Continuations,
+    fingerprint_of,
+    first_difference,
+    pack,
+    restorable,
+    unpack,
+)
 
 __all__ = ["SimulatorWorker", "main"]
 
@@ -85,6 +92,7 @@ class SimulatorWorker:
         self._steps = 0
         self._begun = False  # whether there is an episode, running or ended
         self._fingerprint: dict[str, str] | None = None  # of the loaded task, once it was needed
+        self._continuations = Continuations()  # of the loaded task
         # What the simulator and its task imported. Later imports, such as an encoder, do not affect results.
         self._packages = imported_packages()
         self._methods: Mapping[str, Callable[..., dict[str, Any]]] = handlers(
@@ -119,7 +127,7 @@ class SimulatorWorker:
         self._keys = task.observation_keys
         self._image_encoding, self._jpeg_quality = task.image_encoding, task.jpeg_quality
         self._require_raw()
-        self._begun, self._fingerprint = False, None
+        self._begun, self._fingerprint, self._continuations = False, None, Continuations()
         self._spec = self._simulator.load_task(task.task_name, task.options())
         self._packages = imported_packages()
         if self._image_encoding != "raw":
@@ -148,6 +156,7 @@ class SimulatorWorker:
             raise BackendError(str(exc)) from exc
 
     def _reset(self, seed: int | None, init_state: int | None) -> dict[str, Any]:
+        self._continuations.end()
         observation = self._simulator.reset(seed=seed, init_state=init_state)
         self._steps, self._begun = 0, True
         return {"observation": self._outgoing(observation)}
@@ -183,10 +192,12 @@ class SimulatorWorker:
             unpack(payload, self._own_fingerprint())  # before an id is given out for it
         except SnapshotMismatch as exc:
             raise BackendError(f"{self._name} saves a state that cannot be restored: {exc}") from exc
+        self._continuations.begin(payload)
         return {"payload": payload}
 
     def _restore(self, payload: bytes) -> dict[str, Any]:
         state, steps = unpack(payload, self._own_fingerprint())
+        self._continuations.end()
         observation = restorable(self._simulator).restore_state(state)
         self._steps, self._begun = steps, True
         return {"observation": self._outgoing(observation)}
@@ -198,10 +209,16 @@ class SimulatorWorker:
         own = simulator.save_state() if self._begun else None
         running = own is not None and pack(simulator, self._own_fingerprint(), self._steps) == payload
         try:
-            compared, difference = first_difference(
-                simulator, state, action_dim=action_dim or 0, steps=steps, running=running
-            )
+            if not running:  # else that run itself goes on, by actions of ours
+                compared, difference = self._continuations.first_difference(
+                    simulator, payload, state, steps=steps
+                )
+            if running or difference is None:
+                compared, difference = first_difference(
+                    simulator, state, action_dim=action_dim or 0, steps=steps, running=running
+                )
         finally:
+            self._continuations.end()  # a restored run is not the one that was saved
             if own is not None:
                 simulator.restore_state(own)
         return {"exact": difference is None, "steps": compared, "difference": difference}
@@ -230,11 +247,13 @@ class SimulatorWorker:
     def _advance(self, action: np.ndarray) -> StepResult:
         result = self._simulator.step(action)
         self._steps += 1
+        self._continuations.add(action, result)
         return result
 
     def _advance_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
         rewards: list[float] = []
         if isinstance(self._simulator, Chunked):
+            self._continuations.end()  # what each of these steps gives is not shown
             rewards, result = self._simulator.step_chunk(actions)
             self._steps += len(rewards)
             return [float(reward) for reward in rewards], result

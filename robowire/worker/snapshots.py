@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import OrderedDict
 from typing import Any, Iterator, Mapping
 
 import numpy as np
@@ -19,10 +20,15 @@ from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode
 from robowire.wire.text_safety import printable
 
-__all__ = ["digests", "fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
+__all__ = ["Continuations", "digests", "fingerprint_of", "first_difference", "pack", "restorable", "unpack"]
 
 # Names in one message: enough to see the reason, in one line.
 _MAX_NAMED = 4
+
+# What is remembered of the runs that were saved: the last snapshots, and the steps that ``verify`` compares
+# unless it is told more. 32 bytes for each part of an observation, some 10 kB a snapshot.
+_MAX_CONTINUATIONS = 8
+_MAX_CONTINUED_STEPS = 50
 
 
 def restorable(simulator: Simulator) -> Restorable:
@@ -74,6 +80,68 @@ def unpack(payload: bytes, fingerprint: Mapping[str, str]) -> tuple[dict[str, An
     return state, steps
 
 
+class Continuations:
+    """What a run gave after each of its last snapshots, so that a restored run can be compared with it.
+
+    Two restored runs may agree with each other and not with the run that was saved.
+    """
+
+    def __init__(self) -> None:
+        # By the digest of the snapshot: actions, and what each gave.
+        self._steps: OrderedDict[bytes, list[tuple[np.ndarray, dict[str, bytes]]]] = OrderedDict()
+        self._running: set[bytes] = set()  # those after which the run has gone on without a break
+
+    def begin(self, payload: bytes) -> None:
+        """Note that the run that goes on now was saved as this snapshot."""
+        key = hashlib.sha256(payload).digest()
+        self._steps.pop(key, None)
+        self._steps[key] = []
+        self._running.add(key)
+        while len(self._steps) > _MAX_CONTINUATIONS:
+            oldest, _ = self._steps.popitem(last=False)
+            self._running.discard(oldest)
+
+    def add(self, action: np.ndarray, result: Any) -> None:
+        """Note a step of the run."""
+        if not self._running:
+            return
+        seen = None
+        for key in list(self._running):
+            steps = self._steps[key]
+            if len(steps) >= _MAX_CONTINUED_STEPS:
+                self._running.discard(key)
+                continue
+            seen = seen or digests(_seen(result))
+            steps.append((np.array(action), seen))
+
+    def end(self) -> None:
+        """Note that the run is over: what follows does not follow from its snapshots."""
+        self._running.clear()
+
+    def first_difference(
+        self, simulator: Any, payload: bytes, state: Mapping[str, Any], *, steps: int
+    ) -> tuple[int, str | None]:
+        """Take the steps of the run that was saved from its snapshot, and compare what they give.
+
+        Args:
+            simulator: As for :func:`first_difference`.
+            payload: The snapshot.
+            state: The state in it.
+            steps: Most steps to compare.
+
+        Returns:
+            Number of compared steps, and the first difference in words, or ``None``.
+        """
+        recorded = self._steps.get(hashlib.sha256(payload).digest(), [])[:steps]
+        if recorded:
+            simulator.restore_state(state)
+        for step, (action, then) in enumerate(recorded, 1):
+            now = digests(_seen(simulator.step(action)))
+            if now != then:
+                return step, f"after step {step} of the run that was saved: {_named(then, now)}"
+        return len(recorded), None
+
+
 def first_difference(
     simulator: Any, state: Mapping[str, Any], *, action_dim: int, steps: int, running: bool = False
 ) -> tuple[int, str | None]:
@@ -102,12 +170,28 @@ def first_difference(
         then = before[step] if step < len(before) else {}
         if running and step == 0:  # what the run showed at this instant was sent before
             now = {name: digest for name, digest in now.items() if not name.startswith("observation")}
-        different = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-        if different:
-            more = f" and {len(different) - _MAX_NAMED} more" if len(different) > _MAX_NAMED else ""
+        if then != now:
             when = f"after step {step}" if step else "right after the restore"
-            return step, f"{when}: {', '.join(different[:_MAX_NAMED])}{more}"
+            return step, f"{when}: {_named(then, now)}"
     return len(before) - 1, None
+
+
+def _named(then: Mapping[str, bytes], now: Mapping[str, bytes]) -> str:
+    """Return the names of what differs, for a message."""
+    different = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    more = f" and {len(different) - _MAX_NAMED} more" if len(different) > _MAX_NAMED else ""
+    return f"{', '.join(different[:_MAX_NAMED])}{more}"
+
+
+def _seen(result: Any) -> dict[str, Any]:
+    """Return everything that a step shows."""
+    return {
+        "observation": result.observation,
+        "reward": float(result.reward),
+        "info": dict(result.info),
+        "terminated": bool(result.terminated),
+        "truncated": bool(result.truncated),
+    }
 
 
 def _walk(
@@ -121,9 +205,7 @@ def _walk(
     yield digests({**observation, "state": simulator.save_state()})
     for action in actions:
         result = simulator.step(action)
-        seen = {"observation": result.observation, "reward": float(result.reward), "info": dict(result.info)}
-        ending = {"terminated": bool(result.terminated), "truncated": bool(result.truncated)}
-        yield digests({**seen, **ending, "state": simulator.save_state()})
+        yield digests({**_seen(result), "state": simulator.save_state()})
         if result.terminated or result.truncated:
             return
 

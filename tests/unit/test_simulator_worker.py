@@ -138,6 +138,50 @@ def test_verify_compares_with_the_run_that_was_saved() -> None:
     assert reply["difference"] == "after step 1: info.distance, observation.position, state.position"
 
 
+class Unlike(FakeSimulator):
+    """Goes on otherwise than the run that was saved, and always in the same way."""
+
+    _slower = False
+
+    def reset(self, *, seed: int | None = None, init_state: int | None = None) -> dict[str, np.ndarray]:
+        self._slower = False
+        return super().reset(seed=seed, init_state=init_state)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        return super().step(action * 0.5 if self._slower else action)
+
+    def restore_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        self._slower = True
+        return super().restore_state(state)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 60])
+def test_verify_compares_with_what_the_saved_run_gave_after_it_went_on(steps: int) -> None:
+    for simulator, difference in (
+        (FakeSimulator(), None),
+        (Unlike(), "after step 1 of the run that was saved: info.distance, observation.position"),
+    ):
+        worker = make_worker(simulator=simulator)
+        reset(worker)
+        payload = worker.call("snapshot", {})["payload"]
+        for _ in range(steps):
+            worker.call("step", {"action": np.array([0.1, -0.2, 0.0])})
+        position = simulator.save_state()["position"]
+        reply = worker.call("verify", {"payload": payload, "steps": 5})
+        assert reply["difference"] == difference
+        np.testing.assert_array_equal(simulator.save_state()["position"], position)  # it goes on from there
+
+
+def test_what_follows_a_reset_does_not_follow_from_the_snapshot() -> None:
+    worker = make_worker()
+    reset(worker)
+    payload = worker.call("snapshot", {})["payload"]
+    worker.call("step", {"action": np.zeros(3)})
+    reset(worker)
+    worker.call("step", {"action": np.ones(3)})
+    assert worker.call("verify", {"payload": payload, "steps": 5})["exact"]
+
+
 def test_meta_observations_are_in_the_format_of_policies() -> None:
     observation = reset(make_worker(observation_format="meta", camera_names=["front", "side"]))
     assert isinstance(observation, MetaObs)

@@ -177,7 +177,11 @@ class EpisodeRunner:
                 f"{options.task} takes choices, which must not be averaged: serve the policy without "
                 "temporal_agg"
             )
-        self.simulator_info = self._simulator.get_info()
+        info = self._simulator.get_info()
+        if "task" in info and info["task"] is None:
+            # Results would be kept under the fingerprint of no task, and never be resumed.
+            raise ConnectionLost("the simulator's process ended right after load_task")
+        self.simulator_info = info
         self._failed_loads = 0
 
     def run(self, number: int) -> EpisodeResult | None:

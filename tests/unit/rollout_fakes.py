@@ -93,6 +93,7 @@ class FakeSimulatorServer:
         broken: What ``load_task`` raises.
         drifts: Makes a second run of a seed differ from the first.
         sparse: Gives a reward for success only.
+        dies_loaded: How many simulators end right after load_task, before get_info.
     """
 
     spec: SimulatorSpec = field(
@@ -115,6 +116,7 @@ class FakeSimulatorServer:
     broken: RobowireError | None = None
     drifts: bool = False
     sparse: bool = False
+    dies_loaded: int = 0
     calls: list[str] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
@@ -184,6 +186,9 @@ class FakeSimulatorSession:
         return frame
 
     def get_info(self) -> dict[str, Any]:
+        if self._server.dies_loaded:
+            self._server.dies_loaded -= 1
+            return {"simulator": self._server.spec.simulator, "task": None}
         return {**self._server.spec.to_wire(), "process": {"versions": {"mujoco": "3.8.1"}}}
 
     def disconnect(self) -> None:

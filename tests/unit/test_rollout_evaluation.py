@@ -170,6 +170,18 @@ def test_a_finished_episode_is_never_run_again(tmp_path: Path) -> None:
     assert sorted(simulator.seeds) == sorted(set(range(10)) - done)
 
 
+def test_a_simulator_that_ends_right_after_its_task_was_loaded_leaves_no_results_of_no_task(
+    tmp_path: Path,
+) -> None:
+    """Found by ``perf/chaos.py``: the folder could not be resumed."""
+    simulator = FakeSimulatorServer(dies_loaded=1)
+    whole = run(tmp_path, simulator=simulator, policy_wait_s=10)
+    assert whole["simulator"]["task"] == "Push"
+    assert run(tmp_path, simulator=FakeSimulatorServer(), resume=True)["status"] == "complete"
+    with pytest.raises(ConnectionLost, match=r"^the simulator's process ended right after load_task$"):
+        run(tmp_path / "impatient", simulator=FakeSimulatorServer(dies_loaded=1))
+
+
 def test_an_episode_that_ended_with_an_error_is_run_again(tmp_path: Path) -> None:
     run(tmp_path / "dying", simulator=FakeSimulatorServer(dies={3: 0}))
     simulator = FakeSimulatorServer()

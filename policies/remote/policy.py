@@ -33,6 +33,7 @@ __all__ = ["UPSTREAMS", "RemotePolicy", "RemoteSession", "make_policy"]
 
 UPSTREAMS: dict[str, Entry] = {
     "robowire": Entry("policies.remote.robowire:RobowireUpstream"),
+    "openpi": Entry("policies.remote.openpi:OpenpiUpstream", extra="openpi"),
 }
 
 
@@ -192,13 +193,13 @@ class _Row:
                 self._new_episode = False
             return self._checked(self._connection.infer(observations), len(observations))
         except RequestError:
-            # Its own answer: the connection is as good as before.
+            # Its own answer: the connection is as good as before, unless this wire ends it with an error.
+            if self._connection is not None and self._connection.broken:
+                self._lose()
             raise
         except BaseException:
             # Lost, late or not understood. Never half read: what comes later belongs to this request.
-            if self._connection is not None:
-                self._drop()
-                self._lost_episode = self._upstream.stateful and not self._new_episode
+            self._lose()
             raise
 
     def _begin_on_old_connection(self, instruction: str) -> None:
@@ -211,6 +212,11 @@ class _Row:
             except ConnectionLost:  # between two episodes: nothing is lost with it
                 pass
         self._drop()
+
+    def _lose(self) -> None:
+        if self._connection is not None:
+            self._drop()
+            self._lost_episode = self._upstream.stateful and not self._new_episode
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -76,7 +76,13 @@ class RobowireUpstream:
 
 
 class RobowireConnection:
-    """A session with that server."""
+    """A session with that server.
+
+    Attributes:
+        broken: Never: errors leave the connection open.
+    """
+
+    broken = False
 
     def __init__(self, client: PolicyClient) -> None:
         self._client = client

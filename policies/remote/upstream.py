@@ -19,8 +19,13 @@ __all__ = ["Upstream", "UpstreamConnection", "make_spec"]
 class UpstreamConnection(Protocol):
     """One connection, and so one episode after the other. Used by one thread, but for :meth:`interrupt`.
 
-    After any failure it is of no further use: its owner closes it and opens another.
+    After any failure but a ``RequestError`` it is of no further use: its owner closes it and opens another.
+
+    Attributes:
+        broken: Whether that is so after a ``RequestError`` too.
     """
+
+    broken: bool
 
     def begin_episode(self, instruction: str) -> None:
         """Say that a new episode begins, where the wire has a way to say so."""

@@ -23,7 +23,7 @@ from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
 
-__all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec", "read_meta_obs"]
+__all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec", "read_act", "read_meta_obs"]
 
 _ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
 
@@ -111,7 +111,7 @@ class PolicyExchange(PickleExchange):
         if self._is_meta_obs:
             return read_meta_obs(value, self._codec)
         if self._is_act:
-            return Request("infer", observations=(_read_act(value, self._codec),))
+            return Request("infer", observations=(read_act(value, self._codec),))
         if self._is_reset:
             return Request("reset")
         if isinstance(value, dict) and "method" in value:
@@ -334,8 +334,16 @@ def _timesteps(value: Any, size: int) -> list[int]:
     return [int(step) for step in (steps * size if count == 1 else steps)]
 
 
-def _read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
-    """Return the ACT dialect's ``{"qpos": (D,), "images": {camera: (H, W, 3) uint8}}`` as a MetaObs."""
+def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
+    """Return the ACT dialect's ``{"qpos": (D,), "images": {camera: (H, W, 3) uint8}}`` as a MetaObs.
+
+    Args:
+        value: As a peer made it; nothing in it was checked, but that it has ``qpos``.
+        codec: Says which cameras there are, and what images of floats are.
+
+    Raises:
+        InvalidParams: A part is missing, or not what it is to be.
+    """
     images = value.get("images", {})
     state = _read_qpos(value["qpos"])
     if not isinstance(images, dict):

@@ -49,9 +49,12 @@ class PolicySession(Session):
 
     Attributes:
         episode: What is remembered of the running episode.
+        temporal_agg: Whether it is answered one action, the average over time; ``None`` for what the server
+            was started with. A frontend sets it whose wire says so.
     """
 
     episode: Episode = field(default_factory=Episode)
+    temporal_agg: bool | None = None
 
 
 class PolicyService(Service[PolicySession]):
@@ -118,7 +121,8 @@ class PolicyService(Service[PolicySession]):
         )
         actions, raw = chunk.actions[: self._options.chunk_size], None
         timesteps = [observation.timestep for observation in request.observations]
-        if self._options.temporal_agg:
+        averages = self._options.temporal_agg if session.temporal_agg is None else session.temporal_agg
+        if averages:
             raw = actions
             rows = chunk.actions.swapaxes(0, 1)
             # Over the policy's whole chunk: what a reply may hold has nothing to do with the average.

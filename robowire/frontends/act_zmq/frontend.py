@@ -1,0 +1,62 @@
+"""The ACT frontend: a policy for clients of the ACT server, over ZeroMQ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from robowire.errors import InvalidParams, RequestError, Unauthenticated
+from robowire.frontends.act_zmq.codec import ActExchange, encode_error, read_token
+from robowire.frontends.policy_frontends import PolicyFrontendOptions
+from robowire.frontends.zmq_router import ZmqRouter
+from robowire.serving.policy.service import PolicyService, PolicySession
+from robowire.serving.tcp.handler import UNAUTHENTICATED_MAX_PAYLOAD
+from robowire.wire.codecs import PolicyCodec
+from robowire.wire.pickle.writer import Buffer
+
+__all__ = ["ActZmqFrontend"]
+
+
+class ActZmqFrontend(ZmqRouter):
+    """A policy for clients of the ACT server. The port is bound when the object is made.
+
+    Each observation is answered by one action, averaged over what all past chunks of the episode predicted
+    for its step, as the ACT server does it.
+
+    Args:
+        service: What answers the requests.
+        options: Port, address, limits.
+
+    Raises:
+        ConfigurationError: The address can't be listened on; or TLS is asked for, which ZeroMQ has not.
+    """
+
+    name = "act_zmq"
+    # A pickle must be parsed before the token in it is seen: a small one costs nothing.
+    unauthenticated_max_payload = UNAUTHENTICATED_MAX_PAYLOAD
+
+    def __init__(self, service: PolicyService, options: PolicyFrontendOptions) -> None:
+        assert options.act_zmq_port is not None
+        self.policy_service = service
+        self._codec = PolicyCodec(service.dispatcher.spec.camera_names, float_images=options.float_images)
+        super().__init__(service, options, options.act_zmq_port)
+
+    def describe(self) -> str:
+        """Return where it listens and which images it takes, for a person."""
+        cameras = self.policy_service.dispatcher.spec.camera_names
+        images = "any" if cameras is None else ", ".join(cameras) or "none"
+        return f"for the ACT server's clients: {self.url} (images {images})"
+
+    def answer(self, session: PolicySession, body: bytearray) -> Sequence[Buffer]:
+        """Return the reply to one request."""
+        session.temporal_agg = True
+        return self.policy_service.answer(session, ActExchange(body, self._codec))
+
+    def token_of(self, body: bytearray) -> object:
+        """Return the token in a request; called until one was right."""
+        return read_token(body)
+
+    def failure(self, error: RequestError) -> Sequence[Buffer]:
+        """Return the reply to a request that was not read."""
+        if self.service.needs_token and isinstance(error, (InvalidParams, Unauthenticated)):
+            error = type(error)(f"{error}: on each new connection, send {{'token': TOKEN}} first")
+        return encode_error(error)

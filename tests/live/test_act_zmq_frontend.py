@@ -59,6 +59,10 @@ def documented(server: PolicyServer) -> Iterator[DocumentedClient]:
         client.close()
 
 
+def raw(server: PolicyServer) -> RawClient:
+    return RawClient(server.address)
+
+
 def qpos(*numbers: float) -> dict[str, Any]:
     return {"qpos": np.float32(numbers), "images": {}}
 
@@ -91,11 +95,7 @@ def test_actions_are_those_of_the_dialect_on_the_native_port_to_the_last_bit() -
     policy = make_policy(PolicyOptions(device="cpu"))
     names = policy.spec.camera_names
     assert names is not None
-    with (
-        serving(policy, temporal_agg=True) as server,
-        documented(server) as client,
-        RawClient(server.address) as native,
-    ):
+    with serving(policy, temporal_agg=True) as server, documented(server) as client, raw(server) as native:
         assert native.ask("RESET") == client.ask("RESET") == {"status": "OK"}
         for step in range(5):
             observation = {

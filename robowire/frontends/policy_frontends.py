@@ -22,6 +22,7 @@ __all__ = ["POLICY_FRONTENDS", "PolicyFrontendOptions", "make_policy_frontends"]
 # By the flag of its port, ``--<name>_port``. Each is made by ``(service, options)``.
 POLICY_FRONTENDS: dict[str, Entry] = {
     "act_zmq": Entry("robowire.frontends.act_zmq.frontend:ActZmqFrontend", extra="act-zmq"),
+    "gr00t": Entry("robowire.frontends.gr00t.frontend:Gr00tFrontend", extra="gr00t"),
     "openpi": Entry("robowire.frontends.openpi.frontend:OpenpiFrontend", extra="openpi"),
     "vla_eval": Entry("robowire.frontends.vla_eval.frontend:VlaEvalFrontend", extra="vla-eval"),
     "vlastudio": Entry("robowire.frontends.vlastudio.frontend:VlastudioFrontend", extra="vlastudio"),
@@ -37,6 +38,7 @@ class PolicyFrontendOptions(PolicyServerOptions):
         key_map: Which of a client's names is which camera and which part of the state, on wires whose
             observations have names: libero, droid, aloha, or a YAML file.
         act_zmq_port: Port of the ACT server's ZeroMQ wire (pickles); that server has 5555.
+        gr00t_port: Port of GR00T's ZeroMQ wire (N1.5, N1.6 and N1.7); its own server has 5555.
         openpi_port: Port of openpi's wire (WebSocket); openpi's own server has 8000.
         vla_eval_port: Port of vla-eval's wire (WebSocket); its own servers have 8000.
         vlastudio_port: Port of VLAStudio's HTTP wire; 0 picks a free one.
@@ -47,6 +49,7 @@ class PolicyFrontendOptions(PolicyServerOptions):
 
     key_map: str | None = None
     act_zmq_port: int | None = None
+    gr00t_port: int | None = None
     openpi_port: int | None = None
     vla_eval_port: int | None = None
     vlastudio_port: int | None = None

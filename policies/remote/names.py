@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from policies.remote.options import RemoteOptions
-from robowire.errors import ConfigurationError
+from robowire.errors import ConfigurationError, RemoteProtocolError
 from robowire.frontends.key_map import PRESETS, KeyMap, StateLine, load_key_map
 from robowire.frontends.layouts import (
     Converter,
@@ -164,6 +164,7 @@ class PeerNames:
         self.cameras = tuple(self._camera(place, name) for place, name in enumerate(spec.camera_names or ()))
         self._to_peer = self._state_converter(spec)
         self._parts = self._state_parts(state_name)
+        self._peer_dim: int | None = None
         self._from_peer = self._action_converter(spec, action_layout)
 
     def observation(self, obs: MetaObs) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -188,7 +189,15 @@ class PeerNames:
         return images, parts
 
     def actions(self, chunk: np.ndarray) -> np.ndarray:
-        """Return the peer's actions, (..., action_dim), in our convention."""
+        """Return the peer's actions, (..., action_dim), in our convention.
+
+        Raises:
+            RemoteProtocolError: They have another length than the peer's layout.
+        """
+        if self._peer_dim not in (None, chunk.shape[-1]):
+            raise RemoteProtocolError(
+                f"{self._address} answered {chunk.shape[-1]} numbers for an action, expected {self._peer_dim}"
+            )
         return self._from_peer(chunk)
 
     def _camera(self, place: int, camera: str) -> str:
@@ -255,6 +264,7 @@ class PeerNames:
                 word if notation is None or rotation_of(word) is None else with_rotation(word, notation)
                 for word in ours
             )
+        self._peer_dim = sum(word.length for word in theirs)
         return _joined(
             _gripper_converter(theirs, scale), self._words_converter(theirs, ours, spec.action_layout)
         )

@@ -41,7 +41,8 @@ __all__ = ["INTERNAL_ERROR", "HttpReply", "Reply", "WebSocketClient", "WebSocket
 logger = logging.getLogger(__name__)
 
 # The library logs every connection and the whole traceback of a peer's mistake; what matters is logged here.
-_LIBRARY_LOGGER = logging.Logger("websockets")
+# Not below CRITICAL: with DEBUG it describes each frame, which costs as much as everything else of a request.
+_LIBRARY_LOGGER = logging.Logger("websockets", logging.CRITICAL)
 _LIBRARY_LOGGER.addHandler(logging.NullHandler())
 
 # Codes of RFC 6455, section 7.4.1.

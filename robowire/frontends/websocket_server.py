@@ -16,7 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,6 +29,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import Event, State
 
 from robowire.errors import Overloaded, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
+from robowire.frontends.daemon_workers import DaemonWorkers
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.listener import listen
@@ -141,7 +142,7 @@ class WebSocketServer(ABC):
         self._listener = listen(options.host, port, flags=f"--{self.name}_")
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         # A client has one request in hand at most, so no request waits for a thread.
-        self._workers = ThreadPoolExecutor(options.max_connections, thread_name_prefix=self.name)
+        self._workers = DaemonWorkers(self.name)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"{self.name} loop", daemon=True)
         self._started = threading.Event()
@@ -217,7 +218,11 @@ class WebSocketServer(ABC):
         """Send the replies in hand and close every connection; give up at the deadline."""
         if self._server is None:
             return
-        left = asyncio.run_coroutine_threadsafe(self._drain(self._server, deadline), self._loop).result()
+        drained = asyncio.run_coroutine_threadsafe(self._drain(self._server, deadline), self._loop)
+        try:
+            left = drained.result(max(deadline - time.monotonic(), 0) + 2 * _ENDING_S)
+        except FutureTimeoutError:  # the loop itself waits for a policy that hangs
+            left = 1
         if left:
             logger.warning(
                 "%s: %d requests did not finish within %g s and were given up",
@@ -228,15 +233,21 @@ class WebSocketServer(ABC):
 
     def close(self) -> None:
         """End every thread and free the port."""
-        if self._server is not None and self._thread.is_alive():
-            server = self._server
-            asyncio.run_coroutine_threadsafe(self._abort(server), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        if not self._loop.is_closed() and not self._thread.is_alive():
+        if self._thread.ident is None:
             self._loop.close()
+        elif self._server is not None:
+            with suppress(
+                RuntimeError, FutureTimeoutError
+            ):  # it has ended; or it waits for a policy that hangs
+                asyncio.run_coroutine_threadsafe(self._abort(self._server), self._loop).result(2 * _ENDING_S)
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_ENDING_S)
+            if self._thread.is_alive():
+                logger.warning("%s: a policy that hangs holds the loop of this port", self.name)
         self._listener.close()
-        self._workers.shutdown()
+        if self._workers.end(_ENDING_S):
+            logger.warning("%s: a policy that hangs holds threads of this port", self.name)
 
     # -- the loop's thread -----------------------------------------------------------------------------------
 
@@ -250,6 +261,12 @@ class WebSocketServer(ABC):
             logger.exception("the %s frontend ended by a bug", self.name)
         finally:
             self._started.set()
+            # Here, because a loop that a policy holds may go on when nobody waits for it any more.
+            if tasks := asyncio.all_tasks(self._loop):
+                for task in tasks:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.close()
 
     async def _open(self) -> Server:
         options = self.options
@@ -413,13 +430,15 @@ class WebSocketServer(ABC):
         connection.busy = True
         try:
             if message is None:
-                reply = await self._loop.run_in_executor(self._workers, self.greet, client)
+                reply = await self._workers.run(self.greet, client)
             else:
                 logger.debug("< #%d %d bytes", client.session.id, received)
-                if self.inference_s() < (_ALONE_S if len(self._admitted) == 1 else _INSTANT_S):
+                patience_s = _ALONE_S if len(self._admitted) == 1 else _INSTANT_S
+                # A request of another wire in hand may make this one wait for its batch.
+                if self.inference_s() < patience_s and not self.service.requests_in_hand:
                     reply = self.answer(client, message)
                 else:
-                    reply = await self._loop.run_in_executor(self._workers, self.answer, client, message)
+                    reply = await self._workers.run(self.answer, client, message)
             sent = 0
             for part in reply.messages:
                 await self._send(connection, part)

@@ -515,15 +515,30 @@ def test_a_drain_answers_what_is_in_hand_and_says_goodbye_to_the_idle() -> None:
         assert idle.closed_with() == 1001
 
 
-def test_a_policy_that_hangs_does_not_hold_the_server() -> None:
-    policy = SlowPolicy()
-    began = time.monotonic()
+class AnyThreadSlowPolicy(SlowPolicy):
+    """Runs on the thread that received the observation."""
+
+    any_thread = True
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["at first", "after it was fast"])
+@pytest.mark.parametrize("policy", [SlowPolicy, AnyThreadSlowPolicy])
+def test_a_policy_that_hangs_does_not_hold_the_server(first: bool, policy: type[SlowPolicy]) -> None:
+    slow = policy()
     with ThreadPoolExecutor() as pool, ExitStack() as stack:
-        with running_frontends(policy, openpi_port=0, drain_s=0.6) as server:
+        with running_frontends(slow, openpi_port=0, drain_s=0.6) as server:
             client = stack.enter_context(Client(server))
+            if first:  # the frontend then answers in its loop
+                slow.release.set()
+                assert client.ask(state=STATE)["actions"].shape == (4, 3)
+                slow.release.clear()
+                slow.started.clear()
             answer = pool.submit(client.ask, state=STATE)
-            assert policy.started.wait(5)
-        assert time.monotonic() - began < 4
-        with pytest.raises(ConnectionClosed):
-            answer.result(5)
-        policy.release.set()
+            assert slow.started.wait(5)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        slow.release.set()
+        with suppress(ConnectionClosed):
+            assert answer.result(5) is not None
+    ends = ("openpi", "dispatcher")
+    wait_until(lambda: not any(thread.name.startswith(ends) for thread in threading.enumerate()))

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from robowire.cli.command import Program
 from robowire.cli.connection_flags import open_server_client
 from robowire.cli.direct_policy import DirectPolicyClient
 from robowire.cli.evaluation_flags import EpisodeServersFlags, EvaluateFlags, RunFlags
-from robowire.cli.output_folder import check_output_folder
+from robowire.cli.output_folder import check_output_folder, check_writable
 from robowire.cli.simulator import simulator_server_of_environment
+from robowire.cli.task_list import expand_tasks, named_suites, task_folder
+from robowire.cli.task_table import report as table_of_tasks
+from robowire.cli.task_table import write_results
 from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
 from robowire.errors import (
@@ -29,6 +32,7 @@ from robowire.errors import (
     EvaluationStopped,
     ResultsNotWritten,
     SpecMismatch,
+    TaskNotFound,
     UnknownName,
 )
 from robowire.interfaces import PolicyOptions
@@ -92,12 +96,72 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     Raises:
         ConfigurationError: A flag is unusable, or policy and simulator do not fit.
     """
-    simulator, task = named_task(flags, program)
-    default_dir = f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{task.replace('/', '-')}"
+    simulator, named = named_task(flags, program)
+    suites = named_suites(named)
+    names = [name for group in suites.values() for name in group]
+    several = len(names) > 1 or "" not in suites
     if flags.resume and flags.output_dir is None:
         raise ConfigurationError("resume needs --output_dir, the folder with the episodes that there are")
-    options = EvaluateOptions(
-        output_dir=Path(flags.output_dir or default_dir),
+    what = task_folder(names[0]) if not several else Path(named).stem if "" not in suites else "tasks"
+    folder = Path(flags.output_dir or f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{what}")
+    if not several:
+        check_output_folder(_options(flags, simulator, names[0], folder))
+    check_writable(folder)
+    run_one = _TaskRunner(flags, simulator, policy_opener(flags, program))
+    with simulator_server(program, flags, simulator, num_envs=flags.num_envs) as address:
+        if not several:
+            try:
+                return 0 if run_one(names[0], folder, address)["episodes"] else 1
+            except TaskNotFound:
+                suites = _expand(flags, simulator, suites, address)
+                if suites == {"": tuple(names)}:
+                    raise
+        else:
+            suites = _expand(flags, simulator, suites, address)
+        return _run_tasks(run_one, suites, folder, address)
+
+
+def _expand(
+    flags: EvaluateFlags, simulator: str, suites: Mapping[str, Sequence[str]], address: tuple[str, int]
+) -> dict[str, tuple[str, ...]]:
+    """Return the tasks of each group of names; a suite that is named becomes a group."""
+    # Its session ends with it: the evaluation opens its own, and there may be no capacity for one more.
+    with simulator_opener(flags, *address)() as client:
+        client.select_simulator(simulator)
+        found: dict[str, tuple[str, ...]] = {}
+        for group, names in suites.items():
+            for name in names:
+                tasks = expand_tasks(client, simulator, [name])
+                suite = group or (name if tasks != (name,) else "")
+                found[suite] = tuple(dict.fromkeys([*found.get(suite, ()), *tasks]))
+    return found
+
+
+def _run_tasks(
+    run_one: _TaskRunner, suites: Mapping[str, Sequence[str]], folder: Path, address: tuple[str, int]
+) -> int:
+    """Evaluate each task in a folder of its own, and print a table of all."""
+    tasks = list(dict.fromkeys(task for group in suites.values() for task in group))
+    folders = {task: folder / task_folder(task) for task in tasks}
+    if len(set(folders.values())) < len(tasks):
+        raise ConfigurationError(f"two of the tasks {', '.join(tasks)} would share a folder of results")
+    for task in tasks:  # all of them, before an hour is spent on the first
+        check_output_folder(run_one.options(task, folders[task]))
+    results: dict[str, dict[str, Any]] = {}
+    try:
+        for task in tasks:
+            results[task] = run_one(task, folders[task], address)
+    finally:
+        if results:
+            write_results(folder, results)
+            shown = {suite: group for suite, group in suites.items() if suite}
+            sys.stdout.write(table_of_tasks(results, folder, shown))
+    return 0 if any(summary["episodes"] for summary in results.values()) else 1
+
+
+def _options(flags: EvaluateFlags, simulator: str, task: str, folder: Path) -> EvaluateOptions:
+    return EvaluateOptions(
+        output_dir=folder,
         n_action_steps=flags.n_action_steps,
         record_video=flags.record_video,
         overwrite=flags.overwrite,
@@ -107,77 +171,93 @@ def run(flags: EvaluateFlags, program: Program) -> int:
         shard=flags.shard,
         **run_options(flags, simulator, task),
     )
-    check_output_folder(options)
-    open_policy = policy_opener(flags, program)
 
-    def open_async_policy(rules: AsyncOptions, added_s: Callable[[int], float]) -> AsyncPolicyClient:
-        return AsyncPolicyClient(
-            flags.host,
-            flags.port,
-            rules,
-            client=open_policy() if flags.upstream else None,
-            timeout_s=flags.timeout_s,
-            patience_s=max(flags.policy_wait_s, 1e-3),  # 0 would mean no attempt at all
-            token=flags.token,
-            tls=flags.tls_context(),
-            added_latency_s=added_s,
-        )
 
-    latest: dict[str, Any] = {}  # what is known when something ends the evaluation early
+class _TaskRunner:
+    """Evaluates one task after the other, with a bar and a table for each."""
 
-    def on_start(summary: dict[str, Any]) -> None:
-        latest.update(summary)
-        tqdm.write(
-            f"{summary['policy']['policy']} at {flags.policy_address} runs {options.task} on "
-            f"{options.simulator}; results go to {options.output_dir}"
-        )
-        if summary["episodes"]:
-            tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes existed already")
-            skip(bar, summary["episodes"])
+    def __init__(
+        self,
+        flags: EvaluateFlags,
+        simulator: str,
+        open_policy: Callable[[], PolicyClient | DirectPolicyClient],
+    ) -> None:
+        self._flags, self._simulator, self._open_policy = flags, simulator, open_policy
 
-    def on_episode(episode: EpisodeResult, summary: dict[str, Any]) -> None:
-        latest.update(summary)
-        bar.update()
-        done, successes, errors = (summary[key] for key in ("episodes", "successes", "errors"))
-        rate = f"{successes}/{done} = {successes / done:.0%}" if done else "none"
-        bar.set_postfix_str(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
-        if (episode.late_steps or 0) > _LATE_SHARE * episode.steps and not late:
-            late.append(episode.episode)
+    def options(self, task: str, folder: Path) -> EvaluateOptions:
+        """Return the options of a task."""
+        return _options(self._flags, self._simulator, task, folder)
+
+    def __call__(self, task: str, folder: Path, address: tuple[str, int]) -> dict[str, Any]:
+        """Return the summary of a task's episodes."""
+        options = self.options(task, folder)
+        flags = self._flags
+        latest: dict[str, Any] = {}  # what is known when something ends the evaluation early
+        late: list[int] = []
+
+        def open_async_policy(rules: AsyncOptions, added_s: Callable[[int], float]) -> AsyncPolicyClient:
+            return AsyncPolicyClient(
+                flags.host,
+                flags.port,
+                rules,
+                client=self._open_policy() if flags.upstream else None,
+                timeout_s=flags.timeout_s,
+                patience_s=max(flags.policy_wait_s, 1e-3),  # 0 would mean no attempt at all
+                token=flags.token,
+                tls=flags.tls_context(),
+                added_latency_s=added_s,
+            )
+
+        def on_start(summary: dict[str, Any]) -> None:
+            latest.update(summary)
             tqdm.write(
-                f"WARNING: {episode.late_steps} of {episode.steps} steps of episode {episode.episode} were "
-                f"late: this machine does not hold {summary['options']['fps']:g} steps a second with "
-                f"{options.num_envs} environments, so latencies cost fewer steps than they should. Use fewer "
-                "--num_envs, a lower --fps, or --clock virtual",
-                file=sys.stderr,
+                f"{summary['policy']['policy']} at {flags.policy_address} runs {options.task} on "
+                f"{options.simulator}; results go to {options.output_dir}"
             )
+            if summary["episodes"]:
+                tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes existed already")
+                skip(bar, summary["episodes"])
 
-    late: list[int] = []
+        def on_episode(episode: EpisodeResult, summary: dict[str, Any]) -> None:
+            latest.update(summary)
+            bar.update()
+            done, successes, errors = (summary[key] for key in ("episodes", "successes", "errors"))
+            rate = f"{successes}/{done} = {successes / done:.0%}" if done else "none"
+            bar.set_postfix_str(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
+            if (episode.late_steps or 0) > _LATE_SHARE * episode.steps and not late:
+                late.append(episode.episode)
+                tqdm.write(
+                    f"WARNING: {episode.late_steps} of {episode.steps} steps of episode {episode.episode} "
+                    f"were late: this machine does not hold {summary['options']['fps']:g} steps a second "
+                    f"with {options.num_envs} environments, so latencies cost fewer steps than they should. "
+                    "Use fewer --num_envs, a lower --fps, or --clock virtual",
+                    file=sys.stderr,
+                )
 
-    bar = tqdm(total=len(options.numbers()), unit="episode", desc=options.task, dynamic_ncols=True)
-    served = simulator_server(program, flags, simulator, num_envs=flags.num_envs)
-    with served as (host, port), bar, logging_redirect_tqdm():
-        try:
-            latest = evaluate(
-                options,
-                open_policy=open_policy,
-                open_simulator=simulator_opener(flags, host, port),
-                open_async_policy=open_async_policy,
-                policy_wait_s=flags.policy_wait_s,
-                ffmpeg=find_ffmpeg(),
-                command_line=without_tokens(sys.argv),
-                on_start=on_start,
-                on_episode=on_episode,
-            )
-        except SpecMismatch as exc:
-            bar.close()
-            raise ConfigurationError(str(exc)) from exc
-        except (EvaluationStopped, ResultsNotWritten, KeyboardInterrupt):
-            bar.close()
-            if latest:
-                sys.stdout.write(report(latest, options.output_dir))
-            raise
-    sys.stdout.write(report(latest, options.output_dir))
-    return 0 if latest["episodes"] else 1
+        bar = tqdm(total=len(options.numbers()), unit="episode", desc=options.task, dynamic_ncols=True)
+        with bar, logging_redirect_tqdm():
+            try:
+                latest = evaluate(
+                    options,
+                    open_policy=self._open_policy,
+                    open_simulator=simulator_opener(flags, *address),
+                    open_async_policy=open_async_policy,
+                    policy_wait_s=flags.policy_wait_s,
+                    ffmpeg=find_ffmpeg(),
+                    command_line=without_tokens(sys.argv),
+                    on_start=on_start,
+                    on_episode=on_episode,
+                )
+            except SpecMismatch as exc:
+                bar.close()
+                raise ConfigurationError(str(exc)) from exc
+            except (EvaluationStopped, ResultsNotWritten, KeyboardInterrupt):
+                bar.close()
+                if latest:
+                    sys.stdout.write(report(latest, options.output_dir))
+                raise
+        sys.stdout.write(report(latest, options.output_dir))
+        return latest
 
 
 def policy_opener(flags: RunFlags, program: Program) -> Callable[[], PolicyClient | DirectPolicyClient]:

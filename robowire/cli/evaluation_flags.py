@@ -84,7 +84,8 @@ class RunFlags(EpisodeServersFlags):
     Attributes:
         simulator: Name of the simulator, with a task (gymnasium:FetchReach-v4) or without, or
             module:function.
-        task: Task of the simulator; default: the one named with it, else Lift.
+        task: Task of the simulator; default: the one named with it, else Lift. evaluate takes several with
+            commas, suites, and a YAML file of suites, too.
         num_episodes: Episodes to run, at most 1000.
         num_envs: Simulators at the same time, a process each.
         seed: Evaluation seed, 0 or more; episode i has the simulator seed seed * 1000 + i below 1000, and

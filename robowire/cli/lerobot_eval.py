@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from robowire.cli.command import Program
 from robowire.cli.evaluate import find_ffmpeg, simulator_server, without_tokens
 from robowire.cli.evaluation_flags import IGNORED_BY_LEROBOT_EVAL, LerobotEvalFlags
 from robowire.cli.output_folder import check_writable
+from robowire.cli.task_table import report, totals, write_results
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.integrations.lerobot import EnvConfig, SimClient, SimClientConfig
 from robowire.rollout.episodes import EpisodeResult
-from robowire.rollout.results import finite
-from robowire.rollout.statistics import wilson_interval
 
 __all__ = ["report", "run", "totals"]
 
@@ -56,7 +53,7 @@ def run(flags: LerobotEvalFlags, program: Program) -> int:
             client.stop()
             bar.close()
             if client.results:
-                _write(folder, client.results)
+                write_results(folder, client.results)
                 sys.stdout.write(report(client.results, folder))
     return 0 if totals(client.results)["episodes"] else 1
 
@@ -100,60 +97,3 @@ def _config(flags: LerobotEvalFlags, folder: Path, simulator_address: str) -> Si
         )
     except (ValueError, UnknownName) as exc:
         raise ConfigurationError(str(exc)) from exc
-
-
-def totals(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures of all tasks together, under the names of a summary."""
-    episodes, successes, errors = (
-        sum(summary[name] for summary in results.values()) for name in ("episodes", "successes", "errors")
-    )
-    low, high = wilson_interval(successes, episodes)
-    steps = sum(
-        summary["mean_steps"] * summary["episodes"] for summary in results.values() if summary["episodes"]
-    )
-    return {
-        "episodes": episodes,
-        "successes": successes,
-        "success_rate": successes / episodes if episodes else None,
-        "wilson_low": low,
-        "wilson_high": high,
-        "mean_steps": steps / episodes if episodes else None,
-        "errors": errors,
-    }
-
-
-def report(results: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Return a line for each task and one for all, lines of text."""
-    rows = [("task", "episodes", "successes", "rate", "95 % Wilson interval", "mean steps", "errors")]
-    for name, figures in [*results.items(), *([("all", totals(results))] if len(results) > 1 else [])]:
-        rate, steps = figures["success_rate"], figures["mean_steps"]
-        rows.append(
-            (
-                name,
-                str(figures["episodes"]),
-                str(figures["successes"]),
-                "-" if rate is None else f"{rate:.3f}",
-                f"{figures['wilson_low']:.3f} to {figures['wilson_high']:.3f}",
-                "-" if steps is None else f"{steps:.1f}",
-                str(figures["errors"]),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
-    return "".join(f"{line}\n" for line in [*lines, f"results  {folder}"])
-
-
-def _write(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    names = ("episodes", "successes", "success_rate", "wilson_low", "wilson_high", "mean_steps", "errors")
-    tasks = {task: {name: summary[name] for name in names} for task, summary in results.items()}
-    (folder / "results.json").write_text(
-        json.dumps(finite({"tasks": tasks, "all": totals(results)}), indent=2) + "\n"
-    )

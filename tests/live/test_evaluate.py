@@ -324,3 +324,44 @@ def test_results_are_not_overwritten_unasked(port: str, tmp_path: Path) -> None:
         f"client.py evaluate: {tmp_path} holds results already: "
         "choose another --output_dir, --resume or --overwrite them"
     )
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """Return the cells of each line of the table of tasks, by the task."""
+    lines = text[text.index("95 % Wilson interval  mean steps") :].splitlines()[1:]
+    return {cells[0]: cells[1:] for cells in (re.split(r" {2,}", line.strip()) for line in lines)}
+
+
+def test_a_list_of_tasks_is_a_folder_and_a_line_for_each(port: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shown, _ = run(port, whole, task="reach, leak_in_close", episodes=2)
+    lines = table(shown)
+    assert [*lines] == ["reach", "leak_in_close", "all", "results"]
+    assert [lines[name][0] for name in ("reach", "leak_in_close", "all")] == ["2", "2", "4"]
+    assert all(re.fullmatch(r"\d\.\d{3} to \d\.\d{3}", lines[name][3]) for name in ("reach", "all"))
+    assert [len(rows(whole / name)) for name in ("reach", "leak_in_close")] == [2, 2]
+    assert json.loads((whole / "results.json").read_text())["all"]["episodes"] == 4
+    # Parts of it, joined.
+    for part in ("1/2", "2/2"):
+        folder = tmp_path / part[0]
+        run(port, folder, "--shard", part, task="reach,leak_in_close", episodes=2)
+    merge = [sys.executable, "client.py", "merge", str(tmp_path / "1"), str(tmp_path / "2")]
+    ended = subprocess.run(
+        [*merge, "--output_dir", str(tmp_path / "merged")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert table(ended.stdout)["all"][:3] == lines["all"][:3], ended.stderr
+    # Resumed, it has nothing left to run, and more episodes extend it.
+    again, _ = run(port, whole, "--resume", task="reach,leak_in_close", episodes=3)
+    assert table(again)["all"][0] == "6"
+
+
+def test_suites_of_a_file_and_of_the_simulator_stand_for_their_tasks(port: str, tmp_path: Path) -> None:
+    file = tmp_path / "suites.yaml"
+    file.write_text("easy: [reach, leak_in_close]\nknown: [sound]\n")
+    lines = table(run(port, tmp_path / "file", task=str(file), episodes=1)[0])
+    assert [*lines] == ["reach", "leak_in_close", "suite easy", "all", "results"]
+    assert table(run(port, tmp_path / "suite", task="sound", episodes=1)[0])["reach"][0] == "1"

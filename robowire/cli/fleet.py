@@ -22,7 +22,7 @@ from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.table import table
-from robowire.registry import Entry, nearest
+from robowire.registry import Entry, family_and_task, nearest
 
 __all__ = [
     "FleetFlags",
@@ -42,10 +42,9 @@ class FleetFlags(SimulatorFlags, FleetOptions):
 
     Attributes:
         simulator: Simulator that the fleet is for, checked when it starts, or module:function of your own,
-            which its servers then offer too.
+            which its servers then offer too. HTTP requests that name no session share one environment of it.
+        http_port: Port of the first server's HTTP frontend; the others have the next numbers.
     """
-
-    simulator: str | None = None
 
     def __post_init__(self) -> None:
         SimulatorFlags.__post_init__(self)
@@ -77,33 +76,52 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
     Raises:
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
-    if flags.simulator is not None and ":" in flags.simulator:
-        flags = dataclasses.replace(flags, simulators=(*flags.simulators, flags.simulator))
     offered, _ = offered_simulators(flags, simulators)  # here, and not in each server's last output
-    if flags.simulator is not None and flags.simulator not in offered:
+    if flags.simulator is not None and family_and_task(flags.simulator, offered)[0] not in offered:
         raise ConfigurationError(
             f"no simulator is called {flags.simulator!r}.{nearest(flags.simulator, offered)} "
             f"Known: {', '.join(sorted(offered))}"
         )
-    if flags.http_port:
-        raise ConfigurationError(
-            f"http_port is {flags.http_port}, and only one of the fleet's servers could have it: leave it "
-            "out, and start a server of its own for HTTP"
-        )
+    for port in _SERVICE_PORTS:
+        last = (getattr(flags, port) or 0) + flags.num_services - 1
+        if last > 65535:
+            raise ConfigurationError(f"{port} of the last server would be {last}, expected at most 65535")
     # Settings of servers in the environment are in the flags already, such as the port of the fleet.
     for variable in [name for name in os.environ if name.startswith("ROBOWIRE_SIM_")]:
         del os.environ[variable]
     # The fleet logs its clients once; with --log_level debug each server logs them too.
     level = "info" if logging.getLogger().isEnabledFor(logging.DEBUG) else "warning"
     command = [*program, "simulator", "--log_level", level]
+    words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, "port", "token", "insecure"))
     output = BackgroundWriter(1)
     return FleetServer(
         flags,
         flags,
-        [*command, *_words(flags, SimulatorFlags, but=("port", "token", "insecure")), "--insecure"],
+        [*command, *words, "--insecure"],
         # The fleet has said it of all of them. A pipe that nobody reads must not stop its supervisor.
         on_change=lambda rows: output.write(f"\n{table(rows)}\n"),
+        variation=lambda index: _variation(flags, index),
     )
+
+
+# Each server of a fleet needs ports of its own: the flag's for the first one, and the following numbers.
+_SERVICE_PORTS = ("http_port",)
+
+# Where a CARLA server listens; the next one has a port that is 2 higher, since each takes two.
+_CARLA = "ROBOWIRE_CARLA"
+
+
+def _variation(flags: FleetFlags, index: int) -> tuple[list[str], dict[str, str]]:
+    """Return the words and environment variables of the server with this index, 0 for the first."""
+    words = []
+    for name in _SERVICE_PORTS:
+        port = getattr(flags, name)
+        if port is not None:
+            words += [f"--{name}", str(port + index if port else 0)]
+    if flags.simulator is None or flags.simulator.partition(":")[0] != "carla":
+        return words, {}
+    host, _, carla_port = os.environ.get(_CARLA, "localhost").partition(":")
+    return words, {_CARLA: f"{host}:{int(carla_port or 2000) + 2 * index}"}
 
 
 def _words(options: Any, options_class: type, *, but: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from robowire.cli.command import Program
 from robowire.cli.parser import environment_values
 from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
-from robowire.frontends.http.options import HttpOptions
+from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
 from robowire.interfaces import TaskOptions
-from robowire.registry import Entry, entries, load
-from robowire.serving.runner import Frontend
-from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
-from robowire.serving.simulator.service import SimulatorService
+from robowire.registry import Entry, entries, family_and_task
+from robowire.serving.simulator.server import SimulatorServer
 
 __all__ = [
     "DoctorFlags",
@@ -31,7 +29,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SimulatorFlags(TaskOptions, SimulatorServerOptions):
+class SimulatorFlags(TaskOptions, SimulatorFrontendOptions):
     """Flags of ``simulator``. Clients may override how a task is built.
 
     Attributes:
@@ -39,23 +37,11 @@ class SimulatorFlags(TaskOptions, SimulatorServerOptions):
         simulator_python: Interpreters of simulators that need another environment, such as
             libero=/opt/libero/bin/python.
         libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
-        http_port: Port of the HTTP frontend, with a page to try it; none by default.
-        http_host: Address that the HTTP frontend listens on; 0.0.0.0 for every one.
-        http_allowed_hosts: Names under which browsers may address the HTTP frontend, where there is no token.
     """
 
     simulators: tuple[str, ...] = ()
     simulator_python: tuple[str, ...] = ()
     libero_assets: str | None = None
-    http_port: int | None = None
-    # A browser on this machine; every page it shows could reach a port that is open to the network.
-    http_host: str = "127.0.0.1"
-    http_allowed_hosts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.http_port is not None and not 0 <= self.http_port <= 65535:
-            raise ConfigurationError(f"http_port is {self.http_port}, expected 0 to 65535")
 
 
 def run(flags: SimulatorFlags, program: Program) -> int:
@@ -89,7 +75,7 @@ def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
     offered, pythons = offered_simulators(flags, simulators)
-    frontends = [] if flags.http_port is None else [_http_frontend(flags)]
+    frontends = make_simulator_frontends(flags)
     return SimulatorServer(offered, flags, task=flags, pythons=pythons, frontends=frontends)
 
 
@@ -116,12 +102,15 @@ def offered_simulators(
         ConfigurationError: A flag is unusable.
     """
     offered = entries("simulator", simulators)
+    own: tuple[str, ...] = ()
+    if flags.simulator is not None and ":" in family_and_task(flags.simulator, offered)[0]:
+        own = (flags.simulator,)
     for name in flags.simulators:
         if ":" not in name:
             raise ConfigurationError(
                 f"simulators names {name!r}, expected module:function. Offered already: {', '.join(offered)}"
             )
-    offered.update({name: Entry(name) for name in flags.simulators})
+    offered.update({name: Entry(name) for name in (*flags.simulators, *own)})
     pythons = {}
     for setting in flags.simulator_python:
         name, _, python = setting.partition("=")
@@ -141,19 +130,6 @@ def offered_simulators(
             )
         os.environ["ROBOWIRE_LIBERO_ASSETS"] = str(assets)  # simulators' processes inherit it
     return offered, pythons
-
-
-# An extra, imported only when its port is given.
-_FRONTENDS = {"http": Entry("robowire.frontends.http.server:HttpServer", extra="http")}
-
-
-def _http_frontend(flags: SimulatorFlags) -> Callable[[SimulatorService], Frontend]:
-    """Return what makes the HTTP frontend of a service."""
-    make_frontend = load("frontend", "http", _FRONTENDS)
-    options = HttpOptions(
-        host=flags.http_host, port=flags.http_port or 0, allowed_hosts=flags.http_allowed_hosts
-    )
-    return lambda service: make_frontend(service, options)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from robowire.fleet.engine import ENGINES, Engine
 from robowire.fleet.lifecycle import State
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.probe import service_tls
-from robowire.fleet.supervisor import Supervisor
+from robowire.fleet.supervisor import Supervisor, Variation
 from robowire.registry import load
 from robowire.serving.metrics import Metrics
 from robowire.serving.runner import Runner
@@ -156,6 +156,7 @@ class FleetServer(Runner[FleetService]):
         tcp: Where to listen; services listen on the same host.
         command: Command line of each service: see :class:`robowire.fleet.engine.ServiceSpec`.
         on_change: Called with :meth:`rows` when a service has another state, once a second at most.
+        variation: What is different for the service of an index, as the supervisor takes it.
         listener: Listening socket to use, from :func:`robowire.serving.tcp.listen`; by default one is opened.
 
     Raises:
@@ -170,6 +171,7 @@ class FleetServer(Runner[FleetService]):
         command: Sequence[str],
         *,
         on_change: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+        variation: Variation = lambda index: ((), {}),
         listener: socket.socket | None = None,
     ) -> None:
         listener = listener or listen(tcp.host, tcp.port)
@@ -183,6 +185,7 @@ class FleetServer(Runner[FleetService]):
                 token=tcp.token,
                 tls=service_tls(tcp),
                 on_change=on_change,
+                variation=variation,
             )
             service = FleetService(options, self.supervisor, token=tcp.token, stop=self.stop)
         except BaseException:

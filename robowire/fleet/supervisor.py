@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from robowire.fleet.options import MAX_SERVICES, FleetOptions
 from robowire.fleet.placement import Load, least_loaded, to_remove
 from robowire.fleet.probe import Probe
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "Variation"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,16 @@ _REPORT_S = 1.0
 # the reply to hello.
 _READY_S = 3.0
 
+# Words and environment variables of the service of an index.
+Variation = Callable[[int], tuple[Sequence[str], Mapping[str, str]]]
+
 
 class _Slot:
     """One slot of the fleet, and the process that runs in it."""
 
-    def __init__(self, number: int, lifecycle: Lifecycle) -> None:
+    def __init__(self, number: int, index: int, lifecycle: Lifecycle) -> None:
         self.number = number
+        self.index = index  # smallest that no other slot has
         self.launches = 0
         self.lifecycle = lifecycle
         self.service: RunningService | None = None
@@ -87,6 +91,8 @@ class Supervisor:
         token: Token that services and their clients share; none by default.
         tls: TLS context for connections with services; ``None`` if they speak plain TCP.
         on_change: Called with the fleet's rows when the state of a service changes, once a second at most.
+        variation: Returns what is different for the service of an index, 0, 1, ...: words that follow the
+            command, and environment variables. No two services have one index at one time.
 
     Attributes:
         command: Command line of each service.
@@ -102,7 +108,9 @@ class Supervisor:
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
         on_change: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+        variation: Variation = lambda index: ((), {}),
     ) -> None:
+        self._variation = variation
         self._engine = engine
         self._options = options
         self.command = tuple(command)
@@ -240,7 +248,9 @@ class Supervisor:
         for _ in range(self._wanted - len(kept)):
             lifecycle = Lifecycle(self._options, now, drain_s=self._drain_s)
             self._numbers += 1
-            self._slots.append(_Slot(self._numbers, lifecycle))
+            taken = {slot.index for slot in self._slots}
+            index = next(index for index in range(len(taken) + 1) if index not in taken)
+            self._slots.append(_Slot(self._numbers, index, lifecycle))
         surplus = len(kept) - self._wanted
         if surplus > 0:
             serves, loads = [slot.serves for slot in kept], [slot.load for slot in kept]
@@ -267,7 +277,13 @@ class Supervisor:
 
     def _start(self, slot: _Slot) -> None:
         slot.launches += 1
-        spec = ServiceSpec(f"service {slot.name}", self.command, self._environ(), share=self._wanted)
+        words, environ = self._variation(slot.index)
+        spec = ServiceSpec(
+            f"service {slot.name}",
+            (*self.command, *words),
+            {**environ, **self._environ()},
+            share=self._wanted,
+        )
         now = time.monotonic()
         try:
             service: RunningService | None = self._engine.start(spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Protocol, Sequence, TypeVar, cast
 
 import gymnasium
 import numpy as np
@@ -20,13 +20,14 @@ from robowire.errors import (
     ShuttingDown,
     TransportError,
 )
+from robowire.interfaces import StepResult
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["SESSION_ENDED", "Observation", "RemoteEnv"]
+__all__ = ["SESSION_ENDED", "Observation", "RemoteEnv", "SessionClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,37 @@ _FLOAT_LIMIT = float(np.finfo(np.float32).max)
 
 # Fields of MetaObs that are observations: not the instruction, which is the task's, nor the count of steps.
 _META_ARRAYS = ("state", "state_ee", "state_joint", "state_obj", "image", "depth", "pc")
+
+
+class SessionClient(Protocol):
+    """What an environment needs of its client: :class:`SimulatorClient`, or one over HTTP."""
+
+    def connect(self) -> None:
+        """Begin a session, unless there is one already."""
+
+    def disconnect(self) -> None:
+        """End the session."""
+
+    def select_simulator(self, name: str) -> None:
+        """Select a simulator."""
+
+    def load_task(self, task_name: str | None = None, **options: Any) -> SimulatorSpec:
+        """Load a task and return its spec."""
+
+    def reset(self, seed: int | None = None, init_state: int | None = None) -> Any:
+        """Begin an episode and return its first observation."""
+
+    def step(self, action: Any) -> StepResult:
+        """Execute one action."""
+
+    def render(self, camera_name: str | None = None) -> np.ndarray:
+        """Return an image."""
+
+    def snapshot(self) -> str:
+        """Return the id of the episode's state."""
+
+    def restore(self, snapshot_id: str) -> Any:
+        """Go to a state and return its observation."""
 
 
 class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -103,10 +135,7 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         **task_options: Any,
     ) -> None:
         host, port = parse_address("address", address, example="localhost:5555")
-        self.render_mode = render_mode
-        self._simulator, self._task, self._task_options = simulator, task, task_options
-        self._render_camera = render_camera
-        self._client = SimulatorClient(
+        client = SimulatorClient(
             host,
             port,
             connect_timeout_s=connect_timeout_s,
@@ -118,6 +147,26 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             tls_key=tls_key,
             wait_s=wait_s,
         )
+        self._open(
+            client, simulator, task, task_options, render_mode=render_mode, render_camera=render_camera
+        )
+        self._declare(action_low, action_high)
+
+    def _open(
+        self,
+        client: SessionClient,
+        simulator: str | None,
+        task: str | None,
+        task_options: dict[str, Any],
+        *,
+        render_mode: str | None,
+        render_camera: str | None,
+    ) -> None:
+        """Load the task and look at its first observation, or close the client."""
+        self.render_mode = render_mode
+        self._simulator, self._task, self._task_options = simulator, task, task_options
+        self._render_camera = render_camera
+        self._client = client
         self._closed = False
         self._loaded = False  # whether the session has its task, as far as this side knows
         # Why there is no episode to step in; None while there is one.
@@ -128,15 +177,22 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             self._boxes: dict[str, spaces.Space[Any]] = {
                 name: _box(name, array) for name, array in observation.items()
             }
-            shape = (self.task_spec.action_dim or 0,)
-            low = np.broadcast_to(np.asarray(action_low, dtype=np.float32), shape)
-            high = np.broadcast_to(np.asarray(action_high, dtype=np.float32), shape)
             self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(self._boxes))
-            self.action_space = spaces.Box(low, high, dtype=np.float32)
         except BaseException:
             self.close()
             raise
         self.metadata = {**self.metadata, "render_fps": self.task_spec.control_hz or 20}
+
+    def _declare(self, action_low: float | Sequence[float], action_high: float | Sequence[float]) -> None:
+        """Declare the action space of the loaded task, or close the client."""
+        try:
+            shape = (self.task_spec.action_dim or 0,)
+            low = np.broadcast_to(np.asarray(action_low, dtype=np.float32), shape)
+            high = np.broadcast_to(np.asarray(action_high, dtype=np.float32), shape)
+            self.action_space = spaces.Box(low, high, dtype=np.float32)
+        except BaseException:
+            self.close()
+            raise
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -225,7 +281,8 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
     def _load(self) -> SimulatorSpec:
         try:
             self._client.connect()
-            self._client.select_simulator(self._simulator)
+            if self._simulator is not None:
+                self._client.select_simulator(self._simulator)
             spec = self._client.load_task(self._task, **self._task_options)
         except BaseException:
             self._client.disconnect()  # a session without its task would give wrong replies

@@ -12,6 +12,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
+from robowire.errors import ConfigurationError
 from robowire.integrations.remote_env import SESSION_ENDED, Observation, RemoteEnv
 
 __all__ = ["RemoteVectorEnv"]
@@ -71,21 +72,45 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}, expected at least 1")
+
+        def make() -> RemoteEnv:
+            return RemoteEnv(
+                address=address, simulator=simulator, task=task, render_mode=render_mode, **env_options
+            )
+
+        self._open([make] * num_envs, autoreset_mode=autoreset_mode, render_mode=render_mode)
+
+    def _open(
+        self,
+        makers: Sequence[Callable[[], RemoteEnv]],
+        *,
+        autoreset_mode: AutoresetMode | str,
+        render_mode: str | None,
+    ) -> None:
+        """Make the environments at the same time, each by its function, or end those that were made."""
+        num_envs = len(makers)
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.render_mode = render_mode
         self._pool = ThreadPoolExecutor(num_envs, thread_name_prefix="robowire-vector-env")
         self._under_way: list[Future[Any]] = []
         self.envs: list[RemoteEnv] = []
+        made: dict[int, RemoteEnv] = {}
 
         def make(index: int) -> None:
-            env = RemoteEnv(
-                address=address, simulator=simulator, task=task, render_mode=render_mode, **env_options
-            )
-            self.envs.append(env)
+            made[index] = makers[index]()
 
         try:
-            self._in_each(make, range(num_envs))
+            try:
+                self._in_each(make, range(num_envs))
+            finally:
+                self.envs = [made[index] for index in sorted(made)]
+            for index, env in enumerate(self.envs):
+                if env.observation_space != self.envs[0].observation_space:
+                    raise ConfigurationError(
+                        f"environment {index} observes {env.observation_space}, and environment 0 "
+                        f"{self.envs[0].observation_space}: load the same task in all"
+                    )
         except BaseException:
             self.close()
             raise
@@ -169,6 +194,32 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             np.array([result.truncated for result in results], dtype=np.bool_),
             infos,
         )
+
+    def save_snapshot(self) -> list[str]:
+        """Return the ids of the states of all episodes, kept by the server of each."""
+        self._require_open()
+        return self._in_each(lambda index: self.envs[index].save_snapshot(), range(self.num_envs))
+
+    def restore_snapshot(self, snapshot_ids: Sequence[str]) -> Observation:
+        """Go to these states, one for each session, from which the episodes go on bit for bit.
+
+        Args:
+            snapshot_ids: From :meth:`save_snapshot`; a server has those that were saved there.
+
+        Returns:
+            The observations.
+
+        Raises:
+            RobowireError: What :meth:`RemoteEnv.restore_snapshot` raises.
+        """
+        self._require_open()
+        if isinstance(snapshot_ids, str) or len(snapshot_ids) != self.num_envs:
+            raise ValueError(f"snapshot_ids is {snapshot_ids!r}, expected {self.num_envs} ids")
+        options = [{"snapshot_id": snapshot_id} for snapshot_id in snapshot_ids]
+        results = self._in_each(lambda index: self._begin(index, None, options[index]), range(self.num_envs))
+        self._begun = True
+        self._infos(range(self.num_envs), results)  # raises where no session is left
+        return self._batch()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return each session's image, black for one that is lost; ``None`` without a render mode.

@@ -846,7 +846,7 @@ def find_references(value: Any) -> Iterator[str]:
 
 def test_openapi_names_what_a_new_session_takes() -> None:
     options = set(METHODS["load_task"].parameters) - {"task_name"} | set(METHODS["reset"].parameters)
-    assert set(ResetBody.model_fields) == options | {"session", "simulator", "task", "number"}
+    assert set(ResetBody.model_fields) == options | {"session", "simulator", "task", "number", "options"}
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 
 from robowire.errors import InternalError, InvalidParams, NotReset, RequestError
 from robowire.frontends.http import models
+from robowire.frontends.http.default_session import DefaultSession
+from robowire.frontends.http.execution import execute
 from robowire.frontends.http.formats import to_json
-from robowire.frontends.http.request import AnyRequest, ObservingRequest, execute
+from robowire.frontends.http.request import AnyRequest, ObservingRequest
 from robowire.frontends.http_limits import LimitsMiddleware, error_response
 from robowire.images import is_encoded
 from robowire.registry import family_and_task, nearest
@@ -53,12 +55,17 @@ _PUBLIC = ("/", "/docs", "/openapi.json")
 _router = APIRouter()
 
 
-def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> FastAPI:
+def make_app(
+    service: SimulatorService,
+    allowed_hosts: tuple[str, ...] = (),
+    default_session: DefaultSession | None = None,
+) -> FastAPI:
     """Return the application that sends the calls to a service.
 
     Args:
         service: Service that answers the calls.
         allowed_hosts: Further host names under which clients may reach it.
+        default_session: Session of requests that name none.
     """
 
     @asynccontextmanager
@@ -77,6 +84,7 @@ def make_app(service: SimulatorService, allowed_hosts: tuple[str, ...] = ()) -> 
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.default_session = default_session
     app.include_router(_router)
     app.add_middleware(
         LimitsMiddleware,
@@ -149,8 +157,12 @@ _LIFT = {"simulator": "robosuite", "task": "Lift", "seed": 0}
 
 @_router.post("/reset", tags=["session"], **_openapi(models.ResetReply, models.ResetBody, _LIFT))
 def reset(request: ObservingRequest) -> Response:
-    """Begin an episode; with `simulator` and `task` in a new session, with `task` of another task."""
+    """Begin an episode; with `simulator` and `task` in a new session, with `task` of another task.
+
+    Where the server was started with `--simulator` and `--task`, calls that name no session share one.
+    """
     token, params = request.parameters()
+    params = _with_options(params)
     for name in params:
         if name not in _RESET:
             raise InvalidParams(
@@ -169,6 +181,10 @@ def reset(request: ObservingRequest) -> Response:
     )
     if task is None and select is not None:
         _, task = family_and_task(select["simulator"], request.service.simulators)
+    default = request.default if token is None and select is None else None
+    if default is not None:
+        token = default.begin(request.client)
+        task = task or (default.task if params else None)  # options of how the task is built
     if token is None and (select is None or task is None):
         raise InvalidParams("reset needs a session, or 'simulator' and 'task' to begin one")
     if task is None and params:
@@ -185,11 +201,28 @@ def reset(request: ObservingRequest) -> Response:
             spec = session.describe()["spec"]
         else:
             spec = execute(request.service, session, "load_task", load)
+        if default is not None and spec is None:
+            if session.describe()["spec"] is None:  # not loaded yet, or its process died
+                default.load_task(session)
+            spec = session.describe()["spec"]
         first = execute(request.service, session, "reset", begun, number)
         shown: dict[str, Any] = {"session": session.token}
     if spec is not None:
         shown["spec"] = {name: value for name, value in spec.items() if name != "status"}
     return request.answer({**ok(), **shown, **first})
+
+
+def _with_options(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with those in ``options`` among them, as Gymnasium's reset takes them."""
+    options = params.pop("options", None)
+    if options is None:
+        return params
+    if not isinstance(options, dict):
+        raise InvalidParams(f"options is {quoted(options)}, expected an object of parameters")
+    for name in options:
+        if name in params or name in ("options", "session"):
+            raise InvalidParams(f"options names {quoted(name)}, which belongs in the body, once")
+    return {**params, **options}
 
 
 _BEGIN = ("seed", "init_state", "number")
@@ -264,7 +297,7 @@ def observation(
     },
 )
 def render(
-    request: AnyRequest,
+    request: ObservingRequest,
     camera_name: Annotated[
         str | None, Query(description="The simulator's best view for people if left out.")
     ] = None,
@@ -279,6 +312,18 @@ def renew(request: AnyRequest) -> Response:
     token, _ = request.session()
     with request.service.borrow_session(token):
         return request.answer(ok(session_timeout_s=request.service.options.session_timeout_s))
+
+
+@_router.post("/session/release", tags=["session"], **_openapi(models.Done))
+def release_session(request: AnyRequest) -> Response:
+    """Give the session up, as a page does that is closed: it ends where another client needs its place.
+
+    It goes on with its next call, if it has not ended.
+    """
+    token, _ = request.session()
+    with request.service.borrow_session(token) as session:
+        request.service.release(session)
+    return request.answer(ok())
 
 
 @_router.delete("/session", tags=["session"], **_openapi(models.Done))
@@ -330,6 +375,8 @@ def list_snapshots(request: AnyRequest) -> Response:
 def delete_snapshot(request: AnyRequest, snapshot_id: str) -> Response:
     """Delete a snapshot; while a session that made it runs, only that session may."""
     token, _ = request.parameters()
+    if token is None and request.default is not None:
+        token = request.default.token()
     if token is None:
         request.service.snapshots.delete(snapshot_id, asker=request)
     else:
@@ -378,6 +425,8 @@ def tasks_of_simulator(request: AnyRequest) -> Response:
 def info(request: AnyRequest) -> Response:
     """Return information on the server, and on a session: its task's spec, its process and its versions."""
     token, _ = request.parameters()
+    if token is None and request.default is not None:
+        token = request.default.token()
     if token is None:
         return request.answer(ok(**request.service.info()))
     with request.service.borrow_session(token) as session:

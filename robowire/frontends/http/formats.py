@@ -51,15 +51,18 @@ def read_body(body: bytes, content_type: str) -> dict[str, Any]:
     return {name: _own_action(parameter) for name, parameter in value.items()}
 
 
-def to_json(value: Any, *, images: bool = False) -> bytes:
+def to_json(value: Any, *, images: bool = False, arrays: bool = False) -> bytes:
     """Return a reply as JSON.
 
     Arrays are nested lists, bytes are Base64; numbers that are not finite are null, as JSON has none. Images
     are ``{"dtype", "shape"}``, and encoded ones ``{"encoding", "shape"}``; with ``images`` all are encoded
-    and have their ``"data"``.
+    and have their ``"data"``. With ``arrays`` every array, an image too, is ``{"dtype", "shape", "data"}``,
+    as in MessagePack.
     """
 
     def array(value: np.ndarray) -> Any:
+        if arrays:
+            return _described(value)
         shown = _as_image(value)
         if shown is None:
             return value.tolist()
@@ -69,7 +72,7 @@ def to_json(value: Any, *, images: bool = False) -> bytes:
 
     def encoded(value: Mapping[str, Any]) -> Any:
         described = {"encoding": value["encoding"], "shape": list(value["shape"])}
-        return {**described, "data": value["data"]} if images else described
+        return {**described, "data": value["data"]} if images or arrays else described
 
     plain = _to_json_value(_plain(value, array, encoded))
     return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
@@ -86,8 +89,7 @@ def to_msgpack(value: Any, *, images: bool = False) -> bytes:
         shown = _as_image(value) if images else None
         if shown is not None:
             return _plain(_png(shown), array, encoded)
-        data = np.ascontiguousarray(value).data.cast("B") if value.size else b""
-        return {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+        return _described(value)
 
     def encoded(value: Mapping[str, Any]) -> Any:
         return {**value, "shape": list(value["shape"])}
@@ -124,6 +126,11 @@ def _as_image(array: np.ndarray) -> np.ndarray | None:
     return None
 
 
+def _described(array: np.ndarray) -> dict[str, Any]:
+    data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": data}
+
+
 def _png(image: np.ndarray) -> dict[str, Any]:
     return encode_image(image, "png", quality=100)  # the quality is JPEG's
 
@@ -149,7 +156,7 @@ def _to_json_value(value: Any) -> Any:
     """Return the value as what JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, (bytes, bytearray)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
     if isinstance(value, list):
         return [_to_json_value(entry) for entry in value]

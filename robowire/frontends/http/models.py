@@ -60,6 +60,9 @@ class ResetBody(_Body):
     seed: int | None = Field(None, ge=0, description="The same seed gives the same episode.")
     init_state: int | None = Field(None, ge=0, description="A numbered initial state, where tasks have them.")
     number: int | None = _NUMBER
+    options: dict[str, Any] | None = Field(
+        None, description="Other parameters of this body, as Gymnasium's reset(options=...) holds them."
+    )
     robot: str | None = Field(None, description="This option and the following ones: how the task is built.")
     controller: str | None = None
     camera_names: list[str] | None = Field(None, description="An empty list renders nothing, which is fast.")

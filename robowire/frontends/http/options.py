@@ -18,11 +18,15 @@ class HttpOptions:
         port: TCP port; 0 picks a free one.
         allowed_hosts: Names under which browsers may address this server, in addition to its IP addresses,
             localhost and the name of the machine. Only checked where there is no token.
+        simulator: Simulator of requests that name no session; none by default.
+        task: Task of that simulator.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     allowed_hosts: tuple[str, ...] = ()
+    simulator: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -11,16 +10,16 @@ from fastapi import Depends, Header, Query, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from robowire.errors import InvalidParams, NoSimulatorSelected
+from robowire.frontends.http.default_session import DefaultSession
+from robowire.frontends.http.execution import execute
 from robowire.frontends.http.formats import MSGPACK, read_body, to_file, to_json, to_msgpack
 from robowire.frontends.http_limits import read_http_body
 from robowire.serving.simulator.service import SimulatorService
-from robowire.serving.simulator.session import SimulatorSession
 from robowire.wire import messages
 from robowire.wire.methods import check_params, take_number
-from robowire.wire.pickle.reader import loads
 from robowire.wire.text_safety import quoted
 
-__all__ = ["MAX_BODY", "AnyRequest", "HttpRequest", "ObservingRequest", "execute"]
+__all__ = ["MAX_BODY", "AnyRequest", "HttpRequest", "ObservingRequest"]
 
 # A chunk of 1000 actions of 14 numbers is 0.3 MB as JSON; lists of numbers take eight times a body's length.
 MAX_BODY = 2 * 1024 * 1024
@@ -39,7 +38,9 @@ class HttpRequest:
         body: Body as received.
         content_type: Media type of the body.
         accept: Media types that the client accepts.
+        default: Session of requests that name none; ``None`` where there is no such session.
         images: Whether the reply holds the bytes of images.
+        arrays: Whether arrays of a reply in JSON are their bytes, not nested lists.
     """
 
     service: SimulatorService
@@ -48,7 +49,9 @@ class HttpRequest:
     body: bytes
     content_type: str
     accept: str
+    default: DefaultSession | None = None
     images: bool = False
+    arrays: bool = False
 
     def parameters(self) -> tuple[str | None, dict[str, Any]]:
         """Return the session of the call, if one is named, and the other parameters of the body.
@@ -66,9 +69,13 @@ class HttpRequest:
         """Return the session and the other parameters of the body.
 
         Raises:
-            NoSimulatorSelected: No session is named.
+            NoSimulatorSelected: No session is named, or the default one has not begun.
         """
         token, params = self.parameters()
+        if token is None and self.default is not None:
+            token = self.default.token()
+            if token is None:
+                raise NoSimulatorSelected("POST /reset comes first: it starts the simulator")
         if token is None:
             raise NoSimulatorSelected(
                 "this call needs a session: send 'X-Robowire-Session: SESSION', or ?session=SESSION; "
@@ -93,33 +100,19 @@ class HttpRequest:
         """Return the reply as JSON, or as MessagePack where the client accepts it."""
         if "msgpack" in self.accept:
             return self._respond(to_msgpack(reply, images=self.images), MSGPACK)
-        return self._respond(to_json(reply, images=self.images), "application/json")
+        return self._respond(to_json(reply, images=self.images, arrays=self.arrays), "application/json")
 
     def image(self, reply: Mapping[str, Any], name: str) -> Response:
         """Return an image of the reply as a file, or the reply if the client accepts something else."""
         if "msgpack" in self.accept:
             return self.answer(reply)
         if "application/json" in self.accept:
-            return self._respond(to_json(reply, images=True), "application/json")
+            return self._respond(to_json(reply, images=True, arrays=self.arrays), "application/json")
         return self._respond(*to_file(reply[name]))
 
     def _respond(self, content: bytes, media_type: str) -> Response:
         self.service.metrics.request(bytes_received=len(self.body), bytes_sent=len(content))
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-store"})
-
-
-def execute(
-    service: SimulatorService,
-    session: SimulatorSession,
-    method: str,
-    params: Mapping[str, Any],
-    number: int | None = None,
-) -> dict[str, Any]:
-    """Return a session's reply; its lock is held. The parameters are checked."""
-    started = time.monotonic()
-    reply: dict[str, Any] = loads(session.execute(method, params, number))
-    service.metrics.observe(method, time.monotonic() - started)
-    return reply
 
 
 async def _read_request(
@@ -141,6 +134,7 @@ async def _read_request(
         body=await read_http_body(request, limit=MAX_BODY, timeout_s=service.options.frame_timeout_s),
         content_type=request.headers.get("content-type", ""),
         accept=request.headers.get("accept", "").lower(),
+        default=request.app.state.default_session,
     )
 
 
@@ -153,10 +147,15 @@ async def _read_observing_request(
     images: Annotated[
         str | None, Query(description="png: include the observation's images, in JSON as Base64.")
     ] = None,
+    arrays: Annotated[
+        str | None, Query(description="base64: in JSON, arrays and images are Base64 of their bytes.")
+    ] = None,
 ) -> HttpRequest:
     if images not in (None, "png"):
         raise InvalidParams(f"images is {quoted(images)}, expected 'png'")
-    return replace(request, images=images == "png")
+    if arrays not in (None, "base64"):
+        raise InvalidParams(f"arrays is {quoted(arrays)}, expected 'base64'")
+    return replace(request, images=images == "png", arrays=arrays == "base64")
 
 
 # Parameter of an endpoint whose reply holds an observation.

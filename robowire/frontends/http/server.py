@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from robowire.frontends.http.app import make_app
+from robowire.frontends.http.default_session import DefaultSession
 from robowire.frontends.http.options import HttpOptions
+from robowire.frontends.simulator_frontends import SimulatorFrontendOptions
 from robowire.frontends.uvicorn_server import UvicornServer
 from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.tcp.listener import listen
 
-__all__ = ["HttpServer"]
+__all__ = ["HttpServer", "http_frontend"]
+
+
+def http_frontend(service: SimulatorService, options: SimulatorFrontendOptions) -> HttpServer:
+    """Return the HTTP frontend of a simulator server with these options; ``http_port`` is given."""
+    return HttpServer(
+        service,
+        HttpOptions(
+            host=options.http_host,
+            port=options.http_port or 0,
+            allowed_hosts=options.http_allowed_hosts,
+            simulator=options.simulator,
+            task=options.task,
+        ),
+    )
 
 
 class HttpServer(UvicornServer):
@@ -23,8 +39,12 @@ class HttpServer(UvicornServer):
     """
 
     def __init__(self, service: SimulatorService, options: HttpOptions) -> None:
+        default_session = None
+        if options.simulator is not None:
+            simulator, task = _known_task(service, options.simulator, options.task)
+            default_session = DefaultSession(service, simulator, task)
         super().__init__(
-            make_app(service, options.allowed_hosts),
+            make_app(service, options.allowed_hosts, default_session),
             service.options,
             listen(options.host, options.port, flags="--http_"),
             name="http",

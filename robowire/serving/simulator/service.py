@@ -197,7 +197,7 @@ class SimulatorService(Service[SimulatorClientSession]):
 
     @contextmanager
     def borrow_session(
-        self, token: str | None = None, *, label: str = "a client"
+        self, token: str | None = None, *, label: str = "a client", lasting: bool = False
     ) -> Iterator[SimulatorSession]:
         """Lend a simulator session to one request of a wire without connections; its lock is held meanwhile.
 
@@ -205,6 +205,7 @@ class SimulatorService(Service[SimulatorClientSession]):
             token: Token of the session. ``None`` makes a new one, in which the request selects a simulator:
                 then it waits for further requests with its token. It ends if the request fails.
             label: Client of a new session, for the log.
+            lasting: Whether a new session waits without a timeout.
 
         Raises:
             SessionNotFound: No session has this token.
@@ -212,12 +213,12 @@ class SimulatorService(Service[SimulatorClientSession]):
         """
         with self.request_in_hand():
             if token is None:
-                yield from self._begin_session(label)
+                yield from self._begin_session(label, lasting=lasting)
             else:
                 yield from self._lend_session(token)
 
-    def _begin_session(self, label: str) -> Iterator[SimulatorSession]:
-        session = SimulatorSession(self, label)
+    def _begin_session(self, label: str, *, lasting: bool) -> Iterator[SimulatorSession]:
+        session = SimulatorSession(self, label, lasting=lasting)
         session.owner, session.resumable = self, True  # not ended as abandoned while it is made
         with session.lock:
             try:
@@ -240,6 +241,13 @@ class SimulatorService(Service[SimulatorClientSession]):
                 yield session
             finally:
                 session.touch()
+
+    def release(self, session: SimulatorSession) -> None:
+        """Let a session yield its place after ``detached_grace_s`` where a new client needs one.
+
+        Its next request withdraws that. The session is borrowed.
+        """
+        session.detached_at = time.monotonic()
 
     # -- what simulator sessions use -----------------------------------------------------------------------
 
@@ -396,7 +404,8 @@ class SimulatorService(Service[SimulatorClientSession]):
                 session = min(waiting, key=lambda session: session.deadline, default=None)
                 left = None if session is None else session.deadline - time.monotonic()
                 if session is None or (left is not None and left > 0):
-                    self._changed.wait(left)
+                    # Not longer than a lock can wait: a session without a timeout ends at infinity.
+                    self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
                     continue
             with session.lock:
                 if session.owner is None and session.deadline <= time.monotonic():

@@ -7,6 +7,7 @@ connection sends the token or its time is up.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -123,6 +124,7 @@ class SimulatorSession:
         context: Simulators, limits and stores of the service.
         label: Client of the session, for the log: ``client #3``.
         has_left: Returns whether the client may be gone in the middle of a request.
+        lasting: Whether it waits for its next request without a timeout.
 
     Attributes:
         lock: Held while a request is executed, and while the session changes hands.
@@ -135,7 +137,12 @@ class SimulatorSession:
     """
 
     def __init__(
-        self, context: SessionContext, label: str, has_left: Callable[[], bool] = lambda: False
+        self,
+        context: SessionContext,
+        label: str,
+        has_left: Callable[[], bool] = lambda: False,
+        *,
+        lasting: bool = False,
     ) -> None:
         self.lock = threading.Lock()
         self.owner: object | None = None
@@ -146,6 +153,7 @@ class SimulatorSession:
         self._context = context
         self._label = label
         self._has_left = has_left
+        self._lasting = lasting
         self._options = context.options
         self._name: str | None = None  # the selected simulator
         self._process: SimulatorProcess | None = None  # its process, which may have died
@@ -230,7 +238,7 @@ class SimulatorSession:
 
     def touch(self) -> None:
         """Restart the time after which the session ends."""
-        self.deadline = time.monotonic() + self._options.session_timeout_s
+        self.deadline = math.inf if self._lasting else time.monotonic() + self._options.session_timeout_s
 
     def close(self) -> None:
         """End the simulator."""

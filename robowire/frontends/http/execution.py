@@ -1,0 +1,27 @@
+"""Execution of one request in a borrowed session, with its duration counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from robowire.serving.simulator.service import SimulatorService
+from robowire.serving.simulator.session import SimulatorSession
+from robowire.wire.pickle.reader import loads
+
+__all__ = ["execute"]
+
+
+def execute(
+    service: SimulatorService,
+    session: SimulatorSession,
+    method: str,
+    params: Mapping[str, Any],
+    number: int | None = None,
+) -> dict[str, Any]:
+    """Return a session's reply; its lock is held. The parameters are checked."""
+    started = time.monotonic()
+    reply: dict[str, Any] = loads(session.execute(method, params, number))
+    service.metrics.observe(method, time.monotonic() - started)
+    return reply

@@ -126,14 +126,19 @@ def lacks(controller: str) -> str | None:
 
 
 def build(
-    task: str, *, robots: Sequence[str], controller: str, control_hz: float, reward_shaping: bool
+    task: str, *, robots: Sequence[str], controller: str | None, control_hz: float, reward_shaping: bool
 ) -> Any:
-    """Return a new environment that neither renders nor ends an episode by itself."""
+    """Return a new environment that neither renders nor ends an episode by itself.
+
+    A controller of ``None`` is each robot's own: robosuite's default, whose gains are the robot's.
+    """
     cls = REGISTERED_ENVS[task]
     flat = [f"robot{i}_{mesh}" for i, name in enumerate(robots) for mesh in _FLAT_MESHES.get(name, ())]
     return (_with_shells(cls, flat) if flat else cls)(
         robots=list(robots),
-        controller_configs=[_controller_config(robot, controller) for robot in robots],
+        controller_configs=(
+            None if controller is None else [_controller_config(robot, controller) for robot in robots]
+        ),
         control_freq=control_hz,
         reward_shaping=reward_shaping,
         ignore_done=True,
@@ -143,6 +148,11 @@ def build(
         has_offscreen_renderer=False,
         use_camera_obs=False,
     )
+
+
+def own_controller() -> str:
+    """Return the kind of the controller that a robot has by default."""
+    return "OSC_POSE" if _COMPOSITE else "JOINT_VELOCITY"
 
 
 def reset(env: Any, seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +33,7 @@ DEFAULT_IMAGE_SIZE = 96
 # 10 s has failed.
 _DEFAULT_HORIZON = 500
 _HORIZONS = {"Lift": 200}
+_CENTER_HORIZON = 1000
 
 # What ``render`` gives is for people, who see little in 96 pixels.
 _RENDER_MIN_SIZE = 256
@@ -74,6 +76,17 @@ class RobosuiteSimulator:
         self._arms: list[environments.Arm] = []
         self._choices: dict[str, str] = {}  # options that the spec does not show
         self._steps = 0
+        self._center = False  # whether names and ends of episodes are those of simulator_inference_center
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The simulator's own, and ``"center"``: as simulator_inference_center serves robosuite.
+
+        With ``"center"`` an observation has nothing that robosuite does not name, and an episode ends at its
+        horizon alone: terminated where it is successful then, else truncated. The controller is by default
+        each robot's own, and the horizon 1000.
+        """
+        return ("raw", "center")
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the environments for one arm and for two; robosuite has no suites.
@@ -98,17 +111,22 @@ class RobosuiteSimulator:
                 f"robosuite has no task {task_name!r}.{nearest(task_name, known)} Known: {', '.join(known)}"
             )
         robots = _robots(task_name, options.robot)
-        controller = _controller(options.controller)
+        center = options.names == "center"
+        own_controller = center and options.controller is None  # with the robot's own gains
+        controller = environments.own_controller() if own_controller else _controller(options.controller)
         control_hz = control_rate(options.control_hz)
         height = positive("image_height", options.image_height, DEFAULT_IMAGE_SIZE)
         width = positive("image_width", options.image_width, DEFAULT_IMAGE_SIZE)
         horizon = positive("horizon", options.horizon, _HORIZONS.get(task_name, _DEFAULT_HORIZON))
+        if center:
+            horizon = options.horizon or _CENTER_HORIZON
 
         self.close()
+        self._center = center
         self._env = environments.build(
             task_name,
             robots=robots,
-            controller=controller,
+            controller=None if own_controller else controller,
             control_hz=control_hz,
             reward_shaping=bool(options.reward_shaping),
         )
@@ -126,7 +144,7 @@ class RobosuiteSimulator:
         self._renderer = Renderer(max(height, _RENDER_MIN_SIZE), max(width, _RENDER_MIN_SIZE))
         self._choices = {
             "robot": ",".join(robots),
-            "controller": controller,
+            "controller": "default" if own_controller else controller,
             "reward_shaping": str(bool(options.reward_shaping)),
         }
 
@@ -169,7 +187,7 @@ class RobosuiteSimulator:
         seed = chosen_seed(seed)
         environments.reset(self._env, seed)
         self._steps = 0
-        return self._observation()
+        return self._named(self._observation())
 
     def step(self, action: np.ndarray) -> StepResult:
         """Execute robosuite's own action, float (action_dim,), for one control period.
@@ -181,7 +199,7 @@ class RobosuiteSimulator:
         """
         result = self._advance(action)
         self._add_pictures(result.observation)
-        return result
+        return replace(result, observation=self._named(result.observation))
 
     def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
         """Do as :meth:`step` for each action, up to the end of the episode, but render after the last only.
@@ -191,7 +209,7 @@ class RobosuiteSimulator:
         """
         rewards, result = advance_chunk(self._advance, actions)
         self._add_pictures(result.observation)
-        return rewards, result
+        return rewards, replace(result, observation=self._named(result.observation))
 
     def _advance(self, action: np.ndarray) -> StepResult:
         """Do as :meth:`step`, but for the images."""
@@ -200,11 +218,14 @@ class RobosuiteSimulator:
         _, reward, done, _ = self._env.step(action)
         self._steps += 1
         success = bool(self._env._check_success())
+        terminated, truncated = success or bool(done), self._steps >= spec.max_episode_steps
+        if self._center:
+            terminated, truncated = truncated and success, truncated and not success
         return StepResult(
             observation=self._numbers(),
             reward=float(reward),
-            terminated=success or bool(done),
-            truncated=self._steps >= spec.max_episode_steps,
+            terminated=terminated,
+            truncated=truncated,
             info={"success": success},
         )
 
@@ -224,7 +245,7 @@ class RobosuiteSimulator:
         self._steps = int(state["steps"])
         observation = self._observation()
         snapshots.restore_objects(self._env, state)
-        return observation
+        return self._named(observation)
 
     def fingerprint(self) -> dict[str, str]:
         """Return what a saved state depends on, in addition to the spec."""
@@ -256,6 +277,8 @@ class RobosuiteSimulator:
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return what a robot sees: joints, the gripper's opening, images; never an object's pose."""
         spec = self._loaded()
+        if self._center:
+            observation = {**self._numbers(), **observation}
         state: list[Any] = []
         state_ee: list[Any] = []
         state_joint: list[Any] = []
@@ -309,6 +332,13 @@ class RobosuiteSimulator:
     def _require_camera(self, camera: str) -> None:
         known = [name for name in self._env.sim.model.camera_names if name is not None]
         _known("camera", camera, known)
+
+    def _named(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the entries of an observation that were asked for."""
+        if not self._center:
+            return observation
+        added = {f"{robot.robot_model.naming_prefix}joint_pos" for robot in self._env.robots}
+        return {name: value for name, value in observation.items() if name not in added and np.ndim(value)}
 
     def _observation(self) -> dict[str, np.ndarray]:
         observation = self._numbers()

@@ -105,7 +105,7 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
 
 
 # Each server of a fleet needs ports of its own: the flag's for the first one, and the following numbers.
-_SERVICE_PORTS = ("http_port",)
+_SERVICE_PORTS = ("http_port", "center_port")
 
 # Where a CARLA server listens; the next one has a port that is 2 higher, since each takes two.
 _CARLA = "ROBOWIRE_CARLA"

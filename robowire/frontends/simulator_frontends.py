@@ -22,6 +22,7 @@ __all__ = ["SIMULATOR_FRONTENDS", "SimulatorFrontendOptions", "make_simulator_fr
 # By the flag of its port, ``--<name>_port``. Each is made by ``(service, options)``.
 SIMULATOR_FRONTENDS: dict[str, Entry] = {
     "http": Entry("robowire.frontends.http.server:http_frontend", extra="http"),
+    "center": Entry("robowire.frontends.center.frontend:CenterFrontend", extra="center"),
 }
 
 
@@ -33,6 +34,8 @@ class SimulatorFrontendOptions(SimulatorServerOptions):
         http_port: Port of the HTTP frontend, with a page to try it; none by default.
         http_host: Address that the HTTP frontend listens on; 0.0.0.0 for every one.
         http_allowed_hosts: Names under which browsers may address the HTTP frontend, where there is no token.
+        center_port: Port for clients of simulator_inference_center; none by default. SIM_BIND_ADDRESS names
+            it too, and SIM_ROBOSUITE_*, SIM_LIBERO_* say how its tasks are built.
         simulator: Simulator of HTTP requests that name no session: they share one environment, as clients of
             Bench2Drive's services do. May be module:function of your own, which is offered then too.
         task: Task of that environment.
@@ -42,6 +45,7 @@ class SimulatorFrontendOptions(SimulatorServerOptions):
     # A browser on this machine; every page it shows could reach a port that is open to the network.
     http_host: str = "127.0.0.1"
     http_allowed_hosts: tuple[str, ...] = ()
+    center_port: int | None = None
     simulator: str | None = None
     task: str | None = None
 

@@ -75,8 +75,6 @@ class DefaultSession:
             InvalidParams: The server was started without a task.
         """
         if self.task is None:
-            raise InvalidParams(
-                "reset needs 'task': this server was started with --simulator, without --task"
-            )
+            raise InvalidParams("reset needs 'task': this server was started with --simulator alone")
         load = messages.Request("load_task", {"task_name": self.task})
         execute(self._service, session, "load_task", check_params(load))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from robowire.errors import ConfigurationError
 from robowire.frontends.http.app import make_app
 from robowire.frontends.http.default_session import DefaultSession
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions
 from robowire.frontends.uvicorn_server import UvicornServer
+from robowire.registry import family_and_task, nearest
 from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.tcp.listener import listen
 
@@ -54,3 +56,18 @@ class HttpServer(UvicornServer):
     def describe(self) -> str:
         """Return where it listens, for a person."""
         return f"over HTTP, with a page to try it: {self.url}"
+
+
+def _known_task(service: SimulatorService, simulator: str, task: str | None) -> tuple[str, str | None]:
+    """Return a simulator that the service offers, and its task, which may be named with the simulator.
+
+    Raises:
+        ConfigurationError: It is not offered.
+    """
+    known = service.simulators
+    name, named_task = family_and_task(simulator, known)
+    if name not in known:
+        raise ConfigurationError(
+            f"no simulator is called {name!r}.{nearest(name, known)} Known: {', '.join(sorted(known))}"
+        )
+    return name, task or named_task

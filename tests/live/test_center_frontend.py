@@ -1,0 +1,222 @@
+"""The simulator center's wire over real sockets: its methods, its order of checks, and hostile clients."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from center_client import CenterClient, described
+
+from benchmark.registry import SIMULATORS
+from robowire.frontends.center.codec import decode, decode_array, encode
+from robowire.frontends.center.tasks import CenterTasks
+from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
+from robowire.serving.simulator.server import SimulatorServer
+from robowire.testing import FAKE_SIMULATORS
+
+
+def running(table: Any = FAKE_SIMULATORS, **options: Any) -> SimulatorServer:
+    given = SimulatorFrontendOptions(
+        **{"host": "127.0.0.1", "port": 0, "center_port": 0, "drain_s": 2.0, **options}
+    )
+    return SimulatorServer(table, given, frontends=make_simulator_frontends(given))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SimulatorServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: SimulatorServer) -> Iterator[CenterClient]:
+    with CenterClient(server.frontends[1].address) as client:
+        yield client
+
+
+def test_requests_and_replies_are_the_bytes_of_its_client() -> None:
+    request = bytes.fromhex(
+        "82a66d6574686f64a473746570a6616374696f6e81a6616374696f6e84a85f5f747970655f5fa76e646172726179"
+        "a5736861706591 01a56474797065a7666c6f61743634a464617461c408000000000000f03f".replace(" ", "")
+    )
+    action = {"action": np.array([1.0])}
+    assert encode({"method": "step", "action": action}) == request
+    read = decode(request)
+    np.testing.assert_array_equal(decode_array(read["action"]["action"]), [1.0])
+    assert encode({"status": "ok", "tasks": ["a"]}).hex() == "82a6737461747573a26f6ba57461736b7391a161"
+
+
+def test_the_sequence_of_its_own_integration_test(client: CenterClient) -> None:
+    assert client.ask("list_simulators") == {"status": "ok", "simulators": ["fake"]}
+    assert client.ask("select_simulator", simulator="fake") == {"status": "ok", "simulator": "fake"}
+    assert "reach" in client.ask("list_tasks")["tasks"]
+    before = client.ask("get_info")
+    assert (before["backend_name"], before["current_task"], before["action_space"]) == ("fake", None, None)
+    assert before["num_tasks"] > 1
+    info = client.ask("load_task", task_name="reach")["task_info"]
+    assert info["task_name"] == "reach"
+    assert info["action_space"] == {"shape": [3], "dtype": "float64", "low": [-1.0] * 3, "high": [1.0] * 3}
+    first = client.ask("reset")
+    assert set(first) == {"status", "observation"}
+    stepped = client.ask("step", action={"action": [0.0, 0.0, 0.0]})
+    assert set(stepped) == {"status", "observation", "reward", "terminated", "truncated", "info"}
+    again = client.ask("step", action={"action": described(np.zeros(3))})
+    assert again["observation"].keys() == first["observation"].keys()
+    after = client.ask("get_info")
+    assert after["current_task"] == "reach"
+    assert "front_image" in after["observation_space"]["images"]
+    assert client.ask("disconnect") == {"status": "ok"}
+    assert client.error("list_tasks") == "no_simulator_selected"
+    # The same client may select again.
+    assert client.ask("select_simulator", simulator="fake")["status"] == "ok"
+    client.ask("disconnect")
+
+
+def test_errors_have_its_types_in_its_order_of_checks(client: CenterClient) -> None:
+    assert client.error(None, no_method=1) == "invalid_params"
+    assert client.error("bogus_method") == "unknown_method"
+    assert client.error("snapshot") == "unknown_method"  # ours alone
+    # A missing parameter comes before the session.
+    assert client.error("select_simulator") == "invalid_params"
+    assert client.error("load_task") == "invalid_params"
+    for method in ("list_tasks", "reset", "step", "get_info"):
+        assert client.error(method) == "no_simulator_selected"
+    assert client.error("load_task", task_name="reach") == "no_simulator_selected"
+    assert client.error("select_simulator", simulator="mujoco") == "unknown_simulator"
+    client.ask("select_simulator", simulator="fake")
+    assert client.error("select_simulator", simulator="fake") == "simulator_already_selected"
+    assert client.error("reset") == "no_task_loaded"
+    assert client.error("step") == "no_task_loaded"
+    assert client.error("load_task", task_name="nothing") == "task_not_found"
+    client.ask("load_task", task_name="reach")
+    assert client.error("step") == "not_reset"
+    client.ask("reset")
+    assert client.ask("step")["message"] == "Missing 'action' in step request"
+    assert client.error("step", action={"action": [0.0]}) == "invalid_params"
+    client.ask("disconnect")
+
+
+def test_a_body_that_cannot_be_read_is_told_and_one_without_an_empty_frame_is_ignored(
+    client: CenterClient,
+) -> None:
+    client.send(b"", b"\xc1garbage")
+    assert client.receive() == {
+        "status": "error",
+        "error_type": "invalid_params",
+        "message": "Failed to decode msgpack body",
+    }
+    client.send(msgpack.packb({"method": "list_simulators"}))
+    assert not client.socket.poll(300)
+    assert client.ask("list_simulators")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"__type__": "ndarray", "shape": [3], "dtype": "object", "data": b"x" * 24},
+        {"__type__": "ndarray", "shape": [3], "dtype": "float64", "data": b"x" * 23},
+        {"__type__": "ndarray", "shape": [2**40, 2**40], "dtype": "float64", "data": b""},
+        {"__type__": "ndarray", "shape": [-3], "dtype": "float64", "data": b""},
+        {"__type__": "ndarray", "shape": [3], "dtype": "f8,f8", "data": b"x" * 24},
+        ["text"] * 3,
+        [10**18] * 5000,
+        [float("nan")] * 3,
+        None,
+    ],
+)
+def test_an_action_that_lies_is_refused_and_the_episode_goes_on(client: CenterClient, action: Any) -> None:
+    client.ask("select_simulator", simulator="fake")
+    client.ask("load_task", task_name="reach")
+    client.ask("reset")
+    assert client.error("step", action={"action": action}) == "invalid_params"
+    assert client.ask("step", action={"action": [0.0] * 3})["status"] == "ok"
+    client.ask("disconnect")
+
+
+def test_a_load_stalls_no_other_client(server: SimulatorServer) -> None:
+    address = server.frontends[1].address
+    with CenterClient(address) as slow, CenterClient(address) as quick:
+        quick.ask("select_simulator", simulator="fake")
+        quick.ask("load_task", task_name="reach")
+        quick.ask("reset")
+        loading = threading.Thread(target=slow.ask, args=("select_simulator",), kwargs={"simulator": "fake"})
+        loading.start()  # a process is started and its modules are imported
+        steps = 0
+        while loading.is_alive():
+            quick.ask("step", action={"action": [0.0] * 3})
+            steps += 1
+            if steps % 20 == 0:
+                quick.ask("reset")
+        loading.join()
+        assert steps > 3
+
+
+def test_a_session_ends_after_its_timeout_and_the_client_is_told() -> None:
+    with running(session_timeout_s=0.5) as server:  # noqa: SIM117
+        with CenterClient(server.frontends[1].address) as client:
+            client.ask("select_simulator", simulator="fake")
+            deadline = time.monotonic() + 10
+            while server.service.capacity()["simulator_sessions"] and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert client.error("list_tasks") == "no_simulator_selected"
+
+
+def test_the_token_is_asked_for_before_anything_else() -> None:
+    with running(token="sesame") as server:  # noqa: SIM117
+        with CenterClient(server.frontends[1].address) as client:
+            assert client.error("list_simulators") == "unauthenticated"
+            assert client.error("list_simulators", token="wrong") == "unauthenticated"
+            assert client.ask("list_simulators", token="sesame")["status"] == "ok"
+            assert client.ask("list_simulators")["status"] == "ok"
+
+
+def test_its_variables_say_how_tasks_are_built() -> None:
+    tasks = CenterTasks.from_environ(
+        {
+            "SIM_ROBOSUITE_ROBOT": "UR5e",
+            "SIM_ROBOSUITE_CAMERA_NAMES": "frontview, agentview",
+            "SIM_ROBOSUITE_REWARD_SHAPING": "true",
+            "SIM_LIBERO_MAX_EPISODE_STEPS": "7",
+        }
+    )
+    assert tasks.options("robosuite") == {
+        "robot": "UR5e",
+        "controller": None,
+        "image_width": 256,
+        "image_height": 256,
+        "camera_names": ["frontview", "agentview"],
+        "horizon": 1000,
+        "reward_shaping": True,
+        "names": "center",
+    }
+    assert tasks.options("libero")["horizon"] == 7
+    assert tasks.options("highway") == {}
+
+
+def test_lift_is_as_the_center_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIM_ROBOSUITE_HORIZON", "2")
+    monkeypatch.setenv("SIM_ROBOSUITE_RENDER_WIDTH", "64")
+    with running(SIMULATORS) as server:  # noqa: SIM117
+        with CenterClient(server.frontends[1].address) as client:
+            client.ask("select_simulator", simulator="robosuite")
+            info = client.ask("load_task", task_name="Lift")["task_info"]
+            assert set(info) == {"task_name", "action_space", "max_episode_steps"}
+            assert info["action_space"]["shape"] == [8]
+            observation = client.ask("reset")["observation"]
+            assert set(observation) == {
+                *("robot0_joint_pos_cos", "robot0_joint_pos_sin", "robot0_joint_vel", "robot0_eef_pos"),
+                *("robot0_eef_quat", "robot0_gripper_qpos", "robot0_gripper_qvel", "agentview_image"),
+                *("robot0_eye_in_hand_image", "cube_pos", "cube_quat", "gripper_to_cube_pos"),
+                *("robot0_proprio-state", "object-state"),
+            }
+            assert observation["agentview_image"].shape == (256, 64, 3)
+            first = client.ask("step", action={"action": np.zeros(8).tolist()})
+            assert (first["terminated"], first["truncated"]) == (False, False)
+            last = client.ask("step", action={"action": described(np.zeros(8))})
+            assert (last["terminated"], last["truncated"]) == (False, True)
+            assert client.error("step", action={"action": [0.0] * 8}) == "not_reset"

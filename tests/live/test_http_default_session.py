@@ -14,7 +14,7 @@ from test_http_frontend import Browser
 from benchmark.registry import SIMULATORS
 from robowire.cli.fleet import FleetFlags, _variation
 from robowire.client.http_simulator_client import HttpSimulatorClient
-from robowire.errors import ConfigurationError, ConnectFailed, NotReset, RemoteProtocolError
+from robowire.errors import ConfigurationError, ConnectFailed, NotReset, RemoteProtocolError, UnknownMethod
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.server import HttpServer
 from robowire.integrations.carla_env import CarlaEnv, VectorizedCarlaEnv
@@ -139,6 +139,8 @@ def test_gymnasiums_checker_accepts_carla_env(browser: Browser) -> None:
 def test_several_servers_are_one_vector_environment() -> None:
     with server_of("fake", "reach") as one, server_of("fake", "reach") as two:
         urls = [Browser(server).url for server in (one, two)]
+        for server in (one, two):  # pydantic makes its schemas at a first request, in one thread only
+            Browser(server).post("/reset")
         with closing(VectorizedCarlaEnv(server_urls=urls)) as envs:
             envs.reset(seed=[3, 4])
             actions = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
@@ -165,13 +167,17 @@ def test_it_drives_highway_and_robosuite(simulator: str, task: str, action_dim: 
             env.reset(seed=1)
             action = np.zeros(action_dim, np.float32)
             env.step(action)
-            snapshot = env.save_snapshot()
-            expected = env.step(action)[0]
-            env.step(action)
-            env.restore_snapshot(snapshot)
-            found = env.step(action)[0]
-            for name, array in expected.items():
-                np.testing.assert_array_equal(found[name], array)
+            if simulator == "robosuite":
+                snapshot = env.save_snapshot()
+                expected = env.step(action)[0]
+                env.step(action)
+                env.restore_snapshot(snapshot)
+                found = env.step(action)[0]
+                for name, array in expected.items():
+                    np.testing.assert_array_equal(found[name], array)
+            else:
+                with pytest.raises(UnknownMethod, match="offers no snapshots"):
+                    env.save_snapshot()
             if simulator == "highway":
                 np.testing.assert_array_equal(env.action_space.low, np.float32([-1, -1, 0]))
 

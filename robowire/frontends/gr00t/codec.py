@@ -144,11 +144,15 @@ def _from_npy(data: Any) -> Any:
     count, start = math.prod(shape), start + length
     if len(shape) > _MAX_AXES or len(data) - start != count * dtype.itemsize:
         raise InvalidParams(f"{len(data) - start} bytes are not {dtype} of shape {quoted(shape, 99)}")
+    if dtype.kind == "U":
+        codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder), offset=start)
+        if (codes > 0x10FFFF).any():  # numpy raises SystemError for it
+            raise InvalidParams("an array of text holds what is no character")
     try:
         array = np.frombuffer(data, dtype, count, start)
         array = array.reshape(shape[::-1]).transpose() if found[2] == b"True" else array.reshape(shape)
         return array.tolist() if dtype.kind == "U" else array
-    except ValueError:  # no bytes and still too large, and text that is none
+    except ValueError:  # no bytes and still too large
         raise InvalidParams(f"no array of {dtype} has the shape {quoted(shape, 99)}") from None
 
 

@@ -12,6 +12,10 @@ POLICIES: dict[str, Entry] = {
         install="./setup_environment.sh",
         summary="Action Chunking with Transformers (arXiv 2304.13705): our checkpoints or the original's",
     ),
+    "replay": Entry(
+        "policies.replay.policy:make_policy",
+        summary="the answers of a recording (--record), without its checkpoint, for tests",
+    ),
     "random": Entry(
         "policies.random.policy:make_policy",
         summary="uniform actions from a seed; needs no checkpoint and no torch, for tests and benchmarks",

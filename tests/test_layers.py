@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "client": ("transport", "wire", *VALUES),
     "__init__": ("client", *VALUES),
     "worker": ("transport", "wire", *VALUES),
+    "recording": ("wire", *VALUES),
     "serving": ("worker", "transport", "wire", *VALUES),
     "frontends": ("serving", "transport", "wire", *VALUES),
     "rollout": ("client", "wire", *VALUES),
@@ -38,7 +39,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fleet": ("serving", "client", "transport", "wire", *VALUES),
     "testing": ("serving", "worker", "wire", *VALUES),
     "cli": (
-        *("fleet", "frontends", "integrations", "rollout", "testing", "serving", "worker", "client"),
+        *("fleet", "frontends", "integrations", "rollout", "testing", "recording", "serving", "worker"),
+        "client",
         *("transport", "wire", *VALUES),
     ),
 }
@@ -54,7 +56,7 @@ EXTRAS: dict[str, set[str]] = {
     "cli": {"PIL", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
 }
 # These run in a robot's or a simulator's interpreter.
-PYTHON_3_8 = (*VALUES, "wire", "transport", "client", "worker", "__init__")
+PYTHON_3_8 = (*VALUES, "wire", "transport", "client", "recording", "worker", "__init__")
 PYTHON_3_8_FILES = (
     *("testing/__init__.py", "testing/fake_simulator.py", "testing/simulator_contract.py"),
     *("cli/__init__.py", "cli/__main__.py", "cli/command.py", "cli/connection_flags.py", "cli/main.py"),

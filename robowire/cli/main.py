@@ -30,8 +30,8 @@ __all__ = [
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done, or served and drained",
-    1: "a server cannot be reached or answered with an error, the doctor found a problem, or no episode was "
-    "finished",
+    1: "a server cannot be reached or answered with an error, the doctor found a problem, no episode was "
+    "finished, or a replayed answer differs",
     2: "an option, file, folder, port, device or package cannot be used, or policy and simulator do not fit",
     130: "interrupted by Ctrl-C",
 }
@@ -41,7 +41,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "policy": "ROBOWIRE",
     "simulator, doctor, fleet": "ROBOWIRE_SIM",
     "fleet status, fleet scale, fleet stop": "ROBOWIRE_FLEET",
-    "ping, info, infer, bench, debug, evaluate, lerobot-eval, compare, merge, sweep": "ROBOWIRE_CLIENT",
+    "ping, info, infer, bench, debug, replay, evaluate, lerobot-eval, compare, merge, "
+    "sweep": "ROBOWIRE_CLIENT",
 }
 
 SERVER_COMMANDS: Mapping[str, Command] = {
@@ -130,6 +131,13 @@ CLIENT_COMMANDS: Mapping[str, Command] = {
         options="robowire.cli.debug:DebugFlags",
         run="robowire.cli.debug:run",
         env_prefix="ROBOWIRE_CLIENT",
+    ),
+    "replay": Command(
+        "send a recorded session to a server, and compare the answers",
+        options="robowire.cli.replay:ReplayFlags",
+        run="robowire.cli.replay:run",
+        env_prefix="ROBOWIRE_CLIENT",
+        python=(3, 10),
     ),
     "evaluate": Command(
         "run a policy on a simulator: success rate, results and videos",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robowire.cli.command import Program
+from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
@@ -20,12 +21,13 @@ __all__ = ["PolicyFlags", "make_policy_server", "run"]
 
 
 @dataclass(frozen=True)
-class PolicyFlags(PolicyFrontendOptions):
+class PolicyFlags(PolicyFrontendOptions, RecordFlags):
     """Flags of ``policy``.
 
     Attributes:
         policy: Name of a policy, or module:function of your own.
-        model_name_or_path: Folder of a checkpoint; the embedded one by default.
+        model_name_or_path: Folder of a checkpoint, the embedded one by default; a recording for --policy
+            replay.
         dataset_id: Which entry of the checkpoint's normalize.json to use; the first by default.
         device: cpu, cuda, cuda:N, or auto for CUDA where there is one.
         camera_names: Cameras in the order of the images, for a checkpoint that does not name them.
@@ -86,7 +88,7 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         listener.close()
         raise
     folder = flags.model_name_or_path
-    return PolicyServer(
+    server = PolicyServer(
         policy,
         flags,
         listener=listener,
@@ -94,3 +96,9 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         model_name=None if folder is None else Path(folder).resolve().name,
         frontends=frontends,
     )
+    try:
+        server.service.recorder = flags.recorder()
+    except BaseException:
+        server.shutdown()
+        raise
+    return server

@@ -11,10 +11,12 @@ from typing import Any
 
 from robowire.cli.command import Program
 from robowire.cli.parser import environment_values
+from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
 from robowire.interfaces import TaskOptions
+from robowire.recording.replay_simulator import ENVIRONMENT, recorded_simulators
 from robowire.registry import Entry, entries, family_and_task
 from robowire.serving.simulator.server import SimulatorServer
 
@@ -29,7 +31,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SimulatorFlags(TaskOptions, SimulatorFrontendOptions):
+class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags):
     """Flags of ``simulator``. Clients may override how a task is built.
 
     Attributes:
@@ -37,11 +39,14 @@ class SimulatorFlags(TaskOptions, SimulatorFrontendOptions):
         simulator_python: Interpreters of simulators that need another environment, such as
             libero=/opt/libero/bin/python.
         libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
+        replay: Recording of a simulator server's session, or a folder of them: its simulators answer from it,
+            and nothing is simulated.
     """
 
     simulators: tuple[str, ...] = ()
     simulator_python: tuple[str, ...] = ()
     libero_assets: str | None = None
+    replay: str | None = None
 
 
 def run(flags: SimulatorFlags, program: Program) -> int:
@@ -76,7 +81,13 @@ def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]
     """
     offered, pythons = offered_simulators(flags, simulators)
     frontends = make_simulator_frontends(flags)
-    return SimulatorServer(offered, flags, task=flags, pythons=pythons, frontends=frontends)
+    server = SimulatorServer(offered, flags, task=flags, pythons=pythons, frontends=frontends)
+    try:
+        server.service.recorder = flags.recorder()
+    except BaseException:
+        server.shutdown()
+        raise
+    return server
 
 
 def simulator_server_of_environment(table: Mapping[str, Entry], /, **changes: Any) -> SimulatorServer:
@@ -111,6 +122,8 @@ def offered_simulators(
                 f"simulators names {name!r}, expected module:function. Offered already: {', '.join(offered)}"
             )
     offered.update({name: Entry(name) for name in (*flags.simulators, *own)})
+    if flags.replay is not None:
+        offered = _replayed(flags.replay)
     pythons = {}
     for setting in flags.simulator_python:
         name, _, python = setting.partition("=")
@@ -130,6 +143,14 @@ def offered_simulators(
             )
         os.environ["ROBOWIRE_LIBERO_ASSETS"] = str(assets)  # simulators' processes inherit it
     return offered, pythons
+
+
+def _replayed(path: str) -> dict[str, Entry]:
+    """Return the recorded simulators, each answered from the recordings."""
+    names = recorded_simulators(path)
+    os.environ[ENVIRONMENT] = str(Path(path).resolve())  # simulators' processes inherit it
+    entry = Entry("robowire.recording.replay_simulator:make_simulator", summary=f"recorded in {path}")
+    return {name: entry for name in dict.fromkeys([*names, "replay"])}
 
 
 @dataclass(frozen=True)

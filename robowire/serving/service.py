@@ -25,6 +25,7 @@ from robowire.errors import (
     Unauthenticated,
 )
 from robowire.serving.metrics import Metrics
+from robowire.serving.recorder import Recorder
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.token_guard import TokenGuard
 from robowire.wire.auth import (
@@ -82,6 +83,7 @@ class Service(ABC, Generic[S]):
     Attributes:
         kind: ``"policy"``, ``"simulator"`` or ``"fleet"``: the ``server`` of the reply to ``hello``.
         metrics: As given.
+        recorder: Records the sessions; ``None`` for nothing. Set before the service starts.
     """
 
     kind = ""
@@ -91,6 +93,7 @@ class Service(ABC, Generic[S]):
 
     def __init__(self, *, token: str | None = None, metrics: Metrics | None = None) -> None:
         self.metrics = metrics or Metrics()
+        self.recorder: Recorder | None = None
         self._token = token
         self._guard = TokenGuard()
         self._requests = threading.Condition()  # guards the next three
@@ -289,3 +292,5 @@ class Service(ABC, Generic[S]):
 
     def close(self) -> None:
         """Free everything; requests that are still in hand fail. May be called twice."""
+        if self.recorder is not None:
+            self.recorder.close()

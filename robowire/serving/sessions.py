@@ -27,12 +27,14 @@ class Peer:
             for the peer.
         may_send_token: Whether a token in clear is accepted from it: nobody else can read the connection, or
             the server was told to.
+        wire: Name of the frontend, for recordings.
     """
 
     address: str
     local_host: str = ""
     has_left: Callable[[], bool] = lambda: False
     may_send_token: bool = True
+    wire: str = ""
 
 
 @dataclass(eq=False)

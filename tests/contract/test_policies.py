@@ -88,7 +88,9 @@ class TestUntrainedAct(ShippedPolicy):
 
 def test_every_policy_in_the_table_is_tested() -> None:
     cases = (TestRandom, TestAct, TestUntrainedAct)
-    assert {case.make_policy(case.options).spec.policy for case in cases} == POLICIES.keys()
+    # A recording answers in its order: it is no function of an observation, see tests/live/test_recording.py.
+    tested = {case.make_policy(case.options).spec.policy for case in cases}
+    assert tested == POLICIES.keys() - {"replay"}
 
 
 @pytest.mark.parametrize("module", ["policies.registry", "policies.random.policy"])

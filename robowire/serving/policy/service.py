@@ -17,6 +17,7 @@ from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
 from robowire.serving.policy.episode import Episode
 from robowire.serving.policy.session_dispatcher import SessionDispatcher
+from robowire.serving.recorder import SessionRecording, recorded
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
@@ -51,10 +52,12 @@ class PolicySession(Session):
         episode: What is remembered of the running episode.
         temporal_agg: Whether it is answered one action, the average over time; ``None`` for what the server
             was started with. A frontend sets it whose wire says so.
+        recording: Where its requests are recorded; ``None`` before the first one, or for nowhere.
     """
 
     episode: Episode = field(default_factory=Episode)
     temporal_agg: bool | None = None
+    recording: SessionRecording | None = None
 
 
 class PolicyService(Service[PolicySession]):
@@ -116,6 +119,23 @@ class PolicyService(Service[PolicySession]):
             Overloaded: Too many observations wait already.
             BackendError: The policy failed.
         """
+        return recorded(
+            self._recording(session),
+            "infer",
+            lambda: {"observations": list(request.observations), "batched": request.batched},
+            lambda: self._infer(session, request),
+            _values,
+        )
+
+    def _recording(self, session: PolicySession) -> SessionRecording | None:
+        if session.recording is None and self.recorder is not None:
+            peer = session.peer
+            session.recording = self.recorder.open(
+                kind=self.kind, wire=peer.wire, client=peer.address, info=self.info(session)
+            )
+        return session.recording
+
+    def _infer(self, session: PolicySession, request: Request) -> ActionChunk:
         chunk = self.dispatcher.submit(
             request.observations, client=session.id, has_left=session.peer.has_left
         )
@@ -177,16 +197,23 @@ class PolicyService(Service[PolicySession]):
     def close(self) -> None:
         """End the policy's thread."""
         self.dispatcher.close(timeout_s=_GIVE_UP_S)
+        super().close()
 
     def close_session(self, session: PolicySession) -> None:
         """Free the episode."""
         session.episode.clear()
         self.dispatcher.end(session.id)
+        if session.recording is not None:
+            session.recording.close()
         super().close_session(session)
 
     def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> PolicySession:
         episode = Episode(on_clear=partial(self.dispatcher.reset, number))
         return PolicySession(number, peer, authenticated, episode=episode)
+
+    def _reset(self, session: PolicySession) -> dict[str, Any]:
+        session.episode.clear()
+        return ok()
 
     def _execute(self, session: PolicySession, request: Request) -> ActionChunk | dict[str, Any]:
         # Parameters are ignored: none of these methods has any, and a newer client may send some.
@@ -197,8 +224,7 @@ class PolicyService(Service[PolicySession]):
         if request.method == "get_info":
             return ok(**self.info(session))
         if request.method == "reset":
-            session.episode.clear()
-            return ok()
+            return recorded(self._recording(session), "reset", dict, lambda: self._reset(session))
         if request.method == "stats":
             return ok(**self.stats())
         method = request.method[:40]
@@ -206,3 +232,14 @@ class PolicyService(Service[PolicySession]):
             f"the policy port has no method {method!r}.{nearest(method, _METHODS)} "
             f"Known: {', '.join(_METHODS)}"
         )
+
+
+def _values(chunk: ActionChunk) -> dict[str, Any]:
+    """Return a chunk as it is recorded."""
+    return {
+        "actions": chunk.actions,
+        "ctrl_space": chunk.ctrl_space,
+        "ctrl_type": chunk.ctrl_type,
+        "raw_actions": chunk.raw_actions,
+        "infer_ms": chunk.infer_ms,
+    }

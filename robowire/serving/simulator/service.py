@@ -111,7 +111,7 @@ class SimulatorService(Service[SimulatorClientSession]):
     # -- requests of connected clients ---------------------------------------------------------------------
 
     def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> SimulatorClientSession:
-        simulation = SimulatorSession(self, f"client #{number}", peer.has_left)
+        simulation = SimulatorSession(self, f"client #{number}", peer.has_left, wire=peer.wire)
         session = SimulatorClientSession(number, peer, authenticated, simulation=simulation)
         simulation.owner = session
         return session
@@ -197,7 +197,12 @@ class SimulatorService(Service[SimulatorClientSession]):
 
     @contextmanager
     def borrow_session(
-        self, token: str | None = None, *, label: str = "a client", lasting: bool = False
+        self,
+        token: str | None = None,
+        *,
+        label: str = "a client",
+        lasting: bool = False,
+        wire: str = "http",
     ) -> Iterator[SimulatorSession]:
         """Lend a simulator session to one request of a wire without connections; its lock is held meanwhile.
 
@@ -206,6 +211,7 @@ class SimulatorService(Service[SimulatorClientSession]):
                 then it waits for further requests with its token. It ends if the request fails.
             label: Client of a new session, for the log.
             lasting: Whether a new session waits without a timeout.
+            wire: Name of the frontend, for recordings of a new session.
 
         Raises:
             SessionNotFound: No session has this token.
@@ -213,12 +219,12 @@ class SimulatorService(Service[SimulatorClientSession]):
         """
         with self.request_in_hand():
             if token is None:
-                yield from self._begin_session(label, lasting=lasting)
+                yield from self._begin_session(label, lasting=lasting, wire=wire)
             else:
                 yield from self._lend_session(token)
 
-    def _begin_session(self, label: str, *, lasting: bool) -> Iterator[SimulatorSession]:
-        session = SimulatorSession(self, label, lasting=lasting)
+    def _begin_session(self, label: str, *, lasting: bool, wire: str) -> Iterator[SimulatorSession]:
+        session = SimulatorSession(self, label, lasting=lasting, wire=wire)
         session.owner, session.resumable = self, True  # not ended as abandoned while it is made
         with session.lock:
             try:
@@ -429,6 +435,7 @@ class SimulatorService(Service[SimulatorClientSession]):
         self.pool.close()
         if self._watch is not None:
             self._watch.join()
+        super().close()
 
 
 def _checked(task: TaskOptions) -> TaskOptions:

@@ -30,6 +30,7 @@ from robowire.errors import (
 from robowire.interfaces import TaskOptions
 from robowire.registry import Entry, family_and_task, nearest
 from robowire.serving.metrics import Metrics
+from robowire.serving.recorder import Recorder, SessionRecording, recorded
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.process import Answer, SimulatorProcess
 from robowire.serving.simulator.snapshot_store import SnapshotStore
@@ -84,6 +85,7 @@ class SessionContext(Protocol):
         task: Defaults of how tasks are built.
         snapshots: Store of snapshots.
         metrics: Counters.
+        recorder: Records sessions; ``None`` for nothing.
     """
 
     options: SimulatorServerOptions
@@ -91,6 +93,7 @@ class SessionContext(Protocol):
     task: TaskOptions
     snapshots: SnapshotStore
     metrics: Metrics
+    recorder: Recorder | None
 
     def enter(self, session: SimulatorSession) -> None:
         """Reserve capacity for a session, or raise ``Overloaded``."""
@@ -125,6 +128,7 @@ class SimulatorSession:
         label: Client of the session, for the log: ``client #3``.
         has_left: Returns whether the client may be gone in the middle of a request.
         lasting: Whether it waits for its next request without a timeout.
+        wire: Name of the frontend, for recordings.
 
     Attributes:
         lock: Held while a request is executed, and while the session changes hands.
@@ -143,6 +147,7 @@ class SimulatorSession:
         has_left: Callable[[], bool] = lambda: False,
         *,
         lasting: bool = False,
+        wire: str = "",
     ) -> None:
         self.lock = threading.Lock()
         self.owner: object | None = None
@@ -155,6 +160,8 @@ class SimulatorSession:
         self._has_left = has_left
         self._lasting = lasting
         self._options = context.options
+        self._wire = wire
+        self._recording: SessionRecording | None = None
         self._name: str | None = None  # the selected simulator
         self._process: SimulatorProcess | None = None  # its process, which may have died
         self._selected_task: str | None = None  # the one that was selected with the simulator
@@ -197,6 +204,21 @@ class SimulatorSession:
             assert self._done is not None
             assert number is not None
             return self._done.repeat(method, number)
+        return recorded(
+            self._open_recording(), method, lambda: params, lambda: self._execute(method, params, number)
+        )
+
+    def _open_recording(self) -> SessionRecording | None:
+        if self._recording is None and self._context.recorder is not None:
+            self._recording = self._context.recorder.open(
+                kind="simulator",
+                wire=self._wire,
+                client=self._label,
+                info={"simulators": sorted(self._context.simulators)},
+            )
+        return self._recording
+
+    def _execute(self, method: str, params: Mapping[str, Any], number: int | None) -> Buffer:
         try:
             reply = self._methods[method](**params)
         except RequestError as exc:
@@ -247,6 +269,9 @@ class SimulatorSession:
         self._name = self._process = self._spec = self.token = self._done = self._last_observation = None
         self._context.snapshots.release(self)
         self._context.leave(self)
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
 
     def kill(self) -> None:
         """End the simulator at once, from another thread."""

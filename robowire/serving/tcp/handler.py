@@ -77,6 +77,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
                 self._stream.local_host,
                 self._stream.ended,
                 may_send_token=private or self.server.options.plain_token,
+                wire=self.server.name,
             )
         except TransportError as exc:
             logger.debug("a connection ended before it was served: %s", exc)

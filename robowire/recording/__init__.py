@@ -1,0 +1,1 @@
+"""Record the sessions of a server, and replay them as a policy or a simulator."""

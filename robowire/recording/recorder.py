@@ -77,8 +77,8 @@ class SessionFile:
         self.header = header
         self.requests = 0
         self.dropped = 0  # since the last record
-        self.closed = False
         # Of the writer's thread.
+        self.finished = False
         self.out: BinaryIO | None = None
         self.dirty = False
 
@@ -278,7 +278,7 @@ class FileRecorder:
         file = entry.file
         if entry.kind < 0:
             self._finish(file)
-        elif not self._stopped:
+        elif not self._stopped and not file.finished:  # the request that ended the session comes after it
             if file.out is None:
                 file.out = open(self._folder / file.name, "xb")  # noqa: SIM115
                 self._open.add(file)
@@ -313,6 +313,7 @@ class FileRecorder:
 
     def _finish(self, file: SessionFile) -> None:
         self._open.discard(file)
+        file.finished = True
         if file.out is not None:
             out, file.out = file.out, None
             try:

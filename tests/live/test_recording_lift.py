@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from server_process import ServerProcess, environment
 
-from robowire import PolicyClient, SimulatorClient
+from robowire import PolicyClient
 from robowire.errors import InvalidParams
 from robowire.interfaces import PolicyOptions
 from robowire.recording.difference import first_difference
@@ -20,8 +20,7 @@ from robowire.recording.format import Recording, open_recordings
 from robowire.recording.replay_policy import make_policy
 from robowire.testing import running_server
 
-TASK: dict[str, Any] = {}
-TIMED = ("wall_s", "seconds", "ms", "time", "late", "started")
+TIMED = ("wall_s", "seconds", "ms", "time", "late", "started", "infer_ms")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,15 +67,10 @@ def play(folder: Path, name: str, policy_words: tuple[str, ...], simulator_words
             for words in (policy_words, simulator_words)
         )
         episodes = evaluate(policy, simulator, folder / name)
-        client = stack.enter_context(PolicyClient(*policy.address))
-        session = stack.enter_context(SimulatorClient(*simulator.address, reconnect_s=0))
-        session.select_simulator("robosuite")
-        session.load_task("Lift", observation_format="meta", **TASK)
-        versions = {**client.get_info()["versions"], **session.get_info()["process"]["versions"]}
+        summary = json.loads((folder / name / "summary.json").read_text())
+        versions = {**summary["policy"]["versions"], **summary["simulator"]["process"]["versions"]}
         played = {"episodes": episodes, "packages": sorted(versions)}
         (folder / f"{name}.json").write_text(json.dumps(played))
-        client.disconnect()
-        session.disconnect()
         for server in (policy, simulator):
             server.process.terminate()
             assert server.wait() == 0, server.log
@@ -84,9 +78,9 @@ def play(folder: Path, name: str, policy_words: tuple[str, ...], simulator_words
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with ``first``, an evaluation, and ``second``, its replay; each recorded."""
+    """Return a folder with an evaluation, its replay, and the recordings of both."""
     folder = tmp_path_factory.mktemp("lift")
-    first, second = folder / "first", folder / "second"
+    first, second = folder / "recorded", folder / "recorded again"
     act = ("--device", "cpu", "--record", str(first))
     play(folder, "first", ("policy", "--policy", "act", *act), ("simulator", "--record", str(first)))
     replay = ("--model_name_or_path", str(first), "--record", str(second))
@@ -107,14 +101,14 @@ def test_a_replayed_evaluation_has_the_same_episodes(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["policy", "simulator"])
 def test_a_replay_answers_to_the_last_bit(folder: Path, kind: str) -> None:
-    first = requests(open_recordings(folder / "first", kind)[0])
-    second = requests(open_recordings(folder / "second", kind)[0])
+    first = requests(open_recordings(folder / "recorded", kind)[0])
+    second = requests(open_recordings(folder / "recorded again", kind)[0])
     assert len(first) > 5
     assert first_difference(first, second) is None
 
 
 def test_another_checkpoint_is_named_at_its_first_divergence(folder: Path) -> None:
-    (recording, *_) = open_recordings(folder / "first", "policy")
+    (recording, *_) = open_recordings(folder / "recorded", "policy")
     with ServerProcess(
         folder / "5", "--policy_options.seed", "3", command=("policy", "--policy", "random")
     ) as other:
@@ -137,7 +131,7 @@ def test_another_checkpoint_is_named_at_its_first_divergence(folder: Path) -> No
 
 
 def test_another_simulator_is_named_by_the_recorded_policy(folder: Path) -> None:
-    recordings = open_recordings(folder / "first", "policy")
+    recordings = open_recordings(folder / "recorded", "policy")
     observation = next(
         record["request"]["observations"][0]
         for record in map(recordings[0].__getitem__, range(len(recordings[0])))
@@ -145,7 +139,7 @@ def test_another_simulator_is_named_by_the_recorded_policy(folder: Path) -> None
     )
     observation.state[0] += 1
     message = r"not the recorded request \d+ of policy-.*: state\[0\]: expected"
-    with running_server(make_policy(PolicyOptions(str(folder / "first")))) as server, ExitStack() as stack:
+    with running_server(make_policy(PolicyOptions(str(folder / "recorded")))) as server, ExitStack() as stack:
         client = stack.enter_context(PolicyClient(*server.address))
         stack.enter_context(pytest.raises(InvalidParams, match=message))
         client.infer(observation)

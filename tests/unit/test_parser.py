@@ -136,6 +136,7 @@ def test_every_command_lets_the_environment_beat_the_file(
         "compare": ["a", "b"],
         "merge": ["a", "b"],
         "fleet scale": ["2"],
+        "replay": ["a.rwrec"],
         "lerobot-eval": ["--policy_type", "act", "--policy.path", "x"],
     }
     flags = [*required.get(name, []), "--config", str(tmp_path / "options.json")]

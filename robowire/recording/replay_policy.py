@@ -181,4 +181,9 @@ def _spec(track: _Track) -> PolicySpec:
         spec = PolicySpec.from_wire(track.recording.header["info"])
     except InvalidParams as exc:
         raise ConfigurationError(f"{track.recording.path}: {exc}") from exc
-    return replace(spec, chunk_size=max(spec.chunk_size, 1))
+    for position in range(len(track)):
+        record, _, row = track.row(position)
+        if "error" not in record:
+            # Not the spec's: the frontends of some wires ask for one action where others get a chunk.
+            return replace(spec, chunk_size=len(_actions(track, record, row)))
+    return spec

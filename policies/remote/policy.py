@@ -34,6 +34,7 @@ __all__ = ["UPSTREAMS", "RemotePolicy", "RemoteSession", "make_policy"]
 UPSTREAMS: dict[str, Entry] = {
     "robowire": Entry("policies.remote.robowire:RobowireUpstream"),
     "openpi": Entry("policies.remote.openpi:OpenpiUpstream", extra="openpi"),
+    "gr00t": Entry("policies.remote.gr00t:Gr00tUpstream", extra="gr00t"),
     "vla-eval": Entry("policies.remote.vla_eval:VlaEvalUpstream", extra="vla-eval"),
 }
 

@@ -58,6 +58,8 @@ _MAX_REASON = 100
 # A message is answered in the loop itself, without two thread switches, where that delays nobody: the only
 # client, for as long as a ping may well wait; or any, while an inference takes less than the switches.
 _ALONE_S, _INSTANT_S = 0.05, 0.001
+# Three 640x480 cameras are 2.6 MiB, and are read in some milliseconds.
+_SMALL = 4 << 20
 # How long connections have to end after they were aborted.
 _ENDING_S = 0.5
 
@@ -434,8 +436,10 @@ class WebSocketServer(ABC):
             else:
                 logger.debug("< #%d %d bytes", client.session.id, received)
                 patience_s = _ALONE_S if len(self._admitted) == 1 else _INSTANT_S
-                # A request of another wire in hand may make this one wait for its batch.
-                if self.inference_s() < patience_s and not self.service.requests_in_hand:
+                if received > _SMALL or self.service.requests_in_hand:
+                    # It takes long to read, or may have to wait for the batch of a request of another wire.
+                    patience_s = 0.0
+                if self.inference_s() < patience_s:
                     reply = self.answer(client, message)
                 else:
                     reply = await self._workers.run(self.answer, client, message)

@@ -156,6 +156,25 @@ def test_numpy_scalars_and_views_of_every_order_are_read(server: PolicyServer) -
         assert client.ask(**{"observation/state": STATE.astype(np.float32)})["actions"].shape == (4, 3)
 
 
+def test_alohas_nested_names_and_droids_parts_are_read_with_their_key_maps() -> None:
+    cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+    spec = PolicySpec(policy="a", camera_names=cameras, state_dim=14, action_dim=14, chunk_size=2)
+    with running_frontends(ConstantPolicy(spec), openpi_port=0, key_map="aloha") as server, Client(
+        server
+    ) as client:
+        images = {name: np.zeros((3, 6, 8), np.uint8) for name in reversed(cameras)}
+        assert client.ask(images=images, state=np.zeros(14))["actions"].shape == (2, 14)
+    layouts = {"state_layout": "joint_pos(7) gripper_open(1)", "action_layout": "joint_vel(7) gripper(1)"}
+    spec = PolicySpec(policy="d", camera_names=(), state_dim=8, action_dim=8, ctrl_space="joint", **layouts)
+    with running_frontends(ConstantPolicy(spec), openpi_port=0, key_map="droid") as server, Client(
+        server
+    ) as client:
+        parts = {"observation/joint_position": np.zeros(7), "observation/gripper_position": np.float64(1)}
+        np.testing.assert_array_equal(client.ask(**parts, prompt="x")["actions"], np.full((1, 8), 0.5))
+        assert client.metadata["action_gripper"] == "0 open, 1 closed"
+        assert client.metadata["action_space"] == "joint_velocity"
+
+
 def test_a_batch_is_answered_by_one_reply_with_a_batch(server: PolicyServer) -> None:
     with Client(server) as client:
         reply = client.ask(batch=[{"state": STATE + row, "prompt": "x"} for row in range(3)])

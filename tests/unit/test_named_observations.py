@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -325,3 +326,21 @@ def test_conversions_that_a_policy_cannot_have_are_refused_at_the_start(tmp_path
     spec = replace(LIFT, action_layout=None)
     with pytest.raises(ConfigurationError, match="does not declare what its own are"):
         adapter(spec, table(tmp_path, "action_gripper: -1 open, 1 closed"))
+
+
+def test_the_table_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "key_maps.md"
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    mine = adapter(key_map=table(tmp_path, shown))
+    named = NamedObservation(
+        {"observation/image": np.repeat(FRONT, 2, 0), "observation/wrist_image": WRIST},
+        {
+            "observation/joint_position": STATE[:7],
+            "observation/gripper_position": 0.25,
+            "observation/depth": 1,
+        },
+    )
+    state = mine.observation(named).state
+    assert state is not None
+    np.testing.assert_array_equal(state, [*STATE[:7], 0.75])
+    assert mine.describe()["action_layout"] == "dpos(3) deuler_xyz(3) gripper(1)"

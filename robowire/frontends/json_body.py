@@ -24,8 +24,22 @@ def load_json(body: bytes, *, max_items: int | None = None) -> Any:
         ValueError: It is no JSON, or has more lists, objects or entries.
         RecursionError: It is nested too deeply.
     """
-    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:  # those within texts, too
+    if _holds_more(body, (b"[", b"{"), MAX_CONTAINERS):
         raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
-    if max_items is not None and body.count(b",") > max_items:
+    if max_items is not None and _holds_more(body, (b",",), max_items):
         raise ValueError(f"more than {max_items} entries")
     return json.loads(body)
+
+
+def _holds_more(body: bytes, signs: tuple[bytes, ...], limit: int) -> bool:
+    """Return whether there are more than ``limit`` of these signs, those within texts included."""
+    found = 0
+    for sign in signs:
+        # In megabytes of Base64 there are none: ``find`` passes over them ten times as fast as ``count``.
+        at = body.find(sign)
+        while at >= 0:
+            found += 1
+            if found > limit:
+                return True
+            at = body.find(sign, at + 1)
+    return False

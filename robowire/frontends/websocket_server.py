@@ -379,7 +379,7 @@ class WebSocketServer(ABC):
         if connection not in self._admitted:
             connection.transport.abort()
             return
-        peer = Peer(connection.peer, connection.local_host, connection.has_left)
+        peer = Peer(connection.peer, connection.local_host, connection.has_left, wire=self.name)
         session = self.service.open_session(peer)
         session.authenticated = True  # or the upgrade would have been refused
         client, opened = WebSocketClient(session), time.monotonic()

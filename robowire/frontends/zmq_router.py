@@ -220,7 +220,9 @@ class _Handler(ConnectionHandler):
         server = self.server
         try:
             self._stream = Stream(self.request)
-            self._peer = Peer(self._stream.peer, self._stream.local_host, self._stream.ended)
+            self._peer = Peer(
+                self._stream.peer, self._stream.local_host, self._stream.ended, wire=server.name
+            )
         except TransportError as exc:
             logger.debug("a connection ended before it was served: %s", exc)
             return

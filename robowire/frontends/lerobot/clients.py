@@ -60,7 +60,9 @@ class Client:
         self._predicted: dict[int, None] = {}
         self._stopped = False
         self._context: Any = None
-        self.session: PolicySession = service.open_session(Peer(address, has_left=self._has_left))
+        self.session: PolicySession = service.open_session(
+            Peer(address, has_left=self._has_left, wire="lerobot")
+        )
         self.session.authenticated = True  # each call was, before it came here
 
     def reset(self) -> None:

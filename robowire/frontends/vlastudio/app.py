@@ -157,7 +157,7 @@ class _Presence:
     def peer(self) -> Peer:
         client = self._request.client
         address = "unknown:0" if client is None else f"{client.host}:{client.port}"
-        return Peer(address, has_left=lambda: self._left)
+        return Peer(address, has_left=lambda: self._left, wire="vlastudio")
 
     async def watch(self) -> None:
         """Wait until the client has left; the body was read."""

@@ -20,6 +20,7 @@ from robowire.errors import (
     ShuttingDown,
     TransportError,
 )
+from robowire.integrations.action_spaces import action_space
 from robowire.interfaces import StepResult
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
@@ -92,7 +93,8 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         task: Task of that simulator; ``None`` means the one that ``simulator`` names.
         render_mode: ``"rgb_array"`` or ``None``.
         render_camera: Camera of :meth:`render`; ``None`` means the simulator's best view for people.
-        action_low: Bounds of the action space, which the wire does not carry: one number, or ``action_dim``.
+        action_low: Bounds of the action space, one number or ``action_dim``. By default those that the task
+            declares, else -1 and 1; a task of choices has a ``Discrete`` or ``MultiDiscrete`` space then.
         action_high: The same.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait for a reply; longer than the server's own limits.
@@ -122,8 +124,8 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
         task: str | None = None,
         render_mode: str | None = None,
         render_camera: str | None = None,
-        action_low: float | Sequence[float] = -1.0,
-        action_high: float | Sequence[float] = 1.0,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
         connect_timeout_s: float = 5.0,
         timeout_s: float = 330.0,
         token: str | None = None,
@@ -183,13 +185,12 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             raise
         self.metadata = {**self.metadata, "render_fps": self.task_spec.control_hz or 20}
 
-    def _declare(self, action_low: float | Sequence[float], action_high: float | Sequence[float]) -> None:
+    def _declare(
+        self, action_low: float | Sequence[float] | None, action_high: float | Sequence[float] | None
+    ) -> None:
         """Declare the action space of the loaded task, or close the client."""
         try:
-            shape = (self.task_spec.action_dim or 0,)
-            low = np.broadcast_to(np.asarray(action_low, dtype=np.float32), shape)
-            high = np.broadcast_to(np.asarray(action_high, dtype=np.float32), shape)
-            self.action_space = spaces.Box(low, high, dtype=np.float32)
+            self.action_space = action_space(self.task_spec, action_low, action_high)
         except BaseException:
             self.close()
             raise
@@ -241,7 +242,9 @@ class RemoteEnv(gymnasium.Env[Observation, np.ndarray]):
             RobowireError: What :meth:`robowire.client.simulator_client.SimulatorClient.step` raises.
         """
         self._require_episode()
-        result = self._request(lambda: self._client.step(action))
+        # A Discrete action is one number, and the wire takes rows.
+        row = action if isinstance(action, MetaAction) else np.atleast_1d(action)
+        result = self._request(lambda: self._client.step(row))
         return (
             self._fit(result.observation),
             float(result.reward),

@@ -176,6 +176,8 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         """
         self._require_open()
         actions = np.asarray(actions)
+        if actions.shape == (self.num_envs, 1) and len(self.action_space.shape or ()) == 1:
+            actions = actions[:, 0]  # rows of one choice each
         if actions.shape != self.action_space.shape or not np.isfinite(actions).all():
             raise ValueError(
                 f"actions have shape {actions.shape}, expected finite numbers of {self.action_space.shape}"

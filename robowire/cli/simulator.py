@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,10 +15,12 @@ from robowire.cli.parser import environment_values
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
 from robowire.errors import ConfigurationError
+from robowire.frontends.center.tasks import server_settings
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
 from robowire.interfaces import TaskOptions
 from robowire.recording.replay_simulator import ENVIRONMENT, recorded_simulators
 from robowire.registry import Entry, entries, family_and_task
+from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.server import SimulatorServer
 
 __all__ = [
@@ -79,6 +82,7 @@ def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]
     Raises:
         RobowireError: An option is unusable, or the port cannot be opened; the message says what to do.
     """
+    flags = _with_variables_of_center(flags)
     offered, pythons = offered_simulators(flags, simulators)
     frontends = make_simulator_frontends(flags)
     server = SimulatorServer(offered, flags, task=flags, pythons=pythons, frontends=frontends)
@@ -88,6 +92,16 @@ def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]
         server.shutdown()
         raise
     return server
+
+
+def _with_variables_of_center(flags: SimulatorFlags) -> SimulatorFlags:
+    """Return the flags, where they say nothing with what ``SIM_...`` says: ours are closer to the user."""
+    values = server_settings(os.environ)
+    port = values.get("center_port") if flags.center_port is None else flags.center_port
+    timeout_s = flags.session_timeout_s
+    if port is not None and timeout_s == SimulatorServerOptions.session_timeout_s:
+        timeout_s = values.get("session_timeout_s", timeout_s)
+    return dataclasses.replace(flags, center_port=port, session_timeout_s=timeout_s)
 
 
 def simulator_server_of_environment(table: Mapping[str, Entry], /, **changes: Any) -> SimulatorServer:

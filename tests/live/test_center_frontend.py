@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from center_client import CenterClient, described
 
 from benchmark.registry import SIMULATORS
+from robowire.cli.simulator import SimulatorFlags, make_simulator_server
+from robowire.errors import ConfigurationError
 from robowire.frontends.center.codec import decode, decode_array, encode
 from robowire.frontends.center.tasks import CenterTasks
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
@@ -196,6 +199,46 @@ def test_its_variables_say_how_tasks_are_built() -> None:
     }
     assert tasks.options("libero")["horizon"] == 7
     assert tasks.options("highway") == {}
+
+
+def test_its_variables_say_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIM_BIND_ADDRESS", "tcp://*:0")
+    monkeypatch.setenv("SIM_SESSION_TIMEOUT_S", "12.5")
+    with make_simulator_server(SimulatorFlags(host="127.0.0.1", port=0), SIMULATORS) as server:
+        assert [frontend.name for frontend in server.frontends] == ["tcp", "center"]
+        assert server.service.options.session_timeout_s == 12.5
+    monkeypatch.setenv("SIM_BIND_ADDRESS", "5555")
+    with pytest.raises(ConfigurationError, match=r"^SIM_BIND_ADDRESS is '5555', expected tcp://\*:PORT$"):
+        make_simulator_server(SimulatorFlags(host="127.0.0.1", port=0), SIMULATORS)
+
+
+@pytest.mark.parametrize("prefix", [b"\xff\x00\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 4000])
+def test_garbage_and_half_sent_messages_hold_nobody_up(server: SimulatorServer, prefix: bytes) -> None:
+    address = server.frontends[1].address
+    with socket.create_connection(address, timeout=10) as hostile:
+        hostile.sendall(prefix)
+        with CenterClient(address) as client:
+            assert client.ask("list_simulators")["status"] == "ok"
+
+
+def test_a_request_that_is_too_large_is_answered() -> None:
+    with running(max_payload=4096) as server:  # noqa: SIM117
+        with CenterClient(server.frontends[1].address) as client:
+            assert client.error("list_simulators", filler=b"x" * 8192) == "invalid_params"
+        with CenterClient(server.frontends[1].address) as client:
+            assert client.ask("list_simulators")["status"] == "ok"
+
+
+def test_a_message_of_many_maps_costs_little(client: CenterClient) -> None:
+    maps = msgpack.packb({"method": "step", "action": {"action": [{}] * 60_000}})
+    client.send(b"", maps)
+    assert client.receive()["message"] == "Failed to decode msgpack body"
+
+
+def test_what_a_client_sends_is_quoted_in_short(client: CenterClient) -> None:
+    reply = client.ask("x" * 60_000 + "\x1b[31m")
+    assert len(reply["message"]) < 500
+    assert reply["message"].isprintable()
 
 
 def test_lift_is_as_the_center_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:

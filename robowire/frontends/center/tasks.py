@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from robowire.errors import ConfigurationError
 
-__all__ = ["CenterTasks"]
+__all__ = ["CenterTasks", "server_settings"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,30 @@ class CenterTasks:
     def options(self, simulator: str | None) -> Mapping[str, Any]:
         """Return the options of a simulator; none for one that the center does not know."""
         return {"robosuite": self.robosuite, "libero": self.libero}.get(simulator or "", {})
+
+
+def server_settings(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the center's variables say of the server: ``center_port``, ``session_timeout_s``.
+
+    Raises:
+        ConfigurationError: A variable cannot be read; names it.
+    """
+    settings: dict[str, Any] = {}
+    address = environ.get("SIM_BIND_ADDRESS", "")
+    if address:
+        found = re.fullmatch(r"tcp://.*:(\d{1,5})", address)
+        if found is None:
+            raise ConfigurationError(f"SIM_BIND_ADDRESS is {address!r}, expected tcp://*:PORT")
+        settings["center_port"] = int(found[1])
+    timeout = environ.get("SIM_SESSION_TIMEOUT_S", "")
+    if timeout:
+        try:
+            settings["session_timeout_s"] = float(timeout)
+        except ValueError:
+            raise ConfigurationError(
+                f"SIM_SESSION_TIMEOUT_S is {timeout!r}, expected a number of seconds"
+            ) from None
+    return settings
 
 
 def _names(text: str) -> list[str]:

@@ -222,7 +222,7 @@ def test_garbage_and_half_sent_messages_hold_nobody_up(server: SimulatorServer, 
 
 
 def test_a_request_that_is_too_large_is_answered() -> None:
-    with running(max_payload=4096) as server:  # noqa: SIM117
+    with running(max_payload=4096) as server:
         with CenterClient(server.frontends[1].address) as client:
             assert client.error("list_simulators", filler=b"x" * 8192) == "invalid_params"
         with CenterClient(server.frontends[1].address) as client:

@@ -35,6 +35,7 @@ UPSTREAMS: dict[str, Entry] = {
     "robowire": Entry("policies.remote.robowire:RobowireUpstream"),
     "openpi": Entry("policies.remote.openpi:OpenpiUpstream", extra="openpi"),
     "gr00t": Entry("policies.remote.gr00t:Gr00tUpstream", extra="gr00t"),
+    "lerobot": Entry("policies.remote.lerobot:LerobotUpstream", extra="lerobot"),
     "vla-eval": Entry("policies.remote.vla_eval:VlaEvalUpstream", extra="vla-eval"),
 }
 

@@ -34,10 +34,6 @@ SIMULATORS: dict[str, Entry] = {
         environ={"MUJOCO_GL": "osmesa"},
         summary="LIBERO's 130 tasks: libero_spatial, libero_object, libero_goal, libero_10, libero_90",
     ),
-    "replay": Entry(
-        "benchmark.replay:make_simulator",
-        summary="the answers of a recording (--record), which server.py simulator --replay FILE names",
-    ),
     "robosuite": Entry(
         "benchmark.robosuite:make_simulator",
         install="./setup_environment.sh",

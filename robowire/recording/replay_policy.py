@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import Any, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from robowire.errors import ConfigurationError, InvalidParams, request_error
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.recording.difference import Difference, first_difference
-from robowire.recording.format import BATCH, INFER, Recording, open_recordings
+from robowire.recording.format import BATCH, INFER, RESET, Recording, open_recordings
 from robowire.registry import nearest
 from robowire.specs import PolicySpec
 
@@ -20,18 +21,22 @@ __all__ = ["ReplayPolicy", "make_policy"]
 # Rows of one recording that are kept decoded: the next, the last and the first.
 _KEPT = 4
 
+# Next rows of clients whose episodes began alike; each is looked for in every episode.
+_RECENT = 16
+
 
 class _Track:
-    """The observations of one recorded session in their order, and where a client is in them."""
+    """The observations of one recorded episode in their order, and where a client is in them.
 
-    def __init__(self, recording: Recording) -> None:
+    Args:
+        recording: Session of the episode.
+        places: Record and row of each observation.
+    """
+
+    def __init__(self, recording: Recording, places: Sequence[tuple[int, int]]) -> None:
         self.recording = recording
         self.position = 0
-        self._places: list[tuple[int, int]] = []  # record and row of each observation
-        for index, kind in enumerate(recording.kinds()):
-            if kind in (INFER, BATCH):  # only a batch is read to know its rows
-                rows = 1 if kind == INFER else len(_observations(recording, recording[index]))
-                self._places += [(index, row) for row in range(rows)]
+        self._places = places
         self._kept: dict[int, Mapping[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -54,12 +59,24 @@ class _Track:
         return record, observations[row], row
 
 
+def _tracks(recording: Recording) -> list[_Track]:
+    """Return the episodes of a session, which a reset ends."""
+    episodes: list[list[tuple[int, int]]] = [[]]
+    for index, kind in enumerate(recording.kinds()):
+        if kind == RESET:
+            episodes.append([])
+        elif kind in (INFER, BATCH):  # only a batch is read to know its rows
+            rows = 1 if kind == INFER else len(_observations(recording, recording[index]))
+            episodes[-1] += [(index, row) for row in range(rows)]
+    return [_Track(recording, places) for places in episodes if places]
+
+
 class ReplayPolicy:
     """Answers observations with the recorded actions, in the recorded order.
 
-    An observation must be the next one of a recording. The last one again is a repeated request, and the
-    first one begins it again; any other is an error that names the first difference. With several
-    recordings, each client follows the one whose first observation it sends.
+    An observation must be the next one of an episode. The last one again is a repeated request, and the
+    first one begins the episode again, so that several clients may share the episodes otherwise than they
+    did; any other is an error that names the first difference.
 
     Args:
         recordings: Of policy sessions, of one policy.
@@ -71,8 +88,9 @@ class ReplayPolicy:
 
     def __init__(self, recordings: Sequence[Recording], *, tolerance: float = 0.0) -> None:
         self._tolerance = tolerance
-        self._tracks = [_Track(recording) for recording in recordings]
-        self._tracks = [track for track in self._tracks if len(track)]
+        self._tracks = [track for recording in recordings for track in _tracks(recording)]
+        self._in_order = tuple(self._tracks)  # as recorded; the other list has the last used first
+        self._recent: deque[int] = deque(maxlen=_RECENT)  # rows that clients may ask for next
         if not self._tracks:
             raise ConfigurationError(f"{recordings[0].path} has no request for actions")
         specs = [_spec(track) for track in self._tracks]
@@ -94,27 +112,36 @@ class ReplayPolicy:
         return np.stack([self._answer(observation) for observation in observations])
 
     def _answer(self, observation: MetaObs) -> np.ndarray:
-        nearest_difference: tuple[_Track, Any, Difference] | None = None
-        # The one that answered last comes first, so that the difference is that of the running episode.
-        for track in self._tracks:
-            for position in dict.fromkeys((track.position, track.position - 1, 0)):
-                if not 0 <= position < len(track):
-                    continue
-                record, expected, row = track.row(position)
-                difference = self._difference(track, expected, observation)
-                if difference is None:
-                    track.position = position + 1
-                    self._tracks.remove(track)
-                    self._tracks.insert(0, track)
-                    return _actions(track, record, row)
-                if nearest_difference is None:
-                    nearest_difference = (track, record, difference)
-        assert nearest_difference is not None
-        track, record, difference = nearest_difference
-        end = " (the recording ends here)" if track.position >= len(track) else ""
-        raise InvalidParams(
-            f"this is not the recorded request {record.get('number')} of {track.recording.path.name}{end}: "
-            f"{difference}"
+        # The one that answered last comes first: most clients go on with their episode. Then, episodes that
+        # begin alike: the client may be in another one than it seemed.
+        anywhere = dict.fromkeys(self._recent)
+        for positions in (None, anywhere):
+            for track in self._tracks:
+                here = dict.fromkeys((track.position, track.position - 1, 0))
+                for position in here if positions is None else positions:
+                    if not 0 <= position < len(track):
+                        continue
+                    record, expected, row = track.row(position)
+                    if self._difference(track, expected, observation) is None:
+                        track.position = position + 1
+                        self._recent.append(track.position)
+                        self._tracks.remove(track)
+                        self._tracks.insert(0, track)
+                        return _actions(track, record, row)
+        raise InvalidParams(self._divergence(observation))
+
+    def _divergence(self, observation: MetaObs) -> str:
+        """Return the first difference from what was recorded after the last answer."""
+        track = self._tracks[0]
+        where = self._in_order.index(track)
+        if track.position >= len(track) and where + 1 < len(self._in_order):
+            track = self._in_order[where + 1]
+        ends = track.position >= len(track)
+        record, expected, _ = track.row(len(track) - 1 if ends else track.position)
+        which = "the last" if ends else "the"
+        return (
+            f"this is not {which} recorded request {record.get('number')} of {track.recording.path.name}: "
+            f"{self._difference(track, expected, observation)}"
         )
 
     def _difference(self, track: _Track, expected: MetaObs, found: MetaObs) -> Difference | None:

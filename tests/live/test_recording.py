@@ -380,3 +380,22 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"^cannot record into .*: check --record$"):
         FileRecorder(str(tmp_path / "file" / "x"), max_bytes=1)
+
+
+def test_clients_may_share_the_episodes_otherwise(tmp_path: Path) -> None:
+    def observation(episode: int, step: int) -> MetaObs:
+        return MetaObs(state=np.full(3, step * (episode + 1), np.float32), timestep=step)  # all begin alike
+
+    with running_server(EchoPolicy()) as server:
+        server.service.recorder = FileRecorder(str(tmp_path), max_bytes=10**8)
+        with PolicyClient(*server.address) as client:
+            for episode in range(3):
+                client.reset()
+                for step in range(3):
+                    client.infer(observation(episode, step))
+    with replay_server(tmp_path) as server, ExitStack() as stack:
+        clients = [stack.enter_context(PolicyClient(*server.address)) for _ in range(3)]
+        for step in range(3):
+            for episode in (2, 0, 1):
+                answer = clients[episode].infer(observation(episode, step))
+                assert answer[0, 0] == step * (episode + 1)

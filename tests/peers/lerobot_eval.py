@@ -1,0 +1,31 @@
+"""LeRobot's own ``lerobot-eval``, with its flags, in an environment whose torch has no CUDA.
+
+    python lerobot_eval.py PLUGINS OUTPUT --policy.type=robowire ...
+
+PLUGINS is a folder with the two distributions of ``integrations/`` installed (``pip install --target``), and
+this checkout's ``robowire``. Prints what LeRobot wrote as one line of JSON.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+plugins, output, *flags = sys.argv[1:]
+sys.path[:0] = plugins.split(os.pathsep)
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp(), SDL_VIDEODRIVER="dummy")
+
+import torch  # noqa: E402
+
+# torchvision asks for these operators of its own library, which does not load beside a torch for CPUs.
+operators = torch.library.Library("torchvision", "DEF")
+operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from lerobot.scripts.lerobot_eval import main  # noqa: E402
+
+sys.argv = ["lerobot-eval", f"--output_dir={output}", *flags]
+os.chdir(os.environ["HF_HOME"])
+main()
+print(json.dumps(json.loads((Path(output) / "eval_info.json").read_text())["overall"]))

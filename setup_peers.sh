@@ -9,7 +9,7 @@
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
-large=(lerobot06)  # torch with CUDA: 5 GB
+large=(lerobot)  # torch
 
 peers=()
 for lock in requirements/peers/*.lock.txt; do

@@ -15,9 +15,15 @@ def run_peer() -> Callable[..., list[dict[str, Any]]]:
     return peer_process.run_peer
 
 
+# Their environments have torch, of several gigabytes.
+ON_DEMAND = ("lerobot04", "lerobot06")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs an environment of several gigabytes, unless it is asked for with ``-m``."""
-    if "lerobot06" not in config.getoption("-m"):
-        left_out = [item for item in items if item.get_closest_marker("lerobot06")]
+    asked = config.getoption("-m")
+    skipped = [name for name in ON_DEMAND if name not in asked]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in skipped)]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

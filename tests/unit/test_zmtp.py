@@ -1,0 +1,98 @@
+"""ZMTP's bytes, under every cutting of the stream."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+
+from robowire.errors import FrameTooLarge, RemoteProtocolError, TruncatedFrame
+from robowire.frontends.zmtp import (
+    Command,
+    Greeting,
+    Message,
+    Signature,
+    ZmtpDecoder,
+    command,
+    greeting,
+    message,
+    parse_ready,
+    ready_command,
+)
+
+STREAM = b"".join(
+    [
+        greeting(),
+        ready_command("REQ"),
+        *message([bytearray(b"id"), bytearray()], [b"body", b"", b"x" * 300]),
+        command(b"PING", b"\0\0ctx"),
+        *message([bytearray()], []),
+    ]
+)
+EVENTS = [
+    Signature(),
+    Greeting((3, 1), "NULL"),
+    Command(b"READY", ready_command("REQ")[8:]),
+    Message([bytearray(b"id"), bytearray(), bytearray(b"body" + b"x" * 300)]),
+    Command(b"PING", b"\0\0ctx"),
+    Message([bytearray(), bytearray()]),
+]
+
+
+def decode(data: bytes, size: int = 1 << 20, max_payload: int = 1000) -> list[Any]:
+    """Feed at most ``size`` bytes at a time, and never more than is asked for."""
+    decoder, events = ZmtpDecoder(max_payload), []
+    while data:
+        buffer = decoder.get_buffer()
+        taken = min(size, len(buffer), len(data))
+        buffer[:taken] = data[:taken]
+        data = data[taken:]
+        event = decoder.buffer_updated(taken)
+        if event is not None:
+            events.append(event)
+    decoder.receive_eof()
+    return events
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_a_stream_is_read_the_same_however_it_is_cut(size: int) -> None:
+    assert decode(STREAM, size) == EVENTS
+
+
+def test_the_envelope_ends_with_the_first_empty_frame() -> None:
+    assert EVENTS[3].split() == ([b"id", b""], [b"body" + b"x" * 300])
+    assert Message([bytearray(b"a")]).split() == ([], [b"a"])
+
+
+def test_a_stream_that_ends_inside_a_message_is_an_error() -> None:
+    for end in range(1, len(STREAM)):
+        try:
+            decode(STREAM[:end])
+        except TruncatedFrame:
+            continue
+        # Only between two frames that belong to none, and in the greeting, which says nothing yet.
+        assert end <= 64 or decode(STREAM[:end]) != EVENTS
+
+
+def test_all_frames_of_a_message_share_the_limit() -> None:
+    frame = b"\x01\x64" + bytes(100)
+    with pytest.raises(FrameTooLarge, match=r"^frame of 300 bytes exceeds the limit of 250 bytes$"):
+        decode(greeting() + frame * 3, max_payload=250)
+
+
+def test_memory_follows_the_bytes_that_came() -> None:
+    decoder = ZmtpDecoder(1 << 40)
+    for data in (greeting()[:10], greeting()[10:], b"\x02\x00", struct.pack(">Q", 1 << 39)[1:]):
+        decoder.get_buffer()[: len(data)] = data
+        decoder.buffer_updated(len(data))
+    assert len(decoder.get_buffer()) == 1 << 20
+
+
+def test_properties_are_read_whatever_case_their_names_have() -> None:
+    data = b"\x0bSOCKET-type\0\0\0\3REQ\x01x\0\0\0\0"
+    assert parse_ready(data) == {"socket-type": b"REQ", "x": b""}
+    for end in range(1, len(data)):
+        if end != 19:  # behind the first property
+            with pytest.raises(RemoteProtocolError):
+                parse_ready(data[:end])

@@ -183,7 +183,10 @@ def test_print_config_shows_what_would_be_used() -> None:
         (["policy", "--prot", "5"], "unrecognized arguments: --prot 5. Did you mean '--port'?"),
         (["policy", "--port", "x"], "port: expected int, found 'x'. See --help."),
         (["policy", "--port", "70000", "--policy", "random"], "port is 70000, expected 0 to 65535"),
-        (["policy", "--policy", "atc"], "no policy is called 'atc'. Did you mean 'act'? Known: act, random"),
+        (
+            ["policy", "--policy", "atc"],
+            "no policy is called 'atc'. Did you mean 'act'? Known: act, random, remote, replay",
+        ),
         (["policy", "--config", "no.yaml"], "there is no file 'no.yaml': check --config"),
         (
             ["policy", "--policy", "random", "--model_path", "there"],
@@ -273,9 +276,9 @@ def test_the_environment_knows_the_other_name_of_a_flag_too(tmp_path: Path) -> N
 
 def test_help_names_every_option_with_its_unit_and_default() -> None:
     shown = " ".join(run_server("policy", "--help").stdout.split())
-    assert "--port VALUE TCP port; 0 picks a free one. (type: int, default: 5000)" in shown
+    assert "--port VALUE, -p VALUE TCP port; 0 picks a free one. (type: int, default: 5000)" in shown
     assert "--drain_s VALUE Seconds that requests in hand have to finish" in shown
-    assert "--model_name_or_path VALUE, --model_path VALUE Folder of a checkpoint" in shown
+    assert "--model_name_or_path VALUE, --model_path VALUE, -m VALUE Folder of a checkpoint" in shown
     assert "ROBOWIRE_PORT=5001" in shown
 
 

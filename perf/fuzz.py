@@ -40,16 +40,19 @@ import psutil
 from robowire.errors import RemoteProtocolError, RequestError
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
-from robowire.frontends.http.options import HttpOptions
-from robowire.frontends.http.server import HttpServer
 from robowire.frontends.policy_frontends import (
     POLICY_FRONTENDS,
     PolicyFrontendOptions,
     make_policy_frontends,
 )
+from robowire.frontends.simulator_frontends import (
+    SIMULATOR_FRONTENDS,
+    SimulatorFrontendOptions,
+    make_simulator_frontends,
+)
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer
-from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer
 from robowire.serving.tcp import TcpOptions
 from robowire.testing import FAKE_SIMULATORS, EchoPolicy
 from robowire.wire.codecs import CallCodec, PolicyCodec
@@ -265,10 +268,9 @@ def served(name: str, target: Target) -> Iterator[tuple[tuple[str, int], tuple[s
         with PolicyServer(EchoPolicy(), policy_options, frontends=further) as server:
             yield server.frontends[-1].address, server.address
         return
-    frontends: list[Callable[..., Any]] = []
-    if not target.native:
-        frontends.append(lambda service: HttpServer(service, HttpOptions()))
-    options = SimulatorServerOptions(**limits)
+    ports = {} if target.native else {f"{name}_port": 0}
+    options = SimulatorFrontendOptions(**limits, **ports)
+    frontends = make_simulator_frontends(options)
     with SimulatorServer(FAKE_SIMULATORS, options, frontends=frontends) as simulators:
         yield simulators.frontends[-1].address, simulators.address
 
@@ -276,7 +278,7 @@ def served(name: str, target: Target) -> Iterator[tuple[tuple[str, int], tuple[s
 def _is_there(name: str) -> bool:
     """Return whether a target's frontend is in the checkout."""
     target = TARGETS[name]
-    return target.native or name == "http" or name in POLICY_FRONTENDS
+    return target.native or name in POLICY_FRONTENDS or name in SIMULATOR_FRONTENDS
 
 
 def fuzz_target(fuzzer: Fuzzer, name: str, until: float) -> None:

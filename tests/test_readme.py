@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import compatibility
+
 from policies.registry import POLICIES
 from robowire.interfaces import PolicyOptions
 from robowire.registry import load
@@ -143,3 +145,13 @@ def test_no_line_of_the_readme_is_longer_than_120_columns() -> None:
 def test_every_link_of_the_readme_leads_to_a_file() -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", README.read_text())
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_table_of_clients_is_what_the_tests_drive() -> None:
+    assert compatibility.table() in README.read_text()
+    for client in compatibility.CLIENTS:
+        assert (ROOT / "docs" / client.page).exists(), client
+        assert all((ROOT / path).exists() for path in client.tests), client
+        flag = client.flag.split()[0]
+        fields = COMMANDS[client.server].load_options().__dataclass_fields__
+        assert flag.lstrip("-") in fields, client

@@ -63,8 +63,6 @@ _REFUSAL_S = 1.0
 # How often the connections whose requests are in hand are looked at for heartbeats. Heartbeats come once a
 # second or less often, and must be answered within as long.
 _HEARTBEAT_S = 0.2
-# Beginning of a message that tells one fault of a handshake from another; behind it is what the peer sent.
-_TEXT_KEY = 30
 # What may surround a body: an empty frame, and where it came through other ROUTERs, their identities.
 _ENVELOPE = 1024
 
@@ -236,12 +234,8 @@ class _Handler(ConnectionHandler):
                 pass
         except RemoteProtocolError as exc:
             server.service.metrics.error("unreadable")
-            host, text = self._peer.address.rpartition(":")[0], printable(exc)
-            # libzmq dials again seven times a second where its handshake fails: once is enough.
-            known = self._session is None and not server.greetings.first(host, text[:_TEXT_KEY])
-            client = self._session or f"a client at {host}"
-            level = logging.DEBUG if known else logging.WARNING
-            logger.log(level, "%s: %s sent what cannot be read: %s", server.name, client, text)
+            client = self._session or f"a client at {self._peer.address.rpartition(':')[0]}"
+            logger.warning("%s: %s sent what cannot be read: %s", server.name, client, printable(exc))
         except TransportError as exc:
             self._ending = f": {exc}"
         finally:

@@ -48,8 +48,6 @@ class EnvConfig:
         episode_length: Steps after which an episode is over; ``None`` means the task's own.
         camera_name: Names of the simulator's cameras in the order of the policy's, with commas; LeRobot's
             ending ``_image`` may be there. ``None`` means those that the policy server names.
-        fps: Control steps a second; ``None`` means the simulator's own rate.
-        obs_type: Without effect: observations have the images and the state that the policy takes.
     """
 
     type: str
@@ -57,12 +55,6 @@ class EnvConfig:
     task_ids: tuple[int, ...] | None = None
     episode_length: int | None = None
     camera_name: str | None = None
-    fps: float | None = None
-    obs_type: str = "pixels_agent_pos"
-
-    def __post_init__(self) -> None:
-        if self.obs_type not in ("pixels", "pixels_agent_pos"):
-            raise ValueError(f"obs_type is {self.obs_type!r}, expected 'pixels_agent_pos' or 'pixels'")
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ class SimClientConfig:
         policy_device: Without effect; the server's device is set when it is started.
         client_device: Without effect; actions are numpy arrays.
         chunk_size_threshold: Share of a chunk; an observation is sent when as much is left, or less.
-        fps: Control steps a second; ``None`` means those of ``env``, or else the simulator's own rate.
+        fps: Control steps a second; ``None`` means the simulator's own rate.
         aggregate_fn_name: How chunks that overlap are merged.
         n_episodes: Number of episodes of each task.
         seed: Evaluation seed, 0 or more; :func:`robowire.rollout.seeds.episode_seed` gives those of episodes.
@@ -203,10 +195,7 @@ class SimClientConfig:
             aggregate_fn_name=self.aggregate_fn_name,
             on_empty_queue=self.on_empty_queue,
         )
-        fps = self.fps
-        if fps is None and isinstance(self.env, EnvConfig):  # LeRobot's own objects always say 30
-            fps = self.env.fps
-        return _CLOCKS[self.clock](rules, Latency.parse(self.latency_ms), fps)
+        return _CLOCKS[self.clock](rules, Latency.parse(self.latency_ms), self.fps)
 
     def options(self, task: str, folder: str) -> EvaluateOptions:
         """Return the options of one task's evaluation."""

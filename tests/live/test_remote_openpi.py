@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 from client_process import finish, start_client
 from frontend_server import port_of, running_frontends
-from mortal_policy import MortalPolicy
 from server_process import ROOT
-from test_policy_outage import Reborn, free_port, rows
+from test_policy_outage import free_port, rows
 from test_remote_policy import remote
 
 from policies.act.policy import make_policy as make_act
-from robowire import PolicyClient, SimulatorClient
-from robowire.cli.direct_policy import DirectPolicyClient
+from robowire import PolicyClient
 from robowire.errors import (
     BackendError,
     ConfigurationError,
@@ -34,10 +32,7 @@ from robowire.errors import (
 )
 from robowire.interfaces import Policy, PolicyOptions
 from robowire.meta import MetaObs
-from robowire.rollout.evaluate_options import EvaluateOptions
-from robowire.rollout.evaluation import evaluate
-from robowire.serving.simulator.server import SimulatorServer
-from robowire.testing import running_server, running_simulator_server
+from robowire.testing import running_server
 
 HERE = Path(__file__).resolve().parent
 
@@ -218,26 +213,3 @@ def test_lift_episodes_are_those_of_the_native_wire(act: Policy, tmp_path: Path)
     assert rows(tmp_path / "openpi") == rows(tmp_path / "native")
     summary = json.loads((tmp_path / "openpi" / "summary.json").read_text())
     assert summary["policy"]["device"].startswith("openpi at 127.0.0.1:")
-
-
-def test_an_evaluation_waits_for_a_server_that_is_killed(tmp_path: Path) -> None:
-    whole = running_frontends(MortalPolicy(None), openpi_port=0)
-    with running_simulator_server() as simulators, whole as server:
-        port = port_of(server, "openpi")
-        run_directly(tmp_path / "whole", simulators, remote(f"openpi://127.0.0.1:{port}"))
-        port = free_port()
-        with Reborn(tmp_path, "--openpi_port", str(port)) as upstream:
-            run_directly(tmp_path / "killed", simulators, remote(f"openpi://127.0.0.1:{port}"))
-            assert upstream.killed.is_set()
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-
-
-def run_directly(folder: Path, simulators: SimulatorServer, policy: Policy) -> None:
-    evaluate(
-        EvaluateOptions(
-            folder, simulator="fake", task="reach", num_episodes=3, num_envs=1, record_video="off"
-        ),
-        open_policy=lambda: DirectPolicyClient(policy),
-        open_simulator=lambda: SimulatorClient(*simulators.address[:2]),
-        policy_wait_s=30.0,
-    )

@@ -165,17 +165,6 @@ def test_other_kinds_of_sockets_are_refused(kind: int, caplog: pytest.LogCapture
         wait_until(lambda: "connected to a ROUTER: use REQ or DEALER" in caplog.text)
 
 
-def test_a_peer_that_dials_again_and_again_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    with running() as router:
-        for number in range(6):
-            with raw(router, shake=False) as sock:
-                sock.sendall(b"GET /%d HTTP/1.1\r\n\r\n" % number)
-                assert ends(sock)
-    lines = [line for line in caplog.messages if "cannot be read" in line]
-    assert len(lines) == 1
-    assert "not ZeroMQ's protocol: it begins with b'GET /0 HTT'" in lines[0]
-
-
 def test_a_slow_client_delays_no_other() -> None:
     with running() as router, peer(router) as slow, peer(router) as quick:
         slow.send(b"wait")

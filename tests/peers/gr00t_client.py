@@ -1,11 +1,11 @@
 """Clients of GR00T's wire, in the environment of the peer; prints a JSON line for each thing they get.
 
-    gr00t_client.py VERSION PORT OBSERVATIONS.npz ACTIONS.npz
+    gr00t_client.py VERSION PORT OBSERVATIONS.npz ACTIONS.npz [FRONT WRIST]
 
 VERSION is n1.5 for strands-robots' client, unmodified, n1.6 or n1.7 for clients written by the facts of the
 wire, the last one with msgpack-numpy. OBSERVATIONS.npz holds ``front`` and ``wrist`` (n, H, W, 3), ``state``
 (n, D). ACTIONS.npz gets ``chunks`` (n, steps, A), the parts joined in the order of the reply, and ``batch``
-of all at once.
+of all at once. FRONT and WRIST are the names of the views, those of the arrays by default.
 """
 
 import io
@@ -82,13 +82,13 @@ def joined(actions):
     return np.concatenate(list(actions.values()), axis=-1)
 
 
-def run(version, port, observations, path):
+def run(version, port, observations, path, views):
     client = Client(version, port)
     show(ping=client.call("ping"))
     config = client.call("get_modality_config")
     show(config=config)
     assert client.call("reset", data={"options": None}) == {}
-    views = {name: observations[name] for name in ("front", "wrist")}
+    views = {view: observations[name] for view, name in zip(views, ("front", "wrist"))}
     state = observations["state"]
     one = [
         client.get_action(nested({n: v[i : i + 1] for n, v in views.items()}, state[i : i + 1]))
@@ -114,7 +114,7 @@ def run(version, port, observations, path):
     np.savez(path, chunks=np.concatenate([joined(actions) for actions in one]), batch=joined(every))
 
 
-def run_strands(port, observations, path):
+def run_strands(port, observations, path, views):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it names the packages of robots that are not installed
         from strands_robots.policies.groot.client import GR00TClient
@@ -125,8 +125,8 @@ def run_strands(port, observations, path):
     for front, wrist, state in zip(observations["front"], observations["wrist"], observations["state"]):
         actions = client.get_action(
             {
-                "video.front": front[np.newaxis],
-                "video.wrist": wrist[np.newaxis],
+                f"video.{views[0]}": front[np.newaxis],
+                f"video.{views[1]}": wrist[np.newaxis],
                 "state.state": state[np.newaxis],
                 TASK: ["lift the cube"],
             }
@@ -134,18 +134,18 @@ def run_strands(port, observations, path):
         chunks.append(joined(actions))
     show(keys=list(actions))
     try:
-        client.get_action({"video.front": front[np.newaxis]})
+        client.get_action({f"video.{views[0]}": front[np.newaxis]})
     except RuntimeError as error:
         show(error=str(error))
     np.savez(path, chunks=np.stack(chunks))
 
 
-def main(version, port, observations, path):
+def main(version, port, observations, path, *views):
     observations = np.load(observations)
     if version == "n1.5":
-        run_strands(port, observations, path)
+        run_strands(port, observations, path, views or ("front", "wrist"))
     else:
-        run(version, port, observations, path)
+        run(version, port, observations, path, views or ("front", "wrist"))
 
 
 main(*sys.argv[1:])

@@ -6,18 +6,24 @@ The observations are those of an episode of ``Lift`` that our client drives, on 
 from __future__ import annotations
 
 import base64
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+import zmq
 from peer_process import run_peer
 from server_process import ServerProcess
 
 from benchmark.registry import SIMULATORS
 from robowire import MetaAction, PolicyClient
+from robowire.chunking import TemporalEnsembler
+from robowire.frontends.lerobot import codec as lerobot
 from robowire.interfaces import TaskOptions
 from robowire.registry import load
 
@@ -25,7 +31,7 @@ STEPS = 6
 # Of 16 actions of a chunk the shipped policy wants these executed.
 N_ACTION_STEPS = 8
 
-WIRES = ("openpi", "vla_eval", "vlastudio")
+CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Episode:
     """What our client sent and got.
 
     Attributes:
-        file: ``image`` and ``wrist`` (STEPS, 96, 96, 3), ``images`` (STEPS, 2, 3, 96, 96), ``state``.
+        file: ``image`` or ``front``, and ``wrist``: (STEPS, 96, 96, 3); ``images`` (STEPS, 2, 3, 96, 96);
+            ``state`` (STEPS, 8).
         chunks: (STEPS, 16, 7).
     """
 
@@ -43,8 +50,8 @@ class Episode:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    ports = [word for wire in WIRES for word in (f"--{wire}_port", "0")]
     log = tmp_path_factory.mktemp("every_wire") / "log"
+    ports = [word for wire in THROUGH for word in (f"--{wire}_port", "0")]
     command = ("policy", "--host", "127.0.0.1", "--device", "cpu")
     with ServerProcess(log, *ports, command=command) as server:
         yield server
@@ -71,7 +78,7 @@ def episode(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> 
     upright = images.transpose(1, 0, 3, 4, 2)
     path = tmp_path_factory.mktemp("episode") / "in.npz"
     state = np.stack([observation.state for observation in observations])
-    np.savez(path, image=upright[0], wrist=upright[1], images=images, state=state)
+    np.savez(path, image=upright[0], front=upright[0], wrist=upright[1], images=images, state=state)
     return Episode(path, np.stack(chunks))
 
 
@@ -84,7 +91,7 @@ def closes_positive(chunks: np.ndarray) -> np.ndarray:
 
 def port_of(server: ServerProcess, name: str) -> int:
     (line,) = (line for line in server.banner if line.startswith(f"for {name}"))
-    found = re.search(r"://[\w.]+:(\d+)", line)
+    found = re.search(r"127\.0\.0\.1:(\d+)", line)
     assert found
     return int(found[1])
 
@@ -116,14 +123,72 @@ def through_vlastudio(server: ServerProcess, episode: Episode, target: Path) -> 
     return np.stack(actions), episode.chunks
 
 
+def through_gr00t(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
+    port = port_of(server, "GR00T's")
+    run_peer("gr00t", "gr00t_client.py", "n1.5", port, episode.file, target, *CAMERAS)
+    return np.load(target)["chunks"], episode.chunks
+
+
+def through_act_zmq(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The ACT server's documented client: one action, the average of what all chunks predicted."""
+    actions = []
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket, np.load(episode.file) as arrays:
+        socket.setsockopt(zmq.RCVTIMEO, 30_000)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(f"tcp://127.0.0.1:{port_of(server, 'the ACT')}")
+
+        def ask(value: object) -> dict[str, Any]:
+            socket.send(pickle.dumps(value))
+            reply: dict[str, Any] = pickle.loads(socket.recv())
+            return reply
+
+        assert ask("RESET") == {"status": "OK"}
+        for front, wrist, qpos in zip(arrays["front"], arrays["wrist"], arrays["state"]):
+            images = dict(zip(CAMERAS, (front, wrist)))
+            actions.append(ask({"qpos": qpos, "images": images})["action"])
+    ensembler = TemporalEnsembler()
+    return np.stack(actions), np.stack([ensembler.update(chunk) for chunk in episode.chunks])
+
+
+def through_lerobot(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
+    """LeRobot's calls; its own client, of 5 GB, is run where the marker ``lerobot06`` asks for it."""
+    joints = [f"joint_{number}.pos" for number in range(8)]
+    features: dict[str, Any] = {"observation.state": {"dtype": "float32", "shape": (8,), "names": joints}}
+    for camera in CAMERAS:
+        features[f"observation.images.{camera}"] = {"dtype": "image", "shape": (96, 96, 3), "names": []}
+    config = lerobot.RemotePolicyConfig("act", "robowire/act", features, actions_per_chunk=50)
+    chunks = []
+    with np.load(episode.file) as arrays, grpc.insecure_channel(
+        f"localhost:{port_of(server, 'LeRobot')}"
+    ) as channel:
+
+        def call(method: str, message: bytes = b"") -> bytes:
+            reply: bytes = channel.unary_unary(f"/{lerobot.SERVICE}/{method}")(message, timeout=30)
+            return reply
+
+        call(lerobot.READY)
+        call(lerobot.SEND_POLICY_INSTRUCTIONS, lerobot.encode_data(lerobot.encode_instructions(config)))
+        send = channel.stream_unary(f"/{lerobot.SERVICE}/{lerobot.SEND_OBSERVATIONS}")
+        for step, (front, wrist, state) in enumerate(zip(arrays["front"], arrays["wrist"], arrays["state"])):
+            values = {**dict(zip(joints, state.tolist())), **dict(zip(CAMERAS, (front, wrist)))}
+            observed = lerobot.TimedObservation(1000.0, step, {**values, "task": "lift the cube"}, True)
+            send(iter(lerobot.encode_pieces(lerobot.encode_observation(observed))), timeout=30)
+            actions = lerobot.decode_actions(lerobot.read_data(call(lerobot.GET_ACTIONS)))
+            chunks.append(np.stack([action.action for action in actions]))
+    return np.stack(chunks), episode.chunks
+
+
 THROUGH: dict[str, Callable[[ServerProcess, Episode, Path], tuple[np.ndarray, np.ndarray]]] = {
     "openpi": through_openpi,
+    "gr00t": through_gr00t,
+    "lerobot": through_lerobot,
+    "act_zmq": through_act_zmq,
     "vla_eval": through_vla_eval,
     "vlastudio": through_vlastudio,
 }
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", THROUGH)
 def test_each_wire_gives_its_own_client_the_same_actions(
     wire: str, server: ServerProcess, episode: Episode, tmp_path: Path
 ) -> None:

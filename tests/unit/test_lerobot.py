@@ -234,12 +234,3 @@ def test_the_table_has_a_line_for_each_task_and_one_for_all(tmp_path: Any) -> No
         "all                 4          3  0.750        0.301 to 0.954       100.0       4",
         f"results  {tmp_path}",
     ]
-
-
-def test_lerobots_documented_environment_is_taken_with_its_rate_and_kind_of_observation() -> None:
-    env = LiberoEnv(task="libero_10", fps=30, obs_type="pixels_agent_pos")
-    assert config(env=env).asynchronous().fps == 30
-    assert config(env=env, fps=10).asynchronous().fps == 10
-    assert config(env=LiberoEnv()).asynchronous().fps is None
-    with pytest.raises(ValueError, match=r"^obs_type is 'state', expected 'pixels_agent_pos' or 'pixels'$"):
-        LiberoEnv(obs_type="state")

@@ -11,7 +11,9 @@ import binascii
 import http.client
 import json
 import math
+import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Mapping
 from urllib.parse import quote, urlsplit
 
@@ -25,6 +27,7 @@ from robowire.errors import (
     ConnectionLost,
     LocalProtocolError,
     RemoteProtocolError,
+    RequestError,
     RequestTimeout,
     TlsFailed,
     TransportError,
@@ -132,13 +135,9 @@ class HttpSimulatorClient:
         """End the session, if it is this client's own. May be called twice."""
         session, self._session = self._session, None
         if session is not None:
-            try:
+            # Where that fails it has ended, or ends by its timeout.
+            with suppress(TransportError, RemoteProtocolError, RequestError):
                 self._call("DELETE", "/session", session=session)
-            except (TransportError, RemoteProtocolError):
-                pass  # it ends by its timeout
-            except Exception as exc:
-                if not hasattr(exc, "error_type"):
-                    raise
         self._hang_up()
 
     def __enter__(self) -> HttpSimulatorClient:
@@ -244,7 +243,7 @@ class HttpSimulatorClient:
             self._connection.request(verb, f"{self._path}{path}arrays=base64", sent, headers)
             answer = self._connection.getresponse()
             content = answer.read(_MAX_REPLY + 1)
-        except TimeoutError:
+        except socket.timeout:
             self._hang_up()
             raise RequestTimeout(f"no reply to {what} within {self._timeout_s:g} s") from None
         except (OSError, http.client.IncompleteRead, http.client.RemoteDisconnected) as exc:

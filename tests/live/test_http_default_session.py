@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -13,14 +14,23 @@ from test_http_frontend import Browser
 
 from benchmark.registry import SIMULATORS
 from robowire.cli.fleet import FleetFlags, _variation
+from robowire.cli.parser import parse
 from robowire.client.http_simulator_client import HttpSimulatorClient
-from robowire.errors import ConfigurationError, ConnectFailed, NotReset, RemoteProtocolError, UnknownMethod
+from robowire.errors import (
+    ConfigurationError,
+    ConnectFailed,
+    NotReset,
+    RemoteProtocolError,
+    RequestTimeout,
+    UnknownMethod,
+)
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.server import HttpServer
 from robowire.integrations.carla_env import CarlaEnv, VectorizedCarlaEnv
 from robowire.integrations.gymnasium_env import RemoteEnv
 from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.testing import FAKE_SIMULATORS
+from server import COMMANDS
 
 OPTIONS = SimulatorServerOptions(host="127.0.0.1", port=0, drain_s=2.0, detached_grace_s=0.0, max_sessions=2)
 
@@ -203,3 +213,18 @@ def test_each_server_of_a_fleet_has_the_next_port() -> None:
     words, environ = _variation(flags, 3)
     assert words == ["--http_port", "8083"]
     assert environ == {"ROBOWIRE_CARLA": "localhost:2006"}
+
+
+def test_dashes_and_underscores_in_flags_are_the_same() -> None:
+    words = ["--num-services", "4", "--gpus", "0,1", "--http-port", "8080", "--center_port", "9000"]
+    flags, _ = parse("server.py", "fleet", COMMANDS["fleet"], words)
+    assert (flags.num_services, flags.gpus, flags.http_port) == (4, ("0", "1"), 8080)
+    assert _variation(flags, 2)[0] == ["--http_port", "8082", "--center_port", "9002"]
+
+
+def test_a_reply_that_does_not_come_is_a_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = "http://{}:{}".format(*silent.getsockname())
+        with HttpSimulatorClient(url, timeout_s=0.2) as client:  # noqa: SIM117
+            with pytest.raises(RequestTimeout, match=r"^no reply to POST /reset of .* within 0\.2 s$"):
+                client.load_task()

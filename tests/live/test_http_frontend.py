@@ -903,7 +903,7 @@ def test_the_program_serves_both_ports_and_ends_with_its_simulators(tmp_path: Pa
     ) as process:
         try:
             assert process.stdout is not None
-            banner = process.stdout.readline()
+            banner = "".join(process.stdout.readline() for _ in range(3))
             url = banner.split("with a page to try it: ")[1].strip().rstrip("/")
             name = "robowire.testing.fake_simulator:make_simulator"
             request = urllib.request.Request(

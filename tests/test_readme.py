@@ -116,12 +116,17 @@ def test_every_flag_that_a_page_shows_is_known_to_its_program() -> None:
     unknown = []
     for place, words in every_command():
         program, arguments = program_and_arguments(words)
-        flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+        # Dashes and underscores are the same in every flag.
+        flags = [
+            "--" + argument.split("=")[0][2:].replace("-", "_")
+            for argument in arguments
+            if argument.startswith("--")
+        ]
         known = known_flags(program) if program and flags else frozenset(flags)
         unknown += [
             f"{place}: {' '.join(program)} has no {flag}"
             for flag in flags
-            if not known & {flag, flag.partition(".")[0]}
+            if not {f"--{name[2:].replace('-', '_')}" for name in known} & {flag, flag.partition(".")[0]}
         ]
     assert not unknown, "\n".join(unknown)
 

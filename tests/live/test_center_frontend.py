@@ -14,13 +14,13 @@ import pytest
 from center_client import CenterClient, described
 
 from benchmark.registry import SIMULATORS
-from benchmark.robosuite.simulator import RobosuiteSimulator
 from robowire.cli.simulator import SimulatorFlags, make_simulator_server
 from robowire.errors import ConfigurationError
 from robowire.frontends.center.codec import decode, decode_array, encode
 from robowire.frontends.center.tasks import CenterTasks
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
 from robowire.interfaces import TaskOptions
+from robowire.registry import load
 from robowire.serving.simulator.server import SimulatorServer
 from robowire.testing import FAKE_SIMULATORS
 
@@ -268,7 +268,7 @@ def test_lift_is_as_the_center_serves_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_success_ends_no_episode_of_robosuite_before_its_horizon() -> None:
-    simulator = RobosuiteSimulator()
+    simulator = load("simulator", "robosuite", SIMULATORS)()
     try:
         options = TaskOptions(names="center", camera_names=(), horizon=2)
         assert simulator.load_task("Lift", options).action_dim == 8

@@ -37,7 +37,7 @@ def test_there_is_something_to_check() -> None:
 
 
 @pytest.mark.parametrize("index", range(len(PYTHON)))
-def test_the_python_runs_as_a_stranger_would_run_it(index: int, tmp_path: Path) -> None:
+def test_the_python_runs_as_a_reader_would_run_it(index: int, tmp_path: Path) -> None:
     with running_server(EchoPolicy(state_dim=3)) as server:
         host, port = server.address[:2]
         program = PYTHON[index].replace('("localhost", 5000)', f"({host!r}, {port})")

@@ -93,7 +93,7 @@ def test_any_cut_of_the_stream_gives_the_same_payload(name: str, cuts: list[int]
     assert event == payload
 
 
-def test_a_stranger_reads_what_encode_wrote_without_a_warning() -> None:
+def test_plain_pickle_reads_what_encode_wrote_without_a_warning() -> None:
     program = (
         "import pickle; from wire_values import *; from wire_values import _Obs, _Action\n"
         "become_a_third_party()\n"

@@ -464,12 +464,12 @@ def test_idle_connections_without_the_token_keep_nobody_out() -> None:
         idle = [socket.create_connection(address, timeout=5) for _ in range(64)]
         for number, sock in enumerate(idle):
             sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[: number % 25])
-        strangers = [Client(server) for _ in range(8)]
-        for stranger in strangers:
-            refusal(stranger.unary, READY)
+        without_token = [Client(server) for _ in range(8)]
+        for client in without_token:
+            refusal(client.unary, READY)
         assert is_served(server, token=f"Bearer {TOKEN}")
-        for stranger in strangers:
-            stranger.channel.close()
+        for client in without_token:
+            client.channel.close()
         for sock in idle:
             sock.close()
 
@@ -545,8 +545,8 @@ def test_tls_is_served_with_the_files_of_the_native_port(certificates: Certifica
         )
         assert is_served(server, credentials=own)
         for credentials in (None, grpc.ssl_channel_credentials(read(certificates.ca))):
-            with Client(server, credentials=credentials) as stranger:
-                assert refusal(stranger.unary, READY)[0] is Code.UNAVAILABLE
+            with Client(server, credentials=credentials) as untrusted:
+                assert refusal(untrusted.unary, READY)[0] is Code.UNAVAILABLE
 
 
 def test_a_port_in_use_is_named() -> None:

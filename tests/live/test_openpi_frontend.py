@@ -520,7 +520,7 @@ def test_rows_of_a_client_that_left_are_not_computed() -> None:
 # -- the end -------------------------------------------------------------------------------------------------
 
 
-def test_a_drain_answers_what_is_in_hand_and_says_goodbye_to_the_idle() -> None:
+def test_a_drain_answers_what_is_in_hand_and_closes_idle_connections() -> None:
     policy = SlowPolicy()
     with ExitStack() as stack, running_frontends(policy, openpi_port=0) as server:
         busy, idle = stack.enter_context(Client(server)), stack.enter_context(Client(server))

@@ -27,8 +27,9 @@ import importlib, pkgutil, sys
 import robowire
 SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers"}
 SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags",
-                   "background_writer"}
-NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "evaluate",
+                   "background_writer", "replay"}
+NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "carla_env",
+               "action_spaces", "evaluate",
                "merge", "sweep", "sweep_plot", "compare", "paired", "lerobot_eval", "simulator_contract",
                "policy_contract", "__main__"}
 for module in pkgutil.walk_packages(robowire.__path__, "robowire."):

@@ -62,7 +62,7 @@ def _serve_raw(port: Any) -> None:
             sock.sendall(reply)
 
 
-def _serve_openpi(port: Any) -> None:
+def _serve_websocket(port: Any) -> None:
     import msgpack
     from websockets.sync.server import serve
 
@@ -126,7 +126,7 @@ def _raw(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
 
 
 @contextmanager
-def _openpi(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
+def _websocket(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
     import msgpack
     from websockets.sync.client import connect
 
@@ -145,7 +145,7 @@ CONTENDERS = {
     "naive server and client": (_serve_naive, _naive),
 }
 if importlib.util.find_spec("websockets") and importlib.util.find_spec("msgpack"):
-    CONTENDERS["websocket + msgpack, as openpi"] = (_serve_openpi, _openpi)
+    CONTENDERS["websocket + msgpack"] = (_serve_websocket, _websocket)
 
 
 @contextmanager

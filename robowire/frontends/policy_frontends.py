@@ -6,11 +6,11 @@ Imports no frontend: each needs packages of an extra, and only those whose port 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robowire.errors import ConfigurationError
-from robowire.registry import Entry, load
+from robowire.frontends.frontend_table import check_ports, make_frontends
+from robowire.registry import Entry
 from robowire.serving.policy.server import PolicyServerOptions
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ class PolicyFrontendOptions(PolicyServerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in fields(self):
-            port = getattr(self, field.name) if field.name.endswith("_port") else None
-            if port is not None and not 0 <= port <= 65535:
-                raise ConfigurationError(f"{field.name} is {port}, expected 0 to 65535")
+        check_ports(self, POLICY_FRONTENDS)
 
 
 def make_policy_frontends(
@@ -72,9 +69,4 @@ def make_policy_frontends(
     Raises:
         MissingDependency: A package of its extra is not installed.
     """
-
-    def maker(name: str) -> Callable[[PolicyService], Frontend]:
-        make_frontend = load("frontend", name, POLICY_FRONTENDS)
-        return lambda service: make_frontend(service, options)
-
-    return [maker(name) for name in POLICY_FRONTENDS if getattr(options, f"{name}_port") is not None]
+    return make_frontends(options, POLICY_FRONTENDS)

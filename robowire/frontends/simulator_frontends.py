@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from robowire.errors import ConfigurationError
-from robowire.registry import Entry, load
+from robowire.frontends.frontend_table import check_ports, make_frontends
+from robowire.registry import Entry
 from robowire.serving.simulator.server import SimulatorServerOptions
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ class SimulatorFrontendOptions(SimulatorServerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in SIMULATOR_FRONTENDS:
-            port = getattr(self, f"{name}_port")
-            if port is not None and not 0 <= port <= 65535:
-                raise ConfigurationError(f"{name}_port is {port}, expected 0 to 65535")
+        check_ports(self, SIMULATOR_FRONTENDS)
         if self.task is not None and self.simulator is None:
             raise ConfigurationError("task is the task of a simulator: name it too, by --simulator")
 
@@ -67,9 +65,4 @@ def make_simulator_frontends(
     Raises:
         MissingDependency: A package of its extra is not installed.
     """
-
-    def maker(name: str) -> Callable[[SimulatorService], Frontend]:
-        make_frontend = load("frontend", name, SIMULATOR_FRONTENDS)
-        return lambda service: make_frontend(service, options)
-
-    return [maker(name) for name in SIMULATOR_FRONTENDS if getattr(options, f"{name}_port") is not None]
+    return make_frontends(options, SIMULATOR_FRONTENDS)

@@ -87,3 +87,15 @@ def test_the_cost_of_a_batch_is_unknown_while_all_have_one_size() -> None:
     arrivals.inferred(1, 0.010)
     arrivals.arrived(0, 0.0015)
     assert arrivals.wait_for(0.0015) > 0.0015  # it is tried: that measures a batch of two
+
+
+def test_a_client_that_is_forgotten_is_not_waited_for_and_leaves_nothing() -> None:
+    arrivals = in_lock_step(3)
+    arrivals.arrived(0, 1.001)
+    arrivals.wait_for(1.001)
+    arrivals.forget(1)
+    arrivals.forget(2)
+    assert not arrivals.awaited
+    arrivals.forget(0)
+    arrivals.forget("never seen")
+    assert arrivals._clients == {}

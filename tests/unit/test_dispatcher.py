@@ -313,3 +313,12 @@ def test_an_error_on_the_callers_thread_is_that_requests_own() -> None:
         for _ in range(2):
             with pytest.raises(BackendError, match="ValueError: no"):
                 dispatcher.submit([obs(1, 2, 3)], client=1)
+
+
+def test_a_client_that_leaves_without_an_answer_leaves_nothing() -> None:
+    with dispatching(FailingPolicy()) as dispatcher:
+        for client in range(3):
+            with pytest.raises(BackendError):
+                dispatcher.submit([obs(1, 2, 3, lang="raise")], client=client)
+            dispatcher.end(client)
+        assert dispatcher._arrivals._clients == {}

@@ -71,6 +71,11 @@ class Arrivals:
         if entry := self._clients.get(client):
             entry.answered_at = now
 
+    def forget(self, client: Hashable) -> None:
+        """Forget a client that has left."""
+        self._awaited.discard(client)
+        self._clients.pop(client, None)
+
     def inferred(self, rows: int, seconds: float) -> None:
         """Note how long a batch took."""
         self._seconds = seconds

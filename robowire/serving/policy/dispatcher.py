@@ -92,7 +92,7 @@ class Dispatcher:
     """Run a policy in a thread of its own, which starts here and ends with :meth:`close`.
 
     Args:
-        policy: Used by this thread only.
+        policy: Used by this thread only; one with ``any_thread`` by callers' threads too, one at a time.
         options: Batching and chunk length.
         metrics: Counts batches and the duration of inferences.
         clock: Monotonic clock, in seconds.
@@ -189,7 +189,10 @@ class Dispatcher:
         """Begin a client's new episode: nothing to do, as the policy is a pure function."""
 
     def end(self, client: Hashable) -> None:
-        """Free what a client has here: nothing. Its rows that wait ask whether it is there."""
+        """Forget a client: no batch waits for it. Its rows that wait ask whether it is there."""
+        with self._changed:
+            self._arrivals.forget(client)
+            self._changed.notify_all()  # it may have been the last that a batch waited for
 
     @property
     def latest_s(self) -> float:

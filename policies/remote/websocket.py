@@ -26,7 +26,7 @@ from robowire.wire.text_safety import printable
 
 __all__ = ["WebSocket"]
 
-# A server that does not answer the goodbye is gone; nobody waits for it.
+# A server that does not answer the closing handshake is gone; nobody waits for it.
 _CLOSE_S = 1.0
 
 

@@ -86,7 +86,7 @@ class SessionFile:
         """Return what :meth:`end` takes; the request is copied, since a policy may change its arrays."""
         self.requests += 1
         values, weight = None, 0
-        if self._recorder.has_room:
+        if self._recorder.accepts_more:
             values, weight = copied(request)
         return _Begun(self.requests, method, values, weight, time.time())
 
@@ -200,14 +200,14 @@ class FileRecorder:
         return SessionFile(self, name, header)
 
     @property
-    def has_room(self) -> bool:
-        """Whether a request may be copied: the queue has room, and recording goes on."""
+    def accepts_more(self) -> bool:
+        """Whether a request may be copied: the queue is not full, and recording goes on."""
         return self._queued_bytes < _MAX_QUEUED_BYTES and len(self._queue) < _MAX_QUEUED and not self._stopped
 
     def put(self, entry: _Entry, *, always: bool = False) -> bool:
-        """Queue an entry, and return whether there was room."""
+        """Queue an entry, and return whether the queue was not full."""
         with self._changed:
-            if self._closing or (not always and not self.has_room):
+            if self._closing or (not always and not self.accepts_more):
                 return False
             self._queue.append(entry)
             self._queued_bytes += entry.weight

@@ -53,7 +53,7 @@ EXTRAS: dict[str, set[str]] = {
         *("websockets", "zmq", "grpc", "yaml", "cv2"),
     },
     "integrations": {"gymnasium"},
-    "cli": {"PIL", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
+    "cli": {"PIL", "jinja2", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
 }
 # These run in a robot's or a simulator's interpreter.
 PYTHON_3_8 = (*VALUES, "wire", "transport", "client", "recording", "worker", "__init__")

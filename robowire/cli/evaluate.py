@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import threading
@@ -57,6 +58,8 @@ __all__ = [
     "without_tokens",
 ]
 
+logger = logging.getLogger(__name__)
+
 _CLOCKS: dict[str, type[AsyncClock]] = {clock.name: clock for clock in (RealClock, VirtualClock)}
 
 # Flags that are fields of AsyncOptions.
@@ -111,14 +114,33 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     with simulator_server(program, flags, simulator, num_envs=flags.num_envs) as address:
         if not several:
             try:
-                return 0 if run_one(names[0], folder, address)["episodes"] else 1
+                finished = bool(run_one(names[0], folder, address)["episodes"])
             except TaskNotFound:
-                suites = _expand(flags, simulator, suites, address)
+                several, suites = True, _expand(flags, simulator, suites, address)
                 if suites == {"": tuple(names)}:
                     raise
         else:
             suites = _expand(flags, simulator, suites, address)
-        return _run_tasks(run_one, suites, folder, address)
+        if several:
+            finished = _run_tasks(run_one, suites, folder, address)
+    if flags.report:
+        _write_report(folder)
+    return 0 if finished else 1
+
+
+def _write_report(folder: Path) -> None:
+    """Write ``report.html`` beside the results. They are on disk already, so a failure is a warning."""
+    try:
+        # Here: it imports matplotlib, which takes a second, and its extra may be missing.
+        from robowire.cli.report import write_report
+
+        write_report([folder], folder / "report.html")
+    except ModuleNotFoundError as exc:
+        logger.warning("no report was written: %s is not installed; pip install 'robowire[report]'", exc.name)
+    except ConfigurationError as exc:
+        logger.warning("no report was written: %s", exc)
+    else:
+        sys.stdout.write(f"report       {folder / 'report.html'}\n")
 
 
 def _expand(
@@ -139,8 +161,8 @@ def _expand(
 
 def _run_tasks(
     run_one: _TaskRunner, suites: Mapping[str, Sequence[str]], folder: Path, address: tuple[str, int]
-) -> int:
-    """Evaluate each task in a folder of its own, and print a table of all."""
+) -> bool:
+    """Evaluate each task in a folder of its own, print a table of all, and return whether any finished."""
     tasks = list(dict.fromkeys(task for group in suites.values() for task in group))
     folders = {task: folder / task_folder(task) for task in tasks}
     if len(set(folders.values())) < len(tasks):
@@ -156,7 +178,7 @@ def _run_tasks(
             write_results(folder, results)
             shown = {suite: group for suite, group in suites.items() if suite}
             sys.stdout.write(table_of_tasks(results, folder, shown))
-    return 0 if any(summary["episodes"] for summary in results.values()) else 1
+    return any(summary["episodes"] for summary in results.values())
 
 
 def _options(flags: EvaluateFlags, simulator: str, task: str, folder: Path) -> EvaluateOptions:

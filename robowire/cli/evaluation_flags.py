@@ -154,6 +154,7 @@ class EvaluateFlags(RunFlags):
         record_video: Videos to record: off, failures, all, or how many of the first episodes.
         stop_when: Claim such as "rate > 0.8": stop when it is decided, true or not, with at most 5 % error.
         shard: Part of the episodes to run here, such as 1/4; merge joins the parts.
+        report: Write report.html into the folder at the end: rates, plots, videos of failures.
     """
 
     mode: str = field(default="sync", metadata=setting(choices=("sync", "async")))
@@ -171,6 +172,7 @@ class EvaluateFlags(RunFlags):
     record_video: str = "5"
     stop_when: str | None = None
     shard: str | None = None
+    report: bool = True
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,27 @@ class MergeFlags:
     a: str = field(metadata=setting(positional=True))
     b: str = field(metadata=setting(positional=True))
     output_dir: str = "outputs/merged"
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """Flags of ``report``.
+
+    Attributes:
+        dirs: Folders of results of ``evaluate`` or ``sweep``; two of the same episodes are compared.
+        output: File to write.
+        title: Heading; by default the tasks.
+        max_videos: Most videos of failed episodes to include, for each folder.
+    """
+
+    dirs: tuple[str, ...] = field(metadata=setting(name="DIR", positional=True, split=False))
+    output: str = "report.html"
+    title: str = ""
+    max_videos: int = 6
+
+    def __post_init__(self) -> None:
+        if self.max_videos < 0:
+            raise ConfigurationError(f"max_videos is {self.max_videos}, expected 0 or more")
 
 
 # Flags of LeRobot that ask for what is so anyway, belong to the server, or are reported elsewhere here, with

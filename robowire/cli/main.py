@@ -42,7 +42,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "simulator, doctor, fleet": "ROBOWIRE_SIM",
     "fleet status, fleet scale, fleet stop": "ROBOWIRE_FLEET",
     "ping, info, infer, bench, debug, replay, evaluate, lerobot-eval, compare, merge, "
-    "sweep": "ROBOWIRE_CLIENT",
+    "report, sweep": "ROBOWIRE_CLIENT",
 }
 
 SERVER_COMMANDS: Mapping[str, Command] = {
@@ -169,6 +169,14 @@ CLIENT_COMMANDS: Mapping[str, Command] = {
         run="robowire.cli.merge:run",
         env_prefix="ROBOWIRE_CLIENT",
         extra="evaluate",
+        python=(3, 10),
+    ),
+    "report": Command(
+        "write results as one HTML file: rates, plots, comparison, videos of failures",
+        options="robowire.cli.evaluation_flags:ReportFlags",
+        run="robowire.cli.report:run",
+        env_prefix="ROBOWIRE_CLIENT",
+        extra="report",
         python=(3, 10),
     ),
     "sweep": Command(

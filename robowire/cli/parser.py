@@ -343,7 +343,8 @@ def _parser(prog: str, command: Command, settings: Sequence[_Setting]) -> _Parse
     )
     for item in settings:
         if item.positional:
-            parser.add_argument(item.field, metavar=item.name, help=_escaped(item.help))
+            several: dict[str, Any] = {"nargs": "+"} if item.kind.startswith("tuple") else {}
+            parser.add_argument(item.field, metavar=item.name, help=_escaped(item.help), **several)
             continue
         shown: dict[str, Any] = {"metavar": "VALUE"}
         if item.kind.startswith("tuple"):

@@ -10,12 +10,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["plot"]
+__all__ = ["COLOURS", "MARKERS", "plot"]
 
 # Okabe and Ito's, which people who confuse red and green can distinguish, without their yellow, which is too
 # faint for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
 _SYNC = "#333333"
 
@@ -103,10 +103,10 @@ class _Styles:
         parts = [list(dict.fromkeys(part)) for part in zip(*lines, strict=True)] or [[], [], []]
         self._several = [len(values) > 1 for values in parts]
         self._colour = self._several.index(True) if any(self._several) else 0
-        self._colours = dict(zip(parts[self._colour], cycle(_COLOURS), strict=False))
+        self._colours = dict(zip(parts[self._colour], cycle(COLOURS), strict=False))
         self._dashes = dict(zip(parts[1], cycle(_DASHES if self._colour == 0 else _DASHES[:1]), strict=False))
         self._marker = 2 if self._several[2] else self._colour
-        self._markers = dict(zip(parts[self._marker], cycle(_MARKERS), strict=False))
+        self._markers = dict(zip(parts[self._marker], cycle(MARKERS), strict=False))
 
     def of(self, line: tuple[Any, ...]) -> dict[str, Any]:
         return {

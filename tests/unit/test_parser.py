@@ -135,6 +135,7 @@ def test_every_command_lets_the_environment_beat_the_file(
     required = {
         "compare": ["a", "b"],
         "merge": ["a", "b"],
+        "report": ["a"],
         "fleet scale": ["2"],
         "replay": ["a.rwrec"],
         "lerobot-eval": ["--policy_type", "act", "--policy.path", "x"],

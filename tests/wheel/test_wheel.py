@@ -30,7 +30,8 @@ SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_fo
                    "background_writer", "replay"}
 NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "carla_env",
                "action_spaces", "evaluate",
-               "merge", "sweep", "sweep_plot", "compare", "paired", "lerobot_eval", "simulator_contract",
+               "merge", "report", "report_plots", "sweep", "sweep_plot",
+               "compare", "paired", "lerobot_eval", "simulator_contract",
                "policy_contract", "__main__"}
 for module in pkgutil.walk_packages(robowire.__path__, "robowire."):
     names = set(module.name.split("."))
@@ -135,7 +136,11 @@ def test_the_wheel_holds_every_module_of_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if name.startswith("robowire/")}
     written = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("robowire/**/*.py")}
-    assert shipped == written | {"robowire/py.typed", "robowire/frontends/http/page.html"}
+    assert shipped == written | {
+        "robowire/py.typed",
+        "robowire/cli/report.html",
+        "robowire/frontends/http/page.html",
+    }
 
 
 def test_the_wheel_carries_its_licence(wheel: Path) -> None:
@@ -152,7 +157,9 @@ def test_the_wheel_needs_numpy_alone(metadata: Message) -> None:
 def test_an_extra_installs_what_the_wheel_can_use(metadata: Message) -> None:
     extras = metadata.get_all("Provides-Extra", [])
     wires = ["act-zmq", "center", "gr00t", "http", "lerobot", "openpi", "vla-eval", "vlastudio"]
-    assert sorted(extras) == sorted([*wires, "config", "evaluate", "images", "plots", "ray", "trainers"])
+    assert sorted(extras) == sorted(
+        [*wires, "config", "evaluate", "images", "plots", "ray", "report", "trainers"]
+    )
 
 
 def test_the_wheel_is_for_python_3_8_and_newer(metadata: Message) -> None:

@@ -52,6 +52,7 @@ EXTRAS: dict[str, set[str]] = {
         *("fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"),
         *("websockets", "zmq", "grpc", "yaml", "cv2"),
     },
+    "rollout": {"PIL"},
     "integrations": {"gymnasium"},
     "cli": {"PIL", "jinja2", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
 }

@@ -52,6 +52,9 @@ OpenAsyncPolicy = Callable[[AsyncOptions, Callable[[int], float]], AsyncPolicySe
 # Videos of a simulator that does not report its rate play at this one, robosuite's default.
 _DEFAULT_FPS = 20.0
 
+# The last image of a video stays this long, in seconds.
+_HOLD_S = 1.0
+
 # A server that is lost at each attempt at one episode is lost because of it, or is not worth waiting for.
 _RUNS_OF_ONE_EPISODE = 3
 
@@ -397,8 +400,15 @@ class EpisodeRunner:
         assert self._simulator is not None
         try:
             path = self._context.folder.video(number, success=success)
-            with Mp4Writer(path, ffmpeg=ffmpeg, fps=self.simulator_spec.control_hz or _DEFAULT_FPS) as writer:
-                record_video(self._simulator, rollout, writer, stopped=self._context.stopping.is_set)
+            fps = self.simulator_spec.control_hz or _DEFAULT_FPS
+            with Mp4Writer(path, ffmpeg=ffmpeg, fps=fps) as writer:
+                record_video(
+                    self._simulator,
+                    rollout,
+                    writer,
+                    stopped=self._context.stopping.is_set,
+                    hold=round(_HOLD_S * fps),
+                )
         except RobowireError as exc:
             _log.warning("no video of episode %d: %s", number, exc)
             if not isinstance(exc, VideoFailed):

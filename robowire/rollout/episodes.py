@@ -10,6 +10,7 @@ import numpy as np
 from robowire.client.async_controller import AsyncStatistics
 from robowire.errors import VideoFailed
 from robowire.meta import MetaAction, MetaObs
+from robowire.rollout.video_layout import Caption, compose_frame
 from robowire.specs import SimulatorSpec
 
 __all__ = [
@@ -200,28 +201,52 @@ def run_episode(
 
 
 def record_video(
-    simulator: RolloutSimulator, rollout: Rollout, sink: FrameSink, *, stopped: Callable[[], bool]
+    simulator: RolloutSimulator,
+    rollout: Rollout,
+    sink: FrameSink,
+    *,
+    stopped: Callable[[], bool],
+    hold: int = 0,
 ) -> None:
     """Execute the seed and actions of a finished episode again, with a frame for ``sink`` after each step.
 
     So all counted episodes run alike and at full speed, and only the frames of videos are rendered. The
     video shows the counted episode and not a similar one: every reward is compared, and the last state.
 
+    Args:
+        simulator: Simulator with the episode's task loaded.
+        rollout: The finished episode.
+        sink: Takes the frames: see :func:`robowire.rollout.video_layout.compose_frame`.
+        stopped: Whether to give up.
+        hold: How often the last frame is repeated, so that the end can be seen.
+
     Raises:
         VideoFailed: The second run differs from the first, or ``stopped`` became true.
         RobowireError: The simulator failed.
     """
-    simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
-    sink.add(simulator.render())
+    steps, total = len(rollout.actions), 0.0
+
+    def show(observation: MetaObs, step: int) -> np.ndarray:
+        success = rollout.success if step == steps else None
+        caption = Caption(rollout.seed, step, steps, total, success)
+        frame = compose_frame(simulator.render(), observation.image, caption)
+        sink.add(frame)
+        return frame
+
+    observation: MetaObs = simulator.reset(seed=rollout.seed, init_state=rollout.init_state)
+    frame = show(observation, 0)
     for step, (action, reward) in enumerate(zip(rollout.actions, rollout.rewards)):
         if stopped():
             raise VideoFailed("the evaluation was stopped")
         result = simulator.step(action)
         if float(result.reward) != reward:
             raise _not_repeated(f"reward {float(result.reward)!r} instead of {reward!r} at step {step}")
-        sink.add(simulator.render())
+        observation, total = result.observation, total + reward
+        frame = show(observation, step + 1)
+    for _ in range(hold):
+        sink.add(frame)
     assert rollout.last is not None
-    again, counted = np.asarray(result.observation.state), np.asarray(rollout.last.state)
+    again, counted = np.asarray(observation.state), np.asarray(rollout.last.state)
     if not np.array_equal(again, counted):  # rewards may be zero all the way
         raise _not_repeated("another last state")
 

@@ -107,7 +107,8 @@ def test_an_evaluation_is_counted_recorded_and_written_down(port: str, tmp_path:
     assert "secret" not in (tmp_path / "summary.json").read_text()
     assert [row["video"] is not None for row in episodes] == [True, True, False, False, False, False]
     for row in episodes[:2]:
-        assert number_of_frames(tmp_path / row["video"]) == row["steps"] + 1
+        held = round(result["simulator"]["control_hz"])  # one second
+        assert number_of_frames(tmp_path / row["video"]) == row["steps"] + 1 + held
     assert re.search(r"^success rate 0\.\d{3} \(95 % Wilson interval 0\.\d{3} to 0\.\d{3}\)$", stdout, re.M)
     assert f"successes {result['successes']}/6" in stderr
 

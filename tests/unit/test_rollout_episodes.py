@@ -86,7 +86,15 @@ def test_a_video_shows_the_start_and_every_step_of_the_episode() -> None:
     record_video(FakeSimulatorServer().open(), rollout, frames, stopped=never)
     columns = [int(frame[0, :, 0].argmax()) for frame in frames.frames]
     assert len(columns) == len(rollout.actions) + 1
-    assert abs(columns[-1] - 16) <= 1  # at zero, the middle
+    width = frames.frames[-1].shape[1]
+    assert abs(columns[-1] - width // 2) <= width // 32  # at zero, the middle
+
+
+def test_a_video_stays_on_its_end() -> None:
+    rollout, frames = run(NEAR), Frames()
+    record_video(FakeSimulatorServer().open(), rollout, frames, stopped=never, hold=3)
+    assert len(frames.frames) == len(rollout.actions) + 1 + 3
+    assert all(np.array_equal(frame, frames.frames[-1]) for frame in frames.frames[-4:])
 
 
 @pytest.mark.parametrize("sparse", [False, True])

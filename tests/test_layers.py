@@ -60,8 +60,16 @@ EXTRAS: dict[str, set[str]] = {
 PYTHON_3_8 = (*VALUES, "wire", "transport", "client", "recording", "worker", "__init__")
 PYTHON_3_8_FILES = (
     *("testing/__init__.py", "testing/fake_simulator.py", "testing/simulator_contract.py"),
-    *("cli/__init__.py", "cli/__main__.py", "cli/command.py", "cli/connection_flags.py", "cli/main.py"),
+    *(
+        "cli/__init__.py",
+        "cli/__main__.py",
+        "cli/log_lines.py",
+        "cli/command.py",
+        "cli/connection_flags.py",
+        "cli/main.py",
+    ),
     *("cli/parser.py", "cli/ping.py", "cli/info.py", "cli/infer.py", "cli/bench.py", "cli/debug.py"),
+    "cli/connection_flags.py",
 )
 PACKAGE = sorted(ROOT.glob("robowire/**/*.py"))
 

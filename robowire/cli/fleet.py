@@ -14,6 +14,7 @@ from robowire.address import parse_address
 from robowire.cli.background_writer import BackgroundWriter
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import TlsFlags
+from robowire.cli.log_lines import JsonFormatter
 from robowire.cli.parser import setting
 from robowire.cli.serve import connection_words, serve
 from robowire.cli.simulator import SimulatorFlags, offered_simulators
@@ -91,7 +92,9 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
         del os.environ[variable]
     # The fleet logs its clients once; with --log_level debug each server logs them too.
     level = "info" if logging.getLogger().isEnabledFor(logging.DEBUG) else "warning"
-    command = [*program, "simulator", "--log_level", level]
+    as_json = any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+    log_format = "json" if as_json else "text"
+    command = [*program, "simulator", "--log_level", level, "--log_format", log_format]
     words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, "port", "token", "insecure"))
     output = BackgroundWriter(1)
     return FleetServer(

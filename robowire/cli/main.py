@@ -5,13 +5,13 @@ Imports nothing of a command before it is chosen. Runs on Python 3.8 with numpy.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robowire.cli.command import Command, Program
+from robowire.cli.log_lines import configure_logging
 from robowire.cli.parser import parse
 from robowire.errors import ConfigurationError, MissingDependency, RobowireError, UnknownName
 from robowire.registry import Entry, nearest
@@ -245,8 +245,8 @@ def _run_command(program: Program, arguments: Sequence[str]) -> int:
         command = program.commands[name]
         command.require_python(name)
         prefix = f"{program.name} {name}"
-        options, log_level = parse(program.name, name, command, rest)
-        _configure_logging(log_level)
+        options, log = parse(program.name, name, command, rest)
+        configure_logging(log)
         prefix = program.name
         run_it = command.load_run(name)
         prefix = f"{program.name} {name}"
@@ -256,14 +256,6 @@ def _run_command(program: Program, arguments: Sequence[str]) -> int:
         return 2 if isinstance(exc, _WRONG_CALL) else 1
     except KeyboardInterrupt:
         return 130
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-    )
 
 
 def _help(program: Program) -> str:

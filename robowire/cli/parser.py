@@ -18,13 +18,22 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from robowire.cli.command import Command
 from robowire.errors import ConfigurationError, MissingDependency
 from robowire.version import __version__
 
-__all__ = ["ALIASES", "LOG_LEVELS", "closest", "environment_values", "parse", "setting"]
+__all__ = [
+    "ALIASES",
+    "LOG_FORMATS",
+    "LOG_LEVELS",
+    "LogOptions",
+    "closest",
+    "environment_values",
+    "parse",
+    "setting",
+]
 
 # Other names of flags, in files and in the environment too: older ones, and LeRobot's.
 ALIASES: Mapping[str, Sequence[str]] = {
@@ -38,6 +47,7 @@ ALIASES: Mapping[str, Sequence[str]] = {
 _SHORT: Mapping[str, str] = {"model_name_or_path": "-m", "port": "-p"}
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
 
@@ -76,6 +86,18 @@ def setting(
         "suggested": suggested,
         "instead_of": tuple(instead_of),
     }
+
+
+class LogOptions(NamedTuple):
+    """How a program logs.
+
+    Attributes:
+        level: Least important messages to show.
+        format: ``"text"`` or ``"json"``.
+    """
+
+    level: str
+    format: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +224,8 @@ def closest(word: str, names: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def parse(program: str, name: str, command: Command, arguments: Sequence[str]) -> tuple[Any, str]:
-    """Return the command's options and the log level.
+def parse(program: str, name: str, command: Command, arguments: Sequence[str]) -> tuple[Any, LogOptions]:
+    """Return the command's options, and how it logs.
 
     ``--help``, ``--version`` and ``--print_config`` print and raise ``SystemExit(0)``.
 
@@ -218,7 +240,7 @@ def parse(program: str, name: str, command: Command, arguments: Sequence[str]) -
             meant.
     """
     options_class = command.load_options()
-    settings = [*_settings(options_class), _log_level(command.log_level)]
+    settings = [*_settings(options_class), *_log_settings(command.log_level)]
     parser = _parser(f"{program} {name}", command, settings)
     given, unknown = parser.parse_known_args(_spelled(arguments, settings))
     if unknown:
@@ -238,8 +260,8 @@ def parse(program: str, name: str, command: Command, arguments: Sequence[str]) -
     if getattr(given, "print_config", False):
         sys.stdout.write(_shown(settings, values))
         raise SystemExit(0)
-    level = values.pop("log_level")
-    return options_class(**values), level
+    log = LogOptions(values.pop("log_level"), values.pop("log_format"))
+    return options_class(**values), log
 
 
 def environment_values(options_class: type, env_prefix: str) -> dict[str, Any]:
@@ -250,9 +272,10 @@ def environment_values(options_class: type, env_prefix: str) -> dict[str, Any]:
     """
     settings = _settings(options_class)
     path = os.environ.get(f"{env_prefix}_CONFIG")
-    # A file for the program may set its log level, which is not the options'.
-    from_file = {} if path is None else _file_values(path, [*settings, _log_level("info")])
-    from_file.pop("log_level", None)
+    # A file for the program may say how it logs, which is not the options'.
+    from_file = {} if path is None else _file_values(path, [*settings, *_log_settings("info")])
+    for name in LogOptions._fields:
+        from_file.pop(f"log_{name}", None)
     return {**from_file, **_variables(env_prefix, settings)}
 
 
@@ -311,10 +334,13 @@ def _settings(options_class: Any) -> list[_Setting]:
     return found
 
 
-def _log_level(default: str) -> _Setting:
-    text = "Least important messages to show: debug, info, warning or error."
-    name = "log_level"
-    return _Setting(name, name, (), "str", default, text, LOG_LEVELS, False, True, True)
+def _log_settings(default_level: str) -> list[_Setting]:
+    level = "Least important messages to show: debug, info, warning or error."
+    form = "Format of log lines: text for people, json for programs that collect logs."
+    return [
+        _Setting("log_level", "log_level", (), "str", default_level, level, LOG_LEVELS, False, True, True),
+        _Setting("log_format", "log_format", (), "str", "text", form, LOG_FORMATS, False, True, True),
+    ]
 
 
 def _documentation(options_class: type) -> dict[str, str]:

@@ -249,6 +249,15 @@ def test_log_lines_carry_the_date(tmp_path: Path) -> None:
         )
 
 
+def test_log_lines_can_be_json(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "log", environ={"ROBOWIRE_LOG_FORMAT": "json"}) as server:
+        with RawClient(server.address) as client:
+            client.ask({"method": "ping"})
+        server.wait_for_log("closed")
+        lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+        assert any(line["message"].startswith("client #1 closed") for line in lines)
+
+
 @pytest.mark.parametrize("name", ["ROBOWIRE_TOKEN", "ROBOWIRE_AUTH_TOKEN"])
 def test_the_token_has_an_older_name(name: str, tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "log", environ={name: "sesame"}) as server, RawClient(

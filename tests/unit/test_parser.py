@@ -141,8 +141,8 @@ def test_every_command_lets_the_environment_beat_the_file(
         "lerobot-eval": ["--policy_type", "act", "--policy.path", "x"],
     }
     flags = [*required.get(name, []), "--config", str(tmp_path / "options.json")]
-    assert parse("test.py", name, command, flags)[1] == "debug"
-    assert parse("test.py", name, command, [*flags, "--log_level", "info"])[1] == "info"
+    assert parse("test.py", name, command, flags)[1].level == "debug"
+    assert parse("test.py", name, command, [*flags, "--log_level", "info"])[1].level == "info"
 
 
 def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_a_switch_that_is_on_can_be_turned_off() -> None:
 
 def test_dashes_and_underscores_are_the_same() -> None:
     assert probe("--auth-token", "a").token == probe("--auth_token=a").token == "a"
-    assert parse("test.py", "probe", PROBE, ["--log-level=debug"])[1] == "debug"
+    assert parse("test.py", "probe", PROBE, ["--log-level=debug"])[1].level == "debug"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
 from robosuite.robots import ROBOT_CLASS_MAPPING
 
 from benchmark.arms.commands import ARM_COMMANDS
+from benchmark.robosuite import conveyor
 
 __all__ = [
     "Arm",
@@ -85,11 +86,11 @@ class Arm:
 
 
 def tasks() -> list[str]:
-    """Return the names of robosuite's registered environments for arms."""
+    """Return the names of robosuite's registered environments for arms, and of those that are added here."""
     return sorted(
         name
         for name, cls in REGISTERED_ENVS.items()
-        if issubclass(cls, ManipulationEnv) and _is_robosuites(cls)
+        if issubclass(cls, ManipulationEnv) and (_is_robosuites(cls) or cls is conveyor.LiftConveyor)
     )
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark.robosuite import make_simulator
-from benchmark.robosuite.expert import Disturbance, LiftExpert
+from benchmark.robosuite.expert import ConveyorExpert, Disturbance, LiftExpert
 from robowire.errors import ConfigurationError, RobowireError
 from robowire.interfaces import Simulator, TaskOptions
 from robowire.meta import MetaAction
@@ -37,7 +37,7 @@ from robowire.specs import SimulatorSpec
 
 __all__ = ["RecordOptions", "main", "record", "record_episode"]
 
-_EXPERTS = {"Lift": LiftExpert}
+_EXPERTS = {"Lift": LiftExpert, "LiftConveyor": ConveyorExpert}
 
 # After success the cube is lifted on: a policy must learn to go on, not to stop where success is counted.
 _STEPS_AFTER_SUCCESS = 8

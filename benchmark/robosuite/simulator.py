@@ -32,7 +32,7 @@ DEFAULT_IMAGE_SIZE = 96
 # 500 is the horizon of robosuite's own benchmark. A policy lifts the cube in 3 s, so one that has not after
 # 10 s has failed.
 _DEFAULT_HORIZON = 500
-_HORIZONS = {"Lift": 200}
+_HORIZONS = {"Lift": 200, "LiftConveyor": 200}
 _CENTER_HORIZON = 1000
 
 # What ``render`` gives is for people, who see little in 96 pixels.
@@ -42,6 +42,7 @@ _BEST_VIEW = "frontview"
 _INSTRUCTIONS = {
     "Door": "open the door",
     "Lift": "lift the red cube",
+    "LiftConveyor": "lift the red cube off the belt",
     "NutAssembly": "put both nuts on their pegs",
     "NutAssemblyRound": "put the round nut on the round peg",
     "NutAssemblySingle": "put the nut on its peg",

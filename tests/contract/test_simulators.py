@@ -339,6 +339,35 @@ def test_the_horizon_truncates_and_success_terminates(robosuite: Simulator) -> N
         assert (result.info["success"], result.reward, result.truncated) == (True, 1.0, False)
 
 
+def test_the_belt_carries_the_cube_past_a_hand_that_waits(robosuite: Simulator) -> None:
+    from benchmark.robosuite.conventions import BELT_SPEED
+
+    robosuite.load_task("LiftConveyor", TaskOptions(camera_names=()))
+    start = robosuite.reset(seed=0)["cube_pos"]
+    for _ in range(40):
+        result = robosuite.step(np.zeros(7))
+    moved = result.observation["cube_pos"] - start
+    assert moved[:2] == pytest.approx([0.0, BELT_SPEED * 40 / 20], abs=1e-3)
+    assert not result.info["success"]
+
+
+def test_the_experts_lift_a_cube_off_the_belt_by_aiming_ahead_of_it(robosuite: Simulator) -> None:
+    from benchmark.robosuite.expert import ConveyorExpert, LiftExpert
+
+    robosuite.load_task("LiftConveyor", TaskOptions(camera_names=()))
+    lifted = {}
+    for make in (ConveyorExpert, LiftExpert):
+        observation, expert = robosuite.reset(seed=1), make()
+        for _ in range(100):
+            own = robosuite.from_meta_action(MetaAction("ee", "delta", expert.action(observation)))
+            result = robosuite.step(own)
+            observation = result.observation
+            if result.terminated:
+                break
+        lifted[make.__name__] = result.info["success"]
+    assert lifted == {"ConveyorExpert": True, "LiftExpert": False}
+
+
 def test_a_dense_reward_is_given_where_asked_for(robosuite: Simulator) -> None:
     robosuite.load_task("Lift", TaskOptions(camera_names=(), reward_shaping=True))
     robosuite.reset(seed=0)

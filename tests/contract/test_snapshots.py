@@ -218,7 +218,7 @@ def test_an_observable_with_a_clock_and_a_memory_goes_on_where_it_was() -> None:
 
 
 # Objects that touch in several groups, one object drawn of several, two that touch each other.
-@pytest.mark.parametrize("task", ["NutAssembly", "PickPlaceBread", "Stack"])
+@pytest.mark.parametrize("task", ["LiftConveyor", "NutAssembly", "PickPlaceBread", "Stack"])
 def test_other_tasks_of_robosuite_go_on_bit_for_bit_after_another_episode(task: str) -> None:
     simulator = load("simulator", "robosuite", TABLE)()
     spec = simulator.load_task(task, TaskOptions(camera_names=()))
@@ -235,6 +235,7 @@ def test_other_tasks_of_robosuite_go_on_bit_for_bit_after_another_episode(task: 
 TASKS = [
     "Door",
     "Lift",
+    "LiftConveyor",
     "NutAssembly",
     "NutAssemblyRound",
     "NutAssemblySingle",

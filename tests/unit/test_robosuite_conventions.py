@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmark.robosuite.conventions import gripper_opening
-from benchmark.robosuite.expert import Disturbance, LiftExpert
+from benchmark.robosuite.expert import ConveyorExpert, Disturbance, LiftExpert
 
 PANDA = {"closed": np.array([0.0, 0.0]), "opened": np.array([0.04, -0.04])}
 
@@ -47,6 +47,14 @@ def test_the_expert_closes_its_fingers_around_the_cube_and_then_lifts() -> None:
     actions = np.stack([expert.action(seen(hand=(0.0, 0.0, 0.82))) for _ in range(7)])
     assert actions[:, 6].tolist() == [0.0] * 7
     assert actions[:, 2].tolist() == pytest.approx([0.0] * 6 + [0.6])
+
+
+def test_the_expert_of_the_belt_aims_ahead_of_the_cube_and_goes_along_with_it() -> None:
+    over = seen(hand=(0.0, 0.0, 0.9))
+    assert ConveyorExpert().action(over)[1] > 0 == LiftExpert().action(over)[1]
+    closing = ConveyorExpert().action(seen(hand=(0.0, 0.0, 0.82)))
+    assert closing[6] == 0.0
+    assert closing[1] == pytest.approx(0.336, abs=0.01)
 
 
 def test_a_disturbance_strays_in_the_hands_motion_and_leaves_the_rest_alone() -> None:

@@ -8,6 +8,13 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 ./setup_simulator.sh all
 ./setup_peers.sh all
 ./setup_environment.sh .venv requirements/docs.lock.txt
+# A browser, for the tests of pages.
+if ! command -v chromium > /dev/null; then
+    if [[ $EUID -ne 0 ]] || ! { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } > /dev/null; then
+        echo "the tests of pages need Chromium: sudo apt-get update && sudo apt-get install -y chromium" >&2
+        exit 1
+    fi
+fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
 NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet

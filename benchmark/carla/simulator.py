@@ -93,7 +93,7 @@ class CarlaSimulator:
         self._options = TaskOptions()
         self._car: Any = None
         self._sensors: list[Any] = []
-        self._pictures: queue.Queue[Any] = queue.Queue()
+        self._images: queue.Queue[Any] = queue.Queue()
         self._collisions: queue.Queue[Any] = queue.Queue()
         self._route = Route(np.zeros((1, 3)))
         self._image = np.zeros((0, 0, 3), np.uint8)
@@ -396,8 +396,8 @@ class CarlaSimulator:
             seat = self._carla.Transform(self._carla.Location(x=_CAMERA_X, z=_CAMERA_Z))
             camera = self._world.spawn_actor(lens, seat, attach_to=self._car)
             self._sensors.append(camera)
-            self._pictures = queue.Queue()
-            camera.listen(self._pictures.put)
+            self._images = queue.Queue()
+            camera.listen(self._images.put)
         return places[index]
 
     def _tick(self) -> None:
@@ -407,7 +407,7 @@ class CarlaSimulator:
             return
         while True:
             try:
-                image = self._pictures.get(timeout=_CALL_TIMEOUT_S)
+                image = self._images.get(timeout=_CALL_TIMEOUT_S)
             except queue.Empty:
                 raise BackendError(f"CARLA sent no image within {_CALL_TIMEOUT_S:g} s") from None
             if image.frame >= frame:

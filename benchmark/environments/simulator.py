@@ -214,7 +214,7 @@ class GymnasiumSimulator:
         random.seed(seed)
         np.random.seed(seed)
         self._steps, self._total_reward = 0, 0.0
-        return self._with_pictures(self._arrays(scene.begin(seed, init_state)))
+        return self._with_images(self._arrays(scene.begin(seed, init_state)))
 
     def step(self, action: np.ndarray) -> StepResult:
         """Execute the environment's own action as one row of numbers, for one step.
@@ -227,7 +227,7 @@ class GymnasiumSimulator:
             InvalidParams: The action has another shape, is not finite, or chooses what there is not.
         """
         result = self._advance(action)
-        self._with_pictures(result.observation)
+        self._with_images(result.observation)
         return result
 
     def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
@@ -237,7 +237,7 @@ class GymnasiumSimulator:
             The reward of every action that was executed, and what the last one gave.
         """
         rewards, result = advance_chunk(self._advance, actions)
-        self._with_pictures(result.observation)
+        self._with_images(result.observation)
         return rewards, result
 
     def render(self, camera_name: str | None = None) -> np.ndarray:
@@ -330,7 +330,7 @@ class GymnasiumSimulator:
         self._instruction = self._names.instruction(observation)
         return self._names.arrays(observation)
 
-    def _with_pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _with_images(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         spec, scene = self._loaded()
         if RENDER in (spec.camera_names or ()):
             height, width = spec.image_height or 0, spec.image_width or 0

@@ -74,7 +74,7 @@ class ObservationNames:
         found = leaves(space, _OBSERVATION, text=True)
         self.texts = tuple(name for name, leaf in found.items() if isinstance(leaf, spaces.Text))
         self._leaves = {name: leaf for name, leaf in found.items() if name not in self.texts}
-        self.images = tuple(name for name, leaf in self._leaves.items() if _is_picture(leaf))
+        self.images = tuple(name for name, leaf in self._leaves.items() if _is_image(leaf))
         self.numbers = {
             name: int(np.prod(leaf.shape, dtype=int)) if leaf.shape else 1
             for name, leaf in self._leaves.items()
@@ -155,7 +155,7 @@ def rgb(image: np.ndarray) -> np.ndarray:
     return image[..., :3]  # without transparency
 
 
-def _is_picture(space: spaces.Space[Any]) -> bool:
+def _is_image(space: spaces.Space[Any]) -> bool:
     """Return whether a part is an image: grey, or of 1, 3 or 4 channels, which are first or last."""
     shape = space.shape or ()
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:

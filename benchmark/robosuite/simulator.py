@@ -199,7 +199,7 @@ class RobosuiteSimulator:
             InvalidParams: The action has another shape or holds something not finite.
         """
         result = self._advance(action)
-        self._add_pictures(result.observation)
+        self._add_images(result.observation)
         return replace(result, observation=self._named(result.observation))
 
     def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
@@ -209,7 +209,7 @@ class RobosuiteSimulator:
             The reward of every action that was executed, and what the last one gave.
         """
         rewards, result = advance_chunk(self._advance, actions)
-        self._add_pictures(result.observation)
+        self._add_images(result.observation)
         return rewards, replace(result, observation=self._named(result.observation))
 
     def _advance(self, action: np.ndarray) -> StepResult:
@@ -267,7 +267,7 @@ class RobosuiteSimulator:
         self._require_camera(camera)
         return np.ascontiguousarray(
             upright(
-                self._picture(
+                self._render(
                     camera,
                     max(spec.image_height or 0, _RENDER_MIN_SIZE),
                     max(spec.image_width or 0, _RENDER_MIN_SIZE),
@@ -343,7 +343,7 @@ class RobosuiteSimulator:
 
     def _observation(self) -> dict[str, np.ndarray]:
         observation = self._numbers()
-        self._add_pictures(observation)
+        self._add_images(observation)
         return observation
 
     def _numbers(self) -> dict[str, np.ndarray]:
@@ -355,12 +355,12 @@ class RobosuiteSimulator:
             observation[f"{robot.robot_model.naming_prefix}joint_pos"] = np.array(robot._joint_positions)
         return observation
 
-    def _add_pictures(self, observation: dict[str, np.ndarray]) -> None:
+    def _add_images(self, observation: dict[str, np.ndarray]) -> None:
         spec = self._loaded()
         for camera in spec.camera_names or ():
-            observation[f"{camera}_image"] = self._picture(camera, spec.image_height, spec.image_width)
+            observation[f"{camera}_image"] = self._render(camera, spec.image_height, spec.image_width)
 
-    def _picture(self, camera: str, height: int | None, width: int | None) -> np.ndarray:
+    def _render(self, camera: str, height: int | None, width: int | None) -> np.ndarray:
         assert self._renderer is not None
         assert height is not None
         assert width is not None

@@ -142,7 +142,7 @@ class FakeSimulator:
         cameras = _CAMERAS if camera_name is None else (camera_name,)
         if cameras[0] not in _CAMERAS:
             raise InvalidParams(f"no camera is called {camera_name!r}. Known: {', '.join(_CAMERAS)}")
-        return self._picture(cameras[0])
+        return self._render(cameras[0])
 
     def to_meta_obs(self, observation: Mapping[str, np.ndarray]) -> MetaObs:
         """Return the observation as policies read it."""
@@ -174,10 +174,10 @@ class FakeSimulator:
         return self._spec
 
     def _observe(self) -> dict[str, np.ndarray]:
-        images = {f"{camera}_image": self._picture(camera) for camera in self._loaded.camera_names or ()}
+        images = {f"{camera}_image": self._render(camera) for camera in self._loaded.camera_names or ()}
         return {"position": self._position.copy(), "goal": self._goal.copy(), **images}
 
-    def _picture(self, camera: str) -> np.ndarray:
+    def _render(self, camera: str) -> np.ndarray:
         """Return noise of the camera and the step, so that an image that was mixed up or torn shows."""
         height, width = self._loaded.image_height or 0, self._loaded.image_width or 0
         rng = np.random.default_rng([_CAMERAS.index(camera), self._steps])

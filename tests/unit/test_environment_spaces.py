@@ -36,7 +36,7 @@ def test_each_part_becomes_an_array_of_its_own() -> None:
     assert (observation["goal"]["door"] <= 1).all()
 
 
-def test_the_state_is_all_numbers_in_order_and_no_picture() -> None:
+def test_the_state_is_all_numbers_in_order_and_no_image() -> None:
     names = ObservationNames(NESTED)
     arrays = names.arrays(NESTED.sample())
     state = names.state(arrays)

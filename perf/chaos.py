@@ -420,7 +420,7 @@ def play_round(
 def main(arguments: list[str] | None = None) -> int:
     """Disturb, compare, print the figures, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="seconds after which no round begins")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds until the last round begins")
     parser.add_argument("--seed", type=int, default=0, help="seed of every choice, and of the evaluations")
     parser.add_argument("--episodes", type=int, default=24, help="episodes of a round")
     parser.add_argument("--pause_s", type=float, default=0.7, help="mean seconds between two disturbances")
@@ -433,7 +433,8 @@ def main(arguments: list[str] | None = None) -> int:
     figures, begun = Figures(), time.monotonic()
     chaos = Chaos(flags.seed, folder, pause_s=flags.pause_s)
     try:
-        while time.monotonic() - begun < flags.seconds:
+        # One round at least: on a loaded machine the servers alone take seconds to start.
+        while not figures.rounds or time.monotonic() - begun < flags.seconds:
             number = figures.rounds
             round_folder = folder / f"round_{number}"
             left_s = max(flags.seconds - (time.monotonic() - begun), 1.0)

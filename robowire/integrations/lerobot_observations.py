@@ -52,13 +52,13 @@ def from_lerobot(
             are numbered with a gap.
     """
     names = _image_names(observation, camera_names)
-    images = [_image(name, np.asarray(observation[name])) for name in names]
+    images = [_image(name, _array(name, observation[name])) for name in names]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{name} {image.shape}" for name, image in zip(names, images))
         raise InvalidParams(f"the images differ in size: {sizes}")
     state = None
     if _STATE in observation:
-        state = np.array(observation[_STATE], np.float32)
+        state = np.array(_array(_STATE, observation[_STATE]), np.float32)
         if state.ndim != 1:
             raise InvalidParams(f"{_STATE} has shape {state.shape}, expected (state_dim,)")
     return MetaObs(
@@ -108,6 +108,17 @@ def _instruction(task: Any) -> str:
 
 def _image_name(number: int) -> str:
     return f"observation.images.image{'' if number == 1 else number}"
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """Return an observation's part as numbers."""
+    try:
+        array: np.ndarray = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as exc:  # a tensor of bfloat16, on a GPU, or with gradients
+        raise InvalidParams(f"{name} cannot be made a numpy array: {exc}") from exc
+    if array.dtype.kind not in "biuf":
+        raise InvalidParams(f"{name} is {array.dtype} {array.shape}, expected numbers")
+    return array
 
 
 def _image(name: str, image: np.ndarray) -> np.ndarray:

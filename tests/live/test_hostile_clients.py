@@ -111,6 +111,10 @@ def test_a_pickle_that_names_os_system_runs_nothing(
     trace = tmp_path / "trace"
     with RawClient(server.address) as hostile:
         hostile.send_payload(pickle.dumps(System(f"touch {trace}"), protocol=protocol))
+        assert hostile.receive()["message"] == (
+            "the request cannot be read: payload names posix.system, which is not data; send numpy arrays "
+            "(of a tensor, its .numpy()) and plain Python values"
+        )
         assert hostile.closed()
     assert not trace.exists()
     wait_until(lambda: bool(caplog.messages))
@@ -141,11 +145,14 @@ def lying_array() -> bytes:
     ],
     ids=["empty", "cut", "text", "nesting", "old", "memo", "terabyte", "unhashable", "lying array"],
 )
-def test_a_payload_that_cannot_be_read_is_closed_and_logged(
+def test_a_payload_that_cannot_be_read_is_answered_closed_and_logged(
     server: PolicyServer, payload: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with RawClient(server.address) as hostile:
         hostile.send_payload(payload)
+        reply = hostile.receive()
+        assert (reply["status"], reply["error_type"]) == ("error", "invalid_params")
+        assert reply["message"].startswith("the request cannot be read: ")
         assert hostile.closed()
     wait_until(lambda: len(caplog.messages) == 1)
     assert caplog.messages[0].startswith("client #1 sent what cannot be read: ")
@@ -298,6 +305,9 @@ def test_nothing_of_a_peers_making_forges_a_line_of_the_log(
     payload = b"\x80\x05" + b"X" + struct.pack("<I", len(name)) + name.encode() + b"\x8c\x01y\x93."
     with RawClient(server.address) as hostile:
         hostile.send_payload(payload)
+        refusal = hostile.receive()["message"]
+        assert refusal.isprintable()
+        assert len(refusal) < 500
         assert hostile.closed()
     with RawClient(server.address) as hostile:
         hostile.hello()

@@ -66,6 +66,7 @@ def test_a_session_is_closed_when_its_client_leaves(served: Served) -> None:
 def test_a_session_is_closed_when_its_client_sends_garbage(served: Served) -> None:
     with RawClient(served.address) as client:
         client.send_payload(b"garbage")
+        assert client.receive()["error_type"] == "invalid_params"
         assert client.closed()
     assert served.service.closed.wait(5)
 

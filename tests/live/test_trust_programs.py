@@ -24,7 +24,7 @@ def run(program: str, folder: Path, *words: str) -> str:
 
 def test_mutated_requests_get_typed_errors_and_keep_nobody_waiting(tmp_path: Path) -> None:
     # The libraries of all wires are loaded in these seconds.
-    figures = run("fuzz", tmp_path, "--seconds", "12", "--max_growth_mb", "400")
+    figures = run("fuzz", tmp_path, "--seconds", "12", "--max_growth_mb", "200")
     assert list(tmp_path.iterdir()) == []
     counts = dict(re.findall(r"(\w+) (\d+) inputs 0 failures", figures))
     assert {"codec", "tcp_policy", "tcp_simulator", "tcp_fleet", *SIMULATOR_FRONTENDS, *POLICY_FRONTENDS} <= {

@@ -142,6 +142,21 @@ def config(**changes: Any) -> SimClientConfig:
     return SimClientConfig(**{**chosen, **changes})
 
 
+class Bfloat16:
+    """A tensor of torch that numpy has no type for."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
+@pytest.mark.parametrize("name", ["observation.state", "observation.images.front"])
+def test_what_is_no_array_is_named(name: str) -> None:
+    with pytest.raises(InvalidParams, match=rf"^{name} cannot be made a numpy array: Got unsupported"):
+        from_lerobot({name: Bfloat16()})
+    with pytest.raises(InvalidParams, match=rf"^{name} is <U2 \(1,\), expected numbers$"):
+        from_lerobot({name: np.array(["no"])})
+
+
 def test_the_settings_become_those_of_an_evaluation() -> None:
     env = EnvConfig("libero", "libero_10", None, 100, "agentview_image,robot0_eye_in_hand_image")
     options = config(

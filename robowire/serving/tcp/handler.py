@@ -12,7 +12,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from robowire.address import is_loopback
-from robowire.errors import RemoteProtocolError, RequestTimeout, TlsFailed, TransportError
+from robowire.errors import (
+    InvalidParams,
+    RemoteProtocolError,
+    RequestTimeout,
+    TlsFailed,
+    TransportError,
+    UnsafePayload,
+)
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.foreign_greetings import (
     ZMTP_START,
@@ -97,8 +104,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         except TlsFailed as exc:
             logger.warning("%s", exc)
         except RemoteProtocolError as exc:
-            logger.warning("%s sent what cannot be read: %s", self._open_session(), printable(exc))
-            self.server.service.metrics.error("unreadable")
+            self._count_unreadable(exc)
         except TransportError as exc:
             self._ending = f": {exc}"
             if isinstance(exc, RequestTimeout):  # one who connects and stays silent is a client too
@@ -162,7 +168,12 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             buffers: Sequence[Buffer] = [answer_line(event, session, self.server.service)]
         else:
             logger.debug("< #%d %d bytes", session.id, len(event))
-            buffers = self._answer(session, event)
+            try:
+                buffers = self._answer(session, event)
+            except UnsafePayload as exc:
+                # Its frame is complete, so that the peer can be told why it is closed.
+                self._count_unreadable(exc)
+                buffers, more = encode_frame(error_reply(_refusal(exc))), False
             if session.authenticated and not trusted and not self.server.admit(self.request):
                 self.server.service.metrics.session_refused()
                 buffers, more = encode_frame(error_reply(self.server.overloaded())), False
@@ -173,6 +184,10 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         )
         logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
+
+    def _count_unreadable(self, error: RemoteProtocolError) -> None:
+        logger.warning("%s sent what cannot be read: %s", self._open_session(), printable(error))
+        self.server.service.metrics.error("unreadable")
 
     def _answer(self, session: Session, payload: bytearray) -> Sequence[Buffer]:
         assert self.server.codec is not None
@@ -225,3 +240,11 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             # up after libzmq's ZMQ_HANDSHAKE_IVL of 30 s.
             with suppress(TransportError):
                 self._stream.discard(_HOLD_S)
+
+
+def _refusal(error: UnsafePayload) -> InvalidParams:
+    """Return what a peer is told whose payload is not read."""
+    return InvalidParams(
+        f"the request cannot be read: {printable(error, 300)}; send numpy arrays (of a tensor, its .numpy()) "
+        "and plain Python values"
+    )

@@ -18,7 +18,7 @@ from robowire.errors import ConfigurationError
 from robowire.frontends.center.tasks import server_settings
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
 from robowire.interfaces import TaskOptions
-from robowire.recording.replay_simulator import ENVIRONMENT, recorded_simulators
+from robowire.recording.replay_simulator import ENVIRONMENT, TOLERANCE, recorded_simulators
 from robowire.registry import Entry, entries, family_and_task
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.server import SimulatorServer
@@ -44,12 +44,19 @@ class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags):
         libero_assets: Folder of LIBERO's meshes, textures and scenes, which its package lacks.
         replay: Recording of a simulator server's session, or a folder of them: its simulators answer from it,
             and nothing is simulated.
+        replay_tolerance: Largest difference of two numbers of an action that count as equal in a replay.
     """
 
     simulators: tuple[str, ...] = ()
     simulator_python: tuple[str, ...] = ()
     libero_assets: str | None = None
     replay: str | None = None
+    replay_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.replay_tolerance >= 0:
+            raise ConfigurationError(f"replay_tolerance is {self.replay_tolerance!r}, expected 0 or more")
 
 
 def run(flags: SimulatorFlags, program: Program) -> int:
@@ -137,7 +144,7 @@ def offered_simulators(
             )
     offered.update({name: Entry(name) for name in (*flags.simulators, *own)})
     if flags.replay is not None:
-        offered = _replayed(flags.replay)
+        offered = _replayed(flags.replay, flags.replay_tolerance)
     pythons = {}
     for setting in flags.simulator_python:
         name, _, python = setting.partition("=")
@@ -159,10 +166,11 @@ def offered_simulators(
     return offered, pythons
 
 
-def _replayed(path: str) -> dict[str, Entry]:
+def _replayed(path: str, tolerance: float) -> dict[str, Entry]:
     """Return the recorded simulators, each answered from the recordings."""
     names = recorded_simulators(path)
     os.environ[ENVIRONMENT] = str(Path(path).resolve())  # simulators' processes inherit it
+    os.environ[TOLERANCE] = str(tolerance)
     entry = Entry("robowire.recording.replay_simulator:make_simulator", summary=f"recorded in {path}")
     return {name: entry for name in dict.fromkeys([*names, "replay"])}
 

@@ -48,6 +48,8 @@ class EnvConfig:
         episode_length: Steps after which an episode is over; ``None`` means the task's own.
         camera_name: Names of the simulator's cameras in the order of the policy's, with commas; LeRobot's
             ending ``_image`` may be there. ``None`` means those that the policy server names.
+        fps: Control steps a second, where :class:`SimClientConfig` says nothing; ``None`` means the
+            simulator's own rate.
     """
 
     type: str
@@ -55,14 +57,36 @@ class EnvConfig:
     task_ids: tuple[int, ...] | None = None
     episode_length: int | None = None
     camera_name: str | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
 class LiberoEnv(EnvConfig):
-    """LIBERO, with LeRobot's default task."""
+    """LIBERO, with LeRobot's default task.
+
+    Attributes:
+        obs_type: LeRobot's observation, ``"pixels"`` or ``"pixels_agent_pos"``. Without effect: a policy
+            server is sent what its policy needs.
+        render_mode: Without effect; videos are made where ``save_videos`` asks for them.
+        init_states: Whether episodes begin from the initial states of the task, as they do here always.
+
+    Raises:
+        ValueError: LeRobot has no such ``obs_type``, or ``init_states`` is false.
+    """
 
     type: str = "libero"
     task: str | None = "libero_10"
+    obs_type: str = "pixels_agent_pos"
+    render_mode: str = "rgb_array"
+    init_states: bool = True
+
+    def __post_init__(self) -> None:
+        if self.obs_type not in ("pixels", "pixels_agent_pos"):
+            raise ValueError(f"obs_type is {self.obs_type!r}, expected 'pixels' or 'pixels_agent_pos'")
+        if not self.init_states:
+            raise ValueError(
+                "init_states is False, but episodes of LIBERO begin from its initial states here"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +112,7 @@ class SimClientConfig:
         policy_device: Without effect; the server's device is set when it is started.
         client_device: Without effect; actions are numpy arrays.
         chunk_size_threshold: Share of a chunk; an observation is sent when as much is left, or less.
-        fps: Control steps a second; ``None`` means the simulator's own rate.
+        fps: Control steps a second; ``None`` means those of ``env``, or else the simulator's own rate.
         aggregate_fn_name: How chunks that overlap are merged.
         n_episodes: Number of episodes of each task.
         seed: Evaluation seed, 0 or more; :func:`robowire.rollout.seeds.episode_seed` gives those of episodes.
@@ -195,7 +219,8 @@ class SimClientConfig:
             aggregate_fn_name=self.aggregate_fn_name,
             on_empty_queue=self.on_empty_queue,
         )
-        return _CLOCKS[self.clock](rules, Latency.parse(self.latency_ms), self.fps)
+        fps = self.fps if self.fps is not None else getattr(self.env, "fps", None)
+        return _CLOCKS[self.clock](rules, Latency.parse(self.latency_ms), fps)
 
     def options(self, task: str, folder: str) -> EvaluateOptions:
         """Return the options of one task's evaluation."""

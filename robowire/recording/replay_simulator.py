@@ -1,7 +1,7 @@
 """A simulator that answers from recordings: a simulator server for tests, without MuJoCo or rendering.
 
-Which recordings is in the environment, ``ROBOWIRE_REPLAY``: a simulator's process inherits it. Runs on Python
-3.8, as every simulator.
+Which recordings, and how far numbers may differ, is in the environment, ``ROBOWIRE_REPLAY`` and
+``ROBOWIRE_REPLAY_TOLERANCE``: a simulator's process inherits it. Runs on Python 3.8, as every simulator.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from robowire.errors import (
     BackendError,
     ConfigurationError,
     InvalidParams,
+    SnapshotMismatch,
     SpecMismatch,
     TaskNotFound,
     request_error,
@@ -26,9 +27,10 @@ from robowire.recording.difference import first_difference
 from robowire.recording.format import CALL, LOAD, RESET, STEP, Recording, open_recordings
 from robowire.specs import SimulatorSpec, ctrl_type_name
 
-__all__ = ["ENVIRONMENT", "ReplaySimulator", "make_simulator", "recorded_simulators"]
+__all__ = ["ENVIRONMENT", "TOLERANCE", "ReplaySimulator", "make_simulator", "recorded_simulators"]
 
 ENVIRONMENT = "ROBOWIRE_REPLAY"
+TOLERANCE = "ROBOWIRE_REPLAY_TOLERANCE"
 
 
 class _Load:
@@ -48,14 +50,14 @@ class _Load:
 
 
 class _Episode:
-    """One recorded episode: its reset, and the records after it."""
+    """One recorded episode: its reset, or the restore that began it, and the records after it."""
 
     def __init__(self, load: _Load, index: int, record: Mapping[str, Any]) -> None:
-        request = record.get("request")
         self.load = load
-        self.index = index  # of the reset's record
+        self.index = index  # of the record that began it
         self.end = index + 1
-        request = request if isinstance(request, dict) else {}
+        request = _request(record)
+        self.reset = record.get("method") == "reset"
         self.begin = (request.get("seed"), request.get("init_state"))
         self.used = False
 
@@ -81,20 +83,23 @@ class ReplaySimulator:
     """Answers ``reset`` and ``step`` from the recorded episode of the same task, options, seed and state.
 
     An action that is not the recorded one is an error that names the request and both values. Nothing is
-    simulated: an episode can only be played as it was.
+    simulated: an episode can only be played as it was. A snapshot is a place in a recording: the next
+    recorded restore of it is answered as it was, and any other restore goes on after the place.
 
     Args:
         recordings: Of simulator sessions.
+        tolerance: Largest absolute difference of two numbers of an action that are equal.
     """
 
-    def __init__(self, recordings: Sequence[Recording]) -> None:
+    def __init__(self, recordings: Sequence[Recording], *, tolerance: float = 0.0) -> None:
         self._loads = [load for recording in recordings for load in _loads(recording)]
         if not self._loads:
             raise ConfigurationError(f"{recordings[0].path} has no task that was loaded")
         self._matching: list[_Load] = []
         self._episode: _Episode | None = None
         self._next = 0  # record that the next request must be
-        self._rest: list[np.ndarray] = []
+        self._instant = 0  # record that gave the last observation
+        self._tolerance = tolerance
 
     def list_tasks(self, suite: str | None = None) -> list[str]:
         """Return the recorded tasks; suites are not recorded."""
@@ -133,12 +138,12 @@ class ReplaySimulator:
         Raises:
             InvalidParams: There is none.
         """
-        episodes = [episode for load in self._matching for episode in load.episodes]
+        episodes = [episode for load in self._matching for episode in load.episodes if episode.reset]
         found = [episode for episode in episodes if episode.begin == (seed, init_state)]
         if not found:
             if seed is None and episodes:  # a process that is kept warm
                 self._episode = None
-                return self._observation(episodes[0], episodes[0].index)
+                return self._observed(episodes[0], episodes[0].index)
             known = ", ".join(dict.fromkeys(str(episode.begin[0]) for episode in episodes)) or "none"
             state = "" if init_state is None else f" and the initial state {init_state}"
             raise InvalidParams(
@@ -147,8 +152,7 @@ class ReplaySimulator:
             )
         episode = next((one for one in found if not one.used), found[0])
         episode.used = True
-        self._episode, self._next = episode, episode.index + 1
-        return self._observation(episode, episode.index)
+        return self._go_to(episode, episode.index)
 
     def step(self, action: np.ndarray) -> StepResult:
         """Return the recorded result of the next action.
@@ -173,7 +177,9 @@ class ReplaySimulator:
                     f"{len(left)}"
                 )
             for index, action in enumerate(recorded):
-                difference = first_difference(action, left[index], f"action[{len(rewards) + index}]")
+                difference = first_difference(
+                    action, left[index], f"action[{len(rewards) + index}]", tolerance=self._tolerance
+                )
                 if difference is not None:
                     assert self._episode is not None
                     name = self._episode.load.recording.path.name
@@ -185,8 +191,7 @@ class ReplaySimulator:
             if not isinstance(reply, dict) or "observation" not in reply:
                 raise BackendError(f"request {number} of the recording has no reply")
             assert self._episode is not None
-            observation = self._observation(self._episode, self._next)
-            self._next += 1
+            observation = self._go_to(self._episode, self._next)
             rewards += [float(reward) for reward in reply.get("rewards", [reply.get("reward", 0.0)])]
             left = left[len(recorded) :]
             over = bool(reply.get("terminated")) or bool(reply.get("truncated"))
@@ -253,7 +258,83 @@ class ReplaySimulator:
     def close(self) -> None:
         """Do nothing: no file is open."""
 
-    def _observation(self, episode: _Episode, index: int) -> _Observation:
+    def save_state(self) -> dict[str, Any]:
+        """Return the place in the recording."""
+        if self._episode is None:
+            raise InvalidParams("no recorded episode has begun: reset with a recorded seed")
+        return {"recording": self._episode.load.recording.path.name, "record": self._instant}
+
+    def restore_state(self, state: Mapping[str, Any]) -> Any:
+        """Return the observation that the recording has after this restore, or else of the place itself.
+
+        Raises:
+            SnapshotMismatch: The place is in no recording of the loaded task.
+        """
+        place = self._place_of(state)
+        if place is None:
+            raise SnapshotMismatch("the snapshot is of no recording of this task")
+        ids = self._snapshots_at(*place)
+        if self._episode is None:
+            episodes = [episode for load in self._matching for episode in load.episodes if not episode.used]
+            for episode in episodes:
+                if not episode.reset and self._restores(episode, episode.index, ids):
+                    episode.used = True
+                    return self._go_to(episode, episode.index)
+        else:
+            for index in range(self._next, self._episode.end):
+                if self._restores(self._episode, index, ids):
+                    return self._go_to(self._episode, index)
+                if self._moves(self._episode, index):
+                    break
+        return self._go_to(*place)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return nothing that a recording depends on: a place is looked up by the name of its file."""
+        return {}
+
+    def _place_of(self, state: Mapping[str, Any]) -> tuple[_Episode, int] | None:
+        name, index = state.get("recording"), state.get("record")
+        for load in self._matching:
+            if load.recording.path.name != name or not isinstance(index, int):
+                continue
+            for episode in load.episodes:
+                if episode.index <= index < episode.end:
+                    return episode, index
+        return None
+
+    def _snapshots_at(self, episode: _Episode, index: int) -> set[str]:
+        """Return the recorded ids of the snapshots that were made after one record and before a step."""
+        ids = set()
+        for place in range(index + 1, episode.end):
+            if self._moves(episode, place):
+                break
+            record = episode.load.recording[place]
+            reply = record.get("reply")
+            if record.get("method") == "snapshot" and isinstance(reply, dict):
+                ids.add(str(reply.get("snapshot_id")))
+        return ids
+
+    @staticmethod
+    def _restores(episode: _Episode, index: int, ids: set[str]) -> bool:
+        """Return whether a record is a restore of one of these snapshots."""
+        if episode.load.recording.kinds()[index] != CALL:
+            return False
+        record = episode.load.recording[index]
+        return _is_restore(record) and str(_request(record).get("snapshot_id")) in ids
+
+    @staticmethod
+    def _moves(episode: _Episode, index: int) -> bool:
+        """Return whether a record changed the state of the simulator."""
+        recording = episode.load.recording
+        return recording.kinds()[index] != CALL or _is_restore(recording[index])
+
+    def _go_to(self, episode: _Episode, index: int) -> _Observation:
+        """Go on after a record, and return its observation."""
+        observation = self._observed(episode, index)
+        self._episode, self._next, self._instant = episode, index + 1, index
+        return observation
+
+    def _observed(self, episode: _Episode, index: int) -> _Observation:
         recording = episode.load.recording
         record = recording[index]
         error, reply = record.get("error"), record.get("reply")
@@ -269,10 +350,16 @@ class ReplaySimulator:
             raise InvalidParams("no recorded episode has begun: reset with a recorded seed")
         recording = self._episode.load.recording
         kinds = recording.kinds()
-        while self._next < self._episode.end and kinds[self._next] == CALL:
+        while self._next < self._episode.end and not self._moves(self._episode, self._next):
             self._next += 1
         if self._next >= self._episode.end:
             raise InvalidParams(f"the episode ends here in {recording.path.name}: it has no further step")
+        if kinds[self._next] == CALL:
+            number = recording[self._next].get("number")
+            raise InvalidParams(
+                f"a step is not the recorded request {number} of {recording.path.name}, which restores a "
+                "snapshot"
+            )
         if kinds[self._next] != STEP:
             raise InvalidParams(f"requests after record {self._next} of {recording.path.name} were dropped")
         return recording[self._next]
@@ -289,7 +376,14 @@ def make_simulator() -> ReplaySimulator:
         raise ConfigurationError(
             "simulator 'replay' needs a recording: server.py simulator --replay FILE, from --record"
         )
-    return ReplaySimulator(open_recordings(path, "simulator"))
+    text = os.environ.get(TOLERANCE) or "0"
+    try:
+        tolerance = float(text)
+    except ValueError:
+        tolerance = -1.0
+    if not tolerance >= 0:
+        raise ConfigurationError(f"{TOLERANCE} is {text!r}, expected a number, 0 or more")
+    return ReplaySimulator(open_recordings(path, "simulator"), tolerance=tolerance)
 
 
 def recorded_simulators(path: str) -> list[str]:
@@ -323,13 +417,23 @@ def _loads(recording: Recording) -> list[_Load]:
                 found[-1].episodes.append(_Episode(found[-1], index, record))
         elif found and found[-1].episodes:
             found[-1].episodes[-1].end = index + 1
+        elif found and kind == CALL and _is_restore(recording[index]):  # the task was never reset
+            found[-1].episodes.append(_Episode(found[-1], index, recording[index]))
     return found
+
+
+def _is_restore(record: Mapping[str, Any]) -> bool:
+    return record.get("method") == "restore" and "error" not in record
+
+
+def _request(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    request = record.get("request")
+    return request if isinstance(request, dict) else {}
 
 
 def _actions(record: Mapping[str, Any]) -> list[Any]:
     """Return the recorded action or actions, as arrays."""
-    request = record.get("request")
-    request = request if isinstance(request, dict) else {}
+    request = _request(record)
     actions = request["actions"] if "actions" in request else [request.get("action")]
     return [np.asarray(one.action if isinstance(one, MetaAction) else one) for one in actions]
 

@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 from center_client import CenterClient, described
+from raw_client import wait_until
 
 from benchmark.registry import SIMULATORS
 from robowire.cli.simulator import SimulatorFlags, make_simulator_server
@@ -214,6 +217,32 @@ def test_its_variables_say_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> 
         make_simulator_server(SimulatorFlags(host="127.0.0.1", port=0), SIMULATORS)
 
 
+def test_clients_without_the_token_take_no_place_from_its_holder() -> None:
+    with running(token="sesame", max_connections=8, max_sessions=1) as server, ExitStack() as stack:
+        address = server.frontends[1].address
+        for _ in range(40):
+            silent = stack.enter_context(socket.create_connection(address, timeout=10))
+            silent.sendall(b"\xff\0\0\0\0\0\0\0\x01\x7f\x03")
+        for _ in range(6):  # fewer than the places, which libzmq would claim again ten times a second
+            stranger = stack.enter_context(CenterClient(address))
+            stranger.send(b"", msgpack.packb({"method": "select_simulator", "simulator": "fake"}))
+        client = stack.enter_context(CenterClient(address))
+        assert client.ask("list_simulators", token="sesame")["status"] == "ok"
+        assert client.ask("select_simulator", simulator="fake")["status"] == "ok"
+
+
+def test_a_client_that_holds_the_last_simulator_in_silence_loses_it_to_the_next_one() -> None:
+    with running(session_timeout_s=1.0, max_sessions=1) as server, ExitStack() as stack:
+        address = server.frontends[1].address
+        silent = stack.enter_context(CenterClient(address))
+        silent.ask("select_simulator", simulator="fake")
+        client = stack.enter_context(CenterClient(address))
+        assert client.error("select_simulator", simulator="fake") == "backend_error"
+        wait_until(lambda: not server.service.capacity()["simulator_sessions"])
+        assert client.ask("select_simulator", simulator="fake")["status"] == "ok"
+        assert silent.error("list_tasks") == "no_simulator_selected"
+
+
 @pytest.mark.parametrize("prefix", [b"\xff\x00\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 4000])
 def test_garbage_and_half_sent_messages_hold_nobody_up(server: SimulatorServer, prefix: bytes) -> None:
     address = server.frontends[1].address
@@ -265,6 +294,42 @@ def test_lift_is_as_the_center_serves_it(monkeypatch: pytest.MonkeyPatch) -> Non
             last = client.ask("step", action={"action": described(np.zeros(8))})
             assert (last["terminated"], last["truncated"]) == (False, True)
             assert client.error("step", action={"action": [0.0] * 8}) == "not_reset"
+
+
+def test_libero_is_as_the_center_serves_it(libero_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIM_LIBERO_MAX_EPISODE_STEPS", "2")
+    for side in ("WIDTH", "HEIGHT"):
+        monkeypatch.setenv(f"SIM_LIBERO_RENDER_{side}", "64")
+    with running({"libero": SIMULATORS["libero"]}) as server:  # noqa: SIM117
+        with CenterClient(server.frontends[1].address) as client:
+            client.ask("select_simulator", simulator="libero")
+            tasks = client.ask("list_tasks")["tasks"]
+            assert len(tasks) == 130
+            name = next(task for task in tasks if "black_bowl_between" in task)
+            info = client.ask("load_task", task_name=name)["task_info"]
+            assert info["max_episode_steps"] == 2
+            assert info["action_space"]["shape"] == [7]
+            first, again = (client.ask("reset")["observation"] for _ in range(2))
+            assert {name: array.shape for name, array in first.items()} == {
+                "agentview_image": (64, 64, 3),
+                "eye_in_hand_image": (64, 64, 3),
+                "joint_positions": (7,),
+                "joint_velocities": (7,),
+                "ee_pos": (3,),
+                "ee_quat": (4,),
+                "gripper_position": (2,),
+                "gripper_velocity": (2,),
+            }
+            for key, array in first.items():  # the initial state and the seed are the center's, 0 and 0
+                np.testing.assert_array_equal(again[key], array)
+            moved = {"joint_positions": described(np.full(6, 0.1)), "gripper": -1.0}
+            stepped = client.ask("step", action=moved)
+            assert (stepped["terminated"], stepped["truncated"]) == (False, False)
+            assert not np.array_equal(stepped["observation"]["ee_pos"], first["ee_pos"])
+            last = client.ask("step", action={"action": described(np.zeros(7))})
+            assert (last["terminated"], last["truncated"]) == (False, True)
+            assert client.error("step", action={"action": [0.0] * 7}) == "not_reset"
+            client.ask("disconnect")
 
 
 def test_success_ends_no_episode_of_robosuite_before_its_horizon() -> None:

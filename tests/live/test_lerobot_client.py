@@ -16,6 +16,7 @@ import pytest
 from certificates import Certificates
 from server_process import ROOT, environment
 
+from benchmark.registry import SIMULATORS
 from policies.registry import POLICIES
 from robowire import PolicyClient
 from robowire.cli.policy import PolicyFlags, make_policy_server
@@ -146,6 +147,27 @@ def test_a_suite_of_libero_has_the_order_of_publications(
         client = SimClient(config(server, simulators, tmp_path, env=LiberoEnv()))
         assert client.start()
     assert client.tasks == [f"libero_10/{number}" for number in range(10)]
+
+
+def test_an_episode_of_libero_runs_as_lerobot_configures_it(tmp_path: Path, libero_assets: Path) -> None:
+    spec = PolicySpec(policy="act", chunk_size=4, action_dim=7, ctrl_space="ee", ctrl_type="delta")
+    env = LiberoEnv(
+        task="libero_spatial", task_ids=(0,), fps=30, obs_type="pixels_agent_pos", episode_length=5
+    )
+    with ExitStack() as stack:
+        table = {"libero": SIMULATORS["libero"]}
+        simulators = stack.enter_context(running_simulator_server(simulators=table))
+        options = PolicyServerOptions(host="127.0.0.1", port=0, drain_s=2.0)
+        held = stack.enter_context(PolicyServer(ConstantPolicy(spec), options, model_name="act_libero_10"))
+        address = f"127.0.0.1:{held.address[1]}"
+        client = SimClient(config(address, simulators, tmp_path, env=env, policy_type="act", n_episodes=1))
+        assert client.start()
+        (summary,) = client.control_loop(task="").values()
+    assert (summary["episodes"], summary["errors"]) == (1, 0)
+    assert summary["simulator"]["task"].startswith("pick_up_the_black_bowl_between")
+    assert summary["options"]["fps"] == 30
+    (episode,) = map(json.loads, (tmp_path / "episodes.jsonl").read_text().splitlines())
+    assert (episode["steps"], episode["init_state"]) == (5, 0)
 
 
 def test_a_number_that_a_suite_does_not_have_is_refused(

@@ -268,6 +268,63 @@ def test_a_recording_of_a_simulator_is_compared_by_the_client(simulated: tuple[P
         assert "every answer equal" in client_program(*words)
 
 
+def drive_back_and_forth(client: SimulatorClient) -> list[Any]:
+    """Try two actions from one instant, look ahead from a second one, and go on in a new task."""
+    client.select_simulator("fake")
+    client.load_task("reach", camera_names=["front"], horizon=9)
+    results = [client.reset(seed=1), vars(client.step(np.full(3, 0.1)))]
+    start = client.snapshot()
+    for value in (0.2, -0.2):
+        results.append(vars(client.step(np.full(3, value))))
+        results.append(client.restore(start))
+    results.append(vars(client.step(np.full(3, 0.3))))
+    later = client.snapshot()
+    results += [vars(client.step_chunk(np.full((2, 3), 0.2))), client.restore(later)]
+    client.load_task("reach", camera_names=["front"], horizon=9)
+    results += [client.restore(start), vars(client.step(np.full(3, 0.4)))]
+    return results
+
+
+def test_a_recorded_restore_is_answered_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_simulator_server() as server:
+        server.service.recorder = FileRecorder(str(tmp_path), max_bytes=10**8)
+        with SimulatorClient(*server.address) as client:
+            recorded = drive_back_and_forth(client)
+        with SimulatorClient(*server.address) as client:
+            client.select_simulator("fake")
+    monkeypatch.setenv("ROBOWIRE_REPLAY", str(tmp_path))
+    with running_simulator_server(simulators={"fake": REPLAYED}) as server:
+        with SimulatorClient(*server.address) as client:
+            for expected, found in zip(recorded, drive_back_and_forth(client), strict=True):
+                assert first_difference(expected, found) is None
+        with SimulatorClient(*server.address) as client:
+            client.select_simulator("fake")
+            client.load_task("reach", camera_names=["front"], horizon=9)
+            client.reset(seed=1)
+            client.step(np.full(3, 0.1))
+            client.step(np.full(3, 0.2))
+            # The recording restores here.
+            with pytest.raises(InvalidParams, match=r"request \d+ of .*, which restores a snapshot$"):
+                client.step(np.full(3, -0.2))
+            place = client.snapshot()
+            assert first_difference(recorded[2]["observation"], client.restore(place)) is None
+
+
+def test_a_replayed_simulator_takes_actions_within_its_tolerance(
+    simulated: tuple[Path, list[Any]], tmp_path: Path
+) -> None:
+    words = ("simulator", "--replay", str(simulated[0]), "--replay_tolerance", "1e-3")
+    with ServerProcess(tmp_path / "log", command=words) as server, ExitStack() as stack:
+        client = stack.enter_context(SimulatorClient(*server.address))
+        client.select_simulator("fake")
+        client.load_task("reach", camera_names=["front"], horizon=6)
+        client.reset(seed=1)
+        result = client.step(np.full(3, 1e-4))
+        assert first_difference(simulated[1][2], vars(result)) is None
+        with pytest.raises(InvalidParams, match=r"action\[0\]\[0\]: expected 0\.1, found 0\.102$"):
+            client.step(np.full(3, 0.102))
+
+
 # what a recording never does
 
 

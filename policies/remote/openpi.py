@@ -181,7 +181,7 @@ def _spec_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a spec that the metadata hold."""
     names = (
         *("policy", "camera_names", "image_height", "image_width", "state_dim", "state_layout", "action_dim"),
-        *("action_layout", "ctrl_space", "ctrl_type", "control_hz"),
+        *("action_layout", "ctrl_space", "ctrl_type", "control_hz", "n_action_steps"),
     )
     found = {name: metadata[name] for name in names if metadata.get(name) is not None}
     if isinstance(metadata.get("action_horizon"), int):

@@ -38,6 +38,11 @@ __all__ = ["NamedObservation", "ObservationAdapter", "make_adapter", "resize_wit
 _MAX_REMEMBERED = 64
 _MAX_REMEMBERED_TEXT = 1000
 
+# A client that declares no layout of its state is taken at its length; but an opening below this is none. The
+# hand of LIBERO and robosuite ends with the place of its second finger, -0.04 m where it is open, and every
+# episode begins with it open. Closed grippers are measured a little below 0.
+_LEAST_OPENING = -0.01
+
 # Sixteen million pixels, as for encoded images: resizing must not cost more than the message it came in.
 _MAX_PIXELS = 4096 * 4096
 
@@ -105,6 +110,7 @@ class ObservationAdapter:
                 f"key map {key_map.name!r} has 'resize: pad', and the policy names no size of its images"
             )
         self._state_parts = parse_layout(spec.state_layout) if spec.state_layout else None
+        self._openings = () if key_map.strict or key_map.state_layout else _openings(self._state_parts)
         self._convert_state = _state_converter(spec, key_map, self._state_parts)
         self._action_steps, self._action_layout = _action_converters(spec, key_map)
         # Which image of an observation each camera is, by the names of its images.
@@ -319,6 +325,15 @@ class ObservationAdapter:
                 f"the state has {len(state)} numbers ({lengths[:300]}), expected {wanted}"
                 + (f": {layout}" if layout else "")
             )
+        # Parts that have the names of the policy's layout say themselves what they hold.
+        guessed = len(used) == 1 and (used[0][1] is None or used[0][1].entries is None)
+        bad = next((place for place in self._openings if guessed and state[place] < _LEAST_OPENING), None)
+        if bad is not None:
+            raise SpecMismatch(
+                f"state[{bad}] is {state[bad]:g}, and the policy takes there an opening, 0 closed to 1 open "
+                f"({spec.state_layout}): the client's state has another layout, such as LIBERO's pose of the "
+                "hand. Start the server with --key_map libero, or a file with 'state_layout: ...'"
+            )
         return self._convert_state(state)
 
     def _used_parts(self, parts: Mapping[str, Any]) -> list[tuple[str, StateLine | None]]:
@@ -380,6 +395,17 @@ class ObservationAdapter:
 
 
 # -- key map and spec ----------------------------------------------------------------------------------------
+
+
+def _openings(layout: tuple[Word, ...] | None) -> tuple[int, ...]:
+    """Return the entries of a state that are openings of grippers."""
+    found: list[int] = []
+    start = 0
+    for word in layout or ():
+        if word.name == "gripper_open":
+            found += range(start, start + word.length)
+        start += word.length
+    return tuple(found)
 
 
 def _camera_places(spec: PolicySpec, key_map: KeyMap) -> dict[str, int | None]:

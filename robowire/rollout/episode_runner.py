@@ -262,11 +262,14 @@ class EpisodeRunner:
     def _run_episode(self, rollout: Rollout) -> None:
         """Run it, again from its start where the policy's session was lost with what it kept.
 
+        A server that fails in the same words at the same observation would do so each time: it is not asked
+        a third time.
+
         Raises:
             EvaluationStopped: The policy server failed, or was lost too often.
             RobowireError: The simulator failed.
         """
-        reason = ""
+        reason, failures = "", set[tuple[int, str]]()
         for _ in range(_RUNS_OF_ONE_EPISODE):
             try:
                 if isinstance(self.asynchronous, RealClock):
@@ -274,6 +277,15 @@ class EpisodeRunner:
                 else:
                     self._run_on_demand(rollout)
             except _PolicyStateLost as exc:
+                if isinstance(exc.__cause__, BackendError):
+                    failure = (len(rollout.infer_ms), str(exc))
+                    if failure in failures:
+                        self._context.stopping.set()
+                        raise EvaluationStopped(
+                            f"the policy server failed twice at observation {failure[0]} of the episode of "
+                            f"seed {rollout.seed}: {exc}"
+                        ) from exc
+                    failures.add(failure)
                 _log.warning(
                     "the episode of seed %d begins again: its policy session is lost, with what it kept of "
                     "earlier observations%s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -16,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from server_process import ROOT, environment, run_server
 from benchmark.registry import SIMULATORS
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import RequestError, SessionNotFound, ShuttingDown
+from robowire.frontends.http.app import make_app
 from robowire.frontends.http.models import ResetBody
 from robowire.frontends.http.options import HttpOptions
 from robowire.frontends.http.request import MAX_BODY
@@ -992,3 +995,33 @@ def test_a_path_is_quoted_without_control_characters(shared: Browser) -> None:
     message = shared.get("/a%0aINFO%20forged%1b[2J" + "x" * 5000).error[2]
     assert message.isprintable()
     assert len(message) < 400
+
+
+def test_the_first_request_does_not_switch_warnings_off_for_other_threads() -> None:
+    """FastAPI does so while it makes an application's routes, by itself at the first request."""
+    scope = {"type": "http", "method": "GET", "path": "/nothing", "query_string": b"", "root_path": ""}
+    scope = {**scope, "headers": [(b"host", b"localhost")], "scheme": "http", "client": ("127.0.0.1", 1)}
+    app = make_app(SimulatorService(FAKE_SIMULATORS, SimulatorServerOptions()))
+    answers: list[int] = []
+    called: set[str] = set()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == warnings.__file__:
+            called.add(frame.f_code.co_name)
+
+    async def ask() -> None:
+        sys.setprofile(watch)
+        try:
+            await app(scope, receive, send)
+        finally:
+            sys.setprofile(None)
+
+    asyncio.run(ask())
+    assert (answers, called) == ([404], set())

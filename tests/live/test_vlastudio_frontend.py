@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,20 @@ from robowire.frontends.vlastudio.codec import encode_call, read_actions
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer
+from robowire.specs import PolicySpec
 from robowire.testing import EchoPolicy, FailingPolicy, SlowPolicy
 
 JSON = {"Content-Type": "application/json"}
+
+
+class BrightnessPolicy:
+    """Answers height, width and mean of the first image, which is 8x8."""
+
+    spec = PolicySpec(camera_names=("front",), image_height=8, image_width=8, state_dim=1, chunk_size=1)
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        images = [observation.image[0] for observation in observations if observation.image is not None]
+        return np.float32([[[*image.shape[1:], image.mean()]] for image in images])
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +96,27 @@ def test_a_batch_is_answered_by_its_rows(server: PolicyServer) -> None:
     status, reply = ask(server, encode_call(MetaObs(state=np.float32([[1, 2, 3], [4, 5, 6]]))))
     assert status == 200
     assert [len(step) for step in reply["mact_list"]] == [2] * 4
+
+
+def test_images_of_another_size_are_resized_where_the_key_map_says_so(tmp_path: Path) -> None:
+    policy = BrightnessPolicy()
+    image = np.full((1, 3, 16, 32), 200, np.uint8)
+    seen = encode_call(MetaObs(state=np.float32([0]), image=image), client="robot")
+    with serving(policy) as server:
+        status, reply = ask(server, seen)
+        assert (status, reply["error_type"]) == (422, "spec_mismatch")
+    key_map = tmp_path / "keys.yaml"
+    key_map.write_text("resize: pad\n")
+    with serving(policy, key_map=str(key_map)) as server:
+        status, reply = ask(server, seen)
+        assert status == 200
+        ((row,),) = read_actions(json.dumps(reply).encode())
+        # The image fills half of the 8x8 pixels; the bars are black.
+        assert row.action.tolist() == [8, 8, 100]
+        batch = MetaObs(state=np.zeros((2, 1), np.float32), image=np.stack([image, image // 2]))
+        status, reply = ask(server, encode_call(batch, client="robot"))
+        (step,) = read_actions(json.dumps(reply).encode())
+        assert [row.action.tolist() for row in step] == [[8, 8, 100], [8, 8, 50]]
 
 
 def test_health_tells_what_clients_ask_for() -> None:

@@ -23,7 +23,7 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("openpi")
     images = rng.integers(0, 256, (2, COUNT, 96, 96, 3)).astype(np.uint8)
-    states = rng.normal(size=(COUNT, 8))
+    states = np.abs(rng.normal(size=(COUNT, 8)))
     np.savez(folder / "in.npz", image=images[0], wrist=images[1], state=states)
     with running_frontends(make_policy(PolicyOptions(device="cpu")), openpi_port=0) as server:
         arguments = ("127.0.0.1", port_of(server, "openpi"), folder / "in.npz", folder / "out.npz")

@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ramp = np.add.outer(np.arange(96), np.arange(96)).astype(np.uint8)
     images = ramp[..., np.newaxis] + rng.integers(0, 60, (2, COUNT, 1, 1, 3)).astype(np.uint8)
     path = tmp_path_factory.mktemp("vla_eval") / "in.npz"
-    np.savez(path, image=images[0], wrist=images[1], state=rng.normal(size=(COUNT, 8)))
+    np.savez(path, image=images[0], wrist=images[1], state=np.abs(rng.normal(size=(COUNT, 8))))
     return path
 
 

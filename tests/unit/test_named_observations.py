@@ -62,6 +62,34 @@ def test_liberos_names_are_the_default() -> None:
     assert (obs.raw_lang, obs.timestep, obs.state.dtype) == ("lift", 3, np.float32)
 
 
+def test_the_pose_of_liberos_hand_is_not_taken_for_joints_because_it_is_as_long() -> None:
+    """Its last number, the place of the second finger, is negative where the hand is open."""
+    pose = np.array([-0.05, 0.02, 1.17, 3.13, 0.01, -0.02, 0.0388, -0.0388])
+    named = replace(LIBERO, state={"observation/state": pose})
+    with pytest.raises(SpecMismatch) as failure:
+        adapter().observation(named)
+    assert str(failure.value) == (
+        "state[7] is -0.0388, and the policy takes there an opening, 0 closed to 1 open (joint_pos(7) "
+        "gripper_open(1)): the client's state has another layout, such as LIBERO's pose of the hand. Start "
+        "the server with --key_map libero, or a file with 'state_layout: ...'"
+    )
+    # A policy that declares no layout takes it, and so does one for this pose.
+    for layout in (None, "ee_pos(3) ee_axisangle(3) gripper_qpos(2)"):
+        assert adapter(replace(LIFT, state_layout=layout)).observation(named).state is not None
+
+
+def test_an_opening_below_zero_is_taken_from_a_client_that_says_that_it_is_one(tmp_path: Path) -> None:
+    state = np.array([*range(7), -0.05])
+    by_name = {"state.gripper_open": state[7], "state.joint_pos": state[:7]}
+    for key_map, given in (
+        (None, by_name),
+        (table(tmp_path, "preset: libero\nstate_layout: joint_pos(7) gripper_open(1)\n"), None),
+    ):
+        named = replace(LIBERO, state=given or {"observation/state": state})
+        taken = adapter(key_map=key_map).observation(named).state
+        np.testing.assert_array_equal(taken, state.astype(np.float32))
+
+
 @pytest.mark.parametrize("prefix", ["", "images/", "observation.images.", "video."])
 @pytest.mark.parametrize("preset", ["libero", None])
 def test_the_policys_own_names_are_known_behind_any_path(prefix: str, preset: str | None) -> None:

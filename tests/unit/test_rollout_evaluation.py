@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -668,6 +669,29 @@ def test_a_policy_server_that_is_lost_again_and_again_ends_the_evaluation(tmp_pa
     with pytest.raises(EvaluationStopped) as raised:
         run(tmp_path, policy, policy_wait_s=60)
     assert str(raised.value) == "the policy server was lost 3 times in the episode of seed 0"
+
+
+class FailsAtStep(FakePolicySession):
+    """Fails at the third observation of each episode, as a server does whose policy has a bug there."""
+
+    def send_meta_obs(self, obs: Any) -> Any:
+        if obs.timestep == 8:
+            raise BackendError("observation_failed: IndexError")
+        return super().send_meta_obs(obs)
+
+
+def test_a_stateful_policy_that_fails_twice_at_one_observation_is_not_asked_a_third_time(
+    tmp_path: Path,
+) -> None:
+    policy = FakePolicyServer(session=FailsAtStep)
+    policy.info["stateful"] = True
+    with pytest.raises(EvaluationStopped) as raised:
+        run(tmp_path, policy, num_episodes=1, seed=5)
+    assert re.sub(r"seed \d+", "seed N", str(raised.value)) == (
+        "the policy server failed twice at observation 2 of the episode of seed N: "
+        "observation_failed: IndexError"
+    )
+    assert policy.timesteps == [0, 4] * 2
 
 
 def test_a_policy_server_that_comes_back_with_another_policy_ends_the_evaluation(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,6 +55,10 @@ _PUBLIC = ("/", "/docs", "/openapi.json")
 
 _router = APIRouter()
 
+# FastAPI makes the models of routes at an application's first request, and switches warnings off meanwhile,
+# for the whole process: two applications at once fail where warnings are errors.
+_making_routes = threading.Lock()
+
 
 def make_app(
     service: SimulatorService,
@@ -86,6 +91,9 @@ def make_app(
     app.state.service = service
     app.state.default_session = default_session
     app.include_router(_router)
+    with _making_routes:  # now, not at the first request
+        for route in app.routes:
+            route.matches({"type": "http", "method": "GET", "path": "/", "root_path": ""})
     app.add_middleware(
         LimitsMiddleware,
         service=service,

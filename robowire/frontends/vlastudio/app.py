@@ -6,21 +6,27 @@ import asyncio
 import importlib.util
 import json
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from robowire.errors import InternalError, RequestError
+from robowire.errors import ConfigurationError, InternalError, RequestError
 from robowire.frontends.http_limits import STATUS, LimitsMiddleware, error_response, read_http_body
+from robowire.frontends.key_map import load_key_map
+from robowire.frontends.named_observations import resize_with_pad
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.vlastudio.client_sessions import ClientSessions
 from robowire.frontends.vlastudio.codec import InferenceCall, encode_chunk, read_call
+from robowire.meta import MetaObs
 from robowire.serving.policy.service import PolicyService
 from robowire.serving.sessions import Peer
+from robowire.specs import PolicySpec
 from robowire.wire.codecs import PolicyCodec
 from robowire.wire.messages import Request, error_reply
 from robowire.wire.text_safety import printable
@@ -47,13 +53,17 @@ class _InferenceExchange:
 
     method = "infer"
 
-    def __init__(self, call: InferenceCall, codec: PolicyCodec, max_bytes: int) -> None:
+    def __init__(self, call: InferenceCall, frontend: _VlastudioApp) -> None:
         self._call = call
-        self._codec = codec
-        self._max_bytes = max_bytes
+        self._frontend = frontend
 
     def read(self) -> Request:
-        return self._call.request(self._codec, max_bytes=self._max_bytes)
+        frontend = self._frontend
+        request = self._call.request(frontend.codec, max_bytes=frontend.max_bytes)
+        if frontend.resize is None:
+            return request
+        fitted = (_resized(observation, *frontend.resize) for observation in request.observations)
+        return replace(request, observations=tuple(fitted))
 
     def reply(self, value: Any) -> tuple[int, bytes]:
         return 200, encode_chunk(value)
@@ -62,7 +72,43 @@ class _InferenceExchange:
         return STATUS.get(error.error_type, 500), json.dumps(error_reply(error)).encode()
 
 
+def _size(spec: PolicySpec, options: PolicyFrontendOptions) -> tuple[int, int] | None:
+    """Return the size that the key map has images brought to. Its names are for other wires."""
+    if options.key_map is None or not load_key_map(options.key_map).resize:
+        return None
+    height, width = spec.image_height, spec.image_width
+    if height is None or width is None:
+        raise ConfigurationError(
+            f"key map {options.key_map!r} has 'resize: pad', and the policy names no size of its images"
+        )
+    return height, width
+
+
+def _resized(observation: MetaObs, height: int, width: int) -> MetaObs:
+    """Return the observation with its images in this size; others than uint8 stay, and are refused."""
+    images = observation.image
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        return observation
+    if images.shape[2:] == (height, width):
+        return observation
+    fitted = np.empty((len(images), 3, height, width), np.uint8)
+    for target, image in zip(fitted, images, strict=True):
+        target[...] = resize_with_pad(image.transpose(1, 2, 0), height, width).transpose(2, 0, 1)
+    return replace(observation, image=fitted)
+
+
 class _VlastudioApp:
+    """The application.
+
+    Attributes:
+        codec: Makes requests of observations.
+        max_bytes: Most bytes of an observation's decoded images.
+        resize: Height and width that images of other sizes are brought to; ``None`` to leave them.
+
+    Raises:
+        ConfigurationError: The key map can't be read, or wants images of a size that the policy doesn't name.
+    """
+
     def __init__(
         self,
         service: PolicyService,
@@ -73,7 +119,9 @@ class _VlastudioApp:
         self._service = service
         self._sessions = sessions
         self._options = options
-        self._codec = PolicyCodec(max_rows=options.max_waiting, float_images=options.float_images)
+        self.codec = PolicyCodec(max_rows=options.max_waiting, float_images=options.float_images)
+        self.max_bytes = options.max_payload
+        self.resize = _size(service.dispatcher.spec, options)
         self._workers = workers
         self._codecs = ["ndarray"]
         if importlib.util.find_spec("PIL") is not None:
@@ -130,7 +178,7 @@ class _VlastudioApp:
         with self._service.request_in_hand():  # before anything is read
             call = read_call(body)
         with self._sessions.borrow(call.client, call.episode, peer) as session:
-            exchange = _InferenceExchange(call, self._codec, self._options.max_payload)
+            exchange = _InferenceExchange(call, self)
             return self._service.answer(session, exchange)
 
     def _health(self) -> Response:

@@ -1,203 +1,301 @@
-"""What one round trip costs, ours and its alternatives, both sides of each in one run on this machine.
+"""What one request costs, ours and its alternatives, all in turns in one run on this machine.
 
-Every server has a process of its own and answers 64 actions of 14 floats without thinking. The contenders
-take turns, so that whatever else the machine does hits all alike. The naive pair is what three lines of
-documentation suggest (length and body in one send: two would cost 44 ms).
+    python -m perf.wire                                   every cell: about 15 minutes
+    python -m perf.wire --sizes S --clients 1 16 --contenders openpi robowire
+
+Servers and clients have processes of their own (``perf/wires/contenders.py``) and every contender takes its
+turn in every round, so that whatever else the machine does hits all alike. A cell is a size and a number of
+clients, each of which asks again as soon as it is answered. Prints round trips (p50, p99), requests a second,
+the server's CPU time a request, and ratios against the best peer of the cell: above 1, robowire is better.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import multiprocessing
-import pickle
-import socket
-import struct
+import dataclasses
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from robowire import MetaObs, PolicyClient
-from robowire.specs import PolicySpec
-from robowire.testing import ConstantPolicy, running_server
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = ROOT / "perf" / "wires" / "contenders.py"
 
-SIZES = {"S": (1, 224, 224), "M": (2, 256, 256), "L": (3, 480, 640), "XL": (7, 480, 640)}
-CHUNK, ACTION_DIM, TURN = 64, 14, 20  # TURN: round trips before the next contender's turn
-HEADER = struct.Struct("!I")
+# Bytes of an observation's images.
+SIZES = {"S": 150_528, "M": 393_216, "L": 2_764_800, "XL": 6_451_200}
+CLIENTS = (1, 4, 16, 64, 200)
 
-
-def _serve_ours(port: Any) -> None:
-    with running_server(ConstantPolicy(PolicySpec(chunk_size=CHUNK, action_dim=ACTION_DIM))) as server:
-        port.send(server.address[1])
-        port.recv()
+# Client processes of a contender: as many as clients, up to this, then more threads in each.
+_PROCESSES = 4
+# Clients and server hold a few copies of what is under way.
+_MAX_BYTES = 128 << 20
 
 
-@contextmanager
-def _accepted(port: Any) -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port.send(listener.getsockname()[1])
-        sock, _ = listener.accept()
-        with sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            yield sock
+@dataclass(frozen=True)
+class Contender:
+    """A server with its clients.
 
+    Attributes:
+        label: In the tables.
+        server: Its name in ``contenders.py``.
+        client: The same of the clients.
+        environment: Folder under ``.venvs/`` of the interpreter; ``None`` for the one that runs this program.
+        peer: Whether it is one that robowire is compared with.
+    """
 
-def _serve_naive(port: Any) -> None:
-    with _accepted(port) as sock:
-        while request := _read_naively(sock):
-            pickle.loads(request)
-            rows = np.full((CHUNK, ACTION_DIM), 0.5, np.float32)
-            reply = pickle.dumps([{"ctrl_space": "ee", "ctrl_type": "delta", "action": row} for row in rows])
-            sock.sendall(HEADER.pack(len(reply)) + reply)
-
-
-def _serve_raw(port: Any) -> None:
-    with _accepted(port) as sock:
-        reply, buffer = bytes(CHUNK * ACTION_DIM * 4), bytearray(HEADER.unpack(sock.recv(4))[0])
-        while sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL) == len(buffer):
-            sock.sendall(reply)
-
-
-def _serve_websocket(port: Any) -> None:
-    import msgpack
-    from websockets.sync.server import serve
-
-    def answer(connection: Any) -> None:
-        for message in connection:
-            for array in msgpack.unpackb(message).values():
-                np.frombuffer(array["data"], array["dtype"]).reshape(array["shape"])
-            connection.send(msgpack.packb(_packed(np.full((CHUNK, ACTION_DIM), 0.5, np.float32))))
-
-    with serve(answer, "127.0.0.1", 0, compression=None, max_size=None) as server:
-        port.send(server.socket.getsockname()[1])
-        server.serve_forever()
-
-
-def _read_naively(sock: socket.socket) -> bytes:
-    header = sock.recv(4)
-    data = b""
-    while header and len(data) < HEADER.unpack(header)[0]:
-        data += sock.recv(65536)
-    return data
-
-
-def _packed(array: Any) -> dict[str, Any]:
-    return {"data": array.tobytes(), "dtype": array.dtype.str, "shape": array.shape}
-
-
-@contextmanager
-def _ours(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
-    with PolicyClient("127.0.0.1", port) as client:
-        yield lambda: client.infer(obs)
-
-
-@contextmanager
-def _ours_ping(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
-    with PolicyClient("127.0.0.1", port) as client:
-        yield client.ping
-
-
-@contextmanager
-def _naive(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
-    def request() -> Any:
-        data = pickle.dumps(vars(obs))
-        sock.sendall(HEADER.pack(len(data)) + data)
-        return pickle.loads(_read_naively(sock))
-
-    with socket.create_connection(("127.0.0.1", port)) as sock:
-        yield request
-
-
-@contextmanager
-def _raw(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
-    def request() -> Any:
-        sock.sendall(obs.image.data)
-        return sock.recv_into(reply, len(reply), socket.MSG_WAITALL)
-
-    reply = bytearray(CHUNK * ACTION_DIM * 4)
-    with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(HEADER.pack(obs.image.nbytes))
-        yield request
-
-
-@contextmanager
-def _websocket(port: int, obs: Any) -> Iterator[Callable[[], Any]]:
-    import msgpack
-    from websockets.sync.client import connect
-
-    def request() -> Any:
-        connection.send(msgpack.packb({"image": _packed(obs.image), "state": _packed(obs.state)}))
-        return msgpack.unpackb(connection.recv())
-
-    with connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None) as connection:
-        yield request
+    label: str
+    server: str
+    client: str
+    environment: str | None = None
+    peer: bool = False
 
 
 CONTENDERS = {
-    "raw TCP, no serialization (the limit)": (_serve_raw, _raw),
-    "robowire": (_serve_ours, _ours),
-    "robowire, ping: no observation, no policy thread": (_serve_ours, _ours_ping),
-    "naive server and client": (_serve_naive, _naive),
+    "raw": Contender("raw TCP, nothing serialized (the limit)", "raw", "raw"),
+    "openpi": Contender("openpi's client, server on websockets' asyncio", "openpi", "openpi", "openpi", True),
+    "zmq_msgpack": Contender("ZeroMQ and msgpack", "zmq_msgpack", "zmq_msgpack", peer=True),
+    "zmq_pickle": Contender("ZeroMQ and pickle", "zmq_pickle", "zmq_pickle", peer=True),
+    "grpc": Contender("gRPC and pickle", "grpc", "grpc", peer=True),
+    "naive": Contender("naive server and client of our wire", "naive", "naive", peer=True),
+    "robowire": Contender("robowire", "robowire", "robowire"),
+    "stock": Contender("robowire, asked by the naive client", "robowire", "naive"),
+    "unix": Contender("robowire, Unix socket", "robowire_unix", "robowire_unix"),
 }
-if importlib.util.find_spec("websockets") and importlib.util.find_spec("msgpack"):
-    CONTENDERS["websocket + msgpack"] = (_serve_websocket, _websocket)
+
+
+@dataclass
+class Turns:
+    """What one contender did in one cell, turn by turn.
+
+    Attributes:
+        times_s: Round trips.
+        rates: Requests a second of each turn.
+        cpu_s: The server's CPU time, of all turns.
+    """
+
+    times_s: list[float]
+    rates: list[float]
+    cpu_s: float = 0.0
+
+
+def available(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the contenders that can run here, and a line for each that cannot."""
+    from robowire.serving.policy.server import PolicyServerOptions
+
+    present, missing = [], []
+    for name in names:
+        if not _python(CONTENDERS[name]).exists():
+            missing.append(f"left out: {name}; ./setup_peers.sh sets its environment up")
+        elif name == "unix" and "unix_socket" not in {
+            field.name for field in dataclasses.fields(PolicyServerOptions)
+        }:
+            missing.append("left out: unix; this version has no unix_socket")
+        else:
+            present.append(name)
+    return present, missing
+
+
+def _python(contender: Contender) -> Path:
+    if contender.environment is None:
+        return Path(sys.executable)
+    return ROOT / ".venvs" / contender.environment / "bin" / "python"
 
 
 @contextmanager
-def _in_process(serve: Callable[[Any], None]) -> Iterator[int]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there,), daemon=True)
-    process.start()
-    there.close()  # so that a server that dies ends the pipe
-    try:
-        yield here.recv()
-    finally:
-        process.terminate()
-        process.join()
+def _program(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that ends with its standard input."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    ) as process:
+        try:
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def measure(size: str, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every request of every contender, taken in turns."""
-    cameras, height, width = SIZES[size]
-    image = np.random.default_rng(0).integers(0, 256, (cameras, 3, height, width), np.uint8)
-    obs = MetaObs(image=image, state=np.zeros(ACTION_DIM, np.float32), timestep=0)
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+def _cpu_s(pid: int) -> float:
+    """Return the CPU time of another process, all its threads, user and system, to a microsecond.
+
+    The clock of a process has the number that Linux' ``clock_getcpuclockid`` computes; ``/proc`` counts in
+    hundredths of a second.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s: float) -> dict[str, Turns]:
+    """Return what each contender did in one cell."""
+    processes = min(clients, _PROCESSES)
+    threads = [clients // processes + (i < clients % processes) for i in range(processes)]
+    turns = {name: Turns([], []) for name in names}
     with ExitStack() as stack:
-        enter = stack.enter_context
-        ask = {name: enter(ask(enter(_in_process(serve)), obs)) for name, (serve, ask) in CONTENDERS.items()}
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        servers, askers = {}, {}
+        for name in names:
+            contender = CONTENDERS[name]
+            python, path = _python(contender), f"{folder}/{name}"
+            servers[name] = stack.enter_context(_program(python, PROGRAM, "serve", contender.server, path))
+            port = _line(servers[name], name).strip()
+            address = path if contender.server == "robowire_unix" else port
+            askers[name] = [
+                stack.enter_context(_program(python, PROGRAM, "ask", contender.client, address, size, count))
+                for count in threads
+            ]
+        for name in names:
+            for process in askers[name]:
+                _line(process, name)
         for number in range(rounds + 1):  # the first one warms up
-            for name, request in ask.items():
-                for _ in range(TURN):
-                    begun = time.perf_counter()
-                    request()
-                    if number:
-                        times[name].append(time.perf_counter() - begun)
-    return times
+            for name in names:
+                before = _cpu_s(servers[name].pid)
+                for process in askers[name]:
+                    assert process.stdin is not None
+                    process.stdin.write(f"go {round_s if number else round_s / 4}\n")
+                    process.stdin.flush()
+                times = [t for process in askers[name] for t in json.loads(_line(process, name))]
+                if number:
+                    turns[name].times_s += times
+                    turns[name].rates.append(len(times) / round_s)
+                    turns[name].cpu_s += _cpu_s(servers[name].pid) - before
+    return turns
 
 
-def main() -> None:
-    """Measure every size and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each contender, after a warm-up")
-    rounds: int = parser.parse_args().rounds
-    results = {size: measure(size, rounds) for size in SIZES}
-    lines = [f"Microseconds: p50 / p99 (p50 as a multiple of the limit) of {rounds * TURN} round trips.", ""]
-    lines += [f"| | {' | '.join(SIZES)} |", "|---" * (len(SIZES) + 1) + "|"]
-    limit = next(iter(CONTENDERS))
-    for name in CONTENDERS:
-        lines.append(f"| {name} ")
-        for times in results.values():
-            p50, p99 = np.percentile(times[name], [50, 99]) * 1e6
-            lines[-1] += f"| {p50:,.0f} / {p99:,.0f} ({p50 / np.median(times[limit]) / 1e6:.1f}x) "
-        lines[-1] += "|"
-    sys.stdout.write("\n".join(lines) + "\n")
+def _line(process: subprocess.Popen[str], name: str) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a process of {name} ended: {process.wait()}")
+    return line
+
+
+def summary(turns: dict[str, Turns]) -> dict[str, dict[str, float]]:
+    """Return p50_us, p99_us, rate (median of the turns) and the server's cpu_us a request, by contender."""
+    cells = {}
+    for name, found in turns.items():
+        p50, p99 = np.quantile(found.times_s, [0.5, 0.99]) * 1e6
+        cells[name] = {
+            "p50_us": float(p50),
+            "p99_us": float(p99),
+            "rate": float(np.median(found.rates)),
+            "cpu_us": found.cpu_s / len(found.times_s) * 1e6,
+        }
+    return cells
+
+
+def ratio(cells: dict[str, dict[str, float]], name: str, clients: int) -> tuple[float, str] | None:
+    """Return how many times better a contender is than the best peer, and that peer; ``None`` without any.
+
+    By latency (p50) for one client, by requests a second for more.
+    """
+    peers = [peer for peer in cells if CONTENDERS[peer].peer]
+    if name == "stock":
+        peers = [peer for peer in peers if peer == "naive"]  # the same client, and its own server
+    if not peers:
+        return None
+    if clients == 1:
+        best = min(peers, key=lambda peer: cells[peer]["p50_us"])
+        return cells[best]["p50_us"] / cells[name]["p50_us"], best
+    best = max(peers, key=lambda peer: cells[peer]["rate"])
+    return cells[name]["rate"] / cells[best]["rate"], best
+
+
+Results = dict[tuple[str, int], dict[str, dict[str, float]]]
+
+
+def tables(results: Results, names: Sequence[str]) -> str:
+    """Return the Markdown tables: p50 for one client, requests a second for several; CPU; ratios."""
+    heads = [f"{size}, {clients}" for size, clients in results]
+    header = f"| | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|"
+    lines = [
+        "Size and clients; p50 in microseconds for one client, requests a second for several",
+        "",
+        header,
+    ]
+    for name in names:
+        values = [
+            f"{cells[name]['p50_us']:,.0f}" if clients == 1 else f"{cells[name]['rate']:,.0f}/s"
+            for (_, clients), cells in results.items()
+        ]
+        lines.append(f"| {CONTENDERS[name].label} | {' | '.join(values)} |")
+    lines += ["", "The server's CPU time a request, microseconds", "", header]
+    for name in names:
+        values = [f"{cells[name]['cpu_us']:,.0f}" for cells in results.values()]
+        lines.append(f"| {CONTENDERS[name].label} | {' | '.join(values)} |")
+    lines += [
+        "",
+        "Ratio to the best peer (the naive client: to the naive server)",
+        "",
+        header,
+    ]
+    for name in names:
+        if not CONTENDERS[name].server.startswith("robowire"):
+            continue
+        values = []
+        for (_, clients), cells in results.items():
+            found = ratio(cells, name, clients)
+            values.append("" if found is None else f"**{found[0]:.2f}** ({found[1]})")
+        lines.append(f"| {CONTENDERS[name].label} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure every cell, print the tables and return 0."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each contender, after a warm-up")
+    parser.add_argument("--round_s", type=float, default=0.5, help="seconds of a turn")
+    parser.add_argument("--json", metavar="FILE", help="write every figure here")
+    flags = parser.parse_args()
+    names, missing = available(flags.contenders)
+    for line in missing:
+        print(line)
+    results: Results = {}
+    for size in flags.sizes:
+        for clients in flags.clients:
+            if clients > 1 and clients * SIZES[size] > _MAX_BYTES:
+                print(f"left out: {size}, {clients} clients; {clients * SIZES[size] >> 20} MB under way")
+                continue
+            cells = summary(measure(names, size, clients, flags.rounds, flags.round_s))
+            results[size, clients] = cells
+            for name in names:
+                cell, against = cells[name], ""
+                if CONTENDERS[name].server.startswith("robowire") and (found := ratio(cells, name, clients)):
+                    against = f"  {found[0]:.2f} x {found[1]}"
+                print(
+                    f"{size:>2} {clients:3} {name:12} p50 {cell['p50_us']:8,.0f} us  p99 "
+                    f"{cell['p99_us']:8,.0f} us  {cell['rate']:7,.0f}/s  "
+                    f"server CPU {cell['cpu_us']:6,.0f} us{against}",
+                    flush=True,
+                )
+    print(tables(results, names))
+    if flags.json:
+        rows = [
+            {"size": size, "clients": clients, "contender": name, **cell}
+            for (size, clients), cells in results.items()
+            for name, cell in cells.items()
+        ]
+        Path(flags.json).write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

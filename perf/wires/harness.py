@@ -50,7 +50,7 @@ def main(
     if flags.command == "serve":
         serve(flags.fixed_ms / 1e3, flags.row_ms / 1e3)
     else:
-        _ask(lambda: ask(flags.port, _images(flags.size)), flags.threads)
+        ask_in_rounds(lambda: ask(flags.port, _images(flags.size)), flags.threads, ACTION_DIM)
 
 
 def _images(size: str) -> dict[str, np.ndarray]:
@@ -58,12 +58,12 @@ def _images(size: str) -> dict[str, np.ndarray]:
     return {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in SIZES[size].items()}
 
 
-def _ask(connect: Callable[[], RoundTrip], threads: int) -> None:
+def ask_in_rounds(connect: Callable[[], RoundTrip], threads: int, action_dim: int) -> None:
     """Connect once for each thread; then, for each line ``go SECONDS``, ask and print the round trips."""
     round_trips = [connect() for _ in range(threads)]
     for round_trip in round_trips:
         actions = np.asarray(round_trip())
-        assert actions.shape[-1] == ACTION_DIM, actions.shape
+        assert actions.shape[-1] == action_dim, actions.shape
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:

@@ -147,16 +147,22 @@ def _expand(
     flags: EvaluateFlags, simulator: str, suites: Mapping[str, Sequence[str]], address: tuple[str, int]
 ) -> dict[str, tuple[str, ...]]:
     """Return the tasks of each group of names; a suite that is named becomes a group."""
-    # Its session ends with it: the evaluation opens its own, and there may be no capacity for one more.
-    with simulator_opener(flags, *address)() as client:
-        client.select_simulator(simulator)
-        found: dict[str, tuple[str, ...]] = {}
-        for group, names in suites.items():
-            for name in names:
-                tasks = expand_tasks(client, simulator, [name])
-                suite = group or (name if tasks != (name,) else "")
-                found[suite] = tuple(dict.fromkeys([*found.get(suite, ()), *tasks]))
-    return found
+
+    def ask() -> dict[str, tuple[str, ...]]:
+        # Its session ends with it: the evaluation opens its own, and there may be no capacity for one more.
+        with simulator_opener(flags, *address)() as client:
+            client.select_simulator(simulator)
+            found: dict[str, tuple[str, ...]] = {}
+            for group, names in suites.items():
+                for name in names:
+                    tasks = expand_tasks(client, simulator, [name])
+                    suite = group or (name if tasks != (name,) else "")
+                    found[suite] = tuple(dict.fromkeys([*found.get(suite, ()), *tasks]))
+        return found
+
+    # A server without a place at this moment is waited for, as it is later.
+    outages = Outages(flags.policy_wait_s, threading.Event(), server="simulator server")
+    return outages.ask(ask, must_be_reachable=True)
 
 
 def _run_tasks(

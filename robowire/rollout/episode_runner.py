@@ -114,7 +114,8 @@ class EpisodeRunner:
         )
         self._policy_spec = PolicySpec()
         self._simulator: RolloutSimulator | None = None
-        self._failed_loads = _FAILED_LOADS - 1  # the very first load has to work
+        self._loaded = False
+        self._failed_loads = _FAILED_LOADS - 1  # the very first load has to work, after its own attempts
         self.policy_info: dict[str, Any] = {}
         self.simulator_info: dict[str, Any] = {}
         self.simulator_spec = SimulatorSpec()
@@ -124,14 +125,14 @@ class EpisodeRunner:
     def begin(self) -> None:
         """Open both sessions and load the task, before the first episode.
 
-        A server that is busy or restarts is waited for, as later; one that nobody can reach is an error at
-        once, because its address may be wrong.
+        A server that is busy or restarts is waited for, as later, and a simulator that fails is started
+        again; a server that nobody can reach is an error at once, because its address may be wrong.
 
         Raises:
             RobowireError: A server cannot be used, or policy and simulator do not fit.
         """
         self._outages.ask(self.open_policy, must_be_reachable=True)
-        self._load_task_patiently()
+        self._load_first_task()
 
     def open_policy(self) -> None:
         """Open the session with the policy server."""
@@ -185,7 +186,7 @@ class EpisodeRunner:
             # Results would be kept under the fingerprint of no task, and never be resumed.
             raise ConnectionLost("the simulator's process ended right after load_task")
         self.simulator_info = info
-        self._failed_loads = 0
+        self._loaded, self._failed_loads = True, 0
 
     def run(self, number: int) -> EpisodeResult | None:
         """Return one episode, run to its end; ``None`` where the evaluation was stopped in the middle.
@@ -238,6 +239,18 @@ class EpisodeRunner:
             self._policy.disconnect()
             self._policy = None
 
+    def _load_first_task(self) -> None:
+        """Load the task for the first time, in up to three simulators: one may be killed while it loads."""
+        for attempt in range(1, _FAILED_LOADS + 1):
+            try:
+                self._load_task_patiently()
+            except BackendError as exc:
+                if attempt == _FAILED_LOADS or self._context.stopping.is_set():
+                    raise
+                _log.warning("attempt %d of %d to load the task failed: %s", attempt, _FAILED_LOADS, exc)
+            else:
+                return
+
     def _load_task_patiently(self) -> None:
         def load() -> None:
             try:
@@ -250,7 +263,10 @@ class EpisodeRunner:
 
     def _reload_task(self) -> None:
         try:
-            self._load_task_patiently()
+            if self._loaded:
+                self._load_task_patiently()
+            else:
+                self._load_first_task()
         except ConnectFailed as exc:
             raise EvaluationStopped(f"the simulator server is gone: {exc}") from exc
         except RobowireError as exc:

@@ -14,9 +14,9 @@ from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
     """Return when the condition holds, which must be soon."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.002)

@@ -16,7 +16,9 @@ import imageio_ffmpeg
 import psutil
 import pytest
 from client_process import finish, kill_with_workers, start_client
+from raw_client import wait_until
 
+from robowire.client.simulator_client import SimulatorClient
 from robowire.registry import Entry
 from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
 from robowire.specs import PolicySpec
@@ -295,6 +297,32 @@ def test_servers_that_run_elsewhere_are_used(tmp_path: Path) -> None:
     result = summary(tmp_path)
     assert (result["policy"]["policy"], result["options"]["n_action_steps"]) == ("random", 8)
     assert (result["episodes"], result["mean_steps"]) == (6, 20)
+
+
+def test_a_simulator_server_without_a_place_is_waited_for_when_tasks_are_listed(
+    port: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    options = SimulatorServerOptions(host="127.0.0.1", port=0, max_sessions=1)
+    with SimulatorServer({"fake": Entry(FAKE)}, options) as simulators:
+        where = f"127.0.0.1:{simulators.address[1]}"
+        with SimulatorClient(*simulators.address) as other:
+            other.select_simulator("fake")
+            flags = [
+                "--simulator_address",
+                where,
+                "--num_envs",
+                "1",
+                "--max_episode_steps",
+                "3",
+                "--no_report",
+            ]
+            running = start(port, tmp_path, *flags, simulator="fake", task="reach,leak_in_close", episodes=1)
+            # Its second attempt: the first was refused.
+            wait_until(lambda: "client #3 connected" in caplog.text, timeout_s=30)
+        shown, stderr = finish(running)
+    assert table(shown)["all"][0] == "2"
+    assert "waiting up to " in stderr
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_a_server_is_asked(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class FakeSimulatorServer:
         afterwards: Called at a death.
         gone: What a further session raises instead of opening.
         broken: What ``load_task`` raises.
+        broken_loads: How many calls of ``load_task`` raise ``broken``; ``None`` for all.
         drifts: Makes a second run of a seed differ from the first.
         sparse: Gives a reward for success only.
         dies_loaded: How many simulators end right after load_task, before get_info.
@@ -114,6 +115,7 @@ class FakeSimulatorServer:
     afterwards: Callable[[], None] = lambda: None
     gone: RobowireError | None = None
     broken: RobowireError | None = None
+    broken_loads: int | None = None
     drifts: bool = False
     sparse: bool = False
     dies_loaded: int = 0
@@ -140,7 +142,9 @@ class FakeSimulatorSession:
         self._server.calls.append(f"select {name}")
 
     def load_task(self, task_name: str, **options: Any) -> SimulatorSpec:
-        if self._server.broken is not None:
+        if self._server.broken is not None and self._server.broken_loads != 0:
+            if self._server.broken_loads is not None:
+                self._server.broken_loads -= 1
             raise self._server.broken
         self._server.calls.append(f"load {task_name}")
         self._server.options.append(options)

@@ -578,6 +578,33 @@ def test_a_task_that_fails_to_load_three_times_in_a_row_ends_the_evaluation(tmp_
     ]
 
 
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_simulator_that_is_killed_while_it_loads_for_the_first_time_is_started_again(
+    tmp_path: Path, num_envs: int
+) -> None:
+    killed = BackendError("the simulator process was killed by SIGKILL during 'load_task'")
+    simulator = FakeSimulatorServer(broken=killed, broken_loads=2)
+    summary = run(tmp_path, simulator=simulator, num_envs=num_envs)
+    assert (summary["status"], summary["episodes"], summary["errors"]) == ("complete", 10, 0)
+    simulator = FakeSimulatorServer(broken=killed, broken_loads=3)
+    with pytest.raises(BackendError, match="killed by SIGKILL"):
+        run(tmp_path / "never", simulator=simulator, num_envs=num_envs)
+
+
+def test_a_further_environment_whose_first_simulator_is_killed_ends_nothing(tmp_path: Path) -> None:
+    simulator = FakeSimulatorServer(broken=BackendError("the simulator process was killed by SIGKILL"))
+    loads = iter([False, True, True, *[False] * 9])  # the first environment's; two of the second; the rest
+
+    class Killed(FakeSimulatorSession):
+        def load_task(self, task_name: str, **options: Any) -> Any:
+            simulator.broken_loads = int(next(loads))
+            return super().load_task(task_name, **options)
+
+    simulator.open = lambda: Killed(simulator)  # type: ignore[method-assign]
+    summary = run(tmp_path, simulator=simulator, num_envs=2)
+    assert (summary["status"], summary["episodes"], summary["errors"]) == ("complete", 10, 0)
+
+
 def test_a_further_environment_that_never_loads_is_no_series_of_lost_episodes(tmp_path: Path) -> None:
     refused = threading.Event()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import threading
 import time
 from dataclasses import replace
@@ -155,6 +156,7 @@ class AsyncPolicyClient:
         self._patience_s = patience_s
         self._added_latency_s = added_latency_s
         self._clock = clock
+        self._process = os.getpid()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._session_episode: int | None = None  # that the server's session is in; a fresh one is in any
@@ -179,6 +181,8 @@ class AsyncPolicyClient:
             ConfigurationError: ``on_empty_queue`` is ``"hold"``, but neither ``options`` nor the policy says
                 what stands still.
         """
+        if self._process != os.getpid():  # the lock and the thread are those of another process
+            self._process, self._thread, self._changed = os.getpid(), None, threading.Condition()
         if self._thread is not None:
             raise LocalProtocolError("this AsyncPolicyClient is started already")
         self._client.connect()
@@ -205,10 +209,11 @@ class AsyncPolicyClient:
             observation: Now. Copied if it is sent, with ``timestep`` set to the number of this step.
 
         Raises:
-            LocalProtocolError: The client is not started, or was stopped.
+            LocalProtocolError: The client is not started, or was stopped, or was started before ``fork()``.
             RequestTimeout: It waited for ``patience_s``; the message has the last failure.
             RobowireError: An error of the server that would be the same again, or one of this side.
         """
+        self._require_own_process()
         with self._changed:
             self._require_running()
             self._step += 1
@@ -232,9 +237,10 @@ class AsyncPolicyClient:
             observation: As for :meth:`step`.
 
         Raises:
-            LocalProtocolError: The client is not started, or was stopped.
+            LocalProtocolError: The client is not started, or was stopped, or was started before ``fork()``.
             RobowireError: An error of the server that would be the same again, or one of this side.
         """
+        self._require_own_process()
         with self._changed:
             self._require_running()
             self._step += 1
@@ -252,10 +258,11 @@ class AsyncPolicyClient:
             observation: As for :meth:`step`.
 
         Raises:
-            LocalProtocolError: The client is not started, or was stopped.
+            LocalProtocolError: The client is not started, or was stopped, or was started before ``fork()``.
             RequestTimeout: It waited for ``patience_s``; the message has the last failure.
             RobowireError: As for :meth:`poll`.
         """
+        self._require_own_process()
         with self._changed:
             self._require_running()
             self._step += 1
@@ -266,6 +273,7 @@ class AsyncPolicyClient:
 
     def reset(self) -> None:
         """Begin an episode, here and in the server's session. What is in flight will be ignored."""
+        self._require_own_process()
         with self._changed:
             self._controller.reset()
             self._step = -1
@@ -278,6 +286,8 @@ class AsyncPolicyClient:
 
         Returns within ``connect_timeout_s``, and at once where the client is connected.
         """
+        if self._process != os.getpid():  # what runs is another process's
+            return
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
@@ -359,6 +369,14 @@ class AsyncPolicyClient:
                 now - self._empty_since,
                 self._controller.options.on_empty_queue,
                 self._reason(),
+            )
+
+    def _require_own_process(self) -> None:
+        # Before the lock is asked for: the other process's thread may have held it.
+        if self._process != os.getpid():
+            raise LocalProtocolError(
+                "this AsyncPolicyClient was started before fork(), and its thread runs in the other process: "
+                "call start in this one"
             )
 
     def _require_running(self) -> None:

@@ -11,6 +11,7 @@ import binascii
 import http.client
 import json
 import math
+import os
 import socket
 import time
 from contextlib import suppress
@@ -117,10 +118,13 @@ class HttpSimulatorClient:
         self._used_at = -math.inf
         self._simulator: str | None = None
         self._session: str | None = None
+        self._process = os.getpid()
+        self._parents = False  # whether the session was begun by a process that this one was forked from
         self._meta = False  # whether observations are MetaObs
 
     def connect(self) -> None:
         """Connect, unless connected already. The first time it waits for a server that starts."""
+        self._leave_to_parent()
         deadline = time.monotonic() + self._wait_s
         while self._connection is None:
             try:
@@ -133,6 +137,7 @@ class HttpSimulatorClient:
 
     def disconnect(self) -> None:
         """End the session, if it is this client's own. May be called twice."""
+        self._leave_to_parent()
         session, self._session = self._session, None
         if session is not None:
             # Where that fails it has ended, or ends by its timeout.
@@ -163,6 +168,8 @@ class HttpSimulatorClient:
                 that the server was started with.
             **options: Those of :meth:`robowire.client.simulator_client.SimulatorClient.load_task`.
         """
+        self._leave_to_parent()
+        self._parents = False
         self._meta = options.get("observation_format") == "meta"
         named = {"simulator": self._simulator, "task": task_name, **options}
         body = {name: _plain(value) for name, value in named.items() if value is not None}
@@ -226,6 +233,12 @@ class HttpSimulatorClient:
 
     def _call(self, verb: str, path: str, body: Any = None, *, session: str | None = None) -> dict[str, Any]:
         """Return the reply to one request; after a failure of the connection it is closed."""
+        self._leave_to_parent()
+        if self._parents:
+            raise LocalProtocolError(
+                "this client began its session before fork(), and the other process goes on with it: "
+                "load_task begins one in this process"
+            )
         if time.monotonic() - self._used_at > _IDLE_S:
             self._hang_up()
         self.connect()
@@ -271,6 +284,13 @@ class HttpSimulatorClient:
                 + quoted(content, 80)
             )
         return {name: _arrays(value) for name, value in raise_for_status(reply).items()}
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked from the one that connected: leave connection and session to it."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._hang_up()  # closes this process's copy of the socket only
+            self._parents, self._session = self._session is not None, None
 
     def _dial(self) -> None:
         where = join_address(self._host, self._port)

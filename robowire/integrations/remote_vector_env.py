@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Sequence, TypeVar, cast
@@ -12,7 +13,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
-from robowire.errors import ConfigurationError
+from robowire.errors import ConfigurationError, LocalProtocolError
 from robowire.integrations.remote_env import SESSION_ENDED, Observation, RemoteEnv
 
 __all__ = ["RemoteVectorEnv"]
@@ -92,6 +93,7 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.render_mode = render_mode
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(num_envs, thread_name_prefix="robowire-vector-env")
         self._under_way: list[Future[Any]] = []
         self.envs: list[RemoteEnv] = []
@@ -240,6 +242,8 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """End every session, after the requests under way, which the server's own limits bound."""
+        if self._process != os.getpid():  # the other process's
+            return
         wait(self._under_way)
         for closing in [self._pool.submit(env.close) for env in self.envs]:
             closing.result()
@@ -314,3 +318,8 @@ class RemoteVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def _require_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("this environment was closed: make a new one")
+        if self._process != os.getpid():
+            raise LocalProtocolError(
+                "this environment was made before fork(), and its threads run in the other process: make one "
+                "in this process"
+            )

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -85,6 +85,9 @@ class Session:
     """What a codec knows of a client."""
 
     said_hello = True
+
+    packed = False
+    layouts: ClassVar[dict[int, Any]] = {}
     reply = "chunk"
 
 

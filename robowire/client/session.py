@@ -232,7 +232,12 @@ class ClientSession:
         return {key: value for key, value in reply.items() if key != "status"}
 
     def exchange(
-        self, buffers: Sequence[Buffer], *, timeout_s: float | None = None, what: str = "The request"
+        self,
+        buffers: Sequence[Buffer],
+        *,
+        timeout_s: float | None = None,
+        what: str = "The request",
+        read: Callable[[bytearray], Any] = loads,
     ) -> Any:
         """Return the decoded reply to one frame. After a failure the connection is closed.
 
@@ -240,6 +245,7 @@ class ClientSession:
             buffers: The request's frame.
             timeout_s: Seconds to wait until the reply begins; ``None`` means the session's.
             what: How a message names the request.
+            read: Decodes the reply's payload.
 
         Raises:
             RequestTimeout: No reply in time.
@@ -253,7 +259,7 @@ class ClientSession:
         try:
             payload = connection.exchange(buffers, timeout_s=seconds)
             size = len(payload)
-            reply = loads(payload)
+            reply = read(payload)
         except RequestTimeout as exc:
             self.close()
             raise RequestTimeout(
@@ -263,7 +269,8 @@ class ClientSession:
         except BaseException:  # KeyboardInterrupt too
             self.close()
             raise
-        logger.debug("%s < %d bytes > %d bytes", connection.peer, sum(map(len, buffers)), size)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s < %d bytes > %d bytes", connection.peer, sum(map(len, buffers)), size)
         return reply
 
     def wait_for_server(self, attempt: Callable[[], T], *, hello_repeats: int = _HELLO_REPEATS) -> T:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from robowire.errors import InvalidParams, Unauthenticated
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, ok
+from robowire.wire.packed import PACKED_VERSION
 from robowire.wire.text_safety import quoted
 
 __all__ = ["Peer", "Session"]
@@ -49,7 +50,12 @@ class Session:
         reply: Format of a chunk in replies: ``"list"`` of MetaAction, or ``"chunk"``, one array.
         requests: Requests and lines of text received so far.
         nonces: The client's and ours, of the challenge that it has not answered yet.
+        packs: Whether sessions of this class offer packed requests.
+        packed: Whether the client declares layouts and sends packed requests.
+        layouts: Those that it declared, by their numbers: at most ``MAX_LAYOUTS``.
     """
+
+    packs: ClassVar[bool] = False
 
     id: int
     peer: Peer
@@ -58,6 +64,8 @@ class Session:
     reply: str = "list"
     requests: int = 0
     nonces: tuple[bytes, bytes] | None = None
+    packed: bool = False
+    layouts: dict[int, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"client #{self.id}"
@@ -81,7 +89,11 @@ class Session:
         if not isinstance(reply, str) or reply not in _REPLY_FORMATS:
             raise InvalidParams(f"reply is {quoted(reply)}, expected 'list' or 'chunk'")
         self.authenticated, self.reply = True, reply
-        return ok(protocol_version=PROTOCOL_VERSION, version=__version__, server=server, session=self.id)
+        self.packed = self.packs and params.get("packed") == PACKED_VERSION
+        agreed = {"packed": PACKED_VERSION} if self.packed else {}
+        return ok(
+            protocol_version=PROTOCOL_VERSION, version=__version__, server=server, session=self.id, **agreed
+        )
 
     def require_authenticated(self) -> None:
         """Accept a session that may send requests.

@@ -17,13 +17,26 @@ from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RequestError
 from robowire.meta import MetaObs
 from robowire.wire.arrays import describe, is_numeric, require_array, require_timestep
-from robowire.wire.framing import frame_header
+from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
+from robowire.wire.packed import INFER_REQUEST, RequestHeader, chunk_reply_frame
+from robowire.wire.packed_policy import PolicyLayout
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
 
-__all__ = ["CallCodec", "Codec", "Negotiated", "PickleExchange", "PolicyCodec", "read_act", "read_meta_obs"]
+__all__ = [
+    "AnyExchange",
+    "CallCodec",
+    "Codec",
+    "Negotiated",
+    "PackedExchange",
+    "PickleExchange",
+    "PolicyCodec",
+    "read_act",
+    "read_declaration",
+    "read_meta_obs",
+]
 
 _ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
 
@@ -34,10 +47,14 @@ class Negotiated(Protocol):
     Attributes:
         said_hello: Whether it understands typed errors.
         reply: Format of a chunk: ``"list"`` or ``"chunk"``.
+        packed: Whether it may declare layouts and send packed requests.
+        layouts: Those that it declared, by their numbers.
     """
 
     said_hello: bool
     reply: str
+    packed: bool
+    layouts: dict[int, Any]
 
 
 class PickleExchange:
@@ -115,7 +132,10 @@ class PolicyExchange(PickleExchange):
         if self._is_reset:
             return Request("reset")
         if isinstance(value, dict) and "method" in value:
-            return parse_call(value)
+            request = parse_call(value)
+            if request.method == "layout" and self._session.packed:
+                return read_declaration(request.params, self._codec)
+            return request
         raise InvalidParams(
             f"a {type(value).__name__} is no request: send a MetaObs, a dict with 'qpos' and 'images', "
             "'RESET', or a dict with 'method'"
@@ -129,16 +149,7 @@ class PolicyExchange(PickleExchange):
             return encode_frame(value)
         if self._session.reply == "list":
             return self._list_reply(value)
-        reply = ok(
-            actions=value.actions,
-            ctrl_space=value.ctrl_space,
-            ctrl_type=value.ctrl_type,
-            timestep=value.timestep,
-            infer_ms=value.infer_ms,
-        )
-        if value.raw_actions is not None:
-            reply["raw_actions"] = value.raw_actions
-        return encode_frame(reply)
+        return encode_frame(_chunk_reply(value))
 
     def _list_reply(self, chunk: ActionChunk) -> Sequence[Buffer]:
         if self._is_act and self._codec.act_reply == "action":
@@ -163,10 +174,88 @@ class PolicyExchange(PickleExchange):
         return super().failure(error)
 
 
+class PackedExchange:
+    """One packed request of the policy port and its reply.
+
+    Args:
+        payload: Given away: arrays view it.
+        session: Has the declared layouts.
+        codec: Of the port.
+    """
+
+    method = "infer"
+
+    def __init__(self, payload: bytearray, session: Negotiated, codec: PolicyCodec) -> None:
+        self._payload = payload
+        self._session = session
+        self._codec = codec
+        self._number = 0
+
+    def read(self) -> Request:
+        """Return the request.
+
+        Raises:
+            InvalidParams: Its layout is not declared, its length is another, or a value is not valid.
+        """
+        header = RequestHeader.read(self._payload)
+        self._number = header.layout
+        layout: PolicyLayout | None = self._session.layouts.get(header.layout)
+        if layout is None:
+            raise InvalidParams(f"layout {header.layout} is not declared on this connection")
+        if header.flags:
+            raise InvalidParams(f"a packed request has the flags {header.flags:#x}, which mean nothing here")
+        obs = layout.observation(self._payload, header)
+        if layout.checked is None:
+            return read_meta_obs(obs, self._codec)
+        return Request("infer", observations=(obs,), kind=layout.checked)
+
+    def reply(self, value: Any) -> Sequence[Buffer]:
+        """Return the frame of a chunk, packed where that is possible."""
+        return chunk_reply_frame(self._number, value) or encode_frame(_chunk_reply(value))
+
+    def failure(self, error: RequestError) -> Sequence[Buffer]:
+        """Return the frame that reports an error: a pickle."""
+        return encode_frame(error_reply(error))
+
+
+def _chunk_reply(chunk: ActionChunk) -> dict[str, Any]:
+    reply = ok(
+        actions=chunk.actions,
+        ctrl_space=chunk.ctrl_space,
+        ctrl_type=chunk.ctrl_type,
+        timestep=chunk.timestep,
+        infer_ms=chunk.infer_ms,
+    )
+    if chunk.raw_actions is not None:
+        reply["raw_actions"] = chunk.raw_actions
+    return reply
+
+
+class AnyExchange(Protocol):
+    """What the exchanges of this module offer: an ``Exchange`` of :mod:`robowire.serving.service`."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        ...
+
+    def read(self) -> Request:
+        """Return the request."""
+        ...
+
+    def reply(self, value: Any) -> Sequence[Buffer]:
+        """Return the frame of a reply."""
+        ...
+
+    def failure(self, error: RequestError) -> Sequence[Buffer]:
+        """Return the frame that reports an error."""
+        ...
+
+
 class Codec(Protocol):
     """What makes exchanges of payloads, for one port."""
 
-    def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
+    def exchange(self, payload: bytearray, session: Negotiated) -> AnyExchange:
         """Return the exchange that a payload begins. The payload is given away: large arrays view it.
 
         Raises:
@@ -193,12 +282,14 @@ class PolicyCodec:
         float_images: What images of floats are: ``"refuse"``, or ``"convert"`` for 0..1 to 0..255.
         act_reply: Answer to the ACT dialect of a client that agreed on no other: ``"chunk"`` for a list of
             MetaAction, ``"action"`` for ``{"status": "OK", "action": (action_dim,)}``, the chunk's first.
+        max_payload: Largest request that the port accepts, in bytes: no layout may ask for more.
 
     Attributes:
         camera_names: As given.
         max_rows: As given.
         float_images: As given.
         act_reply: As given.
+        max_payload: As given.
     """
 
     def __init__(
@@ -208,14 +299,18 @@ class PolicyCodec:
         max_rows: int = 256,
         float_images: str = "refuse",
         act_reply: str = "chunk",
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
     ) -> None:
         self.camera_names = camera_names
         self.max_rows = max_rows
         self.float_images = float_images
         self.act_reply = act_reply
+        self.max_payload = max_payload
 
-    def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
+    def exchange(self, payload: bytearray, session: Negotiated) -> AnyExchange:
         """Return the exchange that a payload begins."""
+        if session.packed and payload and payload[0] == INFER_REQUEST:
+            return PackedExchange(payload, session, self)
         return PolicyExchange(loads(payload), session, self)
 
     def checked_image(self, what: str, image: Any) -> Any:
@@ -284,6 +379,29 @@ def read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
         for row, (text, step) in enumerate(zip(instructions, timesteps))
     )
     return Request("infer", observations=tuple(rows), batched=True)
+
+
+def read_declaration(params: Mapping[str, Any], codec: PolicyCodec) -> Request:
+    """Return the request that declares a layout: the layout, and the rows of its prototype.
+
+    Raises:
+        InvalidParams: It is no layout, or an observation of it would be refused.
+    """
+    layout = PolicyLayout.read(params)
+    size = layout.layout.fixed_size
+    if size > codec.max_payload:  # before anything of that size is made
+        raise InvalidParams(
+            f"requests of this layout have {size} bytes, "
+            f"this server takes at most {codec.max_payload} (--max_payload)"
+        )
+    prototype = layout.prototype()
+    request = read_meta_obs(prototype, codec)
+    (first, *_) = request.observations
+    # Images of floats are converted one by one; everything else of one observation is as it was declared.
+    direct = not request.batched and layout.single and first.image is prototype.image
+    return replace(
+        request, method="layout", params={"layout": layout, "direct": direct}, observations=(first,)
+    )
 
 
 def _batch_size(obs: MetaObs) -> int | None:

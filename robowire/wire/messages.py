@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Hashable, Mapping
 
 from robowire.errors import InternalError, InvalidParams, RequestError, request_error
 from robowire.meta import MetaObs
@@ -33,12 +33,15 @@ class Request:
         params: Parameters by name.
         observations: Of ``infer``: the rows of the batch, unbatched; one where the request is no batch.
         batched: Whether the observation had a leading batch axis, which the reply has then too.
+        kind: Of observations whose dtypes and shapes were compared with the policy's spec before, what those
+            share that may be stacked; ``None`` where they are to be compared.
     """
 
     method: str
     params: Mapping[str, Any] = field(default_factory=dict)
     observations: tuple[MetaObs, ...] = ()
     batched: bool = False
+    kind: Hashable | None = None
 
 
 def parse_call(value: Any) -> Request:

@@ -46,6 +46,7 @@ __all__ = [
     "VariableField",
     "array_bytes",
     "chunk_reply_frame",
+    "is_packed_dtype",
     "read_chunk_reply",
     "read_layout",
 ]
@@ -177,7 +178,7 @@ class Layout:
         self.items = 0
         variable: list[VariableField] = []
         for field in fields:
-            if not _is_numbers(field.kind):
+            if not is_packed_dtype(field.kind):
                 count = _count(field)
                 variable.append(VariableField(field.name, field.kind, field.shape, self.items, count))
                 self.items += count
@@ -186,7 +187,7 @@ class Layout:
         end = self.data_offset = _aligned(_REQUEST.size + 4 * self.items)
         fixed: list[FixedField] = []
         for field in fields:
-            if _is_numbers(field.kind):
+            if is_packed_dtype(field.kind):
                 dtype = np.dtype(field.kind)
                 nbytes = math.prod(field.shape) * dtype.itemsize
                 fixed.append(FixedField(field.name, dtype, field.shape, _aligned(end), nbytes))
@@ -333,7 +334,7 @@ def _read_field(field: Any) -> LayoutField:
     name, kind, shape = field
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
         raise InvalidParams(f"the name of a field is {quoted(name, 50)}, expected text of 1 to {_MAX_NAME}")
-    if not isinstance(kind, str) or not (_is_numbers(kind) or kind == TEXT_KIND or kind in IMAGE_KINDS):
+    if not isinstance(kind, str) or not (is_packed_dtype(kind) or kind == TEXT_KIND or kind in IMAGE_KINDS):
         raise InvalidParams(
             f"the kind of {quoted(name, 50)} is {quoted(kind, 50)}, "
             "expected numbers such as '<f4', 'utf8', 'jpeg' or 'png'"
@@ -352,7 +353,8 @@ def _read_field(field: Any) -> LayoutField:
     return LayoutField(name, kind, sizes)
 
 
-def _is_numbers(kind: str) -> bool:
+def is_packed_dtype(kind: str) -> bool:
+    """Return whether a kind is a numpy dtype that a fixed field may have."""
     return _NUMBERS.fullmatch(kind) is not None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Agreed:
 
     said_hello: bool = False
     reply: str = "list"
+    packed: bool = False
+    layouts: dict[int, Any] = field(default_factory=dict)
 
 
 def batch(**fields: Any) -> MetaObs:

@@ -251,6 +251,7 @@ def test_the_token_is_shown_by_a_challenge_and_never_sent() -> None:
     server = GuardedServer("sesame")
     server.client(token="sesame").connect()
     said = {"method": "hello", "protocol_version": 1, "client": "robowire 0.1.0", "reply": "chunk"}
+    said["packed"] = 1
     first, second = server.requests[:2]
     assert (len(first.pop("challenge")), len(second.pop("response"))) == (32, 32)
     assert (first, second) == (said, said)

@@ -21,7 +21,12 @@ from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.arrivals import WAIT_SHARE, Arrivals
 from robowire.serving.policy.batch_queue import BatchQueue
-from robowire.serving.policy.validation import check_observation, checked_actions
+from robowire.serving.policy.validation import (
+    check_observation,
+    check_values,
+    checked_actions,
+    observation_kind,
+)
 
 __all__ = ["DispatchOptions", "Dispatcher"]
 
@@ -136,6 +141,7 @@ class Dispatcher:
         *,
         client: Hashable = None,
         has_left: Callable[[], bool] = lambda: False,
+        kind: Hashable | None = None,
     ) -> ActionChunk:
         """Return the next actions for each observation of one request; blocks until they are computed.
 
@@ -143,6 +149,8 @@ class Dispatcher:
             observations: Unbatched; the rows of the request.
             client: Who has a share of each batch; ``None`` for a client of its own.
             has_left: Whether the client is gone; then rows that still wait are not computed.
+            kind: What :func:`observation_kind` says of the observations, where their dtypes and shapes were
+                compared with the spec before; ``None`` where they were not.
 
         Returns:
             The whole chunk of the policy, (n, B, action_dim), B being the number of observations.
@@ -155,7 +163,10 @@ class Dispatcher:
         """
         started = self._clock()
         for observation in observations:
-            check_observation(observation, self.spec)
+            if kind is None:
+                check_observation(observation, self.spec)
+            else:
+                check_values(observation)
         tickets = [_Ticket(observation, client, started, has_left) for observation in observations]
         with self._changed:
             if self._closing:
@@ -165,7 +176,9 @@ class Dispatcher:
             runs_here = len(tickets) == 1 and self._take_policy(started)
             if not runs_here:
                 self._queue.put(
-                    [(_kind(ticket.observation), ticket) for ticket in tickets], now=started, client=client
+                    [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
+                    now=started,
+                    client=client,
                 )
                 # While others are awaited, waking the dispatcher for each arrival would delay them.
                 if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
@@ -306,12 +319,3 @@ class Dispatcher:
         if due:
             p50, p99 = (self._metrics.quantile_ms("infer", share) for share in (0.5, 0.99))
             logger.info("%d inferences, the latest with p50 %.1f ms, p99 %.1f ms", count, p50, p99)
-
-
-def _kind(observation: MetaObs) -> Hashable:
-    """Return what two observations must share to be stacked: the shape and dtype of every array."""
-    return tuple(
-        (name, value.shape, value.dtype.str)
-        for name, value in vars(observation).items()
-        if isinstance(value, np.ndarray) and name != "timestep"
-    )

@@ -87,6 +87,7 @@ class PolicyServer(Runner[PolicyService]):
                 max_rows=options.max_waiting,
                 float_images=options.float_images,
                 act_reply=options.act_reply,
+                max_payload=options.max_payload,
             )
             made.append(TcpServer(service, options, codec, listener))
             for make_frontend in frontends:

@@ -17,12 +17,14 @@ from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
 from robowire.serving.policy.episode import Episode
 from robowire.serving.policy.session_dispatcher import SessionDispatcher
+from robowire.serving.policy.validation import check_observation, observation_kind
 from robowire.serving.recorder import SessionRecording, recorded
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
+from robowire.wire.packed_policy import PolicyLayout
 from robowire.worker.fingerprint import imported_packages, versions
 
 __all__ = ["PolicyService", "PolicySession"]
@@ -54,6 +56,8 @@ class PolicySession(Session):
             was started with. A frontend sets it whose wire says so.
         recording: Where its requests are recorded; ``None`` before the first one, or for nowhere.
     """
+
+    packs = True
 
     episode: Episode = field(default_factory=Episode)
     temporal_agg: bool | None = None
@@ -137,7 +141,7 @@ class PolicyService(Service[PolicySession]):
 
     def _infer(self, session: PolicySession, request: Request) -> ActionChunk:
         chunk = self.dispatcher.submit(
-            request.observations, client=session.id, has_left=session.peer.has_left
+            request.observations, client=session.id, has_left=session.peer.has_left, kind=request.kind
         )
         actions, raw = chunk.actions[: self._options.chunk_size], None
         timesteps = [observation.timestep for observation in request.observations]
@@ -215,6 +219,20 @@ class PolicyService(Service[PolicySession]):
         session.episode.clear()
         return ok()
 
+    def _declare(self, session: PolicySession, request: Request) -> dict[str, Any]:
+        """Keep a layout, whose prototype is compared with the spec here, and not again for each request.
+
+        Raises:
+            SpecMismatch: Observations of it do not fit the policy.
+        """
+        layout: PolicyLayout = request.params["layout"]
+        spec = self.dispatcher.spec
+        (prototype,) = request.observations
+        check_observation(prototype, spec)
+        layout.checked = observation_kind(prototype) if request.params["direct"] else None
+        session.layouts[layout.layout.number] = layout
+        return ok(ctrl_space=spec.ctrl_space or "ee", ctrl_type=spec.ctrl_type or "delta")
+
     def _execute(self, session: PolicySession, request: Request) -> ActionChunk | dict[str, Any]:
         # Parameters are ignored: none of these methods has any, and a newer client may send some.
         if request.method == "infer" and request.observations:
@@ -227,6 +245,8 @@ class PolicyService(Service[PolicySession]):
             return recorded(self._recording(session), "reset", dict, lambda: self._reset(session))
         if request.method == "stats":
             return ok(**self.stats())
+        if request.method == "layout" and request.observations:
+            return self._declare(session, request)
         method = request.method[:40]
         raise UnknownMethod(
             f"the policy port has no method {method!r}.{nearest(method, _METHODS)} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
 from robowire.wire.arrays import describe, require_array
 
-__all__ = ["check_observation", "checked_actions"]
+__all__ = ["check_observation", "check_values", "checked_actions", "observation_kind"]
 
 
 def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
@@ -25,12 +26,30 @@ def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
         layout = f": {spec.state_layout}" if spec.state_layout else ""
         expected = f"({spec.state_dim},) numbers{layout}"
         require_array("state", observation.state, expected, shape=(spec.state_dim,), error=SpecMismatch)
+    check_values(observation)
+
+
+def check_values(observation: MetaObs) -> None:
+    """Accept an observation whose states are finite.
+
+    Raises:
+        SpecMismatch: One is not; the message names the field and the entry.
+    """
     # One of these in a batch can make every action of the batch NaN, and a robot can't execute NaN.
     for name in ("state", "state_ee", "state_joint"):
         value = getattr(observation, name)
         if value is not None and not np.isfinite(value).all():
             bad = int(np.flatnonzero(~np.isfinite(value))[0])
             raise SpecMismatch(f"{name}[{bad}] is {value.reshape(-1)[bad]}, expected finite numbers")
+
+
+def observation_kind(observation: MetaObs) -> Hashable:
+    """Return what two observations must share to be stacked: the shape and dtype of every array."""
+    return tuple(
+        (name, value.shape, value.dtype.str)
+        for name, value in vars(observation).items()
+        if isinstance(value, np.ndarray) and name != "timestep"
+    )
 
 
 def checked_actions(actions: np.ndarray, batch_size: int, spec: PolicySpec) -> np.ndarray:

@@ -1,0 +1,168 @@
+"""Packed observations: which of a layout's fields are those of a :class:`MetaObs`, in both directions.
+
+The server reads a layout's prototype, an observation of zeros that takes no memory, by the same code as an
+observation in a pickle, when the layout is declared: what that code says of dtypes and shapes holds for every
+request of the layout. The client chooses the layout of an observation by its fields' dtypes and shapes.
+
+No socket, thread or clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Hashable, Mapping, NamedTuple
+
+import numpy as np
+
+from robowire.errors import InvalidParams
+from robowire.meta import MetaObs
+from robowire.wire.packed import (
+    IMAGE_KINDS,
+    TEXT_KIND,
+    Layout,
+    LayoutField,
+    RequestHeader,
+    is_packed_dtype,
+    read_layout,
+)
+
+__all__ = ["PackedObservation", "PolicyLayout", "packed_observation"]
+
+_NAMES = frozenset(field.name for field in fields(MetaObs))
+
+
+class PolicyLayout:
+    """A layout of observations that a client declared.
+
+    Args:
+        layout: As the client declared it. Names that no MetaObs has are left alone: a newer client may send
+            more.
+
+    Attributes:
+        layout: As given.
+        checked: What observations of it share that may be stacked, once the service has compared the
+            prototype with the policy's spec; ``None`` where each observation must still be compared.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.checked: Hashable | None = None
+        self._known = all(field.name in _NAMES for field in layout.fields)
+        self._has_timestep = any(field.name == "timestep" for field in layout.fields)
+        for field in layout.variable:
+            if field.kind in IMAGE_KINDS:
+                raise InvalidParams(f"this server decodes no {field.kind}: send image as '|u1'")
+
+    @classmethod
+    def read(cls, params: Mapping[str, Any]) -> PolicyLayout:
+        """Return the layout in the parameters of a request.
+
+        Raises:
+            InvalidParams: It is no layout.
+        """
+        return cls(read_layout(params.get("layout"), params.get("fields")))
+
+    def prototype(self) -> MetaObs:
+        """Return an observation of these dtypes and shapes. Its arrays are zeros and take no memory."""
+        values: dict[str, Any] = {}
+        for name, dtype, shape, _, _ in self.layout.fixed:
+            values[name] = np.broadcast_to(np.zeros((), dtype), shape)
+        for name, kind, shape, _, items in self.layout.variable:
+            values[name] = ([""] * items if shape else "") if kind == TEXT_KIND else None
+        return self._observation(values, 0)
+
+    @property
+    def single(self) -> bool:
+        """Whether the prototype's own fields are those of one observation, without conversion."""
+        return not self._has_timestep
+
+    def observation(self, payload: bytearray, header: RequestHeader) -> MetaObs:
+        """Return the observation in a payload. Its arrays view the payload.
+
+        Raises:
+            InvalidParams: The payload has another length, or a text is not UTF-8.
+        """
+        return self._observation(self.layout.values(payload), header.timestep)
+
+    def _observation(self, values: dict[str, Any], timestep: int) -> MetaObs:
+        if not self._known:
+            values = {name: value for name, value in values.items() if name in _NAMES}
+        if not self._has_timestep:
+            values["timestep"] = timestep
+        return MetaObs(**values)
+
+
+class PackedObservation(NamedTuple):
+    """An observation that a packed request can carry.
+
+    Attributes:
+        fields: Names, kinds and shapes: equal for observations of one layout.
+        values: Values by name.
+        timestep: Of the request's header.
+    """
+
+    fields: tuple[LayoutField, ...]
+    values: dict[str, Any]
+    timestep: int
+
+    def make_layout(self, number: int) -> Layout:
+        """Return the layout to declare: small fields first, so that they leave in one buffer."""
+        return Layout(number, sorted(self.fields, key=lambda field: _size(self.values[field.name])))
+
+
+def packed_observation(obs: Any) -> PackedObservation | None:
+    """Return the observation as a packed request carries it; ``None`` where only a pickle can.
+
+    A pickle also carries object arrays, complex numbers, arrays in Fortran order, which arrive in it, of
+    another byte order, which arrive in this machine's, and text that is not Unicode.
+    """
+    if type(obs) is not MetaObs:
+        return None
+    found: list[LayoutField] = []
+    values: dict[str, Any] = {}
+    header_timestep = 0
+    for name, value in vars(obs).items():
+        if value is None:
+            continue
+        if name not in _NAMES:
+            return None
+        if isinstance(value, np.ndarray):
+            kind = value.dtype.str
+            if kind[0] == ">" or not is_packed_dtype(kind):
+                return None
+            flags = value.flags
+            if flags.f_contiguous and not flags.c_contiguous:
+                return None
+            found.append(LayoutField(name, kind, value.shape))
+        elif name == "raw_lang":
+            if value == "":
+                continue
+            shape = _text_shape(value)
+            if shape is None:
+                return None
+            found.append(LayoutField(name, TEXT_KIND, shape))
+        elif name == "timestep" and isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            header_timestep = int(value)
+            if not -(1 << 63) <= header_timestep < 1 << 63:
+                return None
+            continue
+        else:
+            return None
+        values[name] = value
+    return PackedObservation(tuple(found), values, header_timestep) if found else None
+
+
+def _text_shape(value: Any) -> tuple[int, ...] | None:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return None
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return None
+    return () if isinstance(value, str) else (len(texts),)
+
+
+def _size(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else 0

@@ -81,6 +81,8 @@ class WebSocket:
         except (OSError, ConnectionClosed) as exc:  # the latter where the server ends during the upgrade
             raise ConnectFailed(f"no connection to {options.url}: {printable(exc)}") from exc
         except (InvalidHandshake, EOFError) as exc:
+            if isinstance(exc.__cause__, (EOFError, OSError)):  # it ended during the upgrade
+                raise ConnectFailed(f"no connection to {options.url}: it closed at once") from exc
             raise RemoteProtocolError(f"{options.url} speaks no WebSocket: {printable(exc)}") from exc
 
     def send(self, message: bytes) -> None:

@@ -55,6 +55,9 @@ def observation_spec(known: Mapping[str, Any]) -> dict[str, Any]:
     """
     # Several names may be one camera; benchmarks of vla-eval have names without a path.
     images = {camera: name for name, camera in known["images"].items() if "/" not in name}
+    for camera in known["camera_names"] or ():
+        if camera not in known["images"].values():
+            images[camera] = camera  # the policy's own name is known on every wire
     spec = {name: _component("image", 0, "rgb_hwc_uint8") for name in images.values()}
     if known["state_dim"] is not None:
         layout = known["state_layout"]

@@ -320,7 +320,8 @@ def _evaluate(
     command = [sys.executable, str(ROOT / "client.py"), "evaluate", "--address", f"127.0.0.1:{ports[0]}"]
     command += ["--simulator_address", f"127.0.0.1:{ports[1]}", "--simulator", _SIMULATOR, "--task", "reach"]
     command += ["--num_episodes", str(episodes), "--num_envs", "2", "--seed", str(seed), "--resume"]
-    command += ["--record_video", "off", "--wait_s", "20", "--policy_wait_s", "20", *mode]
+    command += ["--record_video", "off", "--report", "false", *mode]
+    command += ["--wait_s", "20", "--policy_wait_s", "20"]
     with log.open("a") as output:
         chaos.evaluation = subprocess.Popen(
             [*command, "--output_dir", str(folder)],

@@ -76,7 +76,8 @@ def start(
 ) -> subprocess.Popen[str]:
     command = ["evaluate", "--address", f"localhost:{port}"]
     command += ["--simulator", simulator, "--task", task, "--num_episodes", str(episodes)]
-    command += ["--output_dir", str(folder), *flags]
+    # A report takes a second or two, and is another test's.
+    command += ["--output_dir", str(folder), *([] if "--report" in flags else ["--report", "false"]), *flags]
     return start_client(*command, modules=modules)
 
 
@@ -99,7 +100,9 @@ def number_of_frames(path: Path) -> int:
 
 
 def test_an_evaluation_is_counted_recorded_and_written_down(port: str, tmp_path: Path) -> None:
-    stdout, stderr = run(port, tmp_path, "--record_video", "2", "--seed", "3", "--simulator_token", "secret")
+    stdout, stderr = run(
+        port, tmp_path, "--record_video", "2", "--seed", "3", "--simulator_token", "secret", "--report"
+    )
     result, episodes = summary(tmp_path), rows(tmp_path)
     assert result["status"] == "complete"
     assert [row["seed"] for row in episodes] == list(range(3000, 3006))
@@ -111,6 +114,8 @@ def test_an_evaluation_is_counted_recorded_and_written_down(port: str, tmp_path:
     for row in episodes[:2]:
         held = round(result["simulator"]["control_hz"])  # one second
         assert number_of_frames(tmp_path / row["video"]) == row["steps"] + 1 + held
+    assert re.search(rf"^report       {re.escape(str(tmp_path))}/report.html$", stdout, re.M)
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert re.search(r"^success rate 0\.\d{3} \(95 % Wilson interval 0\.\d{3} to 0\.\d{3}\)$", stdout, re.M)
     assert f"successes {result['successes']}/6" in stderr
 

@@ -85,7 +85,7 @@ def evaluate(scheme: str, server: PolicyServer, simulators: SimulatorServer, fol
     flags += ["--simulator", FAKE, "--task", "reach"]
     # vla-eval's wire has one action for each observation; its server executes as many of a chunk as we do.
     flags += ["--n_action_steps", "1" if scheme == "vla-eval" else "3"]
-    flags += ["--num_episodes", "2", "--num_envs", "1", "--record_video", "off"]
+    flags += ["--num_episodes", "2", "--num_envs", "1", "--record_video", "off", "--report", "false"]
     assert client_program.main(["evaluate", *flags]) == 0
 
 

@@ -168,6 +168,38 @@ def test_options_come_from_flags_before_environment_before_file_before_defaults(
     assert told["device"] == "auto"
 
 
+@pytest.mark.parametrize("where", ["file", "environment"])
+def test_ports_of_further_wires_come_from_the_file_or_the_environment(tmp_path: Path, where: str) -> None:
+    wires = ("act_zmq", "gr00t", "lerobot", "openpi", "vla_eval", "vlastudio")
+    ports = {f"{wire}_port": 0 for wire in wires}
+    config = tmp_path / "options.yaml"
+    config.write_text("".join(f"{name}: {port}\n" for name, port in ports.items()))
+    environ = {f"ROBOWIRE_{name.upper()}": str(port) for name, port in ports.items()}
+    flags, given = (("--config", str(config)), {}) if where == "file" else ((), environ)
+    with ServerProcess(tmp_path / "log", *flags, environ=given) as server:
+        lines = [line for line in server.banner if line.startswith("for ")]
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "for GR00T's clients",
+        "for LeRobot's robot_client, gRPC",
+        "for VLAStudio",
+        "for openpi's clients",
+        "for the ACT server's clients",
+        "for vla-eval",
+    ]
+
+
+@pytest.mark.parametrize("where", ["file", "environment"])
+def test_ports_of_a_simulator_server_come_from_there_too(tmp_path: Path, where: str) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text("center_port: 0\nhttp_port: 0\n")
+    environ = {"ROBOWIRE_SIM_CENTER_PORT": "0", "ROBOWIRE_SIM_HTTP_PORT": "0"}
+    flags, given = (("--config", str(config)), {}) if where == "file" else ((), environ)
+    with ServerProcess(tmp_path / "log", *flags, command=("simulator",), environ=given) as server:
+        banner = "\n".join(server.banner)
+    assert re.search(r"tcp://\S+:\d+", banner), banner
+    assert re.search(r"http://\S+:\d+", banner), banner
+
+
 def test_print_config_shows_what_would_be_used() -> None:
     ended = run_server(
         "policy", "--print_config", "--policy_options.seed", "7", environ={"ROBOWIRE_PORT": "5001"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,30 @@ def test_a_command_that_needs_more_names_its_extra_or_its_python(
         assert told.startswith(f"robowire: command '{command}' needs ")
         assert told.endswith(f", which is not installed: pip install 'robowire[{extra}]'\n")
         assert "--num_episodes" in run(robowire_of(bare_python), command, "--help", cwd=bare_python.parent)
+
+
+def test_a_frontend_that_needs_more_names_its_extra(bare_python: Path, tmp_path: Path) -> None:
+    version = version_of(bare_python)
+    if version is None or version < (3, 10):
+        pytest.skip("servers need Python 3.10")
+    own = "from robowire.testing import EchoPolicy\nmake = lambda options: EchoPolicy()\n"
+    (tmp_path / "echo.py").write_text(own)
+    commands = {
+        "openpi": ["policy", "--policy", "echo:make", "--openpi_port"],
+        "gr00t": ["policy", "--policy", "echo:make", "--gr00t_port"],
+        "vla-eval": ["policy", "--policy", "echo:make", "--vla_eval_port"],
+        "vlastudio": ["policy", "--policy", "echo:make", "--vlastudio_port"],
+        "lerobot": ["policy", "--policy", "echo:make", "--lerobot_port"],
+        "http": ["simulator", "--http_port"],
+        "center": ["simulator", "--center_port"],
+    }
+    for extra, command in commands.items():
+        told = refused(robowire_of(bare_python), *command, "0", "--port", "0", cwd=tmp_path)
+        assert re.fullmatch(
+            r"robowire (policy|simulator): frontend '\w+' needs '\w+', which is not installed: "
+            rf"pip install 'robowire\[{extra}\]'\n",
+            told,
+        ), told
 
 
 def test_a_policy_of_ones_own_is_served_by_the_installed_program(bare_python: Path) -> None:

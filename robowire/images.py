@@ -1,4 +1,6 @@
-"""Images encoded for the wire: JPEG or PNG by Pillow, which is imported when it is used.
+"""Images on the wire and off it: JPEG or PNG by Pillow, and the planes that policies take.
+
+Pillow and OpenCV are imported when they are used.
 
 An encoded image is ``{"encoding": "jpeg" or "png", "shape": (height, width, 3), "data": bytes}``: plain data,
 which a client without Pillow can keep, or decode with another library.
@@ -6,14 +8,24 @@ which a client without Pillow can keep, or decode with another library.
 
 from __future__ import annotations
 
+import functools
 import io
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy as np
 
 from robowire.errors import MissingDependency, RemoteProtocolError
 
-__all__ = ["decode_image", "decode_images", "encode_image", "encode_images", "is_encoded", "require_pillow"]
+__all__ = [
+    "decode_image",
+    "decode_images",
+    "encode_image",
+    "encode_images",
+    "is_encoded",
+    "opencv_split",
+    "require_pillow",
+    "write_planes",
+]
 
 _FORMATS = {"jpeg": "JPEG", "png": "PNG"}
 _KEYS = {"encoding", "shape", "data"}
@@ -38,6 +50,25 @@ def require_pillow(why: str) -> Any:
     except ModuleNotFoundError as exc:
         raise MissingDependency(f"{why} needs Pillow: pip install 'robowire[images]'") from exc
     return Image
+
+
+def write_planes(planes: np.ndarray, image: np.ndarray) -> None:
+    """Write an image (height, width, 3) into an array (3, height, width), both uint8."""
+    split = opencv_split()
+    if split is not None and image.flags.c_contiguous and planes.flags.c_contiguous:
+        split(image, list(planes))  # a seventh of numpy's time: 70 us for 640x480
+    else:
+        planes[...] = image.transpose(2, 0, 1)
+
+
+@functools.lru_cache(maxsize=None)
+def opencv_split() -> Callable[[np.ndarray, list[np.ndarray]], object] | None:
+    """Return OpenCV's function where it is installed, as simulators bring it."""
+    try:
+        import cv2
+    except ImportError:  # a build for desktops without their libraries, too
+        return None
+    return cv2.split  # type: ignore[no-any-return, unused-ignore]
 
 
 def encode_image(image: np.ndarray, encoding: str, *, quality: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 # What a folder may need in addition to numpy, when it is asked for something: an extra of pyproject.toml.
 EXTRAS: dict[str, set[str]] = {
-    "images": {"PIL"},
+    "images": {"PIL", "cv2"},
     "fleet": {"ray"},
     "frontends": {
         *("fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"),

@@ -15,6 +15,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RequestError
+from robowire.images import write_planes
 from robowire.meta import MetaObs
 from robowire.wire.arrays import describe, is_numeric, require_array, require_timestep
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, frame_header
@@ -494,7 +495,7 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
         height, width, _ = images[wanted[0]].shape
         stacked = np.empty((len(wanted), 3, height, width), np.uint8)
         for row, name in zip(stacked, wanted):
-            row[...] = images[name].transpose(2, 0, 1)
+            write_planes(row, images[name])
     return MetaObs(
         state=state,
         image=stacked,

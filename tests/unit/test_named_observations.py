@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robowire import images
 from robowire.errors import ConfigurationError, InvalidParams, RequestError, SpecMismatch
-from robowire.frontends import named_observations
+from robowire.frontends.key_map import KeyMap
 from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
 from robowire.specs import PolicySpec
 
@@ -112,7 +113,7 @@ def test_without_a_preset_parts_of_the_state_are_in_the_order_of_the_wire() -> N
 
 def test_images_are_the_same_bytes_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = adapter().observation(LIBERO).image
-    monkeypatch.setattr(named_observations, "_opencv_split", lambda: None)
+    monkeypatch.setattr(images, "opencv_split", lambda: None)
     without = adapter().observation(LIBERO).image
     assert with_it is not None
     assert without is not None
@@ -372,3 +373,85 @@ def test_the_table_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
     assert state is not None
     np.testing.assert_array_equal(state, [*STATE[:7], 0.75])
     assert mine.describe()["action_layout"] == "dpos(3) deuler_xyz(3) gripper(1)"
+
+
+# -- observations of a signature that was seen before --------------------------------------------------------
+
+
+def same(a: NamedObservation, known: ObservationAdapter) -> None:
+    """Compare a second reading with that of an adapter that sees its first observation."""
+    known.request([a])
+    first, again = adapter().request([a]), known.request([a])
+    assert first.kind is None
+    assert again.kind is not None
+    for name, value in vars(first.observations[0]).items():
+        other = getattr(again.observations[0], name)
+        if isinstance(value, np.ndarray):
+            assert (value.dtype, value.strides) == (other.dtype, other.strides)
+            assert value.tobytes() == other.tobytes()
+        else:
+            assert value == other
+
+
+@pytest.mark.parametrize("chw", [False, True])
+def test_a_second_observation_is_read_as_the_first_to_the_last_bit(chw: bool) -> None:
+    images = {name: image.transpose(2, 0, 1) if chw else image for name, image in LIBERO.images.items()}
+    known = adapter()
+    same(replace(LIBERO, images=images), known)
+    state = {name: np.asarray(value, np.float64) / 3 for name, value in LIBERO.state.items()}
+    same(replace(LIBERO, images=images, state=state, instruction="another", timestep=7), known)
+
+
+def test_a_second_observation_is_a_fresh_array() -> None:
+    known = adapter()
+    first, second, third = (known.request([LIBERO]).observations[0] for _ in range(3))
+    for name in ("image", "state"):
+        values = [getattr(obs, name) for obs in (first, second, third)]
+        assert not any(np.shares_memory(*pair) for pair in zip(values, values[1:]))
+        sources = (LIBERO.images if name == "image" else LIBERO.state).values()
+        assert not any(np.shares_memory(values[2], np.asarray(source)) for source in sources)
+
+
+def test_what_differs_from_a_known_observation_is_checked_again() -> None:
+    known = adapter()
+    for _ in range(2):
+        known.request([LIBERO])
+    name, image = next(iter(LIBERO.images.items()))
+    for other in (image[:-1], image.astype(np.float32), image[..., :2], image.astype(np.int16)):
+        with pytest.raises(RequestError):
+            known.request([replace(LIBERO, images={**LIBERO.images, name: other})])
+    part, values = next(iter(LIBERO.state.items()))
+    for wrong in (np.zeros(len(values) + 1), values.astype(np.complex64), values[np.newaxis], "text"):
+        with pytest.raises(RequestError):
+            known.request([replace(LIBERO, state={**LIBERO.state, part: wrong})])
+
+
+def test_a_number_that_is_not_finite_is_refused_whether_or_not_its_observation_is_known() -> None:
+    known = adapter()
+    part, values = next(iter(LIBERO.state.items()))
+    broken = replace(LIBERO, state={**LIBERO.state, part: np.full_like(values, np.nan)})
+    messages = []
+    for _ in range(2):
+        with pytest.raises(SpecMismatch) as caught:
+            known.observation(broken)
+        messages.append(str(caught.value))
+        known.observation(LIBERO)
+    assert messages[0] == messages[1]
+
+
+def test_names_that_a_client_invents_are_not_remembered_without_end() -> None:
+    known = ObservationAdapter(PolicySpec(camera_names=None, state_dim=None), KeyMap("none"))
+    for number in range(200):
+        known.request([NamedObservation({f"camera{number}": FRONT})])
+    assert len(known._plans) == 64
+    known = ObservationAdapter(PolicySpec(camera_names=None, state_dim=None), KeyMap("none"))
+    known.request([NamedObservation({"camera" * 1000: FRONT})])
+    assert not known._plans
+
+
+def test_a_batch_has_a_kind_where_all_rows_were_seen_before() -> None:
+    known = adapter()
+    assert known.request([LIBERO, LIBERO]).kind is None
+    assert known.request([LIBERO, LIBERO], batched=True).kind is not None
+    images = {name: image.astype(np.float32) / 255 for name, image in LIBERO.images.items()}
+    assert known.request([LIBERO, replace(LIBERO, images=images)]).kind is None

@@ -17,7 +17,6 @@ from robowire.frontends.gr00t.codec import decode, encode, find_token, modality_
 from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.zmq_router import ZmqRouter
-from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.serving.policy.service import PolicyService, PolicySession
 from robowire.specs import PolicySpec
@@ -107,13 +106,11 @@ class _Rows:
     """The observations of one request.
 
     Attributes:
-        rows: One for each entry of the batch.
-        batched: Whether its arrays have an axis of the batch, which the reply has then too.
+        request: Of one observation for each entry of the batch.
         flat: Whether its names have the modality in front, as the reply's have then too.
     """
 
-    rows: tuple[MetaObs, ...]
-    batched: bool
+    request: Request
     flat: bool
 
 
@@ -165,7 +162,7 @@ class _Exchange:
             raise InvalidParams(f"data is {describe(data)}, expected a map of an observation")
         self._frontend.note_version(self._session, n1_5="observation" not in data)
         self._rows = rows = self._frontend.reader.read(data.get("observation", data))
-        return Request("infer", observations=rows.rows, batched=rows.batched)
+        return rows.request
 
     def reply(self, value: Any) -> bytes:
         """Return the reply to a request that was executed."""
@@ -186,7 +183,7 @@ class _Exchange:
     def _actions(self, chunk: np.ndarray) -> dict[str, np.ndarray]:
         assert self._rows is not None
         actions = self._frontend.adapter.actions(np.asarray(chunk))
-        if self._rows.batched:
+        if self._rows.request.batched:
             actions = actions.swapaxes(0, 1)  # (B, chunk_size, A)
         prefix = "action." if self._rows.flat else ""
         parts = self._frontend.parts or {"action": slice(None)}
@@ -239,8 +236,8 @@ class ObservationReader:
                 {self._name("state", name): values[f"state.{name}"] for name in state},
                 texts[row],
             )
-            rows.append(self._adapter.observation(named))
-        return _Rows(tuple(rows), batched, flat)
+            rows.append(named)
+        return _Rows(self._adapter.request(rows, batched=batched), flat)
 
     def _size(self, arrays: Mapping[str, tuple[Any, int]], language: Mapping[str, Any]) -> tuple[int, bool]:
         """Return the length of the batch, and whether the arrays have its axis."""

@@ -21,7 +21,6 @@ from robowire.frontends.websocket_server import (
     WebSocketClient,
     WebSocketServer,
 )
-from robowire.meta import MetaObs
 from robowire.serving.policy.service import PolicyService, PolicySession
 from robowire.specs import PolicySpec
 from robowire.version import __version__
@@ -29,7 +28,7 @@ from robowire.wire.arrays import describe
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import printable, quoted
 
-__all__ = ["OpenpiFrontend", "read_observation"]
+__all__ = ["OpenpiFrontend"]
 
 # Keys of a request that are no part of the observation.
 _ENDPOINT, _SESSION, _ERRORS, _BATCH, _PROMPT, _TIMESTEP = (
@@ -144,7 +143,7 @@ class _Exchange:
         if self._endpoint == "reset":
             return Request("reset")
         if _BATCH not in content:
-            return Request("infer", observations=(read_observation(content, self._frontend.adapter),))
+            return self._frontend.adapter.request([_read_observation(content)])
         return self._read_batch(content)
 
     def reply(self, value: Any) -> Reply:
@@ -221,21 +220,18 @@ class _Exchange:
                 f"the batch has {len(rows)} rows, expected at most {self._frontend.max_rows}: send several"
             )
         self._batched = True
-        observations = tuple(read_observation(row, self._frontend.adapter) for row in rows)
-        return Request("infer", observations=observations, batched=True)
+        return self._frontend.adapter.request([_read_observation(row) for row in rows], batched=True)
 
 
-def read_observation(content: Mapping[Any, Any], adapter: ObservationAdapter) -> MetaObs:
+def _read_observation(content: Mapping[Any, Any]) -> NamedObservation:
     """Return the observation in a map under openpi's names.
 
     Args:
         content: Images and parts of the state by name, in maps of maps (``images``: ``cam_high``) too, whose
             names are joined by ``/``; ``prompt``: the instruction; ``timestep``: step of the episode.
-        adapter: Knows the names.
 
     Raises:
-        InvalidParams: A name or a value is not what the policy and the key map know.
-        SpecMismatch: A size or a length is not the policy's.
+        InvalidParams: A name is no text, or the prompt or the timestep is not what it is to be.
     """
     images: dict[str, Any] = {}
     state: dict[str, Any] = {}
@@ -246,20 +242,23 @@ def read_observation(content: Mapping[Any, Any], adapter: ObservationAdapter) ->
         raise InvalidParams(f"{_PROMPT} is {describe(prompt)}, expected text")
     if isinstance(timestep, bool) or not isinstance(timestep, (int, np.integer)):
         raise InvalidParams(f"{_TIMESTEP} is {describe(timestep)}, expected an int")
+    _sort(content, "", images, state)
+    return NamedObservation(images, state, prompt, int(timestep))
 
-    def sort(names: Mapping[Any, Any], prefix: str) -> None:
-        for name, value in names.items():
-            if not isinstance(name, str):
-                raise InvalidParams(f"the observation has the name {quoted(name)}, expected text")
-            if isinstance(value, dict) and not prefix:
-                sort(value, f"{name}/")
-            elif isinstance(value, np.ndarray) and value.ndim >= 3:
-                images[prefix + name] = value
-            elif prefix or name not in (_PROMPT, _TIMESTEP):
-                state[prefix + name] = value
 
-    sort(content, "")
-    return adapter.observation(NamedObservation(images, state, prompt, int(timestep)))
+# A function of its own: one inside of the other that calls itself is a cycle of references, which would keep
+# every image until the garbage collector comes.
+def _sort(names: Mapping[Any, Any], prefix: str, images: dict[str, Any], state: dict[str, Any]) -> None:
+    """Add images and parts of the state to the two maps."""
+    for name, value in names.items():
+        if not isinstance(name, str):
+            raise InvalidParams(f"the observation has the name {quoted(name)}, expected text")
+        if isinstance(value, dict) and not prefix:
+            _sort(value, f"{name}/", images, state)
+        elif isinstance(value, np.ndarray) and value.ndim >= 3:
+            images[prefix + name] = value
+        elif prefix or name not in (_PROMPT, _TIMESTEP):
+            state[prefix + name] = value
 
 
 def _metadata(service: PolicyService, adapter: ObservationAdapter) -> dict[str, Any]:

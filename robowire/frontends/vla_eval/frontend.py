@@ -15,7 +15,7 @@ from websockets.datastructures import Headers
 from robowire.chunking import ActionChunk, ChunkCursor
 from robowire.errors import InvalidParams, RemoteProtocolError, RequestError, UnknownMethod
 from robowire.frontends.authorization import offered_token
-from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
+from robowire.frontends.named_observations import NamedObservation, make_adapter
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.vla_eval.codec import (
     PROTOCOL_VERSION,
@@ -26,14 +26,13 @@ from robowire.frontends.vla_eval.codec import (
 )
 from robowire.frontends.vla_eval.harness_specs import action_spec, observation_params, observation_spec
 from robowire.frontends.websocket_server import HttpReply, Reply, WebSocketClient, WebSocketServer
-from robowire.meta import MetaObs
 from robowire.serving.policy.service import PolicyService, PolicySession
 from robowire.version import __version__
 from robowire.wire.arrays import describe, is_numeric
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import printable, quoted
 
-__all__ = ["VlaEvalFrontend", "read_observation"]
+__all__ = ["VlaEvalFrontend"]
 
 _JSON = "application/json"
 
@@ -217,46 +216,30 @@ class _Exchange:
         if len(connection.cursor):
             return Request("ping")
         reader = PayloadReader(self._frontend.max_bytes)
-        observation = read_observation(message.payload, reader, self._frontend.adapter, connection.step)
-        return Request("infer", observations=(observation,))
+        observation = _read_observation(message.payload, reader, connection.step)
+        return self._frontend.adapter.request([observation])
 
     def _message(self, kind: str, payload: Mapping[str, Any]) -> Reply:
         return Reply((encode_message(kind, payload, seq=self._seq, timestamp=time.time()),))
 
 
-def read_observation(
-    payload: Mapping[Any, Any], reader: PayloadReader, adapter: ObservationAdapter, step: int
-) -> MetaObs:
+def _read_observation(payload: Mapping[Any, Any], reader: PayloadReader, step: int) -> NamedObservation:
     """Return the observation in a payload.
 
     Args:
         payload: ``images`` by name, ``task_description``, and arrays: parts of the state. Maps of arrays have
             names joined by ``/``. Text and flags are no part of an observation.
         reader: Makes arrays and images.
-        adapter: Knows the names.
         step: Step of the episode.
 
     Raises:
-        InvalidParams: A name or a value is not what the policy and the key map know.
-        SpecMismatch: A size or a length is not the policy's.
+        InvalidParams: A name or a value is not what it is to be.
     """
     images: dict[str, Any] = {}
     state: dict[str, Any] = {}
     instruction = payload.get("task_description", "")
     if not isinstance(instruction, str):
         raise InvalidParams(f"task_description is {describe(instruction)}, expected text")
-
-    def sort(names: Mapping[Any, Any], prefix: str) -> None:
-        for name, came in names.items():
-            if not isinstance(name, str):
-                raise InvalidParams(f"the observation has the name {quoted(name)}, expected text")
-            value = reader.value(name, came)
-            if isinstance(value, dict):
-                if prefix:
-                    raise InvalidParams(f"{quoted(prefix + name)} is a map in a map, expected an array")
-                sort(value, f"{name}/")
-            elif is_numeric(value) or (isinstance(value, list) and value):
-                state[prefix + name] = value
 
     for name, came in payload.items():
         if name == "images":
@@ -265,8 +248,24 @@ def read_observation(
             for camera, image in came.items():
                 images[str(camera)] = reader.value(str(camera), image)
         elif name != "task_description":
-            sort({name: came}, "")
-    return adapter.observation(NamedObservation(images, state, instruction, step))
+            _sort({name: came}, "", reader, state)
+    return NamedObservation(images, state, instruction, step)
+
+
+# Not inside of the other: a function that calls itself there is a cycle of references, which would keep every
+# image until the garbage collector comes.
+def _sort(names: Mapping[Any, Any], prefix: str, reader: PayloadReader, state: dict[str, Any]) -> None:
+    """Add the parts of the state to the last map."""
+    for name, came in names.items():
+        if not isinstance(name, str):
+            raise InvalidParams(f"the observation has the name {quoted(name)}, expected text")
+        value = reader.value(name, came)
+        if isinstance(value, dict):
+            if prefix:
+                raise InvalidParams(f"{quoted(prefix + name)} is a map in a map, expected an array")
+            _sort(value, f"{name}/", reader, state)
+        elif is_numeric(value) or (isinstance(value, list) and value):
+            state[prefix + name] = value
 
 
 def _session(client: WebSocketClient) -> PolicySession:

@@ -222,14 +222,18 @@ class MergeFlags:
     """Flags of ``merge``.
 
     Attributes:
-        a: Folder of results.
-        b: Folder of results of another part of the same evaluation.
+        dirs: Folders of results of ``evaluate``, the parts of one evaluation; two or more.
         output_dir: New folder for the whole.
     """
 
-    a: str = field(metadata=setting(positional=True))
-    b: str = field(metadata=setting(positional=True))
+    dirs: tuple[str, ...] = field(metadata=setting(name="DIR", positional=True, split=False))
     output_dir: str = "outputs/merged"
+
+    def __post_init__(self) -> None:
+        if len(self.dirs) < 2:
+            raise ConfigurationError(
+                f"there is one folder to merge, {', '.join(self.dirs)!r}, expected at least two"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``merge A/ B/``: join the parts of one evaluation into one folder."""
+"""``merge DIR DIR ...``: join the parts of one evaluation into one folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 def run(flags: MergeFlags, program: Program) -> int:
     """Merge, print the table of the whole and return the exit code."""
-    output, parts = Path(flags.output_dir), [Path(flags.a), Path(flags.b)]
+    output, parts = Path(flags.output_dir), [Path(name) for name in flags.dirs]
     # Of several tasks there is a folder for each.
     tasks = sorted({path.parent.name for part in parts for path in part.glob("*/summary.json")})
     if not tasks or any((part / "summary.json").exists() for part in parts):

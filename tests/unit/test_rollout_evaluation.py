@@ -12,6 +12,7 @@ import imageio_ffmpeg
 import pytest
 from rollout_fakes import FakePolicyServer, FakePolicySession, FakeSimulatorServer, FakeSimulatorSession
 
+from robowire.cli.main import main
 from robowire.errors import (
     BackendError,
     ConfigurationError,
@@ -997,6 +998,20 @@ def test_merged_shards_are_the_whole(tmp_path: Path) -> None:
         "episode_000",
         "episode_001",
     ]
+
+
+def test_any_number_of_parts_is_merged_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(tmp_path / "whole")
+    for shard in ("1/3", "2/3", "3/3"):
+        run(tmp_path / shard[0], shard=shard)
+    folders = [str(tmp_path / number) for number in "123"]
+    assert main(["merge", *folders, "--output_dir", str(tmp_path / "merged")]) == 0
+    assert "episodes     10 of 10, " in capsys.readouterr().out
+    assert [written(tmp_path / "merged")[name] for name in FIGURES] == [whole[name] for name in FIGURES]
+    assert main(["merge", folders[0]]) == 2
+    assert capsys.readouterr().err.endswith("expected at least two\n")
 
 
 def test_merged_parts_with_a_gap_can_be_resumed(tmp_path: Path) -> None:

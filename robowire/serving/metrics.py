@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -13,6 +14,9 @@ __all__ = ["Metrics"]
 
 # Enough for a p99 that ten samples stand behind, and short enough to follow what a server does now.
 WINDOW = 1000
+
+# What happened is queued, without a lock, and counted when somebody asks or so many wait.
+_COUNT_AT = 256
 
 # Upper bounds of the histogram of batch sizes.
 _BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -28,7 +32,11 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
-        self._lock = threading.Lock()
+        # Written by any thread: appending is atomic. A tuple (bytes_received, bytes_sent) is a request,
+        # (operation, seconds) an operation, and a list the waits of a batch.
+        self._pending: deque[tuple[int, int] | tuple[str, float] | list[float]] = deque()
+        self._numbers: dict[str, itertools.count[int]] = {}
+        self._lock = threading.Lock()  # guards what follows
         self._totals: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._durations: dict[str, deque[float]] = {}
@@ -59,10 +67,7 @@ class Metrics:
 
     def request(self, *, bytes_received: int = 0, bytes_sent: int = 0) -> None:
         """Count a request that was answered."""
-        with self._lock:
-            self._totals["requests"] += 1
-            self._totals["bytes_received"] += bytes_received
-            self._totals["bytes_sent"] += bytes_sent
+        self._count_later((bytes_received, bytes_sent))
 
     def error(self, error_type: str) -> None:
         """Count an error, by its code on the wire, or ``unreadable`` for a payload that got no answer."""
@@ -75,27 +80,54 @@ class Metrics:
         Args:
             waited_s: For each of its observations, the seconds that it waited for the device.
         """
-        with self._lock:
-            self._batches[len(waited_s)] += 1
-            self._durations.setdefault("wait", deque(maxlen=WINDOW)).extend(waited_s)
-            self._operations["wait"] += len(waited_s)
+        self._count_later([*waited_s])
 
     def observe(self, operation: str, seconds: float) -> int:
         """Record the duration of an operation, and return how often it was done so far."""
-        with self._lock:
-            self._durations.setdefault(operation, deque(maxlen=WINDOW)).append(seconds)
-            self._operations[operation] += 1
-            return self._operations[operation]
+        numbers = self._numbers.get(operation) or self._numbers.setdefault(operation, itertools.count(1))
+        self._count_later((operation, seconds))
+        return next(numbers)
+
+    def _count_later(self, event: tuple[int, int] | tuple[str, float] | list[float]) -> None:
+        self._pending.append(event)
+        if len(self._pending) >= _COUNT_AT:
+            with self._lock:
+                self._count()
+
+    def _count(self) -> None:
+        """Count what is queued; the lock is held."""
+        totals, pending = self._totals, self._pending
+        for _ in range(len(pending)):
+            event = pending.popleft()
+            if isinstance(event, list):
+                self._batches[len(event)] += 1
+                self._window("wait").extend(event)
+                self._operations["wait"] += len(event)
+            elif isinstance(event[0], str):
+                self._window(event[0]).append(event[1])
+                self._operations[event[0]] += 1
+            else:
+                totals["requests"] += 1
+                totals["bytes_received"] += event[0]
+                totals["bytes_sent"] += int(event[1])
+
+    def _window(self, operation: str) -> deque[float]:
+        window = self._durations.get(operation)
+        if window is None:
+            window = self._durations[operation] = deque(maxlen=WINDOW)
+        return window
 
     def quantile_ms(self, operation: str, share: float) -> float:
         """Return the milliseconds that ``share`` of the latest operations did not exceed; 0 without any."""
         with self._lock:
+            self._count()
             durations = sorted(self._durations.get(operation, ()))
         return _quantile(durations, share) * 1e3
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything as plain data, for ``stats`` and ``STATS``."""
         with self._lock:
+            self._count()
             batches = sum(self._batches.values())
             rows = sum(size * count for size, count in self._batches.items())
             result = {

@@ -96,7 +96,9 @@ class Service(ABC, Generic[S]):
         self.recorder: Recorder | None = None
         self._token = token
         self._guard = TokenGuard()
-        self._requests = threading.Condition()  # guards the next three
+        self._lock = threading.Lock()  # guards the next four
+        self._idle = threading.Condition(self._lock)
+        self._idle_awaited = False
         self._next_id = 1
         self._in_hand = 0
         self._draining = False
@@ -105,7 +107,7 @@ class Service(ABC, Generic[S]):
 
     def open_session(self, peer: Peer) -> S:
         """Return the session of a client that has just connected."""
-        with self._requests:
+        with self._lock:
             number, self._next_id = self._next_id, self._next_id + 1
         session = self._make_session(number, peer, authenticated=self._token is None)
         self.metrics.session_opened()
@@ -163,12 +165,15 @@ class Service(ABC, Generic[S]):
         """
         session.requests += 1
         try:
-            with self.request_in_hand(session, greets=exchange.method == "hello"):
+            self._begin_request(session, greets=exchange.method == "hello")
+            try:
                 request = exchange.read()
                 if request.method == "hello":
                     challenge = self._challenge(session, request.params)
                     return exchange.reply(challenge or self._hello(session, request.params))
                 return exchange.reply(self._execute(session, request))
+            finally:
+                self._end_request()
         except RequestError as exc:
             self.count_error(exc, str(session))
             return exchange.failure(exc)
@@ -192,18 +197,25 @@ class Service(ABC, Generic[S]):
             Unauthenticated: The session has not sent the token.
             ShuttingDown: The service accepts no new requests.
         """
-        if not greets and session is not None:
-            session.require_authenticated()
-        with self._requests:
-            if self._draining and not greets:
-                raise ShuttingDown("the server shuts down and takes no new requests")
-            self._in_hand += 1
+        self._begin_request(session, greets=greets)
         try:
             yield
         finally:
-            with self._requests:
-                self._in_hand -= 1
-                self._requests.notify_all()
+            self._end_request()
+
+    def _begin_request(self, session: S | None, *, greets: bool) -> None:
+        if not greets and session is not None:
+            session.require_authenticated()
+        with self._lock:
+            if self._draining and not greets:
+                raise ShuttingDown("the server shuts down and takes no new requests")
+            self._in_hand += 1
+
+    def _end_request(self) -> None:
+        with self._lock:
+            self._in_hand -= 1
+            if self._idle_awaited:
+                self._idle.notify_all()
 
     def count_error(self, error: RequestError, client: str) -> None:
         """Count and log a typed error that a client receives."""
@@ -285,10 +297,9 @@ class Service(ABC, Generic[S]):
 
     def wait_until_idle(self, deadline: float) -> bool:
         """Return whether no request is in hand, at the latest at the deadline."""
-        with self._requests:
-            return self._requests.wait_for(
-                lambda: not self._in_hand, timeout=max(deadline - time.monotonic(), 0)
-            )
+        with self._lock:
+            self._idle_awaited = True
+            return self._idle.wait_for(lambda: not self._in_hand, timeout=max(deadline - time.monotonic(), 0))
 
     def close(self) -> None:
         """Free everything; requests that are still in hand fail. May be called twice."""

@@ -131,7 +131,9 @@ class Connection:
             while True:
                 until = first_deadline if deadline is None else deadline
                 left_s = None if until is None else max(until - self._clock(), 1e-3)
-                received = self.stream.recv_into(self.decoder.get_buffer(), left_s)
+                received = self.stream.recv_into(
+                    self.decoder.get_buffer(), left_s, whole=self.decoder.in_payload
+                )
                 if received == 0:
                     self.decoder.receive_eof()
                     return None

@@ -14,8 +14,10 @@ import contextlib
 import errno
 import selectors
 import socket
+import struct
+import sys
 import time
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar, Union
 
 from robowire.address import join_address
 from robowire.errors import ConnectFailed, ConnectionLost, RequestTimeout, TlsFailed, TransportError
@@ -29,6 +31,8 @@ __all__ = ["Buffer", "Stream", "pieces", "wait_for"]
 
 Buffer = Union[bytes, bytearray, memoryview]
 
+T = TypeVar("T")
+
 # The kernel takes at most this many buffers in one call (IOV_MAX is 1024 on Linux and macOS).
 _MAX_BUFFERS = 1024
 
@@ -41,6 +45,20 @@ _SCRATCH = 64 * 1024
 
 # Waiting takes one system call with `poll`, and any file descriptor. `select` is what Windows has.
 _Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+# Where the kernel keeps a blocking socket's timeouts, a call is one system call; a socket with a timeout of
+# Python's is polled before each. The option's value is a C struct of two longs, seconds and microseconds.
+_KERNEL_TIMEOUTS = sys.platform == "linux" and struct.calcsize("l") == 8
+_TIMEVAL = struct.Struct("ll")
+
+# Longest wait in the kernel, after which the deadline is looked at: a request whose deadline is later needs
+# no system call that sets a timeout.
+_LONGEST_WAIT_S = 5.0
+
+# A Unix socket waits so long for each 32 KiB or so that the peer takes, whatever the call's length; so calls
+# are short and waits too.
+_UNIX_SEND = 1024 * 1024
+_UNIX_SEND_WAIT_S = 0.25
 
 # First byte of a TLS handshake, and so of everything that a TLS client says first.
 _HANDSHAKE = b"\x16"
@@ -112,7 +130,15 @@ class Stream:
         self._clock = clock
         self._tls: TlsLayer | None = None
         self._gathers = hasattr(sock, "sendmsg")  # not on Windows
+        self._kernel_timeouts = _KERNEL_TIMEOUTS and isinstance(sock, socket.socket)
+        self._is_unix = hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
+        self._waits = {
+            "SO_RCVTIMEO": 0.0,
+            "SO_SNDTIMEO": 0.0,
+        }  # seconds that the kernel has; 0 waits for ever
         try:
+            if self._kernel_timeouts:
+                sock.settimeout(None)
             self.peer = _address(sock.getpeername())
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 # Without this, two small sends meet Nagle and delayed acknowledgement: 44 ms a request.
@@ -231,7 +257,7 @@ class Stream:
             raise self._lost(exc) from exc
         return address[0] if isinstance(address, tuple) else ""
 
-    def recv_into(self, buffer: memoryview, timeout_s: float | None) -> int:
+    def recv_into(self, buffer: memoryview, timeout_s: float | None, *, whole: bool = False) -> int:
         """Fill the beginning of ``buffer`` and return how many bytes came; 0 is the end of the stream.
 
         An end without TLS's ``close_notify`` is an end too: what is cut short shows in the framing.
@@ -239,6 +265,8 @@ class Stream:
         Args:
             buffer: Not empty.
             timeout_s: Seconds to wait for the first byte; ``None`` waits for ever.
+            whole: The caller needs all of it: where the kernel can, it waits for as much as comes within the
+                timeout, in one system call.
 
         Raises:
             RequestTimeout: Nothing came in time.
@@ -248,6 +276,15 @@ class Stream:
         try:
             if self._tls is not None:
                 received = self._tls.recv_into(buffer, timeout_s)
+            elif self._kernel_timeouts:
+                flags = socket.MSG_WAITALL if whole else 0
+                self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
+                try:
+                    received = self.sock.recv_into(buffer, 0, flags)
+                except BlockingIOError:
+                    received = self._again(
+                        lambda: self.sock.recv_into(buffer, 0, flags), "SO_RCVTIMEO", timeout_s
+                    )
             else:
                 self.sock.settimeout(timeout_s)
                 received = self.sock.recv_into(buffer)
@@ -274,16 +311,69 @@ class Stream:
                     self._send_piece(piece, deadline)
                 return
             views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
-            while views:
-                self.sock.settimeout(max(deadline - self._clock(), 1e-3))
-                sent = self.sock.sendmsg(views[:_MAX_BUFFERS])
+            left_s = timeout_s
+            while True:
+                sent = self._send_some(views, left_s)
                 self.bytes_sent += sent
                 while views and sent >= len(views[0]):
                     sent -= len(views.pop(0))
-                if sent:
-                    views[0] = views[0][sent:]
+                if not views:
+                    return
+                views[0] = views[0][sent:]
+                left_s = max(deadline - self._clock(), 1e-3)
         except OSError as exc:
             raise self._failed(exc, timeout_s, "did not read our bytes within") from exc
+
+    def _send_some(self, views: list[memoryview], left_s: float) -> int:
+        some = views[:_MAX_BUFFERS] if len(views) > _MAX_BUFFERS else views
+        if not self._kernel_timeouts:
+            self.sock.settimeout(left_s)
+            return self.sock.sendmsg(some)
+        if self._is_unix and sum(map(len, some)) > _UNIX_SEND:
+            some = [views[0][:_UNIX_SEND]]
+        longest_s = _UNIX_SEND_WAIT_S if self._is_unix else _LONGEST_WAIT_S
+        self._let_wait("SO_SNDTIMEO", left_s, longest_s)
+        try:
+            return self.sock.sendmsg(some)
+        except BlockingIOError:
+            return self._again(lambda: self.sock.sendmsg(some), "SO_SNDTIMEO", left_s, longest_s)
+
+    def _let_wait(self, option: str, seconds: float | None, longest_s: float) -> None:
+        """Make the kernel wait in the next call: not longer than ``seconds``."""
+        wait_s = longest_s if seconds is None or seconds >= longest_s else seconds
+        # A shorter wait than needed costs a repetition, a longer one would miss the deadline.
+        if wait_s / 2 <= self._waits[option] <= wait_s:
+            return
+        self._set_wait(option, wait_s)
+
+    def _set_wait(self, option: str, seconds: float) -> None:
+        whole, part = divmod(max(seconds, 1e-3), 1)  # the kernel reads 0 as for ever
+        value = _TIMEVAL.pack(int(whole), int(part * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, getattr(socket, option), value)
+        self._waits[option] = seconds
+
+    def _again(
+        self,
+        call: Callable[[], T],
+        option: str,
+        timeout_s: float | None,
+        longest_s: float | None = None,
+    ) -> T:
+        """Return ``call()``, once the kernel has waited for it in vain, until ``timeout_s`` is over.
+
+        Raises:
+            socket.timeout: It is over.
+        """
+        deadline = None if timeout_s is None else self._clock() + timeout_s - self._waits[option]
+        while True:
+            left_s = None if deadline is None else deadline - self._clock()
+            if left_s is not None and left_s <= 0:
+                raise socket.timeout("timed out")
+            self._let_wait(option, left_s, longest_s or _LONGEST_WAIT_S)
+            try:
+                return call()
+            except BlockingIOError:
+                pass
 
     def _send_piece(self, piece: memoryview, deadline: float) -> None:
         while piece:
@@ -319,6 +409,14 @@ class Stream:
         try:
             if self._tls is not None:
                 return self._tls.peek(size, timeout_s)
+            if self._kernel_timeouts:
+                self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
+                try:
+                    return self.sock.recv(size, socket.MSG_PEEK)
+                except BlockingIOError:
+                    return self._again(
+                        lambda: self.sock.recv(size, socket.MSG_PEEK), "SO_RCVTIMEO", timeout_s
+                    )
             self.sock.settimeout(timeout_s)
             return self.sock.recv(size, socket.MSG_PEEK)
         except OSError as exc:
@@ -406,6 +504,7 @@ class Stream:
             do_handshake_on_connect=False,
             suppress_ragged_eofs=False,
         )
+        self._kernel_timeouts = False
         self.sock = wrapped  # before the handshake, so that shutdown ends it
         self._tls = TlsLayer(wrapped, clock=self._clock)
         self._tls.handshake(timeout_s)

@@ -12,6 +12,7 @@ stream that begins with a letter is text, one request a line, from its first byt
 from __future__ import annotations
 
 import struct
+import sys
 
 from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
 
@@ -34,7 +35,21 @@ MAX_LINE = 8192
 _FIRST_STEP = 1024 * 1024
 _GROWTH = 8
 
+# A payload of these sizes is kept for the next one of the same length, once nobody holds it any more: what it
+# costs to allocate, clear and map grows with its size. 200 connections then keep 1.6 GB at most.
+_KEPT_MIN, _KEPT_MAX = 32 * 1024, 8 * 1024 * 1024
+
 _LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+def _references(kept: list[bytearray]) -> int:
+    return sys.getrefcount(kept[0])
+
+
+# References to a payload that only the list holds; whatever else views it holds one more. Without a global
+# lock another thread's references may not be counted yet.
+_COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+_ALONE = _references([bytearray(1)]) if _COUNTS else 0
 
 
 class TextLine(str):
@@ -81,6 +96,7 @@ class FrameDecoder:
         self._header = bytearray(_LENGTH.size)
         self._payload: bytearray | None = None  # None while the header is incomplete
         self._length = 0  # announced for it
+        self._kept: list[bytearray] = []  # the payload before, whose memory the next one may use
         self._target = memoryview(self._header)  # the part being filled
         self._filled = 0  # bytes of it filled so far
         self._line: bytearray | None = None  # not None once the stream turned out to be text
@@ -90,6 +106,11 @@ class FrameDecoder:
     def mid_frame(self) -> bool:
         """Whether a frame or a line has begun and is not complete."""
         return self._payload is not None or self._filled > 0 or bool(self._line)
+
+    @property
+    def in_payload(self) -> bool:
+        """Whether all of :meth:`get_buffer` is needed: it is a part of the current payload."""
+        return self._payload is not None
 
     def get_buffer(self) -> memoryview:
         """Return the part of the current header or payload still missing. Never empty."""
@@ -101,7 +122,8 @@ class FrameDecoder:
         """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
 
         Returns:
-            The payload (the caller owns it) or line if it is now complete, else ``None``.
+            The payload or line if it is now complete, else ``None``. A payload is the caller's as long as
+            anything refers to it; then its memory is used for the next one.
 
         Raises:
             FrameTooLarge: The peer announced more than ``max_payload`` bytes, or a line is longer than
@@ -121,7 +143,7 @@ class FrameDecoder:
             if length > self.max_payload:
                 raise FrameTooLarge(length, self.max_payload)
             self._length = length
-            self._payload = bytearray(min(length, _FIRST_STEP))
+            self._payload = self._allocate(length)
             self._target, self._filled = memoryview(self._payload), 0
             if length:
                 return None
@@ -133,7 +155,17 @@ class FrameDecoder:
         payload = self._payload
         self._payload = None
         self._target, self._filled = memoryview(self._header), 0
+        if _COUNTS and _KEPT_MIN <= self._length <= _KEPT_MAX:
+            self._kept.append(payload)
         return payload
+
+    def _allocate(self, length: int) -> bytearray:
+        """Return memory for the beginning of a payload: that of the last one where it is free."""
+        kept = self._kept
+        if kept and len(kept[0]) == length and _references(kept) == _ALONE:
+            return kept.pop()
+        kept.clear()
+        return bytearray(min(length, _FIRST_STEP))
 
     def receive_eof(self) -> None:
         """Process the end of the stream.

@@ -6,9 +6,10 @@ import selectors
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from certificates import Certificates
@@ -21,6 +22,7 @@ from robowire.errors import (
     TlsFailed,
     TransportError,
 )
+from robowire.transport import stream as stream_module
 from robowire.transport.connection import Connection
 from robowire.transport.stream import Stream
 from robowire.transport.tls import client_tls, server_tls
@@ -449,3 +451,86 @@ def test_waiting_needs_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not one.ended()
     one.close()
     other.close()
+
+
+# timeouts of the kernel
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stream, Stream]]:
+    """Two ends of a connection, whose kernel waits less long than a call may take."""
+    monkeypatch.setattr(stream_module, "_LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(stream_module, "_UNIX_SEND_WAIT_S", 0.02)
+    if request.param == "tcp":
+        with pair(None, None) as streams:
+            yield streams
+        return
+    ours, theirs = (Stream(sock) for sock in socket.socketpair(socket.AF_UNIX))
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_waiting_in_parts_ends_at_the_deadline(plain: tuple[Stream, Stream]) -> None:
+    ours, _ = plain
+    calls = (
+        lambda: ours.recv_into(memoryview(bytearray(10)), 0.12),
+        lambda: ours.recv_into(memoryview(bytearray(10)), 0.12, whole=True),
+        lambda: ours.peek(1, 0.12),
+        lambda: ours.send([bytes(16 << 20)], 0.12),
+    )
+    for call in calls:
+        begun = time.monotonic()
+        with pytest.raises(RequestTimeout):
+            call()
+        assert 0.1 <= time.monotonic() - begun < 1
+
+
+def test_what_comes_after_some_waits_is_received(plain: tuple[Stream, Stream]) -> None:
+    ours, theirs = plain
+    buffer = bytearray(10)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(ours.recv_into, memoryview(buffer), None)
+        time.sleep(0.12)
+        theirs.send([b"abc"], 5)
+        assert received.result(timeout=5) == 3
+        whole = pool.submit(ours.recv_into, memoryview(buffer), 5, whole=True)
+        theirs.send([b"0123456789"], 5)
+        assert whole.result(timeout=5) == 10
+    assert buffer == b"0123456789"
+
+
+def test_a_peer_that_sends_a_byte_now_and_then_runs_out_of_time(plain: tuple[Stream, Stream]) -> None:
+    ours, theirs = plain
+    connection = Connection(ours)
+    stop = threading.Event()
+
+    def dribble() -> None:
+        with suppress(TransportError):
+            theirs.send([b"\x00\x00\x10\x00"], 5)
+            while not stop.wait(0.03):
+                theirs.send([b"x"], 5)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(dribble)
+        begun = time.monotonic()
+        with pytest.raises(RequestTimeout, match="did not finish a frame within"):
+            connection.receive(wait_s=5, finish_s=0.3)
+        assert 0.25 <= time.monotonic() - begun < 1.5
+        stop.set()
+
+
+def test_a_request_needs_no_call_that_sets_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    with pair(None, None) as (ours, theirs):
+        real = Stream._set_wait
+
+        def counted(self: Stream, option: str, seconds: float) -> None:
+            calls.append(seconds)
+            real(self, option, seconds)
+
+        monkeypatch.setattr(Stream, "_set_wait", counted)
+        for _ in range(3):
+            ours.send([b"abc"], 30)
+            assert theirs.recv_into(memoryview(bytearray(3)), 60, whole=True) == 3
+    assert len(calls) <= 2

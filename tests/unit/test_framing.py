@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -176,3 +179,48 @@ def test_memory_follows_the_bytes_that_came_and_not_those_announced() -> None:
         payload = decoder.buffer_updated(len(buffer))
     assert sizes == [1 << 20, 7 << 20, 56 << 20]
     assert payload == b"\x01" * (1 << 20) + b"\x02" * (7 << 20) + b"\x03" * (56 << 20)
+
+
+def next_payload(decoder: FrameDecoder, payload: bytes) -> bytearray:
+    """Return what the decoder makes of a frame."""
+    stream = memoryview(frame_header(len(payload)) + payload)
+    event = None
+    while stream:
+        buffer = decoder.get_buffer()[: len(stream)]
+        buffer[:] = stream[: len(buffer)]
+        stream = stream[len(buffer) :]
+        event = decoder.buffer_updated(len(buffer))
+    assert isinstance(event, bytearray)
+    return event
+
+
+HELD: dict[str, Callable[[bytearray], Any]] = {
+    "nothing": lambda payload: None,
+    "the payload": lambda payload: payload,
+    "a memoryview": lambda payload: memoryview(payload)[10:20],
+    "an array": lambda payload: np.ndarray((4,), np.uint8, payload, 10),
+    "an array from a buffer": lambda payload: np.frombuffer(payload, np.uint8)[10:20].reshape(2, 5),
+}
+
+
+@pytest.mark.parametrize("size", [1000, 40_000, 3_000_000, 9_000_000])
+@pytest.mark.parametrize("held", HELD)
+def test_the_memory_of_a_payload_is_used_again_only_where_nobody_holds_it(held: str, size: int) -> None:
+    decoder = FrameDecoder()
+    first = next_payload(decoder, b"a" * size)
+    address = np.frombuffer(first, np.uint8).ctypes.data
+    holder = HELD[held](first)
+    del first
+    second = next_payload(decoder, b"b" * size)
+    assert second == b"b" * size
+    if holder is not None:
+        assert bytes(memoryview(holder).cast("B")[:1] if held != "an array from a buffer" else b"a") == b"a"
+        assert np.frombuffer(second, np.uint8).ctypes.data != address
+    elif 32 * 1024 <= size <= 8 << 20:
+        assert np.frombuffer(second, np.uint8).ctypes.data == address
+
+
+def test_a_payload_of_another_length_does_not_use_the_memory_of_the_last() -> None:
+    decoder = FrameDecoder()
+    for size in (50_000, 49_999, 50_000, 10, 50_000):
+        assert next_payload(decoder, bytes([size % 251]) * size) == bytes([size % 251]) * size

@@ -19,6 +19,10 @@ WAIT_SHARE = 0.5
 # takes to be scheduled.
 _MARGIN, _MARGIN_S = 1.25, 0.0005
 
+# A wait that is shorter than a thread takes to be scheduled is none: with a policy of microseconds nobody is
+# looked up among hundreds of clients.
+_LEAST_WAIT_S = 0.0001
+
 # How much of a slow arrival is remembered at the next, and of a batch's duration at the next batch.
 _KEEP = 0.8
 
@@ -92,8 +96,11 @@ class Arrivals:
         """
         # Waiting delays everyone by the wait, and saves everyone one fixed cost of a batch: it pays up to
         # that, and not at all where a batch of two takes twice as long as one.
-        latest = now + min(self._share * self._seconds, self._costs.fixed_s())
         self._awaited.clear()
+        wait_s = self._share * self._seconds
+        if wait_s < _LEAST_WAIT_S:
+            return now
+        latest = now + min(wait_s, self._costs.fixed_s())
         until = now
         for client, entry in list(self._clients.items()):
             if entry.answered_at is None:
@@ -115,11 +122,11 @@ class _BatchCosts:
         self._weight = self._rows = self._seconds = self._rows2 = self._product = 0.0
 
     def add(self, rows: int, seconds: float) -> None:
-        values = (1.0, rows, seconds, rows * rows, rows * seconds)
-        sums = (self._weight, self._rows, self._seconds, self._rows2, self._product)
-        self._weight, self._rows, self._seconds, self._rows2, self._product = (
-            _KEEP * kept + value for kept, value in zip(sums, values)
-        )
+        self._weight = _KEEP * self._weight + 1.0
+        self._rows = _KEEP * self._rows + rows
+        self._seconds = _KEEP * self._seconds + seconds
+        self._rows2 = _KEEP * self._rows2 + rows * rows
+        self._product = _KEEP * self._product + rows * seconds
 
     def fixed_s(self) -> float:
         """Return seconds; infinity while every batch had the same size, since nothing is known then."""

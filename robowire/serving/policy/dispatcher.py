@@ -119,7 +119,8 @@ class Dispatcher:
         self._max_batch_size = options.max_batch_size or (
             policy.max_batch_size if isinstance(policy, Batched) else DEFAULT_MAX_BATCH_SIZE
         )
-        self._changed = threading.Condition()  # guards what follows
+        self._lock = threading.Lock()  # guards what follows
+        self._changed = threading.Condition(self._lock)
         self._queue: BatchQueue[_Ticket] = BatchQueue(
             max_batch_size=self._max_batch_size,
             max_wait_s=(options.max_wait_ms or 0) / 1e3,
@@ -167,14 +168,14 @@ class Dispatcher:
                 check_observation(observation, self.spec)
             else:
                 check_values(observation)
-        tickets = [_Ticket(observation, client, started, has_left) for observation in observations]
-        with self._changed:
+        tickets: list[_Ticket] = []
+        with self._lock:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
             if client is not None:
                 self._arrivals.arrived(client, started)
-            runs_here = len(tickets) == 1 and self._take_policy(started)
-            if not runs_here:
+            if not (len(observations) == 1 and self._take_policy(started)):
+                tickets = [_Ticket(observation, client, started, has_left) for observation in observations]
                 self._queue.put(
                     [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
                     now=started,
@@ -183,12 +184,10 @@ class Dispatcher:
                 # While others are awaited, waking the dispatcher for each arrival would delay them.
                 if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
                     self._changed.notify_all()
-        if runs_here:
-            try:
-                self._infer(tickets)
-            finally:
-                self._give_policy()
-        answers = [ticket.wait() for ticket in tickets]
+        if tickets:
+            answers = [ticket.wait() for ticket in tickets]
+        else:
+            answers = [self._infer_here(observations[0], client, started)]
         # A batch of one, the common case, needs no copy.
         chunks = [chunk for chunk, _ in answers]
         actions = chunks[0][:, np.newaxis] if len(chunks) == 1 else np.stack(chunks, axis=1)
@@ -203,7 +202,7 @@ class Dispatcher:
 
     def end(self, client: Hashable) -> None:
         """Forget a client: no batch waits for it. Its rows that wait ask whether it is there."""
-        with self._changed:
+        with self._lock:
             self._arrivals.forget(client)
             self._changed.notify_all()  # it may have been the last that a batch waited for
 
@@ -220,19 +219,40 @@ class Dispatcher:
         self._arrivals.stop_waiting()  # the dispatcher's thread asks again
         return self._busy
 
-    def _give_policy(self) -> None:
-        with self._changed:
-            self._busy = False
-            if len(self._queue) or self._closing:
-                self._changed.notify_all()
+    def _infer_here(self, observation: MetaObs, client: Hashable, since: float) -> tuple[np.ndarray, float]:
+        """Return (n, action_dim) and seconds, computed in the caller's thread, which has the policy."""
+        seconds: float | None = None
+        started = self._clock()
+        ended = started
+        try:
+            (chunk,) = checked_actions(self._policy.infer([observation]), 1, self.spec)
+            ended = self._clock()
+            seconds = ended - started
+        except RequestError:
+            raise
+        except Exception as exc:  # the top of the policy's own code
+            raise _failure(exc) from exc
+        finally:
+            with self._lock:
+                self._busy = False
+                if seconds is not None:
+                    self._latest_s = seconds
+                    self._arrivals.inferred(1, seconds)
+                    self._arrivals.answered(client, ended)
+                if len(self._queue) or self._closing:
+                    self._changed.notify_all()
+        self._metrics.batch((started - since,))
+        if not np.isfinite(chunk).all():
+            raise _not_finite()
+        return chunk, seconds
 
     def close(self, *, timeout_s: float) -> None:
         """Accept nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        with self._changed:
+        with self._lock:
             left = self._in_hand + [ticket for batch in iter(self._queue.take, []) for ticket in batch]
         for ticket in left:
             ticket.answers.put(ShuttingDown("the server shut down before the policy answered"))
@@ -249,7 +269,7 @@ class Dispatcher:
 
     def _next_batch(self) -> list[_Ticket]:
         """Return the rows to work on now; empty when it is closing and nothing is left."""
-        with self._changed:
+        with self._lock:
             while self._busy or not (len(self._queue) or self._closing):
                 self._changed.wait()
             until = self._arrivals.wait_for(self._clock())
@@ -290,14 +310,13 @@ class Dispatcher:
             if isinstance(exc, RequestError):
                 batch[0].answers.put(exc)
                 return
-            logger.exception("the policy failed")
-            batch[0].answers.put(BackendError(f"the policy failed: {type(exc).__name__}: {exc}"[:500]))
+            batch[0].answers.put(_failure(exc))
             return
         ended = self._clock()
         seconds = ended - started
         self._latest_s = seconds
         self._metrics.batch([started - ticket.since for ticket in batch])
-        with self._changed:
+        with self._lock:
             self._arrivals.inferred(len(batch), seconds)
             for ticket in batch:
                 self._arrivals.answered(ticket.client, ended)
@@ -305,13 +324,12 @@ class Dispatcher:
             if np.isfinite(chunk).all():
                 ticket.answers.put((chunk, seconds))
             else:
-                logger.warning("the policy answered with numbers that are not finite")
-                ticket.answers.put(BackendError("the policy answered with numbers that are not finite"))
+                ticket.answers.put(_not_finite())
 
     def _report(self, count: int) -> None:
         if count < self._next_report_count:  # looked at again below, under the lock
             return
-        with self._changed:
+        with self._lock:
             now = self._clock()
             due = count >= self._next_report_count and now >= self._next_report_at
             if due:
@@ -319,3 +337,13 @@ class Dispatcher:
         if due:
             p50, p99 = (self._metrics.quantile_ms("infer", share) for share in (0.5, 0.99))
             logger.info("%d inferences, the latest with p50 %.1f ms, p99 %.1f ms", count, p50, p99)
+
+
+def _failure(exc: Exception) -> BackendError:
+    logger.error("the policy failed", exc_info=exc)
+    return BackendError(f"the policy failed: {type(exc).__name__}: {exc}"[:500])
+
+
+def _not_finite() -> BackendError:
+    logger.warning("the policy answered with numbers that are not finite")
+    return BackendError("the policy answered with numbers that are not finite")

@@ -38,7 +38,7 @@ def check_values(observation: MetaObs) -> None:
     # One of these in a batch can make every action of the batch NaN, and a robot can't execute NaN.
     for name in ("state", "state_ee", "state_joint"):
         value = getattr(observation, name)
-        if value is not None and not np.isfinite(value).all():
+        if value is not None and not np.logical_and.reduce(np.isfinite(value), axis=None):
             bad = int(np.flatnonzero(~np.isfinite(value))[0])
             raise SpecMismatch(f"{name}[{bad}] is {value.reshape(-1)[bad]}, expected finite numbers")
 

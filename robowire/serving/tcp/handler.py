@@ -140,10 +140,11 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
     def _exchange(self) -> bool:
         """Serve one request, and return whether there may be another.
 
-        A method of its own, so that a payload is freed before the next one is received.
+        A method of its own, so that nothing holds a payload when the next one is received.
         """
         session, connection, options = self._session, self._connection, self.server.options
-        received_before, sent_before = connection.bytes_received, connection.bytes_sent
+        stream = connection.stream
+        received_before, sent_before = stream.bytes_received, stream.bytes_sent
         # A client without the token may neither make us allocate memory nor keep its place.
         trusted = session.authenticated if session is not None else not self.server.service.needs_token
         limit = options.max_payload if trusted else min(UNAUTHENTICATED_MAX_PAYLOAD, options.max_payload)
@@ -178,11 +179,12 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
                 self.server.service.metrics.session_refused()
                 buffers, more = encode_frame(error_reply(self.server.overloaded())), False
         connection.send(buffers, timeout_s=options.send_timeout_s)
-        sent = connection.bytes_sent - sent_before
+        sent = stream.bytes_sent - sent_before
         self.server.service.metrics.request(
-            bytes_received=connection.bytes_received - received_before, bytes_sent=sent
+            bytes_received=stream.bytes_received - received_before, bytes_sent=sent
         )
-        logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
 
     def _count_unreadable(self, error: RemoteProtocolError) -> None:

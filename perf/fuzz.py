@@ -31,9 +31,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -58,6 +58,7 @@ from robowire.serving.tcp import TcpOptions
 from robowire.testing import FAKE_SIMULATORS, EchoPolicy
 from robowire.wire.codecs import CallCodec, PolicyCodec
 from robowire.wire.methods import METHODS
+from robowire.wire.packed import read_layout
 from robowire.wire.pickle.writer import encode
 
 # Inputs between two looks at whether an honest client is served.
@@ -81,14 +82,34 @@ _NASTY = [
 ]
 
 
+# Declarations of a layout: fields that observations have, and such that are refused.
+_FIELDS = [
+    ["state", "<f4", [3]],
+    ["state", "<f8", [2, 3]],
+    ["state", "|b1", [3]],
+    ["state", "<f4", [5_000_000, 0]],
+    ["state", "<f4", [2**26, 2**26]],
+    ["image", "|u1", [1, 3, 4, 4]],
+    ["image", "|u1", [2, 1, 3, 4, 4]],
+    ["image", "jpeg", [1, 3, 4, 4]],
+    ["raw_lang", "utf8", []],
+    ["raw_lang", "utf8", [2]],
+    ["raw_lang", "utf8", [4097]],
+    ["timestep", "<i8", [2, 1]],
+    ["odd", "<f2", [0, 7]],
+    ["state", "O", [3]],
+    ["state", "<f4", -1],
+]
+
+
+@dataclass
 class Session:
     """What a codec knows of a client."""
 
-    said_hello = True
-
-    packed = False
-    layouts: ClassVar[dict[int, Any]] = {}
-    reply = "chunk"
+    said_hello: bool = True
+    packed: bool = False
+    layouts: dict[int, Any] = field(default_factory=dict)
+    reply: str = "chunk"
 
 
 class Fuzzer:
@@ -142,6 +163,29 @@ class Fuzzer:
             data = b"\x80\x05N."
         return self.mutated(data)
 
+    def layout(self) -> dict[str, Any]:
+        """Return the declaration of a layout, in most cases one that is read."""
+        rng = self.rng
+        fields = rng.sample(_FIELDS, rng.randrange(1, 5)) if rng.random() < 0.5 else [_FIELDS[0], _FIELDS[8]]
+        number = rng.choice([0, 0, 0, 1, 15, 16, -1, *_NASTY[:3]])
+        return {"layout": number, "fields": fields if rng.random() < 0.95 else rng.choice(_NASTY)}
+
+    def packed(self, declared: dict[str, Any]) -> bytes:
+        """Return a packed request, mutated in most cases, of a layout where it is one."""
+        rng = self.rng
+        try:
+            layout = read_layout(declared["layout"], declared["fields"])
+        except RequestError:
+            return self.mutated(b"\x01" + rng.randbytes(47))
+        lengths = [rng.choice([0, 1, 5]) for _ in range(layout.items)]
+        size = min(layout.fixed_size, 4096)
+        head = struct.pack("<BBHIq", 1, rng.choice([0, 0, 0, 1, 255]), layout.number, 0, rng.choice([0, -1]))
+        head += struct.pack(f"<{layout.items}I", *lengths)
+        body = bytes(size - len(head)) if rng.random() < 0.5 else rng.randbytes(max(size - len(head), 0))
+        data = head + body + b"lift!" * layout.items
+        data = data[: layout.fixed_size + sum(lengths)]
+        return self.mutated(data) if rng.random() < 0.7 else data
+
     def mutated(self, data: bytes) -> bytes:
         """Return bytes with some of them changed, inserted, left out, repeated or cut off."""
         rng, mutated = self.rng, bytearray(data)
@@ -165,11 +209,22 @@ def fuzz_codecs(fuzzer: Fuzzer, until: float) -> None:
     """Read payloads in process; only errors of the wire may be raised."""
     codecs = [PolicyCodec(("front",)), PolicyCodec(None), CallCodec()]
     while time.monotonic() < until:
-        payload = fuzzer.payload()
+        session, payload = Session(), fuzzer.payload()
+        if fuzzer.rng.random() < 0.3:
+            declared = fuzzer.layout()
+            session.packed, payload = True, fuzzer.packed(declared)
+            try:
+                call = bytearray(b"".join(map(bytes, encode({"method": "layout", **declared}))))
+                layout = codecs[1].exchange(call, session).read().params["layout"]
+                session.layouts[layout.layout.number] = layout
+            except (RemoteProtocolError, RequestError):
+                pass
+            except Exception as exc:
+                fuzzer.fail("codec", bytes(call), f"layout raised {type(exc).__name__}: {exc}"[:300])
         fuzzer.inputs["codec"] += 1
         for codec in codecs:
             try:
-                codec.exchange(bytearray(payload), Session()).read()
+                codec.exchange(bytearray(payload), session).read()
             except (RemoteProtocolError, RequestError):
                 continue
             except Exception as exc:
@@ -313,8 +368,14 @@ def _accepts(address: tuple[str, int]) -> bool:
 
 def _send_frames(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
     data = b""
+    declared: dict[str, Any] | None = None
+    if target.service == "policy" and fuzzer.rng.random() < 0.5:
+        declared = fuzzer.layout()
+        for call in ({"method": "hello", "packed": 1}, {"method": "layout", **declared}):
+            payload = b"".join(map(bytes, encode(call)))
+            data += struct.pack("!I", len(payload)) + payload
     for _ in range(fuzzer.rng.randrange(1, 4)):
-        payload = fuzzer.payload()
+        payload = fuzzer.payload() if declared is None else fuzzer.packed(declared)
         data += struct.pack("!I", len(payload)) + payload
     if fuzzer.rng.random() < 0.3:
         data = fuzzer.mutated(data)

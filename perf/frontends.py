@@ -38,6 +38,7 @@ from robowire.frontends.policy_frontends import (  # noqa: E402
     make_policy_frontends,
 )
 from robowire.meta import MetaObs  # noqa: E402
+from robowire.serving.freed_memory import keep_freed_memory  # noqa: E402
 from robowire.serving.policy.server import PolicyServer  # noqa: E402
 from robowire.specs import PolicySpec  # noqa: E402
 
@@ -82,6 +83,7 @@ def serve_robowire(wire: str, fixed_s: float, row_s: float, size: str) -> None:
     """Serve one wire until standard input ends."""
     options = PolicyFrontendOptions(host="127.0.0.1", port=0, max_connections=256, **{f"{wire}_port": 0})
     policy = BenchPolicy(fixed_s, row_s, size, WIRES[wire][1])
+    keep_freed_memory()  # as the program does
     with PolicyServer(policy, options, frontends=make_policy_frontends(options)) as server:
         harness.announce(server.frontends[1].address[1])
         harness.wait_for_end()

@@ -143,10 +143,12 @@ def ask_naive(address: str, image: np.ndarray) -> RoundTrip:
 
 
 def _serve_robowire(unix_socket: str | None) -> None:
+    from robowire.serving.freed_memory import keep_freed_memory
     from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
     from robowire.specs import PolicySpec
     from robowire.testing import ConstantPolicy
 
+    keep_freed_memory()  # as the program does
     policy = ConstantPolicy(
         PolicySpec(state_dim=ACTION_DIM, chunk_size=CHUNK_SIZE, action_dim=ACTION_DIM), value=0.5
     )

@@ -7,6 +7,7 @@ python openpi_peer.py ask PORT SIZE THREADS               prints "ready"; "go SE
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.asyncio.server import serve as websocket_serve
+from websockets.exceptions import ConnectionClosed
 
 
 def ask(port: int, images: dict[str, np.ndarray]) -> Any:
@@ -38,13 +40,14 @@ def serve(fixed_s: float, row_s: float) -> None:
     async def handle(websocket: Any) -> None:
         packer = msgpack_numpy.Packer()
         await websocket.send(packer.pack({}))
-        async for message in websocket:
-            started = time.monotonic()
-            msgpack_numpy.unpackb(message)
-            if fixed_s or row_s:
-                time.sleep(fixed_s + row_s)
-            reply = {"actions": harness.ACTIONS, "server_timing": {"infer_ms": time.monotonic() - started}}
-            await websocket.send(packer.pack(reply))
+        with contextlib.suppress(ConnectionClosed):  # how its clients end
+            async for message in websocket:
+                started = time.monotonic()
+                msgpack_numpy.unpackb(message)
+                if fixed_s or row_s:
+                    time.sleep(fixed_s + row_s)
+                timing = {"infer_ms": time.monotonic() - started}
+                await websocket.send(packer.pack({"actions": harness.ACTIONS, "server_timing": timing}))
 
     async def run() -> None:
         async with websocket_serve(handle, "127.0.0.1", 0, compression=None, max_size=None) as server:

@@ -14,6 +14,7 @@ from robowire.errors import ConfigurationError
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.interfaces import PolicyOptions
 from robowire.registry import Entry, entries, load_policy
+from robowire.serving.freed_memory import keep_freed_memory
 from robowire.serving.policy.server import PolicyServer
 from robowire.serving.tcp import listen
 
@@ -49,6 +50,7 @@ def run(flags: PolicyFlags, program: Program) -> int:
             f"the policy {flags.policy!r} comes with the checkout of robowire, not with the installed "
             "package: name your own with --policy module:function"
         )
+    keep_freed_memory()
     server = make_policy_server(flags, program.policies)
     words = connection_words(flags)
     return serve(

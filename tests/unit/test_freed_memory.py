@@ -1,0 +1,39 @@
+"""Memory that requests free is there for the next ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from robowire.serving.freed_memory import keep_freed_memory
+
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("not set")
+
+def request():
+    body = bytearray(2_800_000)
+    image = bytearray(body)
+
+for _ in range(20):
+    request()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    request()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
+"""
+
+
+def faults(word: str) -> int:
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, word], capture_output=True, text=True, timeout=30)
+    if ended.stderr == "not set\n":
+        pytest.skip("the C library is not glibc")
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout)
+
+
+def test_a_request_after_others_touches_no_new_memory() -> None:
+    assert faults("keep") < 50 < faults("default")

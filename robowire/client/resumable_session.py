@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from robowire.address import split_address
 from robowire.client.session import ClientSession
@@ -27,7 +27,10 @@ from robowire.errors import (
 from robowire.transport.connection import Connection
 from robowire.wire.messages import raise_for_status
 from robowire.wire.methods import NUMBERED
-from robowire.wire.pickle.writer import encode_frame
+from robowire.wire.packed import PACKED_VERSION
+from robowire.wire.packed_simulator import STEP_REPLY, StepReplies, step_request_frame
+from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.writer import Buffer, encode_frame
 
 if TYPE_CHECKING:
     import ssl
@@ -42,6 +45,9 @@ _DISCONNECT_S = 5.0
 
 # Between attempts to come back: short enough not to be felt, and not to be a burden for a server that starts.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+
+
+_STEP_REPLY = bytes((STEP_REPLY,))
 
 
 class ResumableSession:
@@ -93,6 +99,8 @@ class ResumableSession:
         self._over: str | None = None  # why the session ended; None before the first and while it lasts
         self._service: str | None = None  # which of a fleet's servers has the session
         self._number = 0  # of the last request that the server may have executed
+        self._packed = False  # whether the server of this connection knows packed steps
+        self._replies = StepReplies()
 
     @property
     def connection(self) -> Connection | None:
@@ -221,6 +229,7 @@ class ResumableSession:
             self._session.close()
             raise
         assert self.connection is not None
+        self._packed = reply.get("packed") == PACKED_VERSION
         logger.info("connected to %s, session %s", self.connection.peer, reply.get("session"))
 
     def _find_server(self) -> dict[str, Any]:
@@ -252,6 +261,7 @@ class ResumableSession:
             session.hello(
                 timeout_s=session.connect_timeout_s,
                 resumable=self._reconnect_s > 0,
+                packed=PACKED_VERSION,
                 token=self._server_token,
                 **said,
             )
@@ -292,9 +302,13 @@ class ResumableSession:
         self, method: str, params: dict[str, Any], *, timeout_s: float | None = None
     ) -> dict[str, Any]:
         # First: what can't be encoded leaves the session as it is.
-        buffers = encode_frame({"method": method, **params})
+        buffers: Sequence[Buffer]
+        if self._packed and method in ("step", "step_chunk"):
+            buffers, read = step_request_frame(method, params, self._replies.known), self._read_step
+        else:
+            buffers, read = encode_frame({"method": method, **params}), loads
         try:
-            reply = self._session.exchange(buffers, timeout_s=timeout_s, what=repr(method))
+            reply = self._session.exchange(buffers, timeout_s=timeout_s, what=repr(method), read=read)
         except ConnectionLost as exc:
             self.end("the connection was lost")
             raise ConnectionLost(f"{exc}. {method!r} may have been executed, so it was not repeated") from exc
@@ -305,3 +319,7 @@ class ResumableSession:
             self.end("a request failed")
             raise
         return raise_for_status(reply)
+
+    def _read_step(self, payload: bytearray) -> Any:
+        """Return the reply to a packed step: errors, and what cannot be packed, are pickled."""
+        return self._replies.read(payload) if payload[:1] == _STEP_REPLY else loads(payload)

@@ -42,13 +42,17 @@ class SharedMemory:
     def write(self, buffers: Sequence[Buffer]) -> int:
         """Write the buffers one after the other from the beginning; return the number of bytes."""
         length = sum(len(buffer) for buffer in buffers)
-        if os.fstat(self.fd).st_size < length:
-            os.ftruncate(self.fd, -(-length // _STEP) * _STEP)
-        view, position = self.view(length), 0
+        view, position = self.allocate(length), 0
         for buffer in buffers:
             view[position : position + len(buffer)] = buffer
             position += len(buffer)
         return length
+
+    def allocate(self, length: int) -> memoryview:
+        """Return the first ``length`` bytes, to write to; the region grows where it is shorter."""
+        if os.fstat(self.fd).st_size < length:
+            os.ftruncate(self.fd, -(-length // _STEP) * _STEP)
+        return self.view(length)
 
     def view(self, length: int) -> memoryview:
         """Return the first ``length`` bytes, shared: the other process's next write changes them."""

@@ -3,11 +3,10 @@
 ``python -m robowire.worker.simulator_worker`` is started by :mod:`robowire.serving.simulator.process`, with
 the Python of that simulator family, which may be as old as 3.8.
 
-The protocol between the two processes: a request is a frame, ``{"method": ..., parameters}``. The answer is a
-frame with a head: an error reply, or ``{"status": "ok", "over", "length", "shared"}``. After an ok follow the
-``length`` bytes of the reply's pickle, ready for the client: as a second frame, or in the shared memory, so
-that the server only has to send them. The first answer comes without a request: whether the simulator could
-be imported.
+The protocol between the two processes stands in :mod:`robowire.worker.process_frames`: a call, answered by an
+error, or by the bytes of a reply, ready for the client, in the frame or in one of two regions of shared
+memory, so that the server only has to send them. The first answer comes without a call: whether the simulator
+could be imported.
 """
 
 from __future__ import annotations
@@ -40,14 +39,16 @@ from robowire.meta import MetaAction
 from robowire.registry import Entry, load_simulator, nearest
 from robowire.specs import SimulatorSpec, ctrl_type_name
 from robowire.transport.connection import Connection
-from robowire.wire.framing import MAX_MAX_PAYLOAD, frame_header
-from robowire.wire.messages import error_reply, ok, parse_call
+from robowire.wire.framing import MAX_MAX_PAYLOAD
+from robowire.wire.messages import Request, error_reply, ok, parse_call
 from robowire.wire.methods import LoadTask, handlers, worker_parameters
+from robowire.wire.packed_simulator import STEP_REQUEST, StepReplyWriter, read_step_request
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import encode, encode_frame
+from robowire.wire.pickle.writer import Buffer, encode, encode_frame
 from robowire.wire.text_safety import printable, quoted
 from robowire.worker.fingerprint import fingerprint, imported_packages, versions
 from robowire.worker.mujoco_probe import probe
+from robowire.worker.process_frames import NO_REGION, answer_frame, split_call
 from robowire.worker.shared_memory import SharedMemory
 from robowire.worker.snapshots import (
     Continuations,
@@ -70,6 +71,8 @@ SHARED_MIN = 64 * 1024
 _SEND_TIMEOUT_S = 60.0
 
 _PR_SET_PDEATHSIG = 1
+
+_PACKED_STEP = bytes((STEP_REQUEST,))
 
 
 class SimulatorWorker:
@@ -304,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
 
     Args:
         argv: One JSON object: ``name``; ``target``, ``extra``, ``environ``, ``install`` of its entry;
-            ``socket`` and ``memory``, two inherited file descriptors.
+            ``socket``, and ``memory``, a list: inherited file descriptors.
     """
     _die_with_the_server()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -314,7 +317,7 @@ def main(argv: Sequence[str]) -> None:
         Entry(start["target"], start["extra"], start["environ"], install=start.get("install", "")),
     )
     connection = Connection(socket.socket(fileno=start["socket"]), max_payload=MAX_MAX_PAYLOAD)
-    memory = SharedMemory(start["memory"])
+    answers = _Answers(connection, [SharedMemory(fd) for fd in start["memory"]])
     simulator: Simulator | None = None
     try:
         try:
@@ -326,43 +329,82 @@ def main(argv: Sequence[str]) -> None:
             reason = str(exc) if ours else f"simulator {name!r} cannot start: {_message(exc)}"
             connection.send(encode_frame(error_reply(BackendError(reason))), timeout_s=_SEND_TIMEOUT_S)
             return
-        _send_reply(connection, memory, ok())
-        _serve(connection, memory, SimulatorWorker(name, entry, simulator))
+        answers.send(ok(), NO_REGION)
+        _serve(connection, answers, SimulatorWorker(name, entry, simulator))
     except (TransportError, TruncatedFrame) as exc:
         logger.warning("the server has ended: %s", exc)
     finally:
         if simulator is not None:
             simulator.close()
         connection.close()
-        memory.close()
+        answers.close()
 
 
-def _serve(connection: Connection, memory: SharedMemory, worker: SimulatorWorker) -> None:
+def _serve(connection: Connection, answers: _Answers, worker: SimulatorWorker) -> None:
     while True:
         # The rest of a request follows its first byte at once, or the server is dead and the socket ends.
         payload = connection.receive(wait_s=None, finish_s=_SEND_TIMEOUT_S)
         if payload is None:
             return
         assert isinstance(payload, bytearray)
-        call = parse_call(loads(payload))
+        region, payload = split_call(payload)
+        call: Request
+        known: int | None = None
+        if payload[:1] == _PACKED_STEP:
+            step = read_step_request(payload)
+            call, known = step, step.known
+        else:
+            call = parse_call(loads(payload))
         try:
-            _send_reply(connection, memory, worker.call(call.method, call.params))
+            answers.send(worker.call(call.method, call.params), region, known)
         except RequestError as exc:
             connection.send(encode_frame(error_reply(exc)), timeout_s=_SEND_TIMEOUT_S)
 
 
-def _send_reply(connection: Connection, memory: SharedMemory, reply: Mapping[str, Any]) -> None:
-    try:
-        buffers = encode(reply)
-    except RobowireError as exc:  # an ``info`` that is not plain data, for example
-        raise BackendError(f"the simulator's reply cannot be sent: {exc}") from exc
-    length = sum(len(buffer) for buffer in buffers)
-    over = bool(reply.get("terminated") or reply.get("truncated"))
-    shared = length >= SHARED_MIN
-    if shared:
-        memory.write(buffers)
-    head = encode_frame(ok(over=over, length=length, shared=shared))
-    connection.send(head if shared else [*head, frame_header(length), *buffers], timeout_s=_SEND_TIMEOUT_S)
+class _Answers:
+    """Sends replies: large ones through the shared memory that the server lends for this one.
+
+    Args:
+        connection: To the server.
+        regions: Owned by this object.
+    """
+
+    def __init__(self, connection: Connection, regions: Sequence[SharedMemory]) -> None:
+        self._connection = connection
+        self._regions = regions
+        self._packer = StepReplyWriter()
+
+    def send(self, reply: Mapping[str, Any], region: int, known: int | None = None) -> None:
+        """Send a reply, packed where ``known`` names the layout that the client knows."""
+        shared = NO_REGION
+
+        def allocate(length: int) -> memoryview:
+            nonlocal shared
+            if length < SHARED_MIN or region == NO_REGION:
+                shared = NO_REGION
+                return memoryview(bytearray(length))
+            shared = region
+            return self._regions[region].allocate(length)
+
+        try:
+            packed = None if known is None else self._packer.write(reply, known, allocate)
+            buffers: Sequence[Buffer] = encode(reply) if packed is None else [packed]
+        except RobowireError as exc:  # an ``info`` that is not plain data, for example
+            raise BackendError(f"the simulator's reply cannot be sent: {exc}") from exc
+        if packed is None:
+            length = sum(map(len, buffers))
+            view, at = allocate(length), 0
+            for buffer in buffers:
+                view[at : at + len(buffer)] = buffer
+                at += len(buffer)
+            buffers = [view]
+        over = bool(reply.get("terminated") or reply.get("truncated"))
+        self._connection.send(answer_frame(over, shared, buffers), timeout_s=_SEND_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Free the memory."""
+        for region in self._regions:
+            region.close()
 
 
 def _die_with_the_server() -> None:

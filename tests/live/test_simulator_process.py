@@ -290,7 +290,7 @@ def files_left(count: int) -> Iterator[None]:
             os.close(handle)
 
 
-@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("count", range(7))
 def test_a_process_without_file_descriptors_is_an_error_and_leaves_none_open(count: int) -> None:
     message = re.escape(f"cannot start 'fake' with {sys.executable}: Too many open files")
     with files_left(count), pytest.raises(BackendError, match=f"^{message}$"):

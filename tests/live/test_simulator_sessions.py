@@ -35,6 +35,7 @@ from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOp
 from robowire.testing import running_simulator_server
 from robowire.testing.fake_simulator import FakeSimulator
 from robowire.transport.connection import Connection
+from robowire.wire.packed_simulator import STEP_REQUEST
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
 
@@ -86,7 +87,7 @@ class Relay:
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
         while (request := self._frame(client)) is not None:
-            stepping = loads(request[4:])["method"].startswith("step")
+            stepping = request[4] == STEP_REQUEST or loads(request[4:])["method"].startswith("step")
             if stepping and self.lose == "request":
                 break
             server.sendall(request)

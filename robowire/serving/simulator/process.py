@@ -16,8 +16,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ from robowire.serving.process_memory import memory_of_group
 from robowire.transport.connection import Connection
 from robowire.wire.framing import MAX_MAX_PAYLOAD
 from robowire.wire.messages import raise_for_status
+from robowire.wire.packed_simulator import step_request
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.writer import Buffer, encode_frame
+from robowire.wire.pickle.writer import Buffer, encode
 from robowire.wire.text_safety import printable
+from robowire.worker.process_frames import NO_REGION, call_frame, read_answer
 from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["Answer", "SimulatorProcess", "how_it_ended", "worker_environment"]
@@ -67,8 +70,8 @@ class Answer:
     """Result of a call.
 
     Attributes:
-        payload: Pickle of the reply dict, ready to be sent. It may be shared memory, valid until the next
-            call.
+        payload: The reply, ready to be sent: a pickle, or packed. It may be shared memory, which is not
+            written to while this very object is referenced; a slice of it alone does not count.
         over: Whether the reply says that the episode ended.
     """
 
@@ -76,7 +79,7 @@ class Answer:
     over: bool
 
     def read(self) -> dict[str, Any]:
-        """Return the reply dict, a copy."""
+        """Return the reply dict of a pickle, a copy."""
         reply: dict[str, Any] = loads(bytearray(self.payload))
         return reply
 
@@ -124,8 +127,13 @@ class SimulatorProcess:
         logger.info("%s: simulator %s runs in process %d", label, name, self.pid)
 
     def _start(self, entry: Entry, python: str, undo: ExitStack) -> None:
-        self._memory = SharedMemory.create()
-        undo.callback(self._memory.close)
+        # Two: the last reply is kept where a client may ask for it again, and sent from where it is.
+        self._regions: list[SharedMemory] = []
+        self._lent: list[weakref.ref[memoryview] | None] = [None, None]
+        for _ in self._lent:
+            region = SharedMemory.create()
+            undo.callback(region.close)
+            self._regions.append(region)
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         with theirs:
@@ -136,7 +144,7 @@ class SimulatorProcess:
                 "install": entry.install,
                 "environ": dict(entry.environ),
                 "socket": theirs.fileno(),
-                "memory": self._memory.fd,
+                "memory": [region.fd for region in self._regions],
             }
             self._popen = subprocess.Popen(
                 # Unbuffered, so that the last output arrives; with faulthandler, so that a crash has some.
@@ -144,7 +152,7 @@ class SimulatorProcess:
                 stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), self._memory.fd),
+                pass_fds=(theirs.fileno(), *(region.fd for region in self._regions)),
                 env=worker_environment(),
                 start_new_session=True,  # Ctrl-C is for the server; children are killed with it
             )
@@ -219,8 +227,16 @@ class SimulatorProcess:
         if self._end is not None:
             raise self._ended_error()
 
-    def call(self, method: str, params: Mapping[str, Any], *, timeout_s: float) -> Answer:
+    def call(
+        self, method: str, params: Mapping[str, Any], *, timeout_s: float, known: int | None = None
+    ) -> Answer:
         """Return the answer to one call.
+
+        Args:
+            method: Its name.
+            params: Its parameters.
+            timeout_s: Seconds until the answer begins.
+            known: Of a step whose client reads packed replies: the layout it knows, 0 for none.
 
         Raises:
             BackendError: The process died or did not answer in time, and is gone now; or, with :attr:`end`
@@ -233,8 +249,13 @@ class SimulatorProcess:
             if ahead is not None and ahead[0] == params:
                 return ahead[1]
         self._output.clear()  # the last output is that of the last call
+        call: Sequence[Buffer]
+        if known is None:
+            call = encode({"method": method, **params})
+        else:
+            call = [step_request(method, params, known)]
         try:
-            self._connection.send(encode_frame({"method": method, **params}), timeout_s=timeout_s)
+            self._connection.send(call_frame(self._free_region(), call), timeout_s=timeout_s)
         except (ConnectionLost, RequestTimeout) as exc:
             raise self._died(method, exc, timeout_s) from exc
         return self._receive(method, timeout_s)
@@ -255,11 +276,27 @@ class SimulatorProcess:
     def _receive(self, method: str, timeout_s: float) -> Answer:
         """Return the answer to the call that was sent, or end the process and raise."""
         try:
-            head = raise_for_status(loads(self._payload(self._wait(timeout_s))))
-            shared, length = head["shared"], head["length"]
-            return Answer(self._memory.view(length) if shared else self._payload(_FINISH_S), head["over"])
+            payload = self._payload(self._wait(timeout_s))
+            head = read_answer(payload)
+            if head is None:
+                raise_for_status(loads(payload))
+                raise RemoteProtocolError("the process answered without a reply")
+            if head.region == NO_REGION:
+                return Answer(memoryview(payload)[head.size :], head.over)
+            if head.region >= len(self._regions):
+                raise RemoteProtocolError(f"the process answered in region {head.region}")
+            view = self._regions[head.region].view(head.length)
+            self._lent[head.region] = weakref.ref(view)
+            return Answer(view, head.over)
         except (ConnectionLost, RequestTimeout, RemoteProtocolError) as exc:
             raise self._died(method, exc, timeout_s) from exc
+
+    def _free_region(self) -> int:
+        """Return a region whose last reply nobody holds any more."""
+        for number, lent in enumerate(self._lent):
+            if lent is None or lent() is None:
+                return number
+        return NO_REGION
 
     def _wait(self, timeout_s: float) -> float:
         """Wait for an answer, less long for a client that left, and return the remaining seconds."""
@@ -303,7 +340,8 @@ class SimulatorProcess:
         self.kill()  # it, or the children it left behind
         self._popen.wait()
         self._reader.join(_GRACE_S)  # its last output; a child that left the group may hold the pipe open
-        self._memory.close()
+        for region in self._regions:
+            region.close()
 
     def _read_output(self, stdout: IO[bytes]) -> None:
         with stdout:

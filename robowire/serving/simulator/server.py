@@ -12,7 +12,7 @@ from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.server import TcpServer
-from robowire.wire.codecs import CallCodec
+from robowire.wire.packed_exchange import SimulatorCodec
 
 __all__ = ["SimulatorServer", "SimulatorServerOptions"]
 
@@ -49,7 +49,7 @@ class SimulatorServer(Runner[SimulatorService]):
         service = None
         try:
             service = SimulatorService(simulators, options, task=task, pythons=pythons)
-            made.append(TcpServer(service, options, CallCodec(), listener))
+            made.append(TcpServer(service, options, SimulatorCodec(), listener))
             for make_frontend in frontends:
                 made.append(make_frontend(service))
         except BaseException:

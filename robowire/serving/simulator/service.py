@@ -31,6 +31,8 @@ from robowire.serving.simulator.snapshot_store import SnapshotStore
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
 from robowire.wire.methods import check_params, handlers, methods_of_scope, take_number
+from robowire.wire.packed import PACKED_VERSION
+from robowire.wire.packed_simulator import StepRequest
 from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["SimulatorClientSession", "SimulatorService"]
@@ -47,9 +49,11 @@ class SimulatorClientSession(Session):
 
     Attributes:
         simulation: Its own simulator session, or one that it resumed.
+        packed: Whether it sends packed steps, and reads packed replies.
     """
 
     simulation: SimulatorSession = field(kw_only=True)
+    packed: bool = field(default=False, kw_only=True)
 
 
 class SimulatorService(Service[SimulatorClientSession]):
@@ -131,10 +135,12 @@ class SimulatorService(Service[SimulatorClientSession]):
     def _hello(self, session: SimulatorClientSession, params: Mapping[str, Any]) -> dict[str, Any]:
         reply = super()._hello(session, params)
         session.simulation.resumable = params.get("resumable") is True
-        return reply
+        session.packed = params.get("packed") == PACKED_VERSION
+        return {**reply, "packed": PACKED_VERSION} if session.packed else reply
 
     def _execute(self, session: SimulatorClientSession, request: Request) -> dict[str, Any] | Buffer:
         started = time.monotonic()
+        known = request.known if isinstance(request, StepRequest) else None
         try:
             request, number = take_number(request)
             params = check_params(request)  # and the method
@@ -145,7 +151,7 @@ class SimulatorService(Service[SimulatorClientSession]):
             else:
                 with session.simulation.lock:
                     self._require_owner(session)
-                    reply = session.simulation.execute(request.method, params, number)
+                    reply = session.simulation.execute(request.method, params, number, known=known)
         finally:
             if session.simulation.owner is session:
                 session.simulation.touch()

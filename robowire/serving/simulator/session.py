@@ -44,6 +44,7 @@ from robowire.wire.methods import (
     handlers,
     methods_of_scope,
 )
+from robowire.wire.packed_simulator import STEP_REPLY, StepReplies
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
 from robowire.wire.text_safety import quoted
@@ -55,14 +56,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """A numbered request and its outcome: the pickle of its reply, or an error."""
+    """A numbered request and its outcome: its reply as it was sent, or an error."""
 
     number: int
     method: str
-    payload: bytes | None = None
+    payload: Buffer | None = None
     error: RequestError | None = None
 
-    def repeat(self, method: str, number: int) -> bytes:
+    def repeat(self, method: str, number: int) -> Buffer:
         if number < self.number:
             raise InvalidParams(
                 f"number is {number}, but number {self.number} was executed: each request's number is "
@@ -170,7 +171,11 @@ class SimulatorSession:
         self._begun = False  # whether the task was reset since it was loaded
         self._not_reset: str | None = None  # why there is no episode to step in; None while there is one
         self._done: _Done | None = None  # the last numbered request
-        self._last_observation: bytes | None = None  # the last reply with an observation
+        self._last_observation: Buffer | None = None  # the last reply with an observation
+        self._packed: int | None = (
+            None  # layout that the client of this request knows; None: it wants pickles
+        )
+        self._replies = StepReplies()  # reads packed replies for clients that want others
         self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = handlers(
             self, methods_of_scope("session")
         )
@@ -189,13 +194,18 @@ class SimulatorSession:
             "connected": self.owner is not None,
         }
 
-    def execute(self, method: str, params: Mapping[str, Any], number: int | None) -> Buffer:
-        """Return the pickle of the reply to one request, executed once however often it is repeated.
+    def execute(
+        self, method: str, params: Mapping[str, Any], number: int | None, *, known: int | None = None
+    ) -> Buffer:
+        """Return the reply to one request, executed once however often it is repeated.
+
+        It is a pickle, or, where ``known`` allows it, packed. Hold the object itself until it is sent.
 
         Args:
             method: A method of the scope ``"session"``.
             params: Its parameters, checked.
             number: Number of the request, higher than those before; the last number again repeats its reply.
+            known: Of a step whose client reads packed replies: the layout it knows, 0 for none.
 
         Raises:
             RequestError: The request's own error, which a repeated request repeats too.
@@ -203,7 +213,11 @@ class SimulatorSession:
         if self.executed(number):
             assert self._done is not None
             assert number is not None
-            return self._done.repeat(method, number)
+            return self._readable(self._done.repeat(method, number), known)
+        # A recording holds values: so its replies are pickles.
+        self._packed = known if self._context.recorder is None else None
+        if self._packed is not None and not self._replies.knows(self._packed):
+            self._packed = 0
         return recorded(
             self._open_recording(), method, lambda: params, lambda: self._execute(method, params, number)
         )
@@ -226,14 +240,25 @@ class SimulatorSession:
                 self._done = _Done(number, method, error=exc)
             raise
         payload = reply.payload if isinstance(reply, Answer) else b"".join(map(bytes, encode(reply)))
-        if self.token is not None:
-            # A copy: it may be shared memory, which the next request overwrites.
-            payload = bytes(payload)
-            if METHODS[method].observing:
-                self._last_observation = payload
+        if payload[0] == STEP_REPLY:
+            self._replies.learn(payload)
+        # Not copied: the process leaves shared memory alone while it is referenced.
+        if self.token is not None and METHODS[method].observing:
+            self._last_observation = payload
         if number is not None:
-            self._done = _Done(number, method, payload=bytes(payload))
+            self._done = _Done(number, method, payload=payload)
         return payload
+
+    def _readable(self, payload: Buffer, known: int | None) -> Buffer:
+        """Return a kept reply as this client reads it: another one may have asked for it first."""
+        if payload[0] != STEP_REPLY or known is not None:
+            return payload
+        return b"".join(map(bytes, encode(self._replies.read(bytearray(payload)))))
+
+    def _decoded(self, payload: Buffer) -> dict[str, Any]:
+        copied = bytearray(payload)
+        reply: dict[str, Any] = self._replies.read(copied) if copied[0] == STEP_REPLY else loads(copied)
+        return reply
 
     def executed(self, number: int | None) -> bool:
         """Return whether the request of this number was executed, so that another one repeats its reply."""
@@ -246,7 +271,7 @@ class SimulatorSession:
             "token": self.token,
             "number": self._done.number if self._done is not None else 0,
             "spec": self._spec.to_wire() if self._spec is not None else None,
-            "last": loads(self._last_observation) if self._last_observation is not None else None,
+            "last": self._decoded(self._last_observation) if self._last_observation is not None else None,
         }
 
     def info(self) -> dict[str, Any]:
@@ -474,7 +499,7 @@ class SimulatorSession:
 
     def _advance(self, method: str, params: Mapping[str, Any]) -> Answer:
         try:
-            answer = self._call(method, params)
+            answer = self._call(method, params, known=self._packed)
         except BackendError:  # any other error came before the action was executed
             self._not_reset = "the simulator failed in the middle of the episode: reset begins another"
             raise
@@ -489,11 +514,20 @@ class SimulatorSession:
         assert deadline is not None, method
         return limits[deadline]
 
-    def _call(self, method: str, params: Mapping[str, Any], *, within: str | None = None) -> Answer:
+    def _call(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        *,
+        within: str | None = None,
+        known: int | None = None,
+    ) -> Answer:
         """Call the simulator's process, with the deadline of the method, or of the one it is a part of."""
         assert self._process is not None
         try:
-            return self._process.call(method, params, timeout_s=self._timeout_s(within or method))
+            return self._process.call(
+                method, params, timeout_s=self._timeout_s(within or method), known=known
+            )
         except BackendError:
             if self._process.end is not None:
                 self._spec = None

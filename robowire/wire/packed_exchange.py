@@ -47,6 +47,6 @@ class SimulatorCodec:
         Raises:
             UnsafePayload: It cannot be read.
         """
-        if payload[:1] == _STEP and getattr(session, "packed", False):
+        if payload[:1] == _STEP and session.packed:
             return PackedStepExchange(payload, session)
         return PickleExchange(loads(payload), session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from robowire.wire.packed_simulator import (
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "packed"
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (64, 48, 3), dtype=np.uint8)
 
@@ -172,6 +174,20 @@ def test_a_request_says_what_the_pickled_one_says(method: str, action: Any, numb
         np.testing.assert_array_equal(found["actions"], expected["actions"])
     else:
         require_same(dict(found), expected)
+
+
+def test_the_bytes_are_those_of_the_golden_files() -> None:
+    step = {"action": np.float32([0.5, 1, 0]), "number": 2}
+    known = int.from_bytes((GOLDEN / "step_reply.bin").read_bytes()[16:24], "little")
+    reply = reply_of({"state": np.arange(3, dtype=np.float32)}, {"success": False})
+    writer = StepReplyWriter()
+    found = {
+        "step.bin": step_request("step", step, known),
+        "step_reply_with_layout.bin": bytes(packed(writer, reply, 0)),
+        "step_reply.bin": bytes(packed(writer, reply, known)),
+    }
+    for name, payload in found.items():
+        assert payload == (GOLDEN / name).read_bytes(), name
 
 
 def test_a_request_of_another_length_is_refused() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from robowire.errors import (
     ConfigurationError,
@@ -31,7 +31,6 @@ from robowire.serving.simulator.snapshot_store import SnapshotStore
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
 from robowire.wire.methods import check_params, handlers, methods_of_scope, take_number
-from robowire.wire.packed import PACKED_VERSION
 from robowire.wire.packed_simulator import StepRequest
 from robowire.wire.pickle.writer import Buffer
 
@@ -49,11 +48,11 @@ class SimulatorClientSession(Session):
 
     Attributes:
         simulation: Its own simulator session, or one that it resumed.
-        packed: Whether it sends packed steps, and reads packed replies.
     """
 
+    packs: ClassVar[bool] = True
+
     simulation: SimulatorSession = field(kw_only=True)
-    packed: bool = field(default=False, kw_only=True)
 
 
 class SimulatorService(Service[SimulatorClientSession]):
@@ -135,8 +134,7 @@ class SimulatorService(Service[SimulatorClientSession]):
     def _hello(self, session: SimulatorClientSession, params: Mapping[str, Any]) -> dict[str, Any]:
         reply = super()._hello(session, params)
         session.simulation.resumable = params.get("resumable") is True
-        session.packed = params.get("packed") == PACKED_VERSION
-        return {**reply, "packed": PACKED_VERSION} if session.packed else reply
+        return reply
 
     def _execute(self, session: SimulatorClientSession, request: Request) -> dict[str, Any] | Buffer:
         started = time.monotonic()

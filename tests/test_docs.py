@@ -146,3 +146,20 @@ def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
     ]
     unknown = [part for part in parts if len(part) > 3 and part.removeprefix("set-up: ") not in code]
     assert unknown == []
+
+
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    """``file.py::test_name``, or ``::test_name`` of the file before it."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    table = page[page.index("## What is tested") : page.index("## Defaults")]
+    file, missing, count = "", [], 0
+    for found, test in re.findall(r"`((?:live|unit|contract)/\w+\.py)?(?:::(\w+))?`", table):
+        file = found or file
+        if not file or not (found or test):
+            continue
+        count += 1
+        path = ROOT / "tests" / file
+        if not path.exists() or (test and f"def {test}(" not in path.read_text()):
+            missing.append(f"{file}::{test}")
+    assert not missing
+    assert count > 60

@@ -43,11 +43,13 @@ from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.probe import service_tls
 from robowire.integrations.gymnasium_env import RemoteEnv, RemoteVectorEnv
+from robowire.serving.sessions import Peer
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.tcp import TcpOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 from robowire.transport.stream import Stream
+from robowire.wire.messages import Request
 from server import COMMANDS
 
 FAKE = "robowire.testing.fake_simulator:make_simulator"
@@ -374,6 +376,18 @@ def test_a_token_is_the_fleets_and_its_services() -> None:
             assert raw.ask({"method": "acquire"})["error_type"] == "unauthenticated"
         (row,) = fleet.rows()
         assert "secret" not in " ".join(psutil.Process(row["pid"]).cmdline())
+
+
+def test_without_a_token_a_fleet_is_changed_from_its_own_machine_only() -> None:
+    with running_fleet(0) as fleet:
+        other = fleet.service.open_session(Peer("192.0.2.1:50000"))
+        for request in (Request("scale", {"num_services": 1}), Request("stop")):
+            with pytest.raises(Unauthenticated, match=r"^without a token the fleet is changed from its own"):
+                fleet.service._execute(other, request)
+        assert fleet.rows() == []
+        with RawClient(fleet.address) as raw:
+            assert raw.ask({"method": "scale", "num_services": 0})["status"] == "ok"
+        fleet.service.close_session(other)
 
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])

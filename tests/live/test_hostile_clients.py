@@ -12,15 +12,22 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from raw_client import RawClient, wait_until
 from server_process import ServerProcess
 
+from robowire.client.http_simulator_client import HttpSimulatorClient
+from robowire.client.simulator_client import SimulatorClient
+from robowire.errors import InvalidParams
+from robowire.frontends.http.options import HttpOptions
+from robowire.frontends.http.server import HttpServer
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
-from robowire.testing import EchoPolicy, SlowPolicy, running_server
+from robowire.serving.simulator.server import SimulatorServer, SimulatorServerOptions
+from robowire.testing import FAKE_SIMULATORS, EchoPolicy, SlowPolicy, running_server
 
 PING = {"method": "ping"}
 
@@ -360,3 +367,46 @@ def test_no_payload_of_a_client_without_the_token_costs_more_than_a_megabyte(pay
         finally:
             tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("wire", ["tcp", "http"])
+def test_a_text_as_an_action_costs_little_and_keeps_nobody_waiting(wire: str) -> None:
+    text = "9" * 203_000  # as an array of text it was 955 MB, and the others waited for 10 s
+    actions = [text, [text], [["9" * 200] * 1000]]
+    options = SimulatorServerOptions(host="127.0.0.1", port=0, drain_s=2.0)
+    frontends = [lambda service: HttpServer(service, HttpOptions())]
+    with ExitStack() as stack:
+        server = stack.enter_context(SimulatorServer(FAKE_SIMULATORS, options, frontends=frontends))
+        client: Any = (
+            HttpSimulatorClient("http://{}:{}".format(*server.frontends[1].address))
+            if wire == "http"
+            else SimulatorClient(*server.address)
+        )
+        stack.enter_context(client)
+        other = stack.enter_context(RawClient(server.address))
+        client.select_simulator("fake")
+        client.load_task("reach")
+        client.reset(seed=0)
+        stopping, waited = threading.Event(), [0.0]
+
+        def ask() -> None:
+            while not stopping.is_set():
+                begun = time.monotonic()
+                other.ask({"method": "ping"})
+                waited.append(time.monotonic() - begun)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        tracemalloc.start()
+        try:
+            for action in actions:
+                with pytest.raises(InvalidParams, match="expected"):
+                    client.step(action)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            stopping.set()
+            asking.join()
+        assert client.step([0, 0, 0]).reward is not None
+    assert peak < 10 * len(text)  # client and server together
+    assert max(waited) < 0.5  # 50 ms, on a machine that does other work, traced

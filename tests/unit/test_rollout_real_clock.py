@@ -138,8 +138,14 @@ def test_with_an_ideal_clock_the_episode_is_that_of_the_virtual_one(
     rules = AsyncOptions(fps=FPS, on_empty_queue=on_empty_queue, action_hold=("zero", "last"))
     real = run(time := Time(), Client(time, latency_steps / FPS, rules))
     virtual = Rollout(SEED)
+    policy = FakePolicyServer().open()
+
+    def infer(observation: MetaObs) -> list[MetaAction]:
+        virtual.infer_ms.append(0.0)  # as the runner of episodes does
+        return policy.send_meta_obs(observation)
+
     run_virtual_episode(
-        FakePolicyServer().open().send_meta_obs,
+        infer,
         FakeSimulatorServer().open(),
         virtual,
         VirtualClock(rules, Latency.parse(f"{1000 * latency_steps / FPS}"), FPS),
@@ -147,6 +153,7 @@ def test_with_an_ideal_clock_the_episode_is_that_of_the_virtual_one(
     assert executed(real) == executed(virtual)
     assert (real.rewards, real.success) == (virtual.rewards, virtual.success)
     assert figures(real) == figures(virtual)
+    assert len(real.infer_ms) == len(virtual.infer_ms)  # the row's "inferences": replies that came in time
     assert real.late_steps == 0
 
 

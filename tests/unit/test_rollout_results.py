@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,29 @@ def test_an_episode_is_one_line_on_disk_at_once(tmp_path: Path) -> None:
         "seconds": 1.235,
         "video": "videos/episode_007_success.mp4",
     }
+
+
+def test_rows_and_summaries_are_on_the_disk_when_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, int]] = []
+
+    def fsync(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").resolve().name, os.fstat(handle).st_size))
+
+    monkeypatch.setattr("robowire.rollout.results.os.fsync", fsync)
+    folder = ResultFolder(tmp_path / "run")
+    folder.create({})
+    folder.append(EPISODE)
+    size = folder.episodes.stat().st_size
+    assert ("episodes.jsonl", size) in synced
+    synced.clear()
+    folder.append(replace(EPISODE, episode=8))
+    assert synced[0] == ("episodes.jsonl", folder.episodes.stat().st_size)
+    synced.clear()
+    folder.write_summary({"episodes": 2})
+    # The new file before it takes the name, then the folder that has the name.
+    assert [name for name, _ in synced] == [".summary.json.partial", "run"]
 
 
 def test_a_summary_replaces_the_one_before_and_leaves_no_other_file(tmp_path: Path) -> None:

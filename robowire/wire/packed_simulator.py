@@ -233,6 +233,8 @@ class StepLayout:
                 self._arrays.append((begin, entry.detail, dtype, "F" if entry.fortran else "C", nbytes))
                 end = begin + nbytes
         self._arrays_size = end
+        # Small arrays that follow each other are copied at one time: where the copy begins, and its end.
+        self._runs = _runs(self._arrays)
         self._others = sum(entry.kind == "other" for entry in entries)
         self._definition: bytes | None = None
         self._number = 0
@@ -347,8 +349,21 @@ class StepLayout:
         at = _REPLY.size + 8 * len(rewards)
         self._scalars.pack_into(memory, at, *scalars)
         base = _aligned(at + self._scalars.size)
-        for (begin, shape, dtype, order, _), array in zip(self._arrays, arrays):
-            np.ndarray(shape, dtype, memory, base + begin, None, order)[...] = array
+        small, at = bytearray(), 0  # small arrays that follow each other, and where they begin
+        for (begin, shape, dtype, order, nbytes), array in zip(self._arrays, arrays):
+            if nbytes < _VIEW_MIN:
+                if not small:
+                    at = begin
+                elif len(small) < begin - at:
+                    small += bytes(begin - at - len(small))
+                small += array.tobytes(order)
+            else:
+                np.ndarray(shape, dtype, memory, base + begin, None, order)[...] = array
+                if small:
+                    memory[base + at : base + at + len(small)] = small
+                    small = bytearray()
+        if small:
+            memory[base + at : base + at + len(small)] = small
 
     def values(
         self, payload: bytearray | memoryview, rewards: int, others: Sequence[Any]
@@ -357,7 +372,8 @@ class StepLayout:
         at = _REPLY.size + 8 * rewards
         scalars = iter(self._scalars.unpack_from(payload, at))
         base = _aligned(at + self._scalars.size)
-        arrays, rest = iter(self._arrays), iter(others)
+        arrays, runs, rest = iter(self._arrays), iter(self._runs), iter(others)
+        view, small, small_begin, small_end = memoryview(payload), bytearray(), 0, 0
         read: list[dict[str, Any]] = []
         for entries in (self.observation, self.info):
             values: dict[str, Any] = {}
@@ -374,8 +390,13 @@ class StepLayout:
                     values[name] = next(rest)
                 else:
                     begin, shape, dtype, order, nbytes = next(arrays)
-                    array = np.ndarray(shape, dtype, payload, base + begin, None, order)
-                    values[name] = array if nbytes >= _VIEW_MIN else array.copy(order)
+                    if nbytes >= _VIEW_MIN:
+                        values[name] = np.ndarray(shape, dtype, payload, base + begin, None, order)
+                        continue
+                    if begin >= small_end:
+                        small_begin, small_end = next(runs)
+                        small = bytearray(view[base + small_begin : base + small_end])
+                    values[name] = np.ndarray(shape, dtype, small, begin - small_begin, None, order)
             read.append(values)
         observation, info = read
         return MetaObs(**observation) if self.meta else observation, info
@@ -384,6 +405,21 @@ class StepLayout:
     def others(self) -> int:
         """Number of values that are pickled."""
         return self._others
+
+
+def _runs(arrays: Sequence[tuple[int, Any, Any, Any, int]]) -> list[tuple[int, int]]:
+    """Return where small arrays that follow each other begin and end, in runs that are small themselves."""
+    runs: list[tuple[int, int]] = []
+    after_small = False
+    for begin, _, _, _, nbytes in arrays:
+        end = begin + nbytes
+        if nbytes < _VIEW_MIN:
+            if after_small and end - runs[-1][0] <= _VIEW_MIN:
+                runs[-1] = runs[-1][0], end
+            else:
+                runs.append((begin, end))
+        after_small = nbytes < _VIEW_MIN
+    return runs
 
 
 def _is_numbers(kind: str) -> bool:

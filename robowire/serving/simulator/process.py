@@ -301,9 +301,13 @@ class SimulatorProcess:
     def _wait(self, timeout_s: float) -> float:
         """Wait for an answer, less long for a client that left, and return the remaining seconds."""
         deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0 and not self._connection.wait(min(left, _LOOK_S)):
-            if self._client_has_left():
-                deadline = min(deadline, time.monotonic() + _LEFT_S)
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                self._connection.stream.peek(1, min(left, _LOOK_S))  # a third of what a selector costs
+                break
+            except RequestTimeout:
+                if self._client_has_left():
+                    deadline = min(deadline, time.monotonic() + _LEFT_S)
         return max(left, 0.0)
 
     def _payload(self, timeout_s: float) -> bytearray:

@@ -278,8 +278,9 @@ class WebSocketServer(ABC):
             ssl=self._tls,
             compression=None,
             max_size=options.max_payload,
-            # One message waits at most while another is answered.
-            max_queue=0,
+            # One message waits at most while another is answered; data_received has the rest of that rule.
+            # With 0 the library would stop and start reading for every message: four system calls.
+            max_queue=(1, 0),
             # A client that is busy for a minute does not answer pings; TCP keepalive finds those that are
             # gone.
             ping_interval=None,
@@ -522,6 +523,11 @@ class _Connection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         self._frames = 0
         super().data_received(data)
+        waiting = self.recv_messages
+        if waiting.frames and self.protocol.reader.buffer and not waiting.paused:
+            # A message waits and the next one has begun: read on when the one that waits was taken.
+            waiting.paused = True
+            self.transport.pause_reading()
         # What is left in the buffer is the beginning of a frame. The timer runs from the first byte of a
         # message to its last one: neither pings nor single bytes gain time.
         if self._in_fragments or self.protocol.reader.buffer or not self._frames:

@@ -179,6 +179,7 @@ class ZmtpDecoder:
         self._flags = 0
         self._length = -1  # of the current frame; -1 while its header is incomplete
         self._body = bytearray()
+        self._longest = 0  # frame of a message so far
         self._buffer = memoryview(bytearray(len(SIGNATURE)))
         self._filled = 0
 
@@ -270,7 +271,8 @@ class ZmtpDecoder:
         elif len(self._frames) >= _MAX_FRAMES:
             raise RemoteProtocolError(f"a message has more than {_MAX_FRAMES} frames")
         self._length = length
-        self._body = bytearray(min(length, _FIRST_STEP))
+        # A peer that has sent a message of this size may begin with room for another one.
+        self._body = bytearray(min(length, max(_FIRST_STEP, self._longest)))
         self._buffer, self._filled = memoryview(self._body), 0
         return length == 0
 
@@ -284,6 +286,7 @@ class ZmtpDecoder:
             return Command(bytes(body[1 : 1 + body[0]]), bytes(body[1 + body[0] :]))
         self._frames.append(body)
         self._size += len(body)
+        self._longest = max(self._longest, len(body))
         if flags & _MORE:
             return None
         frames, self._frames, self._size = self._frames, [], 0

@@ -426,6 +426,25 @@ def test_small_things_in_great_number_cost_little_memory(server: PolicyServer) -
     assert is_served(server)
 
 
+def test_a_client_that_does_not_wait_for_replies_has_one_message_waiting_here() -> None:
+    policy = SlowPolicy(ConstantPolicy(PolicySpec(chunk_size=4, action_dim=3)))
+    message = encode({"image": np.zeros((500, 600, 3), np.uint8)})  # 0.9 MB
+    with running_frontends(policy, openpi_port=0) as running, Client(running) as client:
+        tracemalloc.start()
+        sending = threading.Thread(target=lambda: [client.socket.send(message) for _ in range(30)])
+        sending.start()
+        assert policy.started.wait(5)
+        time.sleep(0.3)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        policy.release.set()
+        assert all(client.receive()["actions"].shape == (4, 3) for _ in range(30))
+        sending.join()
+    # In hand: a message and its image in the policy's layout; waiting: a message and the beginning of another
+    # one; the client's own: a message.
+    assert held < 8 << 20
+
+
 # -- clients that stall --------------------------------------------------------------------------------------
 
 

@@ -125,23 +125,22 @@ class Connection:
             RemoteProtocolError: The peer broke the framing; the connection is closed.
             TlsFailed: The peer speaks TLS and this side does not; the connection is closed.
         """
-        deadline: float | None = self._clock() + finish_s if self.decoder.mid_frame else None
-        first_deadline = None if wait_s is None else self._clock() + wait_s
+        decoder, left_s, deadline = self.decoder, wait_s, None
+        if decoder.mid_frame:
+            left_s, deadline = finish_s, self._clock() + finish_s
         try:
             while True:
-                until = first_deadline if deadline is None else deadline
-                left_s = None if until is None else max(until - self._clock(), 1e-3)
-                received = self.stream.recv_into(
-                    self.decoder.get_buffer(), left_s, whole=self.decoder.in_payload
-                )
+                received = self.stream.recv_into(decoder.get_buffer(), left_s, whole=decoder.in_payload)
                 if received == 0:
-                    self.decoder.receive_eof()
+                    decoder.receive_eof()
                     return None
-                event = self.decoder.buffer_updated(received)
+                event = decoder.buffer_updated(received)
                 if event is not None:
                     return event
+                now = self._clock()
                 if deadline is None:
-                    deadline = self._clock() + finish_s
+                    deadline = now + finish_s
+                left_s = max(deadline - now, 1e-3)
         except RequestTimeout as exc:
             self.close()
             what = (

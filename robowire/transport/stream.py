@@ -60,6 +60,9 @@ _LONGEST_WAIT_S = 5.0
 _UNIX_SEND = 1024 * 1024
 _UNIX_SEND_WAIT_S = 0.25
 
+# A single buffer of up to so many bytes is sent without a look at the time between its parts.
+_AT_ONCE = 64 * 1024
+
 # First byte of a TLS handshake, and so of everything that a TLS client says first.
 _HANDSHAKE = b"\x16"
 
@@ -129,9 +132,11 @@ class Stream:
         self.bytes_sent = 0
         self._clock = clock
         self._tls: TlsLayer | None = None
+        self._ended_by: list[int] = []
         self._gathers = hasattr(sock, "sendmsg")  # not on Windows
         self._kernel_timeouts = _KERNEL_TIMEOUTS and isinstance(sock, socket.socket)
         self._is_unix = hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
+        self._longest_send_s = _UNIX_SEND_WAIT_S if self._is_unix else _LONGEST_WAIT_S
         self._waits = {
             "SO_RCVTIMEO": 0.0,
             "SO_SNDTIMEO": 0.0,
@@ -278,7 +283,12 @@ class Stream:
                 received = self._tls.recv_into(buffer, timeout_s)
             elif self._kernel_timeouts:
                 flags = socket.MSG_WAITALL if whole else 0
-                self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
+                if (
+                    timeout_s is None
+                    or timeout_s < _LONGEST_WAIT_S
+                    or self._waits["SO_RCVTIMEO"] != _LONGEST_WAIT_S
+                ):
+                    self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
                 try:
                     received = self.sock.recv_into(buffer, 0, flags)
                 except BlockingIOError:
@@ -306,6 +316,17 @@ class Stream:
         """
         deadline = self._clock() + timeout_s
         try:
+            if len(buffers) == 1 and self._kernel_timeouts and timeout_s >= _LONGEST_WAIT_S:
+                # The common reply, in as few calls as possible.
+                (whole,) = buffers
+                if len(whole) <= _AT_ONCE:
+                    self._let_wait("SO_SNDTIMEO", timeout_s, self._longest_send_s)
+                    with contextlib.suppress(BlockingIOError):
+                        sent = self.sock.send(whole)
+                        self.bytes_sent += sent
+                        if sent == len(whole):
+                            return
+                        buffers = [memoryview(whole)[sent:]]
             if self._tls is not None or not self._gathers:
                 for piece in pieces(buffers):
                     self._send_piece(piece, deadline)
@@ -331,12 +352,11 @@ class Stream:
             return self.sock.sendmsg(some)
         if self._is_unix and sum(map(len, some)) > _UNIX_SEND:
             some = [views[0][:_UNIX_SEND]]
-        longest_s = _UNIX_SEND_WAIT_S if self._is_unix else _LONGEST_WAIT_S
-        self._let_wait("SO_SNDTIMEO", left_s, longest_s)
+        self._let_wait("SO_SNDTIMEO", left_s, self._longest_send_s)
         try:
             return self.sock.sendmsg(some)
         except BlockingIOError:
-            return self._again(lambda: self.sock.sendmsg(some), "SO_SNDTIMEO", left_s, longest_s)
+            return self._again(lambda: self.sock.sendmsg(some), "SO_SNDTIMEO", left_s, self._longest_send_s)
 
     def _let_wait(self, option: str, seconds: float | None, longest_s: float) -> None:
         """Make the kernel wait in the next call: not longer than ``seconds``."""
@@ -490,6 +510,7 @@ class Stream:
         self.sock.close()
 
     def _shutdown(self, how: int) -> None:
+        self._ended_by.append(how)  # first: a handshake that begins now looks at it after it took the socket
         with contextlib.suppress(OSError):  # not connected any more: nothing left to end
             # Not ssl's own method of this name: it drops TLS and would go on in plain text.
             socket.socket.shutdown(self.sock, how)
@@ -506,6 +527,8 @@ class Stream:
         )
         self._kernel_timeouts = False
         self.sock = wrapped  # before the handshake, so that shutdown ends it
+        for how in self._ended_by:  # and one that met the socket which TLS has taken
+            socket.socket.shutdown(wrapped, how)
         self._tls = TlsLayer(wrapped, clock=self._clock)
         self._tls.handshake(timeout_s)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
 from typing import Any, Mapping, NamedTuple, Sequence, Union
 
 import numpy as np
@@ -121,8 +120,7 @@ class VariableField(NamedTuple):
     items: int
 
 
-@dataclass(frozen=True)
-class RequestHeader:
+class RequestHeader(NamedTuple):
     """The first 16 bytes of a request."""
 
     kind: int
@@ -196,6 +194,11 @@ class Layout:
                     raise InvalidParams(f"{quoted(field.name, 50)} ends after {MAX_MAX_PAYLOAD} bytes")
         self.fixed, self.variable, self.fixed_size = tuple(fixed), tuple(variable), end
         self._lengths = struct.Struct(f"<{self.items}I")
+        # Name of the one variable field, where that is one text.
+        one = (
+            self.items == 1 and len(variable) == 1 and variable[0].kind == TEXT_KIND and not variable[0].shape
+        )
+        self._only_text = variable[0].name if one else ""
 
     def to_wire(self) -> dict[str, Any]:
         """Return the parameters of the request that declares it."""
@@ -204,7 +207,7 @@ class Layout:
             "fields": [[field.name, field.kind, list(field.shape)] for field in self.fields],
         }
 
-    def values(self, payload: bytearray | memoryview) -> dict[str, Any]:
+    def values(self, payload: bytearray) -> dict[str, Any]:
         """Return the values of a request by name. Nothing is copied: arrays view the payload.
 
         Returns:
@@ -230,7 +233,14 @@ class Layout:
         values: dict[str, Any] = {
             name: np.ndarray(shape, dtype, payload, offset) for name, dtype, shape, offset, _ in self.fixed
         }
-        view, begin = memoryview(payload), self.fixed_size
+        begin = self.fixed_size
+        if self._only_text:  # the common case; short texts are copied faster than viewed
+            try:
+                values[self._only_text] = payload[begin:].decode()
+            except UnicodeDecodeError:
+                raise InvalidParams(f"{quoted(self._only_text, 50)} is not UTF-8") from None
+            return values
+        view = memoryview(payload)
         for name, kind, shape, first, count in self.variable:
             items = []
             for length in lengths[first : first + count]:
@@ -406,6 +416,12 @@ def chunk_reply_frame(layout: int, chunk: ActionChunk) -> list[Buffer] | None:
     flags = (_HAS_RAW if raw is not None else 0) | (_BATCHED if batched else 0)
     infer_ms = math.nan if chunk.infer_ms is None else chunk.infer_ms
     rows = actions.shape[1] if batched else 1
+    if not flags:  # the common case
+        header = _REPLY.pack(
+            CHUNK_REPLY, 0, layout, len(actions), 1, actions.shape[-1], timestep, infer_ms, 0
+        )
+        data = actions.tobytes()
+        return [b"".join((frame_header(_REPLY.size + len(data)), header, data))]
     sections: list[bytes] = [actions.tobytes()]
     if raw is not None:
         sections.append(raw.tobytes())

@@ -184,18 +184,20 @@ class Dispatcher:
                 # While others are awaited, waking the dispatcher for each arrival would delay them.
                 if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
                     self._changed.notify_all()
-        if tickets:
-            answers = [ticket.wait() for ticket in tickets]
+        if not tickets:
+            chunk, seconds = self._infer_here(observations[0], client, started)
+        elif len(tickets) == 1:
+            chunk, seconds = tickets[0].wait()
+        if len(tickets) <= 1:  # the common case, which needs no copy
+            actions = chunk[:, np.newaxis]
         else:
-            answers = [self._infer_here(observations[0], client, started)]
-        # A batch of one, the common case, needs no copy.
-        chunks = [chunk for chunk, _ in answers]
-        actions = chunks[0][:, np.newaxis] if len(chunks) == 1 else np.stack(chunks, axis=1)
+            answers = [ticket.wait() for ticket in tickets]
+            seconds = max(seconds for _, seconds in answers)
+            actions = np.stack([chunk for chunk, _ in answers], axis=1)
         self._report(self._metrics.observe("infer", self._clock() - started))
-        infer_ms = max(seconds for _, seconds in answers) * 1e3
         # MetaAction's own defaults, where a policy leaves open what its actions are.
         ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
-        return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=infer_ms)
+        return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=seconds * 1e3)
 
     def reset(self, client: Hashable) -> None:
         """Begin a client's new episode: nothing to do, as the policy is a pure function."""
@@ -242,7 +244,7 @@ class Dispatcher:
                 if len(self._queue) or self._closing:
                     self._changed.notify_all()
         self._metrics.batch((started - since,))
-        if not np.isfinite(chunk).all():
+        if not np.logical_and.reduce(np.isfinite(chunk), axis=None):
             raise _not_finite()
         return chunk, seconds
 

@@ -123,6 +123,8 @@ class PolicyService(Service[PolicySession]):
             Overloaded: Too many observations wait already.
             BackendError: The policy failed.
         """
+        if self.recorder is None:  # and each request is spared five calls
+            return self._infer(session, request)
         return recorded(
             self._recording(session),
             "infer",

@@ -1,4 +1,7 @@
-"""Reading and writing ``host:port``. The host is in brackets where it is an IPv6 address."""
+"""Reading and writing ``host:port``, and ``unix:PATH``. An IPv6 address is in brackets.
+
+The Unix socket of a server on this machine takes the place of a host: ``"unix:PATH"``, with any port.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,31 @@ import re
 
 from robowire.errors import ConfigurationError
 
-__all__ = ["is_loopback", "join_address", "parse_address", "split_address"]
+__all__ = ["is_loopback", "join_address", "parse_address", "split_address", "unix_path"]
 
 _PATTERN = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?")
+
+
+# "unix:5000" is port 5000 of a machine called unix, as it always was.
+_UNIX = re.compile(r"unix:(?!\d{1,5}\Z)(.+)", re.DOTALL)
+
+
+def unix_path(host: str) -> str | None:
+    """Return the path of ``unix:PATH``; ``None`` where the host is another machine's name or address."""
+    found = _UNIX.fullmatch(host)
+    return None if found is None else found[1]
 
 
 def split_address(text: str, *, default_port: int | None = None) -> tuple[str, int]:
     """Return the host and port of ``host:port`` or ``[v6]:port``; with a default, of ``host`` alone too.
 
+    ``unix:PATH`` is returned whole in the place of the host, with port 0.
+
     Raises:
         ValueError: It is none of these.
     """
+    if unix_path(text) is not None:
+        return text, 0
     found = _PATTERN.fullmatch(text)
     port = None if found is None else found["port"] or default_port
     if found is None or port is None or not 0 < int(port) <= 65535:
@@ -44,12 +61,16 @@ def parse_address(name: str, text: str, *, example: str, default_port: int | Non
 
 
 def join_address(host: str, port: int) -> str:
-    """Return ``host:port``, or ``[v6]:port``."""
+    """Return ``host:port``, ``[v6]:port``, or ``unix:PATH``, which has no port."""
+    if unix_path(host) is not None:
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether ``host:port`` is an address of the loopback; a name is none."""
+    """Return whether ``host:port`` is an address of the loopback, or a Unix socket; a name is none."""
+    if unix_path(address) is not None:
+        return True
     host = address.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         found = ipaddress.ip_address(host)

@@ -60,7 +60,7 @@ class ConnectionFlags(TlsFlags):
     """Server to connect to.
 
     Attributes:
-        address: Server as host:port, instead of --host and --port.
+        address: Server as host:port, or unix:PATH on this machine, instead of --host and --port.
         host: Name or address of the server.
         port: TCP port of the server.
         timeout_s: Seconds to wait for a reply.

@@ -450,6 +450,7 @@ def simulator_server(
         program.simulators,
         host="127.0.0.1",
         port=0,
+        unix_socket=None,
         max_sessions=sessions,
         max_connections=sessions,
         drain_s=2.0,

@@ -95,7 +95,7 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
     as_json = any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
     log_format = "json" if as_json else "text"
     command = [*program, "simulator", "--log_level", level, "--log_format", log_format]
-    words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, "port", "token", "insecure"))
+    words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, "port", "token", "insecure", "unix_socket"))
     output = BackgroundWriter(1)
     return FleetServer(
         flags,

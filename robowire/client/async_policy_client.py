@@ -96,7 +96,7 @@ class AsyncPolicyClient:
     One thread steps and resets; any thread may call ``stop``.
 
     Args:
-        host: Name or address of the server.
+        host: Name or address of the server; ``unix:PATH`` of one on this machine.
         port: Its policy port.
         options: When to send an observation, and how chunks are merged. Without ``action_hold``, the
             policy's declaration counts.

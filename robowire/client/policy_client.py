@@ -92,7 +92,7 @@ class PolicyClient:
     second thread is refused.
 
     Args:
-        host: Name or address of the server.
+        host: Name or address of the server; ``unix:PATH`` of one on this machine.
         port: Its policy port.
         chunk_size: Most actions of a reply that are returned; ``None`` for all.
         ctrl_space: What the caller expects of the actions; a server that declares another is refused when

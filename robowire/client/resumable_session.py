@@ -54,7 +54,7 @@ class ResumableSession:
     """The session of one client: its connection, its token, its number of requests. Not thread-safe.
 
     Args:
-        host: Name or address of the server, or of a fleet.
+        host: Name or address of the server, or of a fleet; ``unix:PATH`` of one on this machine.
         port: Its simulator port.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.

@@ -28,8 +28,8 @@ class ServerClient:
     connection was cut off. Not thread-safe.
 
     Args:
-        host: Name or address of a policy server, a simulator server or a fleet.
-        port: Its port.
+        host: Name or address of a policy server, a simulator server or a fleet; or ``unix:PATH``.
+        port: Its port; not used with ``unix:PATH``.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.
         token: Token shown to the server, where it wants one.
@@ -52,7 +52,7 @@ class ServerClient:
     def __init__(
         self,
         host: str,
-        port: int,
+        port: int = 0,
         *,
         connect_timeout_s: float = 5.0,
         timeout_s: float = 30.0,

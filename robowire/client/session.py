@@ -90,7 +90,7 @@ class ClientSession:
     After any failure of an exchange the connection is closed: it is never left half read.
 
     Args:
-        host: Name or address of the server.
+        host: Name or address of the server; ``unix:PATH`` of one on this machine.
         port: Its TCP port.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete.

@@ -89,7 +89,7 @@ class SimulatorClient:
     thread-safe: open a client for each thread.
 
     Args:
-        host: Name or address of the server, or of a fleet.
+        host: Name or address of the server, or of a fleet; ``unix:PATH`` of one on this machine.
         port: Its simulator port.
         connect_timeout_s: Seconds to make a connection.
         timeout_s: Seconds to wait until a reply begins, and again as many until it is complete. The server

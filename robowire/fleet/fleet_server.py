@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from robowire.address import is_loopback
-from robowire.errors import Unauthenticated, UnknownMethod
+from robowire.errors import ConfigurationError, Unauthenticated, UnknownMethod
 from robowire.fleet.engine import ENGINES, Engine
 from robowire.fleet.lifecycle import State
 from robowire.fleet.options import FleetOptions
@@ -22,6 +22,7 @@ from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.options import TcpOptions
 from robowire.serving.tcp.server import TcpServer
+from robowire.serving.tcp.unix_server import UnixServer
 from robowire.version import __version__
 from robowire.wire.codecs import CallCodec
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
@@ -40,6 +41,7 @@ class FleetService(Service[Session]):
         supervisor: Runs the services.
         token: Token that clients must send; ``None`` for none.
         stop: Ends the fleet; called by the request ``stop``.
+        local_host: Host of the services for clients that came by a Unix socket, which has none.
     """
 
     kind = "fleet"
@@ -51,11 +53,13 @@ class FleetService(Service[Session]):
         *,
         token: str | None,
         stop: Callable[[], None],
+        local_host: str = "127.0.0.1",
     ) -> None:
         super().__init__(token=token, metrics=_FleetMetrics(supervisor.describe))
         self._options = options
         self._supervisor = supervisor
         self._stop_fleet = stop
+        self._local_host = local_host
         self._server_methods = handlers(self, methods_of_scope("server", FLEET_METHODS))
         self._client_methods = handlers(self, methods_of_scope("connection", FLEET_METHODS))
 
@@ -122,7 +126,7 @@ class FleetService(Service[Session]):
         return ok(**self.info(session))
 
     def _acquire(self, session: Session, service: str | None) -> dict[str, Any]:
-        host = session.peer.local_host
+        host = session.peer.local_host or self._local_host
         if service is not None:
             return ok(address=self._supervisor.find(service, host=host), service=service)
         name, address = self._supervisor.place_client(host=host)
@@ -174,6 +178,11 @@ class FleetServer(Runner[FleetService]):
         variation: Variation = lambda index: ((), {}),
         listener: socket.socket | None = None,
     ) -> None:
+        if tcp.unix_socket is not None and tcp.tls_cert is not None:
+            raise ConfigurationError(
+                "unix_socket of a fleet whose servers speak TLS cannot be used: its clients would need TLS "
+                "for the servers and none for the fleet; leave one of the two out"
+            )
         listener = listener or listen(tcp.host, tcp.port)
         try:
             engine: Engine = load("engine", options.engine, ENGINES)(options, host=tcp.host)
@@ -187,11 +196,17 @@ class FleetServer(Runner[FleetService]):
                 on_change=on_change,
                 variation=variation,
             )
-            service = FleetService(options, self.supervisor, token=tcp.token, stop=self.stop)
+            local_host = "127.0.0.1" if tcp.host in ("0.0.0.0", "::") else tcp.host
+            service = FleetService(
+                options, self.supervisor, token=tcp.token, stop=self.stop, local_host=local_host
+            )
+            frontends = [TcpServer(service, tcp, CallCodec(), listener)]
+            if tcp.unix_socket is not None:
+                frontends.append(UnixServer(service, tcp, CallCodec()))
         except BaseException:
             listener.close()
             raise
-        super().__init__(service, [TcpServer(service, tcp, CallCodec(), listener)], drain_s=tcp.drain_s)
+        super().__init__(service, frontends, drain_s=tcp.drain_s)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what ``list_services`` reports."""

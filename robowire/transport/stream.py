@@ -1,4 +1,4 @@
-"""One connected byte stream: TCP, TLS over TCP, or a pair of Unix sockets.
+"""One connected byte stream: TCP, TLS over TCP, or a Unix socket.
 
 No other module calls the operating system to send or receive, and every error of a socket or of TLS becomes
 one of ours here. After any of them the stream is of no more use: its owner closes it.
@@ -19,7 +19,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar, Union
 
-from robowire.address import join_address
+from robowire.address import join_address, unix_path
 from robowire.errors import ConnectFailed, ConnectionLost, RequestTimeout, TlsFailed, TransportError
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ _UNIX_SEND_WAIT_S = 0.25
 
 # A single buffer of up to so many bytes is sent without a look at the time between its parts.
 _AT_ONCE = 64 * 1024
+
+# Between attempts to connect to a Unix socket whose server has not accepted the last 128 clients yet.
+_UNIX_CONNECT_PAUSE_S = 0.01
 
 # First byte of a TLS handshake, and so of everything that a TLS client says first.
 _HANDSHAKE = b"\x16"
@@ -113,12 +116,12 @@ class Stream:
     TLS begins with :meth:`connect` on the client's side and with :meth:`accept_tls` on the server's.
 
     Args:
-        sock: A connected TCP socket, or one of a pair of Unix sockets; not wrapped by ``ssl``.
+        sock: A connected TCP or Unix socket; not wrapped by ``ssl``.
         clock: Seconds, monotonic; tests pass their own.
 
     Attributes:
         sock: The socket. It is another object once TLS has begun.
-        peer: ``host:port`` of the other side, for messages.
+        peer: ``host:port`` of the other side, or ``unix:PATH``, for messages.
         bytes_received: Bytes of payload, not of TLS records.
         bytes_sent: The same.
 
@@ -144,7 +147,8 @@ class Stream:
         try:
             if self._kernel_timeouts:
                 sock.settimeout(None)
-            self.peer = _address(sock.getpeername())
+            # A client's side of a Unix socket has no name.
+            self.peer = _address(sock.getpeername() or sock.getsockname())
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 # Without this, two small sends meet Nagle and delayed acknowledgement: 44 ms a request.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -165,7 +169,7 @@ class Stream:
         """Return a stream to ``host:port``.
 
         Args:
-            host: Name or address of the server.
+            host: Name or address of the server, or ``unix:PATH``.
             port: Its TCP port.
             timeout_s: Seconds to connect, and as many for the TLS handshake.
             tls: From :func:`robowire.transport.tls.client_tls`; ``None`` for a stream without TLS.
@@ -175,6 +179,11 @@ class Stream:
             ConnectFailed: There is no answer within ``timeout_s``, nothing listens, or the name is unknown.
             TlsFailed: The certificate of one side is refused, or the server does not speak TLS.
         """
+        path = unix_path(host)
+        if path is not None:
+            if tls is not None:
+                raise TlsFailed(f"{host} is a Unix socket, which speaks no TLS: leave tls out")
+            return cls(_connect_unix(path, timeout_s))
         where = join_address(host, port)
         try:
             sock = socket.create_connection((host, port), timeout=timeout_s)
@@ -545,7 +554,42 @@ class Stream:
         return ConnectionLost(f"connection with {self.peer} was lost: {exc.strerror or exc}")
 
 
+def _connect_unix(path: str, timeout_s: float) -> socket.socket:
+    """Return a socket that is connected to the server listening at a path.
+
+    Raises:
+        ConnectFailed: Nothing listens there, it has no place within ``timeout_s``, or this user may not.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConnectFailed(
+            f"cannot connect to unix:{path}: this platform has no Unix sockets, use host:port"
+        )
+    deadline = time.monotonic() + timeout_s
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:  # the kernel's list of clients not yet accepted is full
+                if time.monotonic() >= deadline:
+                    raise socket.timeout("timed out") from None
+                time.sleep(_UNIX_CONNECT_PAUSE_S)
+    except BaseException as exc:
+        sock.close()
+        if isinstance(exc, socket.timeout):
+            raise ConnectFailed(f"unix:{path} did not answer within {timeout_s:g} s") from exc
+        if isinstance(exc, (ConnectionRefusedError, FileNotFoundError)):
+            raise ConnectFailed(f"nothing listens on unix:{path}: is the server running there?") from exc
+        if isinstance(exc, OSError):
+            raise ConnectFailed(f"cannot connect to unix:{path}: {exc.strerror or exc}") from exc
+        raise
+
+
 def _address(address: Any) -> str:
-    if isinstance(address, (str, bytes)):  # a Unix socket; one of a pair has no name
+    if isinstance(address, str) and address:
+        return f"unix:{address}"
+    if isinstance(address, (str, bytes)):  # one of a pair of Unix sockets has no name
         return "the other process"
     return join_address(*address[:2])

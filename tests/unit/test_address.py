@@ -4,10 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robowire.address import join_address, parse_address, split_address
+from robowire.address import is_loopback, join_address, parse_address, split_address, unix_path
 from robowire.errors import ConfigurationError
 
 HOSTS = st.from_regex(r"[a-z0-9.-]{1,20}|[0-9a-f]{1,4}:(:[0-9a-f]{1,4}){1,4}", fullmatch=True)
+
+
+def test_the_path_of_a_unix_socket_stands_in_the_place_of_a_host() -> None:
+    assert split_address("unix:/run/robo wire.sock") == ("unix:/run/robo wire.sock", 0)
+    assert join_address("unix:/run/a.sock", 5000) == "unix:/run/a.sock"
+    assert unix_path("unix:/run/a.sock") == "/run/a.sock"
+    assert is_loopback("unix:/run/a.sock")
+    assert split_address("unix:5000") == ("unix", 5000)
+    assert unix_path("unix:5000") is None
+    assert not is_loopback("unix:5000")
 
 
 @given(host=HOSTS, port=st.integers(1, 65535))

@@ -14,6 +14,7 @@ from robowire.serving.runner import Frontend, Runner
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.options import TcpOptions
 from robowire.serving.tcp.server import TcpServer
+from robowire.serving.tcp.unix_server import UnixServer
 from robowire.wire.codecs import PolicyCodec
 
 __all__ = ["PolicyServer", "PolicyServerOptions"]
@@ -90,6 +91,8 @@ class PolicyServer(Runner[PolicyService]):
                 max_payload=options.max_payload,
             )
             made.append(TcpServer(service, options, codec, listener))
+            if options.unix_socket is not None:
+                made.append(UnixServer(service, options, codec))
             for make_frontend in frontends:
                 made.append(make_frontend(service))
         except BaseException:

@@ -12,6 +12,7 @@ from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.service import SimulatorService
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.server import TcpServer
+from robowire.serving.tcp.unix_server import UnixServer
 from robowire.wire.packed_exchange import SimulatorCodec
 
 __all__ = ["SimulatorServer", "SimulatorServerOptions"]
@@ -50,6 +51,8 @@ class SimulatorServer(Runner[SimulatorService]):
         try:
             service = SimulatorService(simulators, options, task=task, pythons=pythons)
             made.append(TcpServer(service, options, SimulatorCodec(), listener))
+            if options.unix_socket is not None:
+                made.append(UnixServer(service, options, SimulatorCodec()))
             for make_frontend in frontends:
                 made.append(make_frontend(service))
         except BaseException:

@@ -60,16 +60,17 @@ def foreign_line(line: str, headers: Sequence[str] = ()) -> str | None:
     return "websocket" if upgrades else "http"
 
 
-def foreign_sentence(wire: str, kind: str, port: int) -> str:
+def foreign_sentence(wire: str, kind: str, port: int | str) -> str:
     """Return what this port is, and which flag serves the other wire.
 
     Args:
         wire: ``"zmtp"``, ``"http2"``, ``"websocket"`` or ``"http"``.
         kind: ``"policy"``, ``"simulator"`` or ``"fleet"``.
-        port: The native port.
+        port: The native port, or the address ``unix:PATH``.
     """
     served = _SERVED_BY.get((kind, wire), "no flag of this server serves it")
-    return f"port {port} is robowire's native {kind} wire and does not speak {_NAMES[wire]}: {served}"
+    where = f"port {port}" if isinstance(port, int) else port
+    return f"{where} is robowire's native {kind} wire and does not speak {_NAMES[wire]}: {served}"
 
 
 def foreign_answer(wire: str, sentence: str, line: str = "") -> bytes:

@@ -67,6 +67,8 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         self._session: Session | None = None
         self._ending = ""
         self._opened = time.monotonic()
+        if self.request.family not in (socket.AF_INET, socket.AF_INET6):
+            return
         # A robot that lost power never closes its connection: probe after a minute, give up after two.
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
@@ -229,7 +231,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         """Name the wire of a peer in the log, once for each host, and tell the peer in that wire's words."""
         server = self.server
         host = self._peer.address.rpartition(":")[0]
-        sentence = foreign_sentence(wire, server.service.kind, server.address[1])
+        sentence = foreign_sentence(wire, server.service.kind, server.address[1] or server.address[0])
         if server.greetings.first(host, wire):
             logger.warning("%s connected with another wire: %s", printable(host), sentence)
         server.service.metrics.error("unreadable")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from robowire.errors import ConfigurationError
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, MAX_MAX_PAYLOAD
 
 __all__ = ["TcpOptions"]
+
+# What fits the address of a Unix socket: 108 bytes with a zero on Linux, 104 on macOS.
+_MAX_UNIX_PATH = 103
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class TcpOptions:
     Attributes:
         host: Address to listen on; 0.0.0.0 is every IPv4 address, :: every address.
         port: TCP port; 0 picks a free one.
+        unix_socket: Path of a Unix socket to listen on too, for clients of the same user on this machine,
+            which connect to unix:PATH; none by default.
         max_payload: Largest request to accept, in bytes. Three 640x480 cameras are 2.6 MiB.
         max_connections: Clients at one time; the next one is answered "overloaded". This times max_payload
             bounds the memory that hostile clients can take.
@@ -38,6 +44,7 @@ class TcpOptions:
 
     host: str = "0.0.0.0"
     port: int = 5000
+    unix_socket: str | None = None
     max_payload: int = DEFAULT_MAX_PAYLOAD
     # Each costs a thread (about 0.15 MB) and at worst one payload.
     max_connections: int = 64
@@ -57,6 +64,10 @@ class TcpOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port is {self.port}, expected 0 to 65535")
+        if self.unix_socket is not None and not 0 < len(os.fsencode(self.unix_socket)) <= _MAX_UNIX_PATH:
+            raise ConfigurationError(
+                f"unix_socket is {self.unix_socket!r}, expected a path of 1 to {_MAX_UNIX_PATH} bytes"
+            )
         if not 0 < self.max_payload <= MAX_MAX_PAYLOAD:
             raise ConfigurationError(
                 f"max_payload is {self.max_payload}, expected 1 to {MAX_MAX_PAYLOAD} bytes"

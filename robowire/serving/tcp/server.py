@@ -108,8 +108,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
         self.socket = listener
         # A peer that leaves before accept must not make the accepting thread wait for the next one.
         listener.setblocking(False)
-        host, port = listener.getsockname()[:2]
-        self.address: tuple[str, int] = (host, port)
+        self.address = self.address_of(listener)
         self._thread = threading.Thread(
             target=self.serve_forever, args=(_POLL_S,), name="accept", daemon=True
         )
@@ -126,6 +125,12 @@ class TcpServer(socketserver.ThreadingTCPServer):
         self._refusals: dict[socket.socket, threading.Thread] = {}
         self._held: set[socket.socket] = set()
         self.greetings = GreetingLog()
+
+    @staticmethod
+    def address_of(listener: socket.socket) -> tuple[str, int]:
+        """Return the host and port of a listening socket."""
+        host, port = listener.getsockname()[:2]
+        return host, port
 
     # -- frontend ------------------------------------------------------------------------------------------
 
@@ -260,7 +265,10 @@ class TcpServer(socketserver.ThreadingTCPServer):
         if isinstance(error, RuntimeError) and "thread" in str(error):
             logger.warning("cannot serve another connection: %s", error)
         else:
-            logger.exception("a connection from %s met a bug of this server", client_address[0])
+            logger.exception(
+                "a connection from %s met a bug of this server",
+                client_address[0] if client_address else self.address[0],
+            )
 
     def opened(self, handler: ConnectionHandler) -> None:
         """Remember a connection whose handler has begun, so that a drain ends it."""

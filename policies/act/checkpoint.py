@@ -1,6 +1,7 @@
 """ACT checkpoints on disk: ours, and the original code's. Everything read here may be hostile or broken.
 
 Ours:           ``model.safetensors``, ``config.json``, ``normalize.json`` (one entry for each dataset id)
+LeRobot's:      see ``lerobot_folder.py``
 The original's: ``policy_best.ckpt``, ``dataset_stats.pkl``, and ``config.json`` where the user wrote one
 
 Sizes are read from the weights and compared with what ``config.json`` says. No pickle read here can run code.
@@ -29,7 +30,19 @@ from robowire.errors import ConfigurationError, UnsafePayload
 from robowire.specs import Embodiment, ctrl_type_name
 from robowire.wire.pickle import reader
 
-__all__ = ["Checkpoint", "Statistics", "load_checkpoint", "replace_file", "save_checkpoint"]
+__all__ = [
+    "CONFIG",
+    "OURS",
+    "Checkpoint",
+    "ImageStatistics",
+    "Statistics",
+    "digest_of",
+    "load_checkpoint",
+    "make_embodiment",
+    "read_json",
+    "replace_file",
+    "save_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +75,19 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class ImageStatistics:
+    """Mean and deviation of images from 0 to 1, by which they are normalised.
+
+    Attributes:
+        mean: float32 (cameras, 3).
+        std: float32 (cameras, 3), positive.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint.
 
@@ -70,6 +96,7 @@ class Checkpoint:
         embodiment: The body it was trained for.
         statistics: By dataset id, in the file's order; the original's single set is under ``None``.
         n_action_steps: How many actions of a chunk to execute before asking again; ``None`` leaves it open.
+        images: Statistics of its images; ``None`` for ImageNet's, the original's.
         digest: Start of the SHA-256 of what was read and the spec does not tell: weights, statistics, nheads.
     """
 
@@ -78,6 +105,7 @@ class Checkpoint:
     statistics: Mapping[str | None, Statistics]
     n_action_steps: int | None = None
     digest: str | None = None
+    images: ImageStatistics | None = None
 
 
 def load_checkpoint(
@@ -98,6 +126,10 @@ def load_checkpoint(
         raise ConfigurationError(
             f"the checkpoint {folder} {found}: give the folder that holds {OURS} or {ORIGINAL}"
         )
+    if (folder / OURS).is_file() and (folder / CONFIG).is_file() and "type" in read_json(folder / CONFIG):
+        from policies.act.lerobot_folder import load_lerobot  # here: it builds on this module
+
+        return load_lerobot(folder, camera_names=camera_names, nheads=nheads)
     if (folder / OURS).is_file():
         return _load_ours(folder, camera_names, nheads)
     if (folder / ORIGINAL).is_file():
@@ -129,8 +161,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
-    config = _read_json(folder / CONFIG, "which names the cameras and sizes the model was trained with")
-    normalize = _read_json(folder / NORMALIZE, "which holds the mean and deviation of states and actions")
+    config = read_json(folder / CONFIG, "which names the cameras and sizes the model was trained with")
+    normalize = read_json(folder / NORMALIZE, "which holds the mean and deviation of states and actions")
     try:
         weights = safetensors.torch.load_file(folder / OURS)
     except (safetensors.SafetensorError, OSError) as exc:
@@ -148,13 +180,13 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
         name: _statistics(f"entry {name!r} of {folder / NORMALIZE}", entry, model.sizes)
         for name, entry in normalize.items()
     }
-    body = _embodiment(folder, OURS, config, camera_names, model.sizes)
-    digest = _digest(nheads, folder / OURS, folder / NORMALIZE)
+    body = make_embodiment(folder, OURS, config, camera_names, model.sizes)
+    digest = digest_of(nheads, folder / OURS, folder / NORMALIZE)
     return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)
 
 
 def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
-    config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     # ALOHA's actions are joint positions; a config.json in the folder of the weights may say otherwise.
     config = {"ctrl_space": "joint", "ctrl_type": "absolute", **config}
     config["ctrl_type"] = ctrl_type_name(config["ctrl_type"])
@@ -195,12 +227,13 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
     ):
         # Positions of joints and grippers: an arm that is told the last ones again stands still.
         config = {"action_hold": ["last"] * model.sizes.action_dim, **config}
-    body = _embodiment(folder, ORIGINAL, config, camera_names, model.sizes)
-    digest = _digest(nheads, folder / ORIGINAL, path)
+    body = make_embodiment(folder, ORIGINAL, config, camera_names, model.sizes)
+    digest = digest_of(nheads, folder / ORIGINAL, path)
     return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)
 
 
-def _digest(nheads: int, *paths: Path) -> str:
+def digest_of(nheads: int, *paths: Path) -> str:
+    """Return the start of the SHA-256 of these files and this number."""
     digest = hashlib.sha256(f"nheads {nheads}\n".encode())
     for path in paths:
         # The digest of each, so that bytes cannot move from one file to the other unseen.
@@ -208,7 +241,12 @@ def _digest(nheads: int, *paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_json(path: Path, purpose: str = "") -> dict[str, Any]:
+def read_json(path: Path, purpose: str = "") -> dict[str, Any]:
+    """Return the object in a file.
+
+    Raises:
+        ConfigurationError: There is none; ``purpose`` says what it is for.
+    """
     if not path.is_file():
         raise ConfigurationError(
             f"no {path.name} in {path.parent}, {purpose}: copy it there from the trained model"
@@ -296,9 +334,21 @@ def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _embodiment(
+def make_embodiment(
     folder: Path, file: str, config: Mapping[str, Any], camera_names: tuple[str, ...] | None, sizes: ActSizes
 ) -> Embodiment:
+    """Return the body that a model was trained for.
+
+    Args:
+        folder: Where the checkpoint lies, for messages.
+        file: Its weights, for messages.
+        config: Fields of an embodiment, as a file has them; others are left out.
+        camera_names: The cameras in training order, instead of what ``config`` says.
+        sizes: Of the model.
+
+    Raises:
+        ConfigurationError: A field is unusable, or nobody names the cameras.
+    """
     trained = config.get("camera_names")
     if camera_names is None and trained is None:
         raise ConfigurationError(

@@ -69,10 +69,17 @@ class ActSizes:
             )
 
 
-def normalise_images(images: Tensor) -> Tensor:
-    """Return float32 images for the network, of uint8 ``images`` (..., 3, H, W)."""
-    mean = torch.tensor(_IMAGE_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(_IMAGE_STD, device=images.device).view(3, 1, 1)
+def normalise_images(images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+    """Return float32 images for the network, of uint8 ``images`` (..., 3, H, W).
+
+    Args:
+        images: uint8 (..., 3, H, W).
+        mean: (3, 1, 1), or (cameras, 3, 1, 1), of values from 0 to 1; ImageNet's by default.
+        std: Of the same shape.
+    """
+    if mean is None or std is None:
+        mean = torch.tensor(_IMAGE_MEAN, device=images.device).view(3, 1, 1)
+        std = torch.tensor(_IMAGE_STD, device=images.device).view(3, 1, 1)
     # (x / 255 - mean) / std, in two passes over the pixels instead of three
     return images.float().mul_(1 / (255 * std)).sub_(mean / std)
 
@@ -174,6 +181,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The first decoder layer and the norm behind it; the further layers only hold their weights.
 
+    Attributes:
+        run_layers: How many layers run.
+
     The original stacks the normalised output of every layer and then takes element 0 of the stack where it
     meant the last, so its checkpoints were trained with one decoder layer whatever ``dec_layers`` says.
     Running the others would change every answer; leaving their weights out would refuse its files.
@@ -183,10 +193,13 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
+        self.run_layers = 1  # LeRobot's checkpoints were trained with all of theirs
 
     def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
         """Return (B, queries, dim)."""
-        normed: Tensor = self.norm(self.layers[0](x, query_position, memory, position))
+        for layer in self.layers[: self.run_layers]:
+            x = layer(x, query_position, memory, position)
+        normed: Tensor = self.norm(x)
         return normed
 
 

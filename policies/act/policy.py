@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policies.act.checkpoint import Statistics, load_checkpoint
+from policies.act.checkpoint import ImageStatistics, Statistics, load_checkpoint
 from policies.act.model import Act, normalise_images
 from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
@@ -46,11 +46,23 @@ class ActPolicy:
         device: Where the model is.
     """
 
-    def __init__(self, model: Act, statistics: Statistics, spec: PolicySpec, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Act,
+        statistics: Statistics,
+        spec: PolicySpec,
+        device: torch.device,
+        images: ImageStatistics | None = None,
+    ) -> None:
         self.spec = spec
         self._model = model.eval().to(device)
         self._statistics = statistics
         self.device = device
+        self._images: tuple[torch.Tensor, ...] = ()
+        if images is not None:
+            self._images = tuple(
+                torch.from_numpy(numbers)[..., None, None].to(device) for numbers in (images.mean, images.std)
+            )
 
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
         """Return the next actions for each observation.
@@ -76,9 +88,12 @@ class ActPolicy:
         images = np.ascontiguousarray(
             np.stack([np.asarray(observation.image) for observation in observations])
         )
-        qpos = torch.from_numpy((states - stats.qpos_mean) / stats.qpos_std).to(self.device)
+        # LeRobot's statistics are float64: a constant number's range is 1e-8 there.
+        normal = ((states - stats.qpos_mean) / stats.qpos_std).astype(np.float32, copy=False)
+        qpos = torch.from_numpy(normal).to(self.device)
         # Images cross to the device as bytes, a quarter of their floats.
-        normalised = self._model(qpos, normalise_images(torch.from_numpy(images).to(self.device)))
+        pixels = normalise_images(torch.from_numpy(images).to(self.device), *self._images)
+        normalised = self._model(qpos, pixels)
         actions: np.ndarray = normalised.cpu().numpy() * stats.action_std + stats.action_mean
         return actions
 
@@ -136,7 +151,7 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
         dataset_id=dataset_id,
         checkpoint=checkpoint.digest,
     )
-    policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device)
+    policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device, checkpoint.images)
     if spec.image_height is not None and spec.image_width is not None:
         # The first inference takes several times as long as any other; no robot should be the one to wait.
         shape = (len(spec.camera_names or ()), 3, spec.image_height, spec.image_width)

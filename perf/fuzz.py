@@ -51,7 +51,7 @@ from robowire.frontends.simulator_frontends import (
     SimulatorFrontendOptions,
     make_simulator_frontends,
 )
-from robowire.meta import MetaObs
+from robowire.meta import MetaAction, MetaObs
 from robowire.serving.policy.server import PolicyServer
 from robowire.serving.simulator.server import SimulatorServer
 from robowire.serving.tcp import TcpOptions
@@ -59,6 +59,8 @@ from robowire.testing import FAKE_SIMULATORS, EchoPolicy
 from robowire.wire.codecs import CallCodec, PolicyCodec
 from robowire.wire.methods import METHODS
 from robowire.wire.packed import read_layout
+from robowire.wire.packed_exchange import SimulatorCodec
+from robowire.wire.packed_simulator import step_request
 from robowire.wire.pickle.writer import encode
 
 # Inputs between two looks at whether an honest client is served.
@@ -186,6 +188,21 @@ class Fuzzer:
         data = data[: layout.fixed_size + sum(lengths)]
         return self.mutated(data) if rng.random() < 0.7 else data
 
+    def packed_step(self) -> bytes:
+        """Return a packed step or chunk, mutated in most cases."""
+        rng = self.rng
+        if rng.random() < 0.2:  # counts that nothing follows
+            head = (3, rng.choice([1, 9, 63, 64]), 0, 0, 2**32 - 1, 1, 0, rng.choice([0, 1, 2**32 - 1]), 0)
+            return struct.pack("<BBBBIqQII", *head) + rng.randbytes(rng.choice([0, 16]))
+        array = np.zeros(rng.choice([(3,), (0,), (5000,), (2, 3), (0, 3)]), rng.choice(["<f4", "<f8", ">f4"]))
+        method = "step_chunk" if array.ndim == 2 else "step"
+        action = MetaAction("ee", "delta", array) if rng.random() < 0.3 else array
+        params: dict[str, Any] = {"actions" if method == "step_chunk" else "action": action}
+        if rng.random() < 0.5:
+            params["number"] = rng.choice([0, 1, 2**62])
+        data = step_request(method, params, rng.choice([0, 1, 2**64 - 1]))
+        return self.mutated(data) if rng.random() < 0.7 else data
+
     def mutated(self, data: bytes) -> bytes:
         """Return bytes with some of them changed, inserted, left out, repeated or cut off."""
         rng, mutated = self.rng, bytearray(data)
@@ -207,7 +224,7 @@ class Fuzzer:
 
 def fuzz_codecs(fuzzer: Fuzzer, until: float) -> None:
     """Read payloads in process; only errors of the wire may be raised."""
-    codecs = [PolicyCodec(("front",)), PolicyCodec(None), CallCodec()]
+    codecs: list[Any] = [PolicyCodec(("front",)), PolicyCodec(None), CallCodec(), SimulatorCodec()]
     while time.monotonic() < until:
         session, payload = Session(), fuzzer.payload()
         if fuzzer.rng.random() < 0.3:
@@ -221,6 +238,8 @@ def fuzz_codecs(fuzzer: Fuzzer, until: float) -> None:
                 pass
             except Exception as exc:
                 fuzzer.fail("codec", bytes(call), f"layout raised {type(exc).__name__}: {exc}"[:300])
+        elif fuzzer.rng.random() < 0.3:
+            session.packed, payload = True, fuzzer.packed_step()
         fuzzer.inputs["codec"] += 1
         for codec in codecs:
             try:
@@ -374,8 +393,23 @@ def _send_frames(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, 
         for call in ({"method": "hello", "packed": 1}, {"method": "layout", **declared}):
             payload = b"".join(map(bytes, encode(call)))
             data += struct.pack("!I", len(payload)) + payload
+    steps = target.service == "simulator" and fuzzer.rng.random() < 0.5
+    if steps:
+        calls: list[dict[str, Any]] = [{"method": "hello", "packed": 1}]
+        if fuzzer.rng.random() < 0.05:  # it starts a process
+            calls += [
+                {"method": "select_simulator", "simulator": "fake"},
+                {"method": "load_task", "task_name": "reach"},
+            ]
+            calls += [{"method": "reset", "seed": 0}]
+        for call in calls:
+            payload = b"".join(map(bytes, encode(call)))
+            data += struct.pack("!I", len(payload)) + payload
     for _ in range(fuzzer.rng.randrange(1, 4)):
-        payload = fuzzer.payload() if declared is None else fuzzer.packed(declared)
+        if steps:
+            payload = fuzzer.packed_step()
+        else:
+            payload = fuzzer.payload() if declared is None else fuzzer.packed(declared)
         data += struct.pack("!I", len(payload)) + payload
     if fuzzer.rng.random() < 0.3:
         data = fuzzer.mutated(data)

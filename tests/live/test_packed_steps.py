@@ -14,6 +14,7 @@ from same_values import require_same
 
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import ConnectionLost
+from robowire.frontends.http.execution import execute
 from robowire.meta import MetaAction
 from robowire.recording.format import STEP, open_recordings
 from robowire.recording.recorder import FileRecorder
@@ -161,6 +162,19 @@ def test_a_recording_of_packed_steps_holds_their_values(server: SimulatorServer,
     for action, result, step in zip(ACTIONS, results, steps, strict=False):
         require_same(step["request"]["action"], action)
         require_same(step["reply"]["observation"], result.observation)
+
+
+def test_values_of_another_wire_are_not_written_to_by_later_steps(server: SimulatorServer) -> None:
+    with Pickles(server) as client:
+        begin(client, camera_names=CAMERAS, image_height=256, image_width=256)
+        (session,) = server.service._running
+        with session.lock:
+            values = [execute(server.service, session, "step", {"action": ACTIONS[0]})]
+            before = {name: array.copy() for name, array in values[0]["observation"].items()}
+            for action in ACTIONS[1:4]:
+                values.append(execute(server.service, session, "step", {"action": action}))
+        require_same(values[0]["observation"], before)
+        assert not np.array_equal(values[3]["observation"]["position"], before["position"])
 
 
 def test_memory_in_use_by_two_clients_is_not_written_to(server: SimulatorServer) -> None:

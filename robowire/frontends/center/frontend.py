@@ -62,7 +62,8 @@ class _Part:
         return self._request
 
     def reply(self, value: Any) -> dict[str, Any]:
-        read: dict[str, Any] = value if isinstance(value, dict) else loads(value)
+        # A copy: what it came from may be shared memory, which later requests write to.
+        read: dict[str, Any] = value if isinstance(value, dict) else loads(bytearray(value))
         return read
 
     def failure(self, error: RequestError) -> dict[str, Any]:

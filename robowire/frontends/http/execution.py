@@ -22,6 +22,7 @@ def execute(
 ) -> dict[str, Any]:
     """Return a session's reply; its lock is held. The parameters are checked."""
     started = time.monotonic()
-    reply: dict[str, Any] = loads(session.execute(method, params, number))
+    # A copy: what it came from may be shared memory, which later requests write to.
+    reply: dict[str, Any] = loads(bytearray(session.execute(method, params, number)))
     service.metrics.observe(method, time.monotonic() - started)
     return reply

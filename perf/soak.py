@@ -67,8 +67,9 @@ def _free_port() -> int:
 class ServerProgram:
     """``server.py`` in a process of its own."""
 
-    def __init__(self, log: Path, *words: str) -> None:
+    def __init__(self, log: Path, *words: str, http_port: int | None = None) -> None:
         self.port = _free_port()
+        words += () if http_port is None else ("--http_port", str(http_port))
         command = [sys.executable, str(ROOT / "server.py"), *words, "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--log_level", "error", "--frame_timeout_s", "2"]
         with log.open("ab") as output:
@@ -77,10 +78,11 @@ class ServerProgram:
             )
         self._watched = psutil.Process(self.process.pid)
         deadline = time.monotonic() + _PATIENCE_S
-        while True:
+        waiting = [self.port] if http_port is None else [self.port, http_port]
+        while waiting:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                break
+                socket.create_connection(("127.0.0.1", waiting[-1]), timeout=1).close()
+                waiting.pop()
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"a server did not start: {log.read_text()}") from None
@@ -352,17 +354,19 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     folder = flags.output_dir or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    begun, http_port = time.monotonic(), _free_port()
+    http_port = _free_port()
     servers = {
         "policy": ServerProgram(folder / "policy.log", "policy", "--policy", "perf.chaos_parts:make_policy")
     }
     servers["simulator"] = ServerProgram(
         folder / "simulator.log",
-        *("simulator", "--simulators", _SIMULATOR, "--http_port", str(http_port), "--max_sessions", "64"),
+        *("simulator", "--simulators", _SIMULATOR, "--max_sessions", "64"),
         *("--detached_grace_s", "1", "--max_snapshot_mb", "4"),
+        http_port=http_port,
     )
     shared = _shared_memory()
     clients = Clients(flags.seed, flags.threads, servers["policy"].port, servers["simulator"].port, http_port)
+    begun = time.monotonic()  # a loaded machine needs seconds to start two servers
     looks: list[dict[str, Look]] = []
     ended: list[str] = []
     try:

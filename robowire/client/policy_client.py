@@ -428,7 +428,9 @@ class PolicyClient:
             info = session.call("get_info")
             self._require_expected(info)
             if reply.get("packed") == PACKED_VERSION:
-                self._packed = PackedRequests(session.call)
+                self._packed = PackedRequests(
+                    session.call, session.share if reply.get("shared_memory") == 1 else None
+                )
             return info
         if isinstance(reply, dict):
             try:

@@ -17,13 +17,17 @@ from robowire.errors import (
     InvalidParams,
     LocalProtocolError,
     RemoteProtocolError,
+    RequestError,
     RequestTimeout,
     Unauthenticated,
 )
 from robowire.transport.connection import Connection, require_seconds
+from robowire.transport.shared_memory import SharedRegion
 from robowire.transport.stream import Buffer
 from robowire.wire.auth import check_nonce, check_proof, client_proof, new_nonce, server_proof
+from robowire.wire.framing import frame_header
 from robowire.wire.messages import hello, raise_for_status
+from robowire.wire.packed import SHARE_MEMORY
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import encode_frame
 
@@ -230,6 +234,29 @@ class ClientSession:
         """
         reply = raise_for_status(self.exchange(encode_frame({"method": method, **(params or {})})))
         return {key: value for key, value in reply.items() if key != "status"}
+
+    def share(self, region: SharedRegion) -> None:
+        """Pass memory to the server, over a Unix socket. A connection that fails is closed.
+
+        Raises:
+            RequestError: The server does not take it.
+        """
+        connection = self.connection
+        if connection is None:
+            raise LocalProtocolError(f"not connected to {self.address}: call connect first")
+        frame = [frame_header(16), bytes([SHARE_MEMORY, *bytes(7)]), region.size.to_bytes(8, "little")]
+        try:
+            connection.stream.send_descriptor(frame, region.descriptor, self.timeout_s)
+            payload = connection.receive(wait_s=self.timeout_s, finish_s=self.timeout_s)
+            if payload is None:
+                raise ConnectionLost(f"{self.address} closed the connection on shared memory; see its log")
+            assert isinstance(payload, bytearray)  # clients' decoders read no text
+            raise_for_status(loads(payload))
+        except RequestError:
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def exchange(
         self,

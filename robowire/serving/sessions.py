@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from robowire.errors import InvalidParams, Unauthenticated
+from robowire.transport.shared_memory import shared_memory_works
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, ok
 from robowire.wire.packed import PACKED_VERSION
@@ -52,6 +53,7 @@ class Session:
         nonces: The client's and ours, of the challenge that it has not answered yet.
         packs: Whether sessions of this class offer packed requests.
         packed: Whether the client declares layouts and sends packed requests.
+        shares: Whether the client may put fields of packed requests into shared memory.
         layouts: Those that it declared, by their numbers: at most ``MAX_LAYOUTS``.
     """
 
@@ -65,6 +67,7 @@ class Session:
     requests: int = 0
     nonces: tuple[bytes, bytes] | None = None
     packed: bool = False
+    shares: bool = False
     layouts: dict[int, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -91,6 +94,11 @@ class Session:
         self.authenticated, self.reply = True, reply
         self.packed = self.packs and params.get("packed") == PACKED_VERSION
         agreed = {"packed": PACKED_VERSION} if self.packed else {}
+        self.shares = (
+            self.packed and server == "policy" and self.peer.wire == "unix" and shared_memory_works()
+        )
+        if self.shares:
+            agreed["shared_memory"] = 1
         return ok(
             protocol_version=PROTOCOL_VERSION, version=__version__, server=server, session=self.id, **agreed
         )

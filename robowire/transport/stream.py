@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import selectors
 import socket
 import struct
@@ -50,6 +51,9 @@ _Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelect
 # Python's is polled before each. The option's value is a C struct of two longs, seconds and microseconds.
 _KERNEL_TIMEOUTS = sys.platform == "linux" and struct.calcsize("l") == 8
 _TIMEVAL = struct.Struct("ll")
+
+# A file descriptor, as it is passed.
+_INT = struct.Struct("i")
 
 # Longest wait in the kernel, after which the deadline is looked at: a request whose deadline is later needs
 # no system call that sets a timeout.
@@ -124,6 +128,8 @@ class Stream:
         peer: ``host:port`` of the other side, or ``unix:PATH``, for messages.
         bytes_received: Bytes of payload, not of TLS records.
         bytes_sent: The same.
+        takes_descriptors: Whether a file descriptor that comes over a Unix socket is kept, for
+            :meth:`take_descriptor`; otherwise the kernel closes it.
 
     Raises:
         ConnectionLost: The peer has left already.
@@ -133,6 +139,8 @@ class Stream:
         self.sock = sock
         self.bytes_received = 0
         self.bytes_sent = 0
+        self.takes_descriptors = False
+        self._descriptor: int | None = None
         self._clock = clock
         self._tls: TlsLayer | None = None
         self._ended_by: list[int] = []
@@ -298,12 +306,11 @@ class Stream:
                     or self._waits["SO_RCVTIMEO"] != _LONGEST_WAIT_S
                 ):
                     self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
+                receive = self._recv_descriptor if self.takes_descriptors else self.sock.recv_into
                 try:
-                    received = self.sock.recv_into(buffer, 0, flags)
+                    received = receive(buffer, 0, flags)
                 except BlockingIOError:
-                    received = self._again(
-                        lambda: self.sock.recv_into(buffer, 0, flags), "SO_RCVTIMEO", timeout_s
-                    )
+                    received = self._again(lambda: receive(buffer, 0, flags), "SO_RCVTIMEO", timeout_s)
             else:
                 self.sock.settimeout(timeout_s)
                 received = self.sock.recv_into(buffer)
@@ -311,6 +318,49 @@ class Stream:
             raise self._failed(exc, timeout_s, "sent nothing for") from exc
         self.bytes_received += received
         return received
+
+    def _recv_descriptor(self, buffer: memoryview, nbytes: int, flags: int) -> int:
+        """Do what ``recv_into`` does, and keep a descriptor that comes with the bytes."""
+        flags |= socket.MSG_CMSG_CLOEXEC
+        # Room for one: the kernel closes what does not fit.
+        received, ancillary, _, _ = self.sock.recvmsg_into([buffer], socket.CMSG_LEN(_INT.size), flags)
+        for level, kind, data in ancillary:
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                continue
+            for (descriptor,) in _INT.iter_unpack(data[: len(data) // _INT.size * _INT.size]):
+                if self._descriptor is None:
+                    self._descriptor = descriptor
+                else:
+                    os.close(descriptor)
+        return received
+
+    def take_descriptor(self) -> int | None:
+        """Return the descriptor that came since the last call; the caller closes it."""
+        descriptor, self._descriptor = self._descriptor, None
+        return descriptor
+
+    def send_descriptor(self, buffers: Sequence[Buffer], descriptor: int, timeout_s: float) -> None:
+        """Send a few bytes, and with them a copy of a descriptor, over a Unix socket.
+
+        Raises:
+            RequestTimeout: The peer did not take them in time.
+            ConnectionLost: The connection ended.
+        """
+        data = b"".join(buffers)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))]
+        try:
+            if self._kernel_timeouts:
+                self._let_wait("SO_SNDTIMEO", timeout_s, _LONGEST_WAIT_S)
+            else:
+                self.sock.settimeout(timeout_s)
+            sent = self.sock.sendmsg([data], rights)
+        except BlockingIOError:
+            raise RequestTimeout(f"{self.peer} did not read our bytes; the connection was closed") from None
+        except OSError as exc:
+            raise self._failed(exc, timeout_s, "did not read our bytes within") from exc
+        self.bytes_sent += sent
+        if sent < len(data):
+            self.send([data[sent:]], timeout_s)
 
     def send(self, buffers: Sequence[Buffer], timeout_s: float) -> None:
         """Send the buffers in order: without TLS gathered by the kernel, not copied.
@@ -489,6 +539,9 @@ class Stream:
         if self._tls is not None:
             self._tls.say_close()
         self.sock.close()
+        descriptor = self.take_descriptor()
+        if descriptor is not None:
+            os.close(descriptor)
 
     def abandon(self) -> None:
         """Close this process's half of a connection that another process goes on with, after a fork.

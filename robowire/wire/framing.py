@@ -16,7 +16,15 @@ import sys
 
 from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
 
-__all__ = ["DEFAULT_MAX_PAYLOAD", "MAX_LINE", "MAX_MAX_PAYLOAD", "FrameDecoder", "TextLine", "frame_header"]
+__all__ = [
+    "DEFAULT_MAX_PAYLOAD",
+    "MAX_LINE",
+    "MAX_MAX_PAYLOAD",
+    "FrameDecoder",
+    "TextLine",
+    "frame_header",
+    "is_free",
+]
 
 _LENGTH = struct.Struct("!I")
 
@@ -50,6 +58,11 @@ def _references(kept: list[bytearray]) -> int:
 # lock another thread's references may not be counted yet.
 _COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
 _ALONE = _references([bytearray(1)]) if _COUNTS else 0
+
+
+def is_free(kept: list[bytearray]) -> bool:
+    """Return whether nothing but this list refers to its one buffer, not even a view of it."""
+    return _COUNTS and _references(kept) == _ALONE
 
 
 class TextLine(str):

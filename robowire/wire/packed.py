@@ -35,8 +35,10 @@ __all__ = [
     "CHUNK_REPLY",
     "IMAGE_KINDS",
     "INFER_REQUEST",
+    "IN_SHARED_MEMORY",
     "MAX_LAYOUTS",
     "PACKED_VERSION",
+    "SHARE_MEMORY",
     "TEXT_KIND",
     "FixedField",
     "Layout",
@@ -57,6 +59,11 @@ PACKED_VERSION = 1
 
 # First byte of a payload. A pickle's is 0x80.
 INFER_REQUEST, CHUNK_REPLY = 0x01, 0x02
+
+# First byte of a payload that passes a region of memory: ``u8 kind, 7 zeros, u64 size``, with a descriptor.
+# A request whose flags have the bit leaves the fixed fields out: they lie in the region, at the same offsets.
+SHARE_MEMORY = 0x05
+IN_SHARED_MEMORY = 0x80
 
 # Layouts of one connection, numbered from 0. A client has one for a single observation and one for each size
 # of its batches.

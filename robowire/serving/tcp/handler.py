@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import socketserver
 import threading
@@ -27,6 +28,7 @@ from robowire.serving.tcp.foreign_greetings import (
     foreign_line,
     foreign_sentence,
 )
+from robowire.serving.tcp.shared_payloads import SharedPayloads
 from robowire.serving.text import HTTP_PATHS, answer_line, http_response
 from robowire.transport.connection import Connection
 from robowire.transport.stream import Stream
@@ -66,6 +68,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         """Prepare the socket."""
         self._session: Session | None = None
         self._ending = ""
+        self._shared = SharedPayloads(self.server.options.max_payload)
         self._opened = time.monotonic()
         if self.request.family not in (socket.AF_INET, socket.AF_INET6):
             return
@@ -118,6 +121,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         """Close the connection and its session."""
         if hasattr(self, "_stream"):
             self._stream.close()
+        self._shared.close()
         session = self._session
         if session is None:
             return
@@ -165,6 +169,10 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             return False
         session = self._open_session()
         more = True
+        descriptor = stream.take_descriptor() if stream.takes_descriptors else None
+        if descriptor is not None and not (not isinstance(event, TextLine) and self._shared.is_share(event)):
+            os.close(descriptor)
+            descriptor = None
         if isinstance(event, TextLine):
             logger.debug("< #%d %s", session.id, quoted(event, 40))
             more = event.strip().upper() != "QUIT"
@@ -172,7 +180,12 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         else:
             logger.debug("< #%d %d bytes", session.id, len(event))
             try:
-                buffers = self._answer(session, event)
+                buffers = (
+                    self._answer_shared(session, event, descriptor)
+                    if session.shares
+                    else self._answer(session, event)
+                )
+                stream.takes_descriptors = session.shares
             except UnsafePayload as exc:
                 # Its frame is complete, so that the peer can be told why it is closed.
                 self._count_unreadable(exc)
@@ -198,6 +211,21 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         exchange = self.server.codec.exchange(payload, session)
         answer: Sequence[Buffer] = self.server.service.answer(session, exchange)
         return answer
+
+    def _answer_shared(
+        self, session: Session, payload: bytearray, descriptor: int | None
+    ) -> Sequence[Buffer]:
+        """Answer a client that may use shared memory."""
+        try:
+            if self._shared.is_share(payload):
+                return encode_frame(self._shared.share(payload, descriptor))
+            if self._shared.is_shared(payload):
+                payload = self._shared.whole(payload, session.layouts)
+        except InvalidParams as exc:
+            logger.warning("%s got an error, invalid_params: %s", session, exc)
+            self.server.service.metrics.error(exc.error_type)
+            return encode_frame(error_reply(exc))
+        return self._answer(session, payload)
 
     def _answer_http(self, line: str) -> None:
         """Answer a health check; name the other wires that begin with a line, and refuse them."""

@@ -2,6 +2,7 @@
 
 Ours:           ``model.safetensors``, ``config.json``, ``normalize.json`` (one entry for each dataset id)
 LeRobot's:      see ``lerobot_folder.py``
+ILStudio's:     see ``vlastudio_folder.py``
 The original's: ``policy_best.ckpt``, ``dataset_stats.pkl``, and ``config.json`` where the user wrote one
 
 Sizes are read from the weights and compared with what ``config.json`` says. No pickle read here can run code.
@@ -32,11 +33,16 @@ from robowire.wire.pickle import reader
 
 __all__ = [
     "CONFIG",
+    "NORMALIZE",
     "OURS",
+    "VLASTUDIO",
     "Checkpoint",
+    "ClippedStatistics",
     "ImageStatistics",
     "Statistics",
+    "build_model",
     "digest_of",
+    "is_vlastudio",
     "load_checkpoint",
     "make_embodiment",
     "read_json",
@@ -47,6 +53,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 OURS, ORIGINAL = "model.safetensors", "policy_best.ckpt"
+VLASTUDIO = "policy_metadata.json"
 CONFIG, NORMALIZE, ORIGINAL_STATISTICS = "config.json", "normalize.json", "dataset_stats.pkl"
 
 # What the original's training script passes, whatever its flags say; its weights do not show it.
@@ -72,6 +79,21 @@ class Statistics:
     qpos_std: np.ndarray
     action_mean: np.ndarray
     action_std: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClippedStatistics(Statistics):
+    """Statistics of percentiles: what lies beyond them is clipped.
+
+    Attributes:
+        state_limit: float32 (state_dim,), largest size of a normalised number of the state; may be infinite.
+        action_low: float32 (action_dim,), smallest actions, not normalised; may be infinite.
+        action_high: float32 (action_dim,), largest ones.
+    """
+
+    state_limit: np.ndarray
+    action_low: np.ndarray
+    action_high: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -130,6 +152,10 @@ def load_checkpoint(
         from policies.act.lerobot_folder import load_lerobot  # here: it builds on this module
 
         return load_lerobot(folder, camera_names=camera_names, nheads=nheads)
+    if (folder / OURS).is_file() and is_vlastudio(folder):
+        from policies.act.vlastudio_folder import load_vlastudio  # likewise
+
+        return load_vlastudio(folder, camera_names=camera_names, nheads=nheads)
     if (folder / OURS).is_file():
         return _load_ours(folder, camera_names, nheads)
     if (folder / ORIGINAL).is_file():
@@ -137,6 +163,13 @@ def load_checkpoint(
     raise ConfigurationError(
         f"no model in {folder}: looked for {OURS} (ours) and {ORIGINAL} (the original ACT's); copy one there"
     )
+
+
+def is_vlastudio(folder: Path) -> bool:
+    """Return whether a folder is one of ILStudio or VLAStudio, by its list of data sets."""
+    if (folder / VLASTUDIO).is_file():
+        return True
+    return (folder / NORMALIZE).is_file() and isinstance(read_json(folder / NORMALIZE).get("datasets"), list)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -173,7 +206,7 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
             f"{folder / CONFIG} lacks nheads, which the weights do not show: "
             "add it, or give --policy_options.nheads"
         )
-    model = _build(folder, OURS, weights, config, nheads)
+    model = build_model(folder, OURS, weights, config, nheads)
     if not normalize:
         raise ConfigurationError(f"{folder / NORMALIZE} has no entry: it needs one for each dataset id")
     statistics: dict[str | None, Statistics] = {
@@ -207,7 +240,7 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
             "taking nheads %d, the original's: weights do not show it; --policy_options.nheads changes it",
             nheads,
         )
-    model = _build(folder, ORIGINAL, weights, config, nheads)
+    model = build_model(folder, ORIGINAL, weights, config, nheads)
 
     path = folder / ORIGINAL_STATISTICS
     if not path.is_file():
@@ -262,10 +295,14 @@ def read_json(path: Path, purpose: str = "") -> dict[str, Any]:
     return content
 
 
-def _build(
+def build_model(
     folder: Path, file: str, weights: dict[str, Tensor], config: Mapping[str, Any], nheads: int
 ) -> Act:
-    """Return the network that ``weights`` are of, holding them."""
+    """Return the network that ``weights`` are of, holding them.
+
+    Raises:
+        ConfigurationError: They are of no ACT, or of another one than ``config`` says.
+    """
     given = {name: tuple(t.shape) for name, t in weights.items()}
     found = _sizes(folder / file, given)
     named = dict(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policies.act.checkpoint import ImageStatistics, Statistics, load_checkpoint
+from policies.act.checkpoint import ClippedStatistics, ImageStatistics, Statistics, load_checkpoint
 from policies.act.model import Act, normalise_images
 from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
@@ -90,11 +90,15 @@ class ActPolicy:
         )
         # LeRobot's statistics are float64: a constant number's range is 1e-8 there.
         normal = ((states - stats.qpos_mean) / stats.qpos_std).astype(np.float32, copy=False)
+        if isinstance(stats, ClippedStatistics):
+            normal = np.clip(normal, -stats.state_limit, stats.state_limit)
         qpos = torch.from_numpy(normal).to(self.device)
         # Images cross to the device as bytes, a quarter of their floats.
         pixels = normalise_images(torch.from_numpy(images).to(self.device), *self._images)
         normalised = self._model(qpos, pixels)
         actions: np.ndarray = normalised.cpu().numpy() * stats.action_std + stats.action_mean
+        if isinstance(stats, ClippedStatistics):
+            actions = np.clip(actions, stats.action_low, stats.action_high)
         return actions
 
 

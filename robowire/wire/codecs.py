@@ -266,7 +266,7 @@ class Codec(Protocol):
 
 
 class CallCodec:
-    """Methods by name: the simulator's and the fleet's port."""
+    """Methods by name: the fleet's port."""
 
     def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
         """Return the exchange that a payload begins."""

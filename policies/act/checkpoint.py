@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -58,6 +59,9 @@ CONFIG, NORMALIZE, ORIGINAL_STATISTICS = "config.json", "normalize.json", "datas
 
 # What the original's training script passes, whatever its flags say; its weights do not show it.
 ORIGINAL_NHEADS = 8
+
+# What the original's policy, DataParallel and torch.compile put in front of the names of weights.
+_WRAPPERS = re.compile(r"^(?:model\.|module\.|_orig_mod\.)+")
 
 # No camera's images are larger, and no controller is faster: what a file says beyond is a mistake or hostile.
 _MAX_IMAGE_SIDE = 16_384
@@ -232,7 +236,7 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
         ) from exc
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ConfigurationError(f"{folder / ORIGINAL} is not a state dict: expected names and tensors only")
-    weights = {str(name).removeprefix("model."): value for name, value in loaded.items()}
+    weights = {_WRAPPERS.sub("", str(name)): value for name, value in loaded.items()}
     nheads = nheads or config.get("nheads")
     if nheads is None:
         nheads = ORIGINAL_NHEADS

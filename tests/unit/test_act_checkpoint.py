@@ -133,6 +133,17 @@ def test_cameras_and_heads_may_be_named_in_a_config_beside_the_originals_weights
     assert loaded.model.sizes.nheads == 4
 
 
+@pytest.mark.parametrize("prefix", ["", "module.model.", "model._orig_mod.", "_orig_mod.module."])
+def test_weights_are_found_behind_what_wraps_a_model(original: Path, prefix: str) -> None:
+    torch.manual_seed(3)
+    model = Act(SIZES)
+    saved = {f"{prefix}{name}": tensor.double() for name, tensor in model.state_dict().items()}
+    torch.save(saved, original / "policy_best.ckpt")
+    loaded = load_checkpoint(original, camera_names=("top",)).model
+    assert torch.equal(loaded.action_head.weight, model.action_head.weight)
+    assert loaded.action_head.weight.dtype == torch.float32
+
+
 def test_the_originals_own_number_of_heads_is_assumed(original: Path) -> None:
     assert load_checkpoint(original, camera_names=("top",)).model.sizes.nheads == 8
 

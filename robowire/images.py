@@ -21,9 +21,11 @@ __all__ = [
     "decode_images",
     "encode_image",
     "encode_images",
+    "has_pillow",
     "is_encoded",
     "opencv_split",
     "require_pillow",
+    "resize_image",
     "write_planes",
 ]
 
@@ -50,6 +52,28 @@ def require_pillow(why: str) -> Any:
     except ModuleNotFoundError as exc:
         raise MissingDependency(f"{why} needs Pillow: pip install 'robowire[images]'") from exc
     return Image
+
+
+def has_pillow() -> bool:
+    """Return whether images can be encoded and decoded here."""
+    try:
+        require_pillow("")
+    except MissingDependency:
+        return False
+    return True
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return uint8 (height, width, 3) of an image (any height, any width, 3), stretched to that size.
+
+    By Pillow's bilinear interpolation, which averages all pixels of an image that becomes smaller.
+
+    Raises:
+        MissingDependency: Pillow is not installed.
+    """
+    pillow = require_pillow("resize")
+    opened = pillow.fromarray(np.ascontiguousarray(image))
+    return np.asarray(opened.resize((width, height), resample=pillow.Resampling.BILINEAR))
 
 
 def write_planes(planes: np.ndarray, image: np.ndarray) -> None:
@@ -117,7 +141,14 @@ def decode_image(encoded: Mapping[str, Any]) -> np.ndarray:
                 raise RemoteProtocolError(f"an image is {found}, expected {shape!r}"[:200])
             return np.array(image)
     # What Pillow raises for damaged files, and for those that claim to be huge.
-    except (OSError, SyntaxError, TypeError, ValueError, module.DecompressionBombError) as exc:
+    except (
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        module.DecompressionBombError,
+        module.DecompressionBombWarning,
+    ) as exc:
         raise RemoteProtocolError(f"an image cannot be decoded: {exc}"[:200]) from exc
 
 

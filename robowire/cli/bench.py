@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from robowire.cli.command import Program
-from robowire.cli.connection_flags import ConnectionFlags, at_least, open_policy_client
+from robowire.cli.connection_flags import ImageFlags, at_least, open_policy_client
 from robowire.cli.infer import policy_spec, random_observation
 from robowire.cli.parser import setting
 from robowire.cli.ping import quantiles
@@ -29,7 +29,7 @@ _WARM_UP = 10
 
 
 @dataclass(frozen=True)
-class BenchFlags(ConnectionFlags):
+class BenchFlags(ImageFlags):
     """Flags of ``bench``.
 
     Attributes:

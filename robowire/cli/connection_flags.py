@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robowire.address import parse_address
 from robowire.cli.parser import setting
+from robowire.client.image_options import ImageOptions
 from robowire.client.policy_client import PolicyClient
 from robowire.client.server_client import ServerClient
 from robowire.errors import ConfigurationError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConnectionFlags",
+    "ImageFlags",
     "TlsFlags",
     "at_least",
     "open_policy_client",
@@ -100,6 +102,33 @@ class ConnectionFlags(TlsFlags):
             raise ConfigurationError(f"wait_s is {self.wait_s:g}, expected 0 or more seconds")
 
 
+@dataclass(frozen=True)
+class ImageFlags(ConnectionFlags):
+    """Policy server to connect to, and how images are sent to it.
+
+    Attributes:
+        image_encoding: How images are sent to the policy server: raw, jpeg, or png, which loses nothing.
+        jpeg_quality: Quality of jpeg, 1 to 100.
+        resize: Send images in the policy's own size.
+    """
+
+    image_encoding: str = field(default="raw", metadata=setting(choices=("raw", "jpeg", "png")))
+    jpeg_quality: int = 90
+    resize: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ImageOptions(self.image_encoding, self.jpeg_quality, self.resize)
+        if self.upstream is not None and (self.image_encoding != "raw" or self.resize):
+            raise ConfigurationError(
+                "image_encoding and resize are of this wire: servers of other wires do not take them"
+            )
+
+    def image_options(self) -> dict[str, Any]:
+        """Return the arguments of a policy client."""
+        return {name: getattr(self, name) for name in ("image_encoding", "jpeg_quality", "resize")}
+
+
 def tls_context(
     tls: bool, ca: str | None, cert: str | None, key: str | None, *, flags: str = "--"
 ) -> ssl.SSLContext | bool:
@@ -146,6 +175,7 @@ def open_policy_client(flags: ConnectionFlags) -> PolicyClient:
         token=flags.token,
         tls=flags.tls_context(),
         wait_s=flags.wait_s,
+        **(flags.image_options() if isinstance(flags, ImageFlags) else {}),
     )
 
 

@@ -234,6 +234,7 @@ class _TaskRunner:
                 token=flags.token,
                 tls=flags.tls_context(),
                 added_latency_s=added_s,
+                **flags.image_options(),
             )
 
         def on_start(summary: dict[str, Any]) -> None:
@@ -300,7 +301,13 @@ def policy_opener(flags: RunFlags, program: Program) -> Callable[[], PolicyClien
     def open_policy() -> PolicyClient:
         # Without retries of its own: the evaluation waits for the server, and must know that it was lost.
         return PolicyClient(
-            flags.host, flags.port, timeout_s=flags.timeout_s, retries=0, token=flags.token, tls=tls
+            flags.host,
+            flags.port,
+            timeout_s=flags.timeout_s,
+            retries=0,
+            token=flags.token,
+            tls=tls,
+            **flags.image_options(),
         )
 
     tls = flags.tls_context()

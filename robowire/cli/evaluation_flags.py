@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from robowire.address import join_address
-from robowire.cli.connection_flags import ConnectionFlags, tls_context
+from robowire.cli.connection_flags import ImageFlags, tls_context
 from robowire.cli.parser import setting
 from robowire.errors import ConfigurationError
 
@@ -32,7 +32,7 @@ _DELETES = setting(suggested=False)
 
 
 @dataclass(frozen=True)
-class EpisodeServersFlags(ConnectionFlags):
+class EpisodeServersFlags(ImageFlags):
     """Simulator server of a command that runs episodes.
 
     Attributes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robowire.cli.command import Program
-from robowire.cli.connection_flags import ConnectionFlags, at_least, open_policy_client
+from robowire.cli.connection_flags import ImageFlags, at_least, open_policy_client
 from robowire.cli.ping import quantiles
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import ConfigurationError, UnknownMethod
@@ -21,7 +21,7 @@ __all__ = ["InferFlags", "policy_spec", "random_observation", "run"]
 
 
 @dataclass(frozen=True)
-class InferFlags(ConnectionFlags):
+class InferFlags(ImageFlags):
     """Flags of ``infer``.
 
     Attributes:

@@ -113,6 +113,10 @@ class AsyncPolicyClient:
         tls_cert: PEM file of the client's own certificate, where the server asks for one.
         tls_key: PEM file of its private key.
         wait_s: Seconds that :meth:`start` tries to connect while the server does not answer.
+        image_encoding: How images are sent: ``"raw"``, ``"jpeg"``, or ``"png"``, which loses nothing.
+            For slow links. Needs Pillow, here and on the server.
+        jpeg_quality: 1 to 100.
+        resize: Send images in the policy's own size, by Pillow's bilinear interpolation, stretched.
         client: Session to use in the place of one with ``host``, whose arguments then count for nothing.
         clock: Seconds, monotonic.
 
@@ -136,6 +140,9 @@ class AsyncPolicyClient:
         tls_cert: str | None = None,
         tls_key: str | None = None,
         wait_s: float = 0.0,
+        image_encoding: str = "raw",
+        jpeg_quality: int = 90,
+        resize: bool = False,
         client: PolicyLink | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -152,6 +159,9 @@ class AsyncPolicyClient:
             tls_cert=tls_cert,
             tls_key=tls_key,
             wait_s=wait_s,
+            image_encoding=image_encoding,
+            jpeg_quality=jpeg_quality,
+            resize=resize,
         )
         self._patience_s = patience_s
         self._added_latency_s = added_latency_s

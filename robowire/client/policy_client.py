@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 import numpy as np
 
 from robowire.chunking import ActionChunk, ChunkCursor
+from robowire.client.image_options import ImageOptions
 from robowire.client.packed_requests import PackedRequests
 from robowire.client.session import ClientSession, client_context
 from robowire.errors import (
@@ -51,7 +52,7 @@ from robowire.transport.connection import Connection
 from robowire.wire.arrays import is_numeric
 from robowire.wire.messages import raise_for_status
 from robowire.wire.packed import PACKED_VERSION
-from robowire.wire.packed_policy import packed_observation
+from robowire.wire.packed_policy import PackedObservation, packed_observation
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
@@ -108,6 +109,10 @@ class PolicyClient:
         tls_cert: PEM file of the client's own certificate, where the server asks for one.
         tls_key: PEM file of its private key.
         wait_s: Seconds that the first connection is tried for while the server does not answer.
+        image_encoding: How images are sent: ``"raw"``, ``"jpeg"``, or ``"png"``, which loses nothing.
+            For slow links. Needs Pillow, here and on the server.
+        jpeg_quality: 1 to 100.
+        resize: Send images in the policy's own size, by Pillow's bilinear interpolation, stretched.
         open_connection: Makes the connection; tests pass their own, as they do for the next three.
         rng: Draws the jitter.
         sleep: Waits between repetitions.
@@ -140,6 +145,9 @@ class PolicyClient:
         tls_cert: str | None = None,
         tls_key: str | None = None,
         wait_s: float = 0.0,
+        image_encoding: str = "raw",
+        jpeg_quality: int = 90,
+        resize: bool = False,
         open_connection: Callable[..., Connection] = Connection.connect,
         rng: random.Random | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -153,6 +161,7 @@ class PolicyClient:
         self.port = port
         self.chunk_size = chunk_size
         self._expected = PolicySpec(ctrl_space=ctrl_space, ctrl_type=ctrl_type)
+        self._images = ImageOptions(image_encoding, jpeg_quality, resize)
         self._retries = retries
         self._token = token
         self._rng = rng or random.Random()
@@ -173,6 +182,7 @@ class PolicyClient:
         self._tls = bool(tls or ca or tls_cert)
         self._packed: PackedRequests | None = None  # of the connection; None: the server does not know them
         self._info: dict[str, Any] | None = None  # of the server connected to; None: it does not know hello
+        self._warned_of_raw = False
         self._answered = 0  # observations that this session had a reply to since its episode began
         self._hellos_lost = 0  # in a row, without a reply
 
@@ -314,6 +324,8 @@ class PolicyClient:
 
     def _request_chunk(self, obs: MetaObs) -> Any:
         """Return the reply to an observation, which goes packed where both sides can."""
+        if self._images.resize or self._images.encodes:
+            return self._request_smaller(obs)
         packed = packed_observation(obs)
         # First: what can't be encoded opens no connection.
         pickled: list[Buffer] = encode_frame(obs) if packed is None else []
@@ -326,6 +338,26 @@ class PolicyClient:
             if not pickled:
                 pickled.extend(encode_frame(obs))
             return self._exchange(pickled)
+
+        return self._with_retries(attempt)
+
+    def _request_smaller(self, obs: MetaObs) -> Any:
+        """Return the reply to an observation whose images are resized or encoded, once for all attempts."""
+        made: list[tuple[MetaObs, PackedObservation | None]] = []
+
+        def attempt() -> Any:
+            if not made:  # the server said when it was connected which size it takes
+                smaller = self._images.resized(obs, self._info)
+                packed = packed_observation(smaller)
+                made.append((smaller, packed and self._images.encoded(packed)))
+            smaller, packed = made[0]
+            request = self._packed.request(packed) if packed and self._packed else None
+            if request is not None:
+                return self._exchange(*request)
+            if self._images.encodes and smaller.image is not None and not self._warned_of_raw:
+                self._warned_of_raw = True
+                _log.warning("an observation that cannot be packed is sent with raw images")
+            return self._exchange(encode_frame(smaller))
 
         return self._with_retries(attempt)
 
@@ -427,6 +459,7 @@ class PolicyClient:
                 )
             info = session.call("get_info")
             self._require_expected(info)
+            self._images.require_server(info, session.address)
             if reply.get("packed") == PACKED_VERSION:
                 self._packed = PackedRequests(
                     session.call, session.share if reply.get("shared_memory") == 1 else None
@@ -443,6 +476,7 @@ class PolicyClient:
                 "leave the token out to use an older server"
             )
         _log.debug("%s does not know hello: %s", session.address, reply)
+        self._images.require_server(None, session.address)
         session.dial()
         return None
 

@@ -389,7 +389,7 @@ def read_declaration(params: Mapping[str, Any], codec: PolicyCodec) -> Request:
         InvalidParams: It is no layout, or an observation of it would be refused.
     """
     layout = PolicyLayout.read(params)
-    size = layout.layout.fixed_size
+    size = layout.layout.fixed_size + layout.decoded_size  # encoded images may be as large as raw ones
     if size > codec.max_payload:  # before anything of that size is made
         raise InvalidParams(
             f"requests of this layout have {size} bytes, "

@@ -9,12 +9,14 @@ No socket, thread or clock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any, Hashable, Mapping, NamedTuple
 
 import numpy as np
 
-from robowire.errors import InvalidParams
+from robowire.errors import InvalidParams, RemoteProtocolError
+from robowire.images import decode_image, has_pillow, write_planes
 from robowire.meta import MetaObs
 from robowire.wire.packed import (
     IMAGE_KINDS,
@@ -22,6 +24,7 @@ from robowire.wire.packed import (
     Layout,
     LayoutField,
     RequestHeader,
+    VariableField,
     is_packed_dtype,
     read_layout,
 )
@@ -50,8 +53,14 @@ class PolicyLayout:
         self._known = all(field.name in _NAMES for field in layout.fields)
         self._has_timestep = any(field.name == "timestep" for field in layout.fields)
         for field in layout.variable:
-            if field.kind in IMAGE_KINDS:
-                raise InvalidParams(f"this server decodes no {field.kind}: send image as '|u1'")
+            if field.kind in IMAGE_KINDS and field.name in _NAMES:
+                _require_decodable(field)
+        self._images = [field for field in layout.variable if field.kind in IMAGE_KINDS]
+
+    @property
+    def decoded_size(self) -> int:
+        """Bytes of an observation's decoded images."""
+        return sum(math.prod(field.shape) for field in self._images)
 
     @classmethod
     def read(cls, params: Mapping[str, Any]) -> PolicyLayout:
@@ -68,7 +77,10 @@ class PolicyLayout:
         for name, dtype, shape, _, _ in self.layout.fixed:
             values[name] = np.broadcast_to(np.zeros((), dtype), shape)
         for name, kind, shape, _, items in self.layout.variable:
-            values[name] = ([""] * items if shape else "") if kind == TEXT_KIND else None
+            if kind == TEXT_KIND:
+                values[name] = [""] * items if shape else ""
+            else:
+                values[name] = np.broadcast_to(np.zeros((), np.uint8), shape)
         return self._observation(values, 0)
 
     @property
@@ -77,12 +89,17 @@ class PolicyLayout:
         return not self._has_timestep
 
     def observation(self, payload: bytearray, header: RequestHeader) -> MetaObs:
-        """Return the observation in a payload. Its arrays view the payload.
+        """Return the observation in a payload. Its arrays view the payload, but for images that are decoded.
 
         Raises:
-            InvalidParams: The payload has another length, or a text is not UTF-8.
+            InvalidParams: The payload has another length, a text is not UTF-8, or an image cannot be decoded
+                or has another size than was declared.
         """
-        return self._observation(self.layout.values(payload), header.timestep)
+        values = self.layout.values(payload)
+        for field in self._images:
+            if field.name in _NAMES:
+                values[field.name] = _decoded(field, values[field.name])
+        return self._observation(values, header.timestep)
 
     def _observation(self, values: dict[str, Any], timestep: int) -> MetaObs:
         if not self._known:
@@ -90,6 +107,26 @@ class PolicyLayout:
         if not self._has_timestep:
             values["timestep"] = timestep
         return MetaObs(**values)
+
+
+def _require_decodable(field: VariableField) -> None:
+    if field.name != "image":
+        raise InvalidParams(f"{field.name} is {field.kind}, and only image may be encoded")
+    if not has_pillow():
+        raise InvalidParams(f"this server decodes no {field.kind}: send image as '|u1'")
+
+
+def _decoded(field: VariableField, files: list[memoryview]) -> np.ndarray:
+    """Return uint8 of the declared shape."""
+    *_, height, width = field.shape
+    images = np.empty(field.shape, np.uint8)  # not touched, so not taken, before an image is decoded
+    for number, (planes, file) in enumerate(zip(images.reshape(-1, 3, height, width), files)):
+        encoded = {"encoding": field.kind, "shape": (height, width, 3), "data": bytes(file)}
+        try:
+            write_planes(planes, decode_image(encoded))
+        except RemoteProtocolError as exc:
+            raise InvalidParams(f"{field.name}, image {number} of {len(files)}: {exc}") from exc
+    return images
 
 
 class PackedObservation(NamedTuple):

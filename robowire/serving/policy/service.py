@@ -11,6 +11,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import UnknownMethod
+from robowire.images import has_pillow
 from robowire.interfaces import Policy, SessionPolicy
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
@@ -24,6 +25,7 @@ from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
+from robowire.wire.packed import IMAGE_KINDS
 from robowire.wire.packed_policy import PolicyLayout
 from robowire.worker.fingerprint import imported_packages, versions
 
@@ -194,6 +196,7 @@ class PolicyService(Service[PolicySession]):
             "device": self._device,
             "model_name": self._model_name,
             "max_payload": self._max_payload,
+            "image_encodings": list(IMAGE_KINDS) if has_pillow() else [],
             "conventions": _CONVENTIONS,
             "versions": self._versions,
             "version": __version__,

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from robowire.client.policy_client import PolicyClient
 from robowire.errors import InvalidParams
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
+from robowire.serving.tcp.shared_payloads import SharedPayloads
 from robowire.specs import PolicySpec
 from robowire.testing import running_server
 from robowire.transport.shared_memory import ReceivedRegion, SharedRegion, shared_memory_works
@@ -292,6 +294,19 @@ def test_a_killed_client_leaves_nothing(server: PolicyServer) -> None:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGKILL)
     wait_until(lambda: descriptors_of_this_process() <= before)
+
+
+def test_the_memory_of_a_payload_is_used_again_once_nobody_holds_it() -> None:
+    shared, layouts = SharedPayloads(4 * 1024 * 1024), {0: SimpleNamespace(layout=LAYOUT)}
+    announced = bytearray(struct.pack("<B7xQ", SHARE_MEMORY, LAYOUT.fixed_size))
+    request = bytearray(struct.pack("<BBHIq", 1, IN_SHARED_MEMORY, 0, 0, 3))
+    with SharedRegion(LAYOUT.fixed_size) as region:
+        shared.share(announced, os.dup(region.descriptor))
+        held = shared.whole(request, layouts)
+        others = {id(shared.whole(request, layouts)) for _ in range(5)}
+        assert len(others) == 1
+        assert id(held) not in others
+        shared.close()
 
 
 def test_the_sender_cannot_shrink_its_memory() -> None:

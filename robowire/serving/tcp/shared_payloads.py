@@ -14,6 +14,9 @@ from robowire.wire.packed import IN_SHARED_MEMORY, INFER_REQUEST, SHARE_MEMORY
 
 __all__ = ["SharedPayloads"]
 
+# Largest memory that is kept for the next payload, as of those that come over the socket.
+_KEPT_MAX = 8 * 1024 * 1024
+
 _SHARE = struct.Struct("<B7xQ")
 
 
@@ -27,7 +30,7 @@ class SharedPayloads:
     def __init__(self, max_payload: int) -> None:
         self._max_payload = max_payload
         self._region: ReceivedRegion | None = None
-        self._kept: list[bytearray] = []
+        self._kept: list[list[bytearray]] = []
 
     @staticmethod
     def is_share(payload: bytearray) -> bool:
@@ -89,15 +92,20 @@ class SharedPayloads:
         return made
 
     def _buffer(self, size: int) -> bytearray:
-        """Return memory for a payload: that of the last one where its size is the same and it is free."""
-        kept = self._kept
-        if not (kept and len(kept[0]) == size and is_free(kept)):
-            # Memory that is new each time costs as much as the copy into it.
-            kept[:] = [bytearray(size)]
-        return kept[0]
+        """Return memory for a payload: that of an earlier one where its size is the same and it is free."""
+        # Memory that is new each time costs as much as the copy into it. Two, since the thread that ran the
+        # last inference may hold its observations until the next one begins.
+        for kept in self._kept:
+            if len(kept[0]) == size and is_free(kept):
+                return kept[0]
+        made = bytearray(size)
+        if size <= _KEPT_MAX:
+            self._kept = [*self._kept[-1:], [made]]
+        return made
 
     def close(self) -> None:
         """Close the region. May be called twice."""
         if self._region is not None:
             self._region.close()
             self._region = None
+        self._kept = []

@@ -10,7 +10,7 @@ POLICIES: dict[str, Entry] = {
     "act": Entry(
         "policies.act.policy:make_policy",
         install="./setup_environment.sh",
-        summary="Action Chunking with Transformers (arXiv 2304.13705): our checkpoints or the original's",
+        summary="Action Chunking with Transformers (arXiv 2304.13705): checkpoints of ours, of the original, LeRobot and ILStudio",
     ),
     "replay": Entry(
         "policies.replay.policy:make_policy",

@@ -10,7 +10,7 @@ POLICIES: dict[str, Entry] = {
     "act": Entry(
         "policies.act.policy:make_policy",
         install="./setup_environment.sh",
-        summary="Action Chunking with Transformers (arXiv 2304.13705): checkpoints of ours, of the original, LeRobot and ILStudio",
+        summary="Action Chunking with Transformers: checkpoints of ours, the original, LeRobot, ILStudio",
     ),
     "replay": Entry(
         "policies.replay.policy:make_policy",

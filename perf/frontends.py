@@ -9,7 +9,7 @@ clients: what batching gives where the peer's server runs one observation at a t
     python perf/frontends.py --wires openpi --rounds 8
 
 The clients run in the environments that ``./setup_peers.sh`` makes. Prints p50 and p99 of a round trip,
-requests a second, and ratios: above 1, robowire is faster.
+requests a second, the server's CPU time a request, and ratios: above 1, robowire is faster.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -116,47 +117,67 @@ def peer(wire: str) -> tuple[Path, Path]:
     return ROOT / ".venvs" / WIRES[wire][0] / "bin" / "python", ROOT / "perf" / "wires" / f"{wire}_peer.py"
 
 
+@dataclass
+class Side:
+    """What one server and its clients did.
+
+    Attributes:
+        times_s: Round trips.
+        rate: Requests a second.
+        cpu_s: The server's CPU time a request.
+    """
+
+    times_s: list[float]
+    rate: float = 0.0
+    cpu_s: float = 0.0
+
+
 def measure(
     wire: str, size: str, clients: int, fixed_ms: float, row_ms: float, rounds: int, round_s: float
-) -> dict[str, tuple[np.ndarray, float]]:
-    """Return the round trips of each side, in seconds, and its requests a second."""
+) -> dict[str, Side]:
+    """Return what each side did."""
     python, script = peer(wire)
     with ExitStack() as stack:
         own = [sys.executable, __file__, "--serve", wire, "--size", size]
         theirs = [python, script, "serve"]
         costs = ["--fixed_ms", fixed_ms, "--row_ms", row_ms]
-        groups = {}
+        groups, pids = {}, {}
         for side, command in (("robowire", own), ("peer", theirs)):
             server = stack.enter_context(program(*command, *costs))
-            port = int(server.stdout.readline())
+            pids[side], port = server.pid, int(server.stdout.readline())
             groups[side] = [
                 stack.enter_context(program(python, script, "ask", port, size, min(THREADS, clients - i)))
                 for i in range(0, clients, THREADS)
             ]
             for process in groups[side]:
                 assert process.stdout.readline() == "ready\n"
-        times: dict[str, list[float]] = {side: [] for side in groups}
+        found = {side: Side([]) for side in groups}
         for _ in range(rounds):
             for side, processes in groups.items():
+                before = harness.cpu_s(pids[side])
                 for process in processes:
                     process.stdin.write(f"go {round_s}\n")
                     process.stdin.flush()
                 for process in processes:
-                    times[side] += json.loads(process.stdout.readline())
-    return {side: (np.array(all_), len(all_) / (rounds * round_s)) for side, all_ in times.items()}
+                    found[side].times_s += json.loads(process.stdout.readline())
+                found[side].cpu_s += harness.cpu_s(pids[side]) - before
+    for each in found.values():
+        each.rate = len(each.times_s) / (rounds * round_s)
+        each.cpu_s /= len(each.times_s)
+    return found
 
 
-def show(wire: str, size: str, clients: int, found: dict[str, tuple[np.ndarray, float]]) -> None:
+def show(wire: str, size: str, clients: int, found: dict[str, Side]) -> None:
     """Print one row."""
     cells = []
     for side in ("robowire", "peer"):
-        times, rate = found[side]
-        p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
-        cells.append(f"{p50:8.2f} {p99:8.2f} {rate:8.0f}")
-    latency = np.median(found["peer"][0]) / np.median(found["robowire"][0])
-    throughput = found["robowire"][1] / found["peer"][1]
+        p50, p99 = np.quantile(found[side].times_s, [0.5, 0.99]) * 1e3
+        cells.append(f"{p50:8.2f} {p99:8.2f} {found[side].rate:8.0f} {found[side].cpu_s * 1e6:8.0f}")
+    ours, theirs = found["robowire"], found["peer"]
+    latency = np.median(theirs.times_s) / np.median(ours.times_s)
     print(
-        f"{wire:9} {size:>4} {clients:7} |{cells[0]} |{cells[1]} | {latency:7.2f} {throughput:10.2f}",
+        f"{wire:9} {size:>4} {clients:7} |{cells[0]} |{cells[1]} | {latency:7.2f} "
+        f"{ours.rate / theirs.rate:10.2f} {theirs.cpu_s / ours.cpu_s:5.2f}",
         flush=True,
     )
 
@@ -180,9 +201,9 @@ def main() -> int:
         for wire in WIRES
         if wire in POLICY_FRONTENDS and peer(wire)[0].exists() and peer(wire)[1].exists()
     ]
-    print(f"{'':22} | robowire                   | the peer's own server      | robowire is faster by")
-    columns = f"{'p50 ms':>8} {'p99 ms':>8} {'req/s':>8}"
-    print(f"{'wire':9} size clients |{columns} |{columns} | latency throughput")
+    print(f"{'':22} | {'robowire':34} | {'the peer server':34} | robowire is faster by")
+    columns = f"{'p50 ms':>8} {'p99 ms':>8} {'req/s':>8} {'CPU us':>8}"
+    print(f"{'wire':9} size clients |{columns} |{columns} | latency throughput CPU")
     for wire in wires:
         for size in harness.SIZES:
             for clients in (1, 16):

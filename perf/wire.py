@@ -18,13 +18,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from perf.wires.harness import cpu_s
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "perf" / "wires" / "contenders.py"
@@ -132,15 +133,6 @@ def _program(*command: object) -> Iterator[subprocess.Popen[str]]:
                 process.kill()
 
 
-def _cpu_s(pid: int) -> float:
-    """Return the CPU time of another process, all its threads, user and system, to a microsecond.
-
-    The clock of a process has the number that Linux' ``clock_getcpuclockid`` computes; ``/proc`` counts in
-    hundredths of a second.
-    """
-    return time.clock_gettime((~pid << 3) | 2)
-
-
 def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s: float) -> dict[str, Turns]:
     """Return what each contender did in one cell."""
     processes = min(clients, _PROCESSES)
@@ -164,7 +156,7 @@ def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s:
                 _line(process, name)
         for number in range(rounds + 1):  # the first one warms up
             for name in names:
-                before = _cpu_s(servers[name].pid)
+                before = cpu_s(servers[name].pid)
                 for process in askers[name]:
                     assert process.stdin is not None
                     process.stdin.write(f"go {round_s if number else round_s / 4}\n")
@@ -173,7 +165,7 @@ def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s:
                 if number:
                     turns[name].times_s += times
                     turns[name].rates.append(len(times) / round_s)
-                    turns[name].cpu_s += _cpu_s(servers[name].pid) - before
+                    turns[name].cpu_s += cpu_s(servers[name].pid) - before
     return turns
 
 

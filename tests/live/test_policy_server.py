@@ -147,6 +147,7 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
         "model_name": None,
         "temporal_agg": False,
         "max_payload": 64 * 1024 * 1024,
+        "image_encodings": ["jpeg", "png"],
         "version": __version__,
         "protocol_version": 1,
     }

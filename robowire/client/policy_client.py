@@ -53,7 +53,6 @@ from robowire.wire.arrays import is_numeric
 from robowire.wire.messages import raise_for_status
 from robowire.wire.packed import PACKED_VERSION
 from robowire.wire.packed_policy import PackedObservation, packed_observation
-from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
 
@@ -409,7 +408,7 @@ class PolicyClient:
             level, effect = logging.WARNING, "what the old one kept, such as temporal ensembling, is lost"
         _log.log(level, "the episode goes on in a new session of %s: %s", self._session.address, effect)
 
-    def _exchange(self, buffers: Sequence[Buffer], read: Callable[[bytearray], Any] = loads) -> Any:
+    def _exchange(self, buffers: Sequence[Buffer], read: Callable[[bytearray], Any] | None = None) -> Any:
         """Return the decoded reply to one frame. After any failure the connection is closed."""
         reply = self._session.exchange(buffers, read=read)
         if isinstance(reply, dict) and "status" in reply:

@@ -303,10 +303,11 @@ class ResumableSession:
     ) -> dict[str, Any]:
         # First: what can't be encoded leaves the session as it is.
         buffers: Sequence[Buffer]
+        read: Callable[[bytearray], Any] | None = None
         if self._packed and method in ("step", "step_chunk"):
             buffers, read = step_request_frame(method, params, self._replies.known), self._read_step
         else:
-            buffers, read = encode_frame({"method": method, **params}), loads
+            buffers = encode_frame({"method": method, **params})
         try:
             reply = self._session.exchange(buffers, timeout_s=timeout_s, what=repr(method), read=read)
         except ConnectionLost as exc:

@@ -28,7 +28,7 @@ from robowire.wire.auth import check_nonce, check_proof, client_proof, new_nonce
 from robowire.wire.framing import frame_header
 from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.packed import SHARE_MEMORY
-from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import encode_frame
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class ClientSession:
             raise ValueError(f"wait_s is {wait_s!r}, expected 0 or more seconds")
         self.address = join_address(host, port)
         self._connection: Connection | None = None
+        self._reader = TemplateReader()
         self._process = os.getpid()
         self.timeout_s = timeout_s
         self.connect_timeout_s = connect_timeout_s
@@ -251,7 +252,7 @@ class ClientSession:
             if payload is None:
                 raise ConnectionLost(f"{self.address} closed the connection on shared memory; see its log")
             assert isinstance(payload, bytearray)  # clients' decoders read no text
-            raise_for_status(loads(payload))
+            raise_for_status(self._reader.loads(payload))
         except RequestError:
             raise
         except BaseException:
@@ -264,7 +265,7 @@ class ClientSession:
         *,
         timeout_s: float | None = None,
         what: str = "The request",
-        read: Callable[[bytearray], Any] = loads,
+        read: Callable[[bytearray], Any] | None = None,
     ) -> Any:
         """Return the decoded reply to one frame. After a failure the connection is closed.
 
@@ -272,7 +273,7 @@ class ClientSession:
             buffers: The request's frame.
             timeout_s: Seconds to wait until the reply begins; ``None`` means the session's.
             what: How a message names the request.
-            read: Decodes the reply's payload.
+            read: Decodes the reply's payload; ``None`` where it is a pickle.
 
         Raises:
             RequestTimeout: No reply in time.
@@ -286,7 +287,7 @@ class ClientSession:
         try:
             payload = connection.exchange(buffers, timeout_s=seconds)
             size = len(payload)
-            reply = read(payload)
+            reply = (self._reader.loads if read is None else read)(payload)
         except RequestTimeout as exc:
             self.close()
             raise RequestTimeout(

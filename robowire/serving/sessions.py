@@ -11,6 +11,7 @@ from robowire.transport.shared_memory import shared_memory_works
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, ok
 from robowire.wire.packed import PACKED_VERSION
+from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.text_safety import quoted
 
 __all__ = ["Peer", "Session"]
@@ -55,6 +56,7 @@ class Session:
         packed: Whether the client declares layouts and sends packed requests.
         shares: Whether the client may put fields of packed requests into shared memory.
         layouts: Those that it declared, by their numbers: at most ``MAX_LAYOUTS``.
+        reader: Reads the client's pickles.
     """
 
     packs: ClassVar[bool] = False
@@ -69,6 +71,7 @@ class Session:
     packed: bool = False
     shares: bool = False
     layouts: dict[int, Any] = field(default_factory=dict)
+    reader: TemplateReader = field(default_factory=TemplateReader)
 
     def __str__(self) -> str:
         return f"client #{self.id}"

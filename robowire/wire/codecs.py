@@ -22,7 +22,7 @@ from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
 from robowire.wire.packed import INFER_REQUEST, RequestHeader, chunk_reply_frame
 from robowire.wire.packed_policy import PolicyLayout
-from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
 
@@ -50,12 +50,14 @@ class Negotiated(Protocol):
         reply: Format of a chunk: ``"list"`` or ``"chunk"``.
         packed: Whether it may declare layouts and send packed requests.
         layouts: Those that it declared, by their numbers.
+        reader: Reads its pickles.
     """
 
     said_hello: bool
     reply: str
     packed: bool
     layouts: dict[int, Any]
+    reader: TemplateReader
 
 
 class PickleExchange:
@@ -270,7 +272,7 @@ class CallCodec:
 
     def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
         """Return the exchange that a payload begins."""
-        return PickleExchange(loads(payload), session)
+        return PickleExchange(session.reader.loads(payload), session)
 
 
 class PolicyCodec:
@@ -312,7 +314,7 @@ class PolicyCodec:
         """Return the exchange that a payload begins."""
         if session.packed and payload and payload[0] == INFER_REQUEST:
             return PackedExchange(payload, session, self)
-        return PolicyExchange(loads(payload), session, self)
+        return PolicyExchange(session.reader.loads(payload), session, self)
 
     def checked_image(self, what: str, image: Any) -> Any:
         """Return an image of bytes, from one of floats where it may be converted; others as they are.

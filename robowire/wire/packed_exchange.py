@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from robowire.wire.codecs import Negotiated, PickleExchange
 from robowire.wire.packed_simulator import STEP_REQUEST, StepRequest, read_step_request
-from robowire.wire.pickle.reader import loads
 
 __all__ = ["PackedStepExchange", "SimulatorCodec"]
 
@@ -49,4 +48,4 @@ class SimulatorCodec:
         """
         if payload[:1] == _STEP and session.packed:
             return PackedStepExchange(payload, session)
-        return PickleExchange(loads(payload), session)
+        return PickleExchange(session.reader.loads(payload), session)

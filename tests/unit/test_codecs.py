@@ -14,6 +14,7 @@ from robowire.meta import MetaAction, MetaObs
 from robowire.wire.codecs import PolicyCodec
 from robowire.wire.messages import Request
 from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import encode
 
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -27,6 +28,7 @@ class Agreed:
     reply: str = "list"
     packed: bool = False
     layouts: dict[int, Any] = field(default_factory=dict)
+    reader: TemplateReader = field(default_factory=TemplateReader)
 
 
 def batch(**fields: Any) -> MetaObs:

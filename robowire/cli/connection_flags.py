@@ -124,6 +124,13 @@ class ImageFlags(ConnectionFlags):
                 "image_encoding and resize are of this wire: servers of other wires do not take them"
             )
 
+    def images_text(self) -> str:
+        """Return how images are sent, for a person, and to tell results apart."""
+        encoding = self.image_encoding
+        if encoding == "jpeg":
+            encoding += f" {self.jpeg_quality}"
+        return encoding + (", resized" if self.resize else "")
+
     def image_options(self) -> dict[str, Any]:
         """Return the arguments of a policy client."""
         return {name: getattr(self, name) for name in ("image_encoding", "jpeg_quality", "resize")}

@@ -197,6 +197,7 @@ def _options(flags: EvaluateFlags, simulator: str, task: str, folder: Path) -> E
         asynchronous=_clock(flags),
         stop_when=flags.stop_when,
         shard=flags.shard,
+        images=flags.images_text(),
         **run_options(flags, simulator, task),
     )
 

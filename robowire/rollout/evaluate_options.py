@@ -40,6 +40,7 @@ class EvaluateOptions:
             the simulator waits for each chunk.
         stop_when: Claim, such as ``"rate > 0.8"``; the evaluation ends when it is decided, true or not.
         shard: Part of the episodes to run, such as ``"1/4"``: every fourth, from the first on.
+        images: How images reach the policy server, such as ``"jpeg 90, resized"``: part of the fingerprint.
     """
 
     output_dir: Path
@@ -59,6 +60,7 @@ class EvaluateOptions:
     asynchronous: AsyncClock | None = None
     stop_when: str | None = None
     shard: str | None = None
+    images: str = "raw"
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_envs", "n_action_steps", "max_episode_steps"):

@@ -165,6 +165,8 @@ _NO_EPISODE = {
 def _fingerprint(shown: dict[str, Any], client: dict[str, str], runner: EpisodeRunner) -> dict[str, Any]:
     """Return all that decides what an episode of a given number is, by name: JSON values in one level."""
     options = {name: value for name, value in shown.items() if name not in _NO_EPISODE}
+    if options.get("images") == "raw":  # as in results from before there was another way
+        del options["images"]
     asynchronous = runner.asynchronous
     if asynchronous is not None and asynchronous.latency.recorded:
         # What was recorded counts, not where the file lies.

@@ -164,6 +164,13 @@ def test_an_interrupted_evaluation_resumes_to_the_same_rows(tmp_path: Path, asyn
     assert (resumed["status"], resumed["seeds"]) == ("complete", whole["seeds"])
 
 
+def test_results_of_encoded_images_are_kept_apart(tmp_path: Path) -> None:
+    interrupted(tmp_path, 4)
+    with pytest.raises(ConfigurationError, match="images"):
+        run(tmp_path, images="jpeg 90", resume=True)
+    run(tmp_path, images="raw", resume=True)
+
+
 def test_a_finished_episode_is_never_run_again(tmp_path: Path) -> None:
     interrupted(tmp_path, 4)
     done = {row["seed"] for row in rows(tmp_path)}

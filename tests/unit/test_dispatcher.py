@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -322,3 +323,16 @@ def test_a_client_that_leaves_without_an_answer_leaves_nothing() -> None:
                 dispatcher.submit([obs(1, 2, 3, lang="raise")], client=client)
             dispatcher.end(client)
         assert dispatcher._arrivals._clients == {}
+
+
+def test_an_observation_is_freed_once_it_is_answered() -> None:
+    policy = ConstantPolicy(PolicySpec(chunk_size=2, action_dim=1))
+    with dispatching(policy) as dispatcher:
+        observation = obs(1)
+        kept = weakref.ref(observation)
+        dispatcher.submit([observation])
+        del observation
+        deadline = time.monotonic() + 5  # the policy's thread ends its turn after the answer
+        while kept() is not None:
+            assert time.monotonic() < deadline, "the thread that waits for the next holds the last one"
+            time.sleep(0.001)

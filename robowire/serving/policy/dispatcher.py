@@ -264,9 +264,12 @@ class Dispatcher:
             self._in_hand = self._next_batch()
             if not self._in_hand:  # closing, and the queue is empty
                 return
-            if batch := self._present(self._in_hand):
+            batch = self._present(self._in_hand)
+            if batch:
                 self._infer(batch)
-            self._in_hand = []  # an observation is freed before the next is awaited
+            # An observation is freed before the next is awaited: its connection then uses the memory again.
+            del batch
+            self._in_hand = []
             self._busy = False
 
     def _next_batch(self) -> list[_Ticket]:

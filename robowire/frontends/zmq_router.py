@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from robowire.errors import (
@@ -63,6 +64,10 @@ _REFUSAL_S = 1.0
 # How often the connections whose requests are in hand are looked at for heartbeats. Heartbeats come once a
 # second or less often, and must be answered within as long.
 _HEARTBEAT_S = 0.2
+# A request of a client that has not sent the token is large from so many bytes on, and so many large ones are
+# received at one time: on some wires the token comes with the first observation, behind its images.
+_LARGE = 1024 * 1024
+_MAX_LARGE = 4
 # What may surround a body: an empty frame, and where it came through other ROUTERs, their identities.
 _ENVELOPE = 1024
 
@@ -122,12 +127,15 @@ class ZmtpConnection:
             else:
                 raise RemoteProtocolError("it sent something else than READY in the handshake")
 
-    def receive(self, *, wait_s: float, finish_s: float) -> Message | None:
+    def receive(
+        self, *, wait_s: float, finish_s: float, on_large: Callable[[], None] | None = None
+    ) -> Message | None:
         """Return the next message, or ``None`` where the peer ended the stream between two of them.
 
         Args:
             wait_s: Seconds to wait for its first byte; heartbeats do not count.
             finish_s: Seconds from the first byte to the last.
+            on_large: Called once, when a megabyte has come and the message is not complete.
 
         Raises:
             RequestTimeout: Either time passed.
@@ -136,9 +144,13 @@ class ZmtpConnection:
         """
         idle_until = time.monotonic() + wait_s
         finish_until: float | None = None
+        begun = self.stream.bytes_received
         while True:
             if self._broken is not None:
                 raise self._broken
+            if on_large is not None and self.stream.bytes_received - begun >= _LARGE:
+                on_large()
+                on_large = None
             if not self.decoder.mid_message:
                 finish_until = None
             elif finish_until is None:
@@ -239,6 +251,7 @@ class _Handler(ConnectionHandler):
         except TransportError as exc:
             self._ending = f": {exc}"
         finally:
+            server.received_large(self)
             server.closed(self)
 
     def _exchange(self) -> bool:
@@ -254,6 +267,7 @@ class _Handler(ConnectionHandler):
             event = self.zmtp.receive(
                 wait_s=options.session_timeout_s if trusted else options.frame_timeout_s,
                 finish_s=options.frame_timeout_s,
+                on_large=None if trusted else partial(server.receives_large, self),
             )
         except FrameTooLarge as exc:
             self._refuse_large(exc, limit)
@@ -293,6 +307,8 @@ class _Handler(ConnectionHandler):
                     session.requests += 1
                     server.service.count_error(exc, str(session))
                     return server.failure(exc), True
+                finally:
+                    server.received_large(self)
             if not trusted and not server.admit(self.request):
                 server.service.metrics.session_refused()
                 return server.failure(server.overloaded()), False
@@ -350,6 +366,8 @@ class ZmqRouter(TcpServer, ABC):
             options = replace(options, tls_cert=None, tls_key=None, tls_client_ca=None)
         listener = listen(options.host, port, flags=f"--{self.name}_")
         super().__init__(service, options, None, listener)
+        # Clients without the token whose large request is being received, oldest first.
+        self._large: dict[_Handler, None] = {}
         self._busy: dict[_Handler, float] = {}  # since when; changed by each connection's own thread
         self._ended = threading.Event()
         self._heartbeats = threading.Thread(
@@ -425,6 +443,26 @@ class ZmqRouter(TcpServer, ABC):
 
     # -- connections -----------------------------------------------------------------------------------------
 
+    def receives_large(self, handler: _Handler) -> None:
+        """Receive a large request of a client without the token; of more than a few, the oldest is closed.
+
+        So their memory is bounded, and a client that is about to show the token waits for none of them.
+        """
+        with self._lock:
+            oldest = next(iter(self._large)) if len(self._large) >= _MAX_LARGE else None
+            if oldest is not None:
+                del self._large[oldest]
+            self._large[handler] = None
+        if oldest is not None:
+            self.service.metrics.session_refused()
+            logger.debug("closed the oldest connection that sends a large request without a token")
+            oldest.shut_down()
+
+    def received_large(self, handler: _Handler) -> None:
+        """Count the request of a client no longer."""
+        with self._lock:
+            self._large.pop(handler, None)
+
     @contextmanager
     def busy(self, handler: _Handler) -> Iterator[None]:
         """Have the heartbeats of a connection answered while its request is in hand."""
@@ -443,7 +481,8 @@ class ZmqRouter(TcpServer, ABC):
 
     def answer_refused(self, stream: Stream, error: Overloaded) -> None:
         """Answer the request of a client past ``max_connections``, if it sends one soon."""
-        zmtp = ZmtpConnection(stream, max_payload=self.options.max_payload + _ENVELOPE)
+        # Of a larger request the envelope is read, which is all that the answer needs.
+        zmtp = ZmtpConnection(stream, max_payload=_ENVELOPE)
         zmtp.shake_hands(timeout_s=_REFUSAL_S)
         envelope: Sequence[Buffer] = []
         with suppress(FrameTooLarge):

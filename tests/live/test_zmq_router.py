@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -218,6 +218,27 @@ def test_clients_without_the_token_do_not_keep_its_holder_out() -> None:
             assert ask(sock, b"s3cret").endswith(b"s3cret")
         for flood in floods:
             flood.close()
+
+
+def test_large_requests_without_the_token_take_the_memory_of_a_few() -> None:
+    half = frame(bytes(4 * MIB))[: 2 * MIB]
+    with running(token="s3cret") as router, ExitStack() as stack:
+        begun = []
+        for _ in range(6):
+            begun.append(stack.enter_context(raw(router)))
+            begun[-1].sendall(frame(b"", 1) + half)
+            wait_until(lambda: len(router._large) == min(len(begun), 4))
+        # The two that began first made room; the others go on, and keep nobody out who shows the token.
+        assert all(ends(sock) for sock in begun[:2])
+        with peer(router) as client:
+            assert ask(client, b"s3cret").endswith(b"s3cret")
+        for sock in begun[2:]:
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+        begun[2].setblocking(True)
+        begun[2].sendall(frame(bytes(4 * MIB))[2 * MIB :])
+        wait_until(lambda: len(router._large) == 3)  # it is complete, and refused
 
 
 def test_a_client_past_the_limit_is_told_so() -> None:

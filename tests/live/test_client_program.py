@@ -133,8 +133,11 @@ def test_debug_sends_in_pieces(port: str) -> None:
 
 
 def test_debug_says_that_the_server_closed(port: str) -> None:
-    lines = output("debug", "--port", port, "--raw", "--hex", "00 00 00 04 65 76 69 6c").splitlines()
+    lines = output("debug", "--port", port, "--raw", "--hex", "3f ff ff ff").splitlines()
     assert lines[-2:] == ["no reply", "connection: closed by the server"]
+    lines = output("debug", "--port", port, "--raw", "--hex", "00 00 00 04 65 76 69 6c").splitlines()
+    assert "the request cannot be read: payload is not a pickle" in lines[-2]
+    assert lines[-1] == "connection: closed by the server"
 
 
 def test_debug_gives_up_on_half_a_frame(port: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Mapping
 import numpy as np
 
 from robowire.errors import ConfigurationError
-from robowire.images import encode_image, require_pillow, resize_image
 from robowire.meta import MetaObs
 from robowire.wire.packed import IMAGE_KINDS
 from robowire.wire.packed_policy import PackedObservation
@@ -41,6 +40,10 @@ class ImageOptions:
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigurationError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
+        if not (self.encodes or self.resize):
+            return
+        from robowire.images import require_pillow  # here, as below: other clients start without it
+
         if self.encodes:
             require_pillow(f"image_encoding {self.image_encoding!r}")
         if self.resize:
@@ -83,6 +86,8 @@ class ImageOptions:
         size, image = self._size(info), _images(obs.image)
         if not self.resize or size is None or image is None or image.shape[-2:] == size:
             return obs
+        from robowire.images import resize_image
+
         planes = image.reshape(-1, *image.shape[-3:])
         resized = np.empty((len(planes), 3, *size), np.uint8)
         for target, plane in zip(resized, planes):
@@ -94,6 +99,8 @@ class ImageOptions:
         image = _images(packed.values.get("image"))
         if not self.encodes or image is None:
             return packed
+        from robowire.images import encode_image
+
         files = [
             encode_image(plane.transpose(1, 2, 0), self.image_encoding, quality=self.jpeg_quality)["data"]
             for plane in image.reshape(-1, *image.shape[-3:])

@@ -16,7 +16,6 @@ from typing import Any, Hashable, Mapping, NamedTuple
 import numpy as np
 
 from robowire.errors import InvalidParams, RemoteProtocolError
-from robowire.images import decode_image, has_pillow, write_planes
 from robowire.meta import MetaObs
 from robowire.wire.packed import (
     IMAGE_KINDS,
@@ -112,12 +111,16 @@ class PolicyLayout:
 def _require_decodable(field: VariableField) -> None:
     if field.name != "image":
         raise InvalidParams(f"{field.name} is {field.kind}, and only image may be encoded")
+    from robowire.images import has_pillow  # here, as below: clients start without it
+
     if not has_pillow():
         raise InvalidParams(f"this server decodes no {field.kind}: send image as '|u1'")
 
 
 def _decoded(field: VariableField, files: list[memoryview]) -> np.ndarray:
     """Return uint8 of the declared shape."""
+    from robowire.images import decode_image, write_planes
+
     *_, height, width = field.shape
     images = np.empty(field.shape, np.uint8)  # not touched, so not taken, before an image is decoded
     for number, (planes, file) in enumerate(zip(images.reshape(-1, 3, height, width), files)):

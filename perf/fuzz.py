@@ -61,6 +61,7 @@ from robowire.wire.methods import METHODS
 from robowire.wire.packed import read_layout
 from robowire.wire.packed_exchange import SimulatorCodec
 from robowire.wire.packed_simulator import step_request
+from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import encode
 
 # Inputs between two looks at whether an honest client is served.
@@ -112,6 +113,7 @@ class Session:
     packed: bool = False
     layouts: dict[int, Any] = field(default_factory=dict)
     reply: str = "chunk"
+    reader: TemplateReader = field(default_factory=TemplateReader)
 
 
 class Fuzzer:

@@ -310,7 +310,6 @@ def test_a_packed_request_that_lies_is_refused(raw: RawClient, payload: bytes, t
         (0, [["state", "<f4", [7]], ["raw_lang", "utf8", [1 << 30]]], "texts and images"),
         (0, [["state", "<f4", [300, 7]]], "the batch has 300 rows"),
         (0, [["state", "utf8", []]], "state is a str, expected an array"),
-        (0, [["state", "<f4", [7]], ["image", "jpeg", [2, 3, 48, 64]]], "jpeg"),
         (0, [["raw_lang", "<f4", [7]]], "raw_lang"),
         (0, [["timestep", "utf8", []]], "timestep is a str"),
         (None, None, "layout is None"),

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,28 +88,6 @@ def serve_robowire(wire: str, fixed_s: float, row_s: float, size: str) -> None:
         harness.wait_for_end()
 
 
-@contextmanager
-def program(*command: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a program whose first line says that it is ready, and end it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    with subprocess.Popen(
-        [str(word) for word in command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
 def peer(wire: str) -> tuple[Path, Path]:
     """Return the interpreter and the program of a wire's peer."""
     return ROOT / ".venvs" / WIRES[wire][0] / "bin" / "python", ROOT / "perf" / "wires" / f"{wire}_peer.py"
@@ -143,10 +119,12 @@ def measure(
         costs = ["--fixed_ms", fixed_ms, "--row_ms", row_ms]
         groups, pids = {}, {}
         for side, command in (("robowire", own), ("peer", theirs)):
-            server = stack.enter_context(program(*command, *costs))
+            server = stack.enter_context(harness.program(*command, *costs))
             pids[side], port = server.pid, int(server.stdout.readline())
             groups[side] = [
-                stack.enter_context(program(python, script, "ask", port, size, min(THREADS, clients - i)))
+                stack.enter_context(
+                    harness.program(python, script, "ask", port, size, min(THREADS, clients - i))
+                )
                 for i in range(0, clients, THREADS)
             ]
             for process in groups[side]:

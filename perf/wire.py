@@ -14,18 +14,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from perf.wires.harness import cpu_s
+from perf.wires.harness import cpu_s, program
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "perf" / "wires" / "contenders.py"
@@ -110,29 +109,6 @@ def _python(contender: Contender) -> Path:
     return ROOT / ".venvs" / contender.environment / "bin" / "python"
 
 
-@contextmanager
-def _program(*command: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a program that ends with its standard input."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    with subprocess.Popen(
-        [str(word) for word in command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    ) as process:
-        try:
-            yield process
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
 def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s: float) -> dict[str, Turns]:
     """Return what each contender did in one cell."""
     processes = min(clients, _PROCESSES)
@@ -144,11 +120,11 @@ def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s:
         for name in names:
             contender = CONTENDERS[name]
             python, path = _python(contender), f"{folder}/{name}"
-            servers[name] = stack.enter_context(_program(python, PROGRAM, "serve", contender.server, path))
+            servers[name] = stack.enter_context(program(python, PROGRAM, "serve", contender.server, path))
             port = _line(servers[name], name).strip()
             address = path if contender.server == "robowire_unix" else port
             askers[name] = [
-                stack.enter_context(_program(python, PROGRAM, "ask", contender.client, address, size, count))
+                stack.enter_context(program(python, PROGRAM, "ask", contender.client, address, size, count))
                 for count in threads
             ]
         for name in names:

@@ -197,30 +197,9 @@ def ask_robowire_unix(address: str, image: np.ndarray) -> RoundTrip:
 
 def serve_openpi(address: str) -> None:
     """Serve as openpi does: everything runs in the event loop, one observation at a time."""
-    import asyncio
-    import contextlib
-    import time
+    import openpi_peer  # in openpi's environment only
 
-    from openpi_client import msgpack_numpy
-    from websockets.asyncio.server import serve
-    from websockets.exceptions import ConnectionClosed
-
-    async def handle(websocket: Any) -> None:
-        packer = msgpack_numpy.Packer()
-        await websocket.send(packer.pack({}))
-        with contextlib.suppress(ConnectionClosed):  # how its clients end
-            async for message in websocket:
-                started = time.monotonic()
-                msgpack_numpy.unpackb(message)
-                reply = {"actions": ACTIONS, "server_timing": {"infer_ms": time.monotonic() - started}}
-                await websocket.send(packer.pack(reply))
-
-    async def run() -> None:
-        async with serve(handle, "127.0.0.1", 0, compression=None, max_size=None) as server:
-            harness.announce(server.sockets[0].getsockname()[1])
-            await asyncio.get_running_loop().run_in_executor(None, harness.wait_for_end)
-
-    asyncio.run(run())
+    openpi_peer.serve(0.0, 0.0, ACTIONS)
 
 
 def ask_openpi(address: str, image: np.ndarray) -> RoundTrip:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CHUNK_SIZE, ACTION_DIM, STATE_DIM = 16, 7, 8
 ACTION = 0.5
@@ -20,6 +26,29 @@ ACTIONS = np.full((CHUNK_SIZE, ACTION_DIM), ACTION, np.float32)
 SIZES = {"S": {"cam0": (224, 224, 3)}, "L": {f"cam{i}": (480, 640, 3) for i in range(3)}}
 
 RoundTrip = Callable[[], np.ndarray]
+
+
+@contextmanager
+def program(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program of a benchmark, in the checkout's folder; it ends with its standard input."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    ) as process:
+        try:
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def announce(port: int) -> None:

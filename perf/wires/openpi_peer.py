@@ -34,7 +34,7 @@ def ask(port: int, images: dict[str, np.ndarray]) -> Any:
     return round_trip
 
 
-def serve(fixed_s: float, row_s: float) -> None:
+def serve(fixed_s: float, row_s: float, actions: np.ndarray = harness.ACTIONS) -> None:
     """Serve as openpi does: the policy runs in the event loop, one observation at a time."""
 
     async def handle(websocket: Any) -> None:
@@ -47,7 +47,7 @@ def serve(fixed_s: float, row_s: float) -> None:
                 if fixed_s or row_s:
                     time.sleep(fixed_s + row_s)
                 timing = {"infer_ms": time.monotonic() - started}
-                await websocket.send(packer.pack({"actions": harness.ACTIONS, "server_timing": timing}))
+                await websocket.send(packer.pack({"actions": actions, "server_timing": timing}))
 
     async def run() -> None:
         async with websocket_serve(handle, "127.0.0.1", 0, compression=None, max_size=None) as server:

@@ -47,6 +47,7 @@ __all__ = [
     "load_checkpoint",
     "make_embodiment",
     "read_json",
+    "read_statistics_file",
     "replace_file",
     "save_checkpoint",
 ]
@@ -247,15 +248,7 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
     model = build_model(folder, ORIGINAL, weights, config, nheads)
 
     path = folder / ORIGINAL_STATISTICS
-    if not path.is_file():
-        raise ConfigurationError(
-            f"no {path.name} in {folder}, which holds the mean and deviation of states and actions: "
-            "copy it there from the trained model"
-        )
-    try:
-        entry = reader.loads(path.read_bytes())
-    except UnsafePayload as exc:
-        raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
+    entry = read_statistics_file(path, "the mean and deviation of states and actions")
     statistics: dict[str | None, Statistics] = {None: _statistics(str(path), entry, model.sizes)}
     if (config["ctrl_space"], config["ctrl_type"], config.get("action_layout")) == (
         "joint",
@@ -297,6 +290,26 @@ def read_json(path: Path, purpose: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} holds a {type(content).__name__}, expected an object")
     return content
+
+
+def read_statistics_file(path: Path, holds: str) -> Any:
+    """Return what a pickle of statistics holds, read without executing it.
+
+    Args:
+        path: The file.
+        holds: What it holds, for the message.
+
+    Raises:
+        ConfigurationError: There is no such file, or it is not a pickle of plain arrays.
+    """
+    if not path.is_file():
+        raise ConfigurationError(
+            f"no {path.name} in {path.parent}, which holds {holds}: copy it there from the trained model"
+        )
+    try:
+        return reader.loads(path.read_bytes())
+    except UnsafePayload as exc:
+        raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
 
 
 def build_model(

@@ -30,11 +30,11 @@ from policies.act.checkpoint import (
     digest_of,
     make_embodiment,
     read_json,
+    read_statistics_file,
 )
 from policies.act.model import ActSizes
-from robowire.errors import ConfigurationError, UnsafePayload
+from robowire.errors import ConfigurationError
 from robowire.specs import ctrl_type_name
-from robowire.wire.pickle import reader
 
 __all__ = ["load_vlastudio"]
 
@@ -139,15 +139,7 @@ def _statistics(
             raise ConfigurationError(f"{path} has {part}_norm_mask for {name!r}, which is not supported")
     numbers: Any = {}
     if set(kinds.values()) != {"identity"}:
-        if not file.is_file():
-            raise ConfigurationError(
-                f"no {file.name} in {file.parent}, which holds the statistics of {name!r}: copy it there "
-                "from the trained model"
-            )
-        try:
-            numbers = reader.loads(file.read_bytes())
-        except UnsafePayload as exc:
-            raise ConfigurationError(f"{file} is not a pickle of plain arrays: {exc}") from exc
+        numbers = read_statistics_file(file, f"the statistics of {name!r}")
     qpos = _scale(file, numbers, "state", kinds["state"], sizes.state_dim)
     action = _scale(file, numbers, "action", kinds["action"], sizes.action_dim)
     if "percentile" not in kinds.values():

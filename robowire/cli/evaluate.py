@@ -31,13 +31,14 @@ from robowire.client.async_controller import AsyncOptions
 from robowire.errors import (
     ConfigurationError,
     EvaluationStopped,
+    MissingDependency,
     ResultsNotWritten,
     SpecMismatch,
     TaskNotFound,
     UnknownName,
 )
 from robowire.interfaces import PolicyOptions
-from robowire.registry import entries, family_and_task, load_policy
+from robowire.registry import Entry, entries, family_and_task, load, load_policy
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
@@ -129,15 +130,13 @@ def run(flags: EvaluateFlags, program: Program) -> int:
 
 
 def _write_report(folder: Path) -> None:
-    """Write ``report.html`` beside the results. They are on disk already, so a failure is a warning."""
+    """Write ``report.html`` into the folder; a failure is a warning, since the results are on disk."""
     try:
-        # Here: it imports matplotlib, which takes a second, and its extra may be missing.
-        from robowire.cli.report import write_report
-
-        write_report([folder], folder / "report.html")
-    except ModuleNotFoundError as exc:
-        logger.warning("no report was written: %s is not installed; pip install 'robowire[report]'", exc.name)
-    except ConfigurationError as exc:
+        # Loaded here: it imports matplotlib, which takes a second, and its extra may be missing.
+        load("report", "html", {"html": Entry("robowire.cli.report:write_report", extra="report")})(
+            [folder], folder / "report.html"
+        )
+    except (MissingDependency, ConfigurationError) as exc:
         logger.warning("no report was written: %s", exc)
     else:
         sys.stdout.write(f"report       {folder / 'report.html'}\n")

@@ -271,7 +271,7 @@ class ZmtpDecoder:
         elif len(self._frames) >= _MAX_FRAMES:
             raise RemoteProtocolError(f"a message has more than {_MAX_FRAMES} frames")
         self._length = length
-        # A peer that has sent a message of this size may begin with room for another one.
+        # A peer that has sent a message of this size gets a buffer for another one at once.
         self._body = bytearray(min(length, max(_FIRST_STEP, self._longest)))
         self._buffer, self._filled = memoryview(self._body), 0
         return length == 0

@@ -322,7 +322,7 @@ class Stream:
     def _recv_descriptor(self, buffer: memoryview, nbytes: int, flags: int) -> int:
         """Do what ``recv_into`` does, and keep a descriptor that comes with the bytes."""
         flags |= socket.MSG_CMSG_CLOEXEC
-        # Room for one: the kernel closes what does not fit.
+        # Space for one: the kernel closes what does not fit.
         received, ancillary, _, _ = self.sock.recvmsg_into([buffer], socket.CMSG_LEN(_INT.size), flags)
         for level, kind, data in ancillary:
             if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -175,7 +175,7 @@ class FrameDecoder:
     def _allocate(self, length: int) -> bytearray:
         """Return memory for the beginning of a payload: that of the last one where it is free."""
         kept = self._kept
-        if kept and len(kept[0]) == length and _references(kept) == _ALONE:
+        if kept and len(kept[0]) == length and is_free(kept):
             return kept.pop()
         kept.clear()
         return bytearray(min(length, _FIRST_STEP))

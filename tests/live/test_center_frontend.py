@@ -224,8 +224,8 @@ def test_clients_without_the_token_take_no_place_from_its_holder() -> None:
             silent = stack.enter_context(socket.create_connection(address, timeout=10))
             silent.sendall(b"\xff\0\0\0\0\0\0\0\x01\x7f\x03")
         for _ in range(6):  # fewer than the places, which libzmq would claim again ten times a second
-            stranger = stack.enter_context(CenterClient(address))
-            stranger.send(b"", msgpack.packb({"method": "select_simulator", "simulator": "fake"}))
+            client = stack.enter_context(CenterClient(address))
+            client.send(b"", msgpack.packb({"method": "select_simulator", "simulator": "fake"}))
         client = stack.enter_context(CenterClient(address))
         assert client.ask("list_simulators", token="sesame")["status"] == "ok"
         assert client.ask("select_simulator", simulator="fake")["status"] == "ok"

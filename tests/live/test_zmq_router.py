@@ -228,7 +228,7 @@ def test_large_requests_without_the_token_take_the_memory_of_a_few() -> None:
             begun.append(stack.enter_context(raw(router)))
             begun[-1].sendall(frame(b"", 1) + half)
             wait_until(lambda: len(router._large) == min(len(begun), 4))
-        # The two that began first made room; the others go on, and keep nobody out who shows the token.
+        # The two that began first were closed; the others go on, and keep nobody out who shows the token.
         assert all(ends(sock) for sock in begun[:2])
         with peer(router) as client:
             assert ask(client, b"s3cret").endswith(b"s3cret")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from raw_client import RawClient
+from seeing_policy import SeeingPolicy
 
 from robowire.chunking import ActionChunk
 from robowire.client.async_controller import AsyncOptions
@@ -19,21 +20,9 @@ from robowire.errors import InvalidParams, SpecMismatch
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
-from robowire.specs import PolicySpec
 from robowire.testing import running_server
 from robowire.wire.packed import Layout, LayoutField
 
-SPEC = PolicySpec(
-    policy="seeing",
-    camera_names=("front", "wrist"),
-    image_height=48,
-    image_width=64,
-    state_dim=7,
-    action_dim=7,
-    chunk_size=5,
-    ctrl_space="joint",
-    ctrl_type="absolute",
-)
 RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.integers(0, 256, (2, 3, 48, 64), dtype=np.uint8)
 STATE = RANDOM.normal(size=7).astype(np.float32)
@@ -42,19 +31,6 @@ OBS = MetaObs(image=IMAGE, state=STATE, raw_lang="lift the cübe", timestep=3)
 FIELDS = [["state", "<f4", [7]], ["image", "|u1", [2, 3, 48, 64]]]
 LAYOUT = Layout(0, [LayoutField("state", "<f4", (7,)), LayoutField("image", "|u1", IMAGE.shape)])
 FRAME = b"".join(LAYOUT.request_frame({"state": STATE, "image": IMAGE}, timestep=3))
-
-
-class SeeingPolicy:
-    """Keeps what it was given, and answers numbers that depend on it."""
-
-    def __init__(self, spec: PolicySpec = SPEC) -> None:
-        self.spec = spec
-        self.seen: list[MetaObs] = []
-
-    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
-        self.seen.extend(observations)
-        rows = [np.resize(np.float32(obs.state), (5, 7)) + np.float32(obs.timestep) for obs in observations]
-        return np.stack(rows).astype(np.float32)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 from raw_client import RawClient, wait_until
+from seeing_policy import SPEC as SMALL
+from seeing_policy import SeeingPolicy
 
 from robowire.chunking import ActionChunk
 from robowire.client.policy_client import PolicyClient
@@ -27,7 +30,6 @@ from robowire.errors import InvalidParams
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.tcp.shared_payloads import SharedPayloads
-from robowire.specs import PolicySpec
 from robowire.testing import running_server
 from robowire.transport.shared_memory import ReceivedRegion, SharedRegion, shared_memory_works
 from robowire.wire.packed import IN_SHARED_MEMORY, SHARE_MEMORY, Layout, LayoutField
@@ -35,17 +37,7 @@ from robowire.wire.packed import IN_SHARED_MEMORY, SHARE_MEMORY, Layout, LayoutF
 pytestmark = pytest.mark.skipif(not shared_memory_works(), reason="needs memfd, which Linux has")
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = PolicySpec(
-    policy="seeing",
-    camera_names=("front", "wrist"),
-    image_height=480,
-    image_width=640,
-    state_dim=7,
-    action_dim=7,
-    chunk_size=5,
-    ctrl_space="joint",
-    ctrl_type="absolute",
-)
+SPEC = replace(SMALL, image_height=480, image_width=640)
 RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.integers(0, 256, (2, 3, 480, 640), dtype=np.uint8)
 STATE = RANDOM.normal(size=7).astype(np.float32)
@@ -53,32 +45,13 @@ OBS = MetaObs(image=IMAGE, state=STATE, raw_lang="lift the cübe", timestep=3)
 LAYOUT = Layout(0, [LayoutField("state", "<f4", (7,)), LayoutField("image", "|u1", IMAGE.shape)])
 
 
-class Seeing:
-    """Keep every observation, and answer its state."""
-
-    def __init__(self) -> None:
-        self.seen: list[MetaObs] = []
-
-    @property
-    def spec(self) -> PolicySpec:
-        return SPEC
-
-    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
-        self.seen.extend(observations)
-        states = np.stack([np.asarray(obs.state, np.float32) for obs in observations])
-        return np.repeat(states[:, np.newaxis], SPEC.chunk_size, axis=1)
-
-    def reset(self) -> None:
-        pass
+@pytest.fixture
+def policy() -> SeeingPolicy:
+    return SeeingPolicy(SPEC)
 
 
 @pytest.fixture
-def policy() -> Seeing:
-    return Seeing()
-
-
-@pytest.fixture
-def server(policy: Seeing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PolicyServer]:
+def server(policy: SeeingPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PolicyServer]:
     monkeypatch.chdir(tmp_path)
     options = PolicyServerOptions(drain_s=1.0, unix_socket="s", max_payload=4 * 1024 * 1024)
     with running_server(policy, options) as running:
@@ -115,7 +88,7 @@ def descriptors_of_this_process() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_policy_gets_what_it_gets_over_tcp(server: PolicyServer, policy: Seeing) -> None:
+def test_a_policy_gets_what_it_gets_over_tcp(server: PolicyServer, policy: SeeingPolicy) -> None:
     with PolicyClient(*server.address) as tcp, PolicyClient("unix:s") as unix:
         chunks: list[ActionChunk] = [client.infer_chunk(OBS) for client in (tcp, unix)]
         assert unix._packed is not None
@@ -128,7 +101,9 @@ def test_a_policy_gets_what_it_gets_over_tcp(server: PolicyServer, policy: Seein
     np.testing.assert_array_equal(chunks[0].actions, chunks[1].actions)
 
 
-def test_an_observation_that_a_policy_keeps_is_not_written_over(server: PolicyServer, policy: Seeing) -> None:
+def test_an_observation_that_a_policy_keeps_is_not_written_over(
+    server: PolicyServer, policy: SeeingPolicy
+) -> None:
     with PolicyClient("unix:s") as client:
         client.infer(OBS)
         client.infer(MetaObs(image=255 - IMAGE, state=STATE, raw_lang="lift the cübe", timestep=4))
@@ -136,7 +111,7 @@ def test_an_observation_that_a_policy_keeps_is_not_written_over(server: PolicySe
     np.testing.assert_array_equal(policy.seen[1].image, 255 - IMAGE)
 
 
-def test_a_larger_layout_gets_a_larger_region(server: PolicyServer, policy: Seeing) -> None:
+def test_a_larger_layout_gets_a_larger_region(server: PolicyServer, policy: SeeingPolicy) -> None:
     batch = MetaObs(image=np.stack([IMAGE, IMAGE]), state=np.stack([STATE, STATE]), timestep=3)
     with PolicyClient("unix:s") as client:
         client.infer(OBS)
@@ -255,7 +230,9 @@ def test_a_request_without_region_layout_or_header_is_a_typed_error(server: Poli
         assert b"expected 1843248" in client.infer_shared(b"more bytes than the layout has items")
 
 
-def test_values_are_checked_although_the_writer_changes_them(server: PolicyServer, policy: Seeing) -> None:
+def test_values_are_checked_although_the_writer_changes_them(
+    server: PolicyServer, policy: SeeingPolicy
+) -> None:
     with UnixClient() as client, SharedRegion(LAYOUT.fixed_size) as region:
         client.begin()
         client.share([region.descriptor], region.size)

@@ -170,7 +170,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         session = self._open_session()
         more = True
         descriptor = stream.take_descriptor() if stream.takes_descriptors else None
-        if descriptor is not None and not (not isinstance(event, TextLine) and self._shared.is_share(event)):
+        if descriptor is not None and (isinstance(event, TextLine) or not self._shared.is_share(event)):
             os.close(descriptor)
             descriptor = None
         if isinstance(event, TextLine):
@@ -222,8 +222,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             if self._shared.is_shared(payload):
                 payload = self._shared.whole(payload, session.layouts)
         except InvalidParams as exc:
-            logger.warning("%s got an error, invalid_params: %s", session, exc)
-            self.server.service.metrics.error(exc.error_type)
+            self.server.service.count_error(exc, str(session))
             return encode_frame(error_reply(exc))
         return self._answer(session, payload)
 

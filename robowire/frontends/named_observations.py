@@ -73,12 +73,14 @@ class _Plan:
         images: The client's names in the order of the policy's cameras; whether each is (3, height, width).
         shape: Of the observation's image; ``None`` where it has none.
         state: The client's names in the order of the state, and what is used of each; none without a state.
+        openings: Entries of the state that are taken for openings by its length, and so looked at each time.
         kind: What :func:`observation_kind` says of the observation.
     """
 
     images: tuple[tuple[str, bool], ...]
     shape: tuple[int, ...] | None
     state: tuple[tuple[str, slice], ...]
+    openings: tuple[int, ...]
     kind: Hashable
 
 
@@ -198,13 +200,15 @@ class ObservationAdapter:
                 if view.shape[:2] != image.shape[2:]:  # it was resized
                     return
                 images.append((name, view is not named.images[name]))
+        used = self._used_parts(named.state)
         self._plans[signature] = _Plan(
             tuple(images),
             None if image is None else image.shape,
             tuple(
                 (name, slice(None) if line is None or line.part is None else slice(*line.part))
-                for name, line in self._used_parts(named.state)
+                for name, line in used
             ),
+            self._guessed_openings(used),
             observation_kind(observation),
         )
 
@@ -220,7 +224,9 @@ class ObservationAdapter:
                     write_planes(row, named.images[name])
         if plan.state:
             arrays = [_as_float32(named.state[name])[part] for name, part in plan.state]
-            state = self._convert_state(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+            state = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            self._require_openings(state, plan.openings)
+            state = self._convert_state(state)
         return MetaObs(state=state, image=image, raw_lang=named.instruction, timestep=named.timestep)
 
     def actions(self, chunk: np.ndarray) -> np.ndarray:
@@ -410,16 +416,24 @@ class ObservationAdapter:
                 f"the state has {len(state)} numbers ({lengths[:300]}), expected {wanted}"
                 + (f": {layout}" if layout else "")
             )
+        self._require_openings(state, self._guessed_openings(used))
+        return self._convert_state(state)
+
+    def _guessed_openings(self, used: Sequence[tuple[str, StateLine | None]]) -> tuple[int, ...]:
+        """Return the entries that are taken for openings because the state has the right length only."""
         # Parts that have the names of the policy's layout say themselves what they hold.
         guessed = len(used) == 1 and (used[0][1] is None or used[0][1].entries is None)
-        bad = next((place for place in self._openings if guessed and state[place] < _LEAST_OPENING), None)
+        return self._openings if guessed else ()
+
+    def _require_openings(self, state: np.ndarray, places: Sequence[int]) -> None:
+        """Raise ``SpecMismatch`` where a number that is taken for an opening can be none."""
+        bad = next((place for place in places if state[place] < _LEAST_OPENING), None)
         if bad is not None:
             raise SpecMismatch(
                 f"state[{bad}] is {state[bad]:g}, and the policy takes there an opening, 0 closed to 1 open "
-                f"({spec.state_layout}): the client's state has another layout, such as LIBERO's pose of the "
-                "hand. Start the server with --key_map libero, or a file with 'state_layout: ...'"
+                f"({self._spec.state_layout}): the client's state has another layout, such as LIBERO's pose "
+                "of the hand. Start the server with --key_map libero, or a file with 'state_layout: ...'"
             )
-        return self._convert_state(state)
 
     def _used_parts(self, parts: Mapping[str, Any]) -> list[tuple[str, StateLine | None]]:
         """Return the client's parts in the order of the state, each with its line of the key map."""

@@ -74,6 +74,12 @@ def test_the_pose_of_liberos_hand_is_not_taken_for_joints_because_it_is_as_long(
         "gripper_open(1)): the client's state has another layout, such as LIBERO's pose of the hand. Start "
         "the server with --key_map libero, or a file with 'state_layout: ...'"
     )
+    # Nor from a second client, whose names and lengths are those of one that was right.
+    known = adapter()
+    known.observation(LIBERO)
+    with pytest.raises(SpecMismatch) as second:
+        known.observation(named)
+    assert str(second.value) == str(failure.value)
     # A policy that declares no layout takes it, and so does one for this pose.
     for layout in (None, "ee_pos(3) ee_axisangle(3) gripper_qpos(2)"):
         assert adapter(replace(LIFT, state_layout=layout)).observation(named).state is not None

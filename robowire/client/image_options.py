@@ -40,7 +40,7 @@ class ImageOptions:
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigurationError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
-        if not (self.encodes or self.resize):
+        if not self.change:
             return
         from robowire.images import require_pillow  # here, as below: other clients start without it
 
@@ -53,6 +53,11 @@ class ImageOptions:
     def encodes(self) -> bool:
         """Whether images are encoded."""
         return self.image_encoding != "raw"
+
+    @property
+    def change(self) -> bool:
+        """Whether images are not sent as they are."""
+        return self.encodes or self.resize
 
     def require_server(self, info: Mapping[str, Any] | None, address: str) -> None:
         """Accept a server that takes images in this way.

@@ -323,40 +323,30 @@ class PolicyClient:
 
     def _request_chunk(self, obs: MetaObs) -> Any:
         """Return the reply to an observation, which goes packed where both sides can."""
-        if self._images.resize or self._images.encodes:
-            return self._request_smaller(obs)
-        packed = packed_observation(obs)
-        # First: what can't be encoded opens no connection.
-        pickled: list[Buffer] = encode_frame(obs) if packed is None else []
+        # What is sent, made once for all attempts.
+        prepared: list[tuple[MetaObs, PackedObservation | None]] = []
+        pickled: list[Buffer] = []
+        if not self._images.change:
+            prepared.append((obs, packed_observation(obs)))
+            if prepared[0][1] is None:
+                pickled.extend(encode_frame(obs))  # first: what can't be encoded opens no connection
 
         def attempt() -> Any:
+            if not prepared:  # the server said when it was connected which size it takes
+                smaller = self._images.resized(obs, self._info)
+                packed = packed_observation(smaller)
+                prepared.append((smaller, None if packed is None else self._images.encoded(packed)))
+            sent, packed = prepared[0]
             if packed is not None and self._packed is not None:
                 request = self._packed.request(packed)
                 if request is not None:
                     return self._exchange(*request)
-            if not pickled:
-                pickled.extend(encode_frame(obs))
-            return self._exchange(pickled)
-
-        return self._with_retries(attempt)
-
-    def _request_smaller(self, obs: MetaObs) -> Any:
-        """Return the reply to an observation whose images are resized or encoded, once for all attempts."""
-        made: list[tuple[MetaObs, PackedObservation | None]] = []
-
-        def attempt() -> Any:
-            if not made:  # the server said when it was connected which size it takes
-                smaller = self._images.resized(obs, self._info)
-                packed = packed_observation(smaller)
-                made.append((smaller, packed and self._images.encoded(packed)))
-            smaller, packed = made[0]
-            request = self._packed.request(packed) if packed and self._packed else None
-            if request is not None:
-                return self._exchange(*request)
-            if self._images.encodes and smaller.image is not None and not self._warned_of_raw:
+            if self._images.encodes and sent.image is not None and not self._warned_of_raw:
                 self._warned_of_raw = True
                 _log.warning("an observation that cannot be packed is sent with raw images")
-            return self._exchange(encode_frame(smaller))
+            if not pickled:
+                pickled.extend(encode_frame(sent))
+            return self._exchange(pickled)
 
         return self._with_retries(attempt)
 

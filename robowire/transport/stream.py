@@ -148,10 +148,8 @@ class Stream:
         self._kernel_timeouts = _KERNEL_TIMEOUTS and isinstance(sock, socket.socket)
         self._is_unix = hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
         self._longest_send_s = _UNIX_SEND_WAIT_S if self._is_unix else _LONGEST_WAIT_S
-        self._waits = {
-            "SO_RCVTIMEO": 0.0,
-            "SO_SNDTIMEO": 0.0,
-        }  # seconds that the kernel has; 0 waits for ever
+        # Seconds that the kernel has; 0 waits for ever.
+        self._waits = {"SO_RCVTIMEO": 0.0, "SO_SNDTIMEO": 0.0}
         try:
             if self._kernel_timeouts:
                 sock.settimeout(None)

@@ -67,9 +67,8 @@ _ACTION_FIELDS = {item.name for item in fields(MetaAction)}
 _MAX_ENTRIES = 512
 _MAX_NAME = 200
 _MAX_AXES = 8
-_MAX_TEXT = (
-    4096  # of an instruction, which is a part of the layout: it is the same in each step of an episode
-)
+# Of an instruction, which is a part of the layout: it is the same in each step of an episode.
+_MAX_TEXT = 4096
 
 # An array below it is copied out of the payload: one that is kept for long must not keep images with it.
 _VIEW_MIN = 16 * 1024

@@ -172,9 +172,8 @@ class SimulatorSession:
         self._not_reset: str | None = None  # why there is no episode to step in; None while there is one
         self._done: _Done | None = None  # the last numbered request
         self._last_observation: Buffer | None = None  # the last reply with an observation
-        self._packed: int | None = (
-            None  # layout that the client of this request knows; None: it wants pickles
-        )
+        # Layout that the client of this request knows; None: it wants pickles.
+        self._packed: int | None = None
         self._replies = StepReplies()  # reads packed replies for clients that want others
         self._methods: Mapping[str, Callable[..., dict[str, Any] | Answer]] = handlers(
             self, methods_of_scope("session")

@@ -152,9 +152,8 @@ def _template(payload: bytearray) -> _Template | None:
     for numbers in (True, False):  # where a number is a size, or a key, none of them is a hole
         try:
             return _compiled(payload, *_traced(payload, numbers))
-        except (
-            Exception
-        ):  # a border: stand-ins refuse holes, in many ways, where these would decide something
+        # A border: stand-ins refuse holes, in many ways, where these would decide something.
+        except Exception:
             continue
     return None
 

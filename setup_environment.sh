@@ -16,6 +16,8 @@ lock=${2:-requirements/default.lock.txt}
 stamp=$venv/installed.$(basename -- "$lock")
 # The folder and pyproject.toml of the robowire that was installed.
 own_stamp=$venv/installed.robowire
+# Holds a link to the package and nothing else: what scripts find in sys.path.
+import_path=$venv/import_path
 # An installation holds a lock on this file and writes text into it: text without a holder means an interrupted one.
 busy=$venv.lock
 
@@ -26,7 +28,7 @@ packages_are_current() { [[ -x $venv/bin/python && ! -s $busy ]] && cmp -s "$loc
 # Environments of simulators get their robowire from the server that starts them.
 wants_robowire() { [[ $lock == requirements/default.lock.txt ]]; }
 
-robowire_stamp() { pwd && cat pyproject.toml; }
+robowire_stamp() { pwd && echo "with $import_path" && cat pyproject.toml; }
 
 robowire_is_current() { ! wants_robowire || robowire_stamp | cmp -s - "$own_stamp"; }
 
@@ -113,8 +115,16 @@ install_environment() {
 }
 
 # Without build isolation: setuptools is in the lock, so this needs no network.
+# The import hook of an editable installation is asked after sys.path, where a script that lies beside a checkout named
+# robowire has that folder as an empty namespace package. So the package gets an entry in sys.path too, of its own:
+# with the checkout's folder there, policies/ and benchmark/ of users would be found in ours.
 install_robowire() {
+    local packages
     pip_install "robowire" --no-deps --no-build-isolation --editable .
+    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    mkdir -p "$import_path"
+    ln -sfn "$PWD/robowire" "$import_path/robowire"
+    realpath "$import_path" > "$packages/robowire_import_path.pth"
     robowire_stamp > "$own_stamp"
 }
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import importlib.util, pathlib, sys
 import robowire, robowire.testing
-assert pathlib.Path(robowire.__file__).is_relative_to(sys.argv[1]), robowire.__file__
+package = pathlib.Path(robowire.__file__).resolve().parent
+assert package == pathlib.Path(sys.argv[1], "robowire"), package
 assert importlib.util.find_spec("benchmark") is None
 """
 
@@ -48,6 +49,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_script_outside_of_the_checkout_imports_robowire(checkout: Path, tmp_path: Path) -> None:
     run(checkout / ".venv" / "bin" / "python", "-c", SCRIPT, str(checkout), cwd=tmp_path)
+
+
+def test_a_script_beside_the_checkout_imports_robowire(checkout: Path) -> None:
+    # Its folder comes first in sys.path, and holds one named robowire without a module: the checkout.
+    script = checkout.parent / "script.py"
+    script.write_text(SCRIPT)
+    run(checkout / ".venv" / "bin" / "python", str(script), str(checkout), cwd=checkout.parent)
 
 
 def test_the_program_is_in_the_environment(checkout: Path, tmp_path: Path) -> None:

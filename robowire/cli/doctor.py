@@ -25,7 +25,8 @@ from robowire.cli.command import Program
 from robowire.cli.simulator import DoctorFlags, offered_simulators
 from robowire.errors import RequestError
 from robowire.registry import Entry
-from robowire.serving.simulator.process import SimulatorProcess, worker_environment
+from robowire.serving.simulator.process import SimulatorProcess
+from robowire.serving.worker_process import worker_environment
 from robowire.version import __version__
 from robowire.wire.messages import Request
 from robowire.wire.methods import check_params

@@ -21,7 +21,7 @@ from robowire.fleet.engine import CannotStart, ServiceSpec
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.placement import least_used
 from robowire.serving.process_memory import memory_of_tree
-from robowire.serving.simulator.process import how_it_ended
+from robowire.serving.worker_process import how_it_ended
 from robowire.wire.text_safety import printable
 
 __all__ = ["EVERY_ADDRESS", "LocalEngine", "LocalService"]

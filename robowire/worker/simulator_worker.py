@@ -11,12 +11,10 @@ could be imported.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import platform
-import signal
 import socket
 import sys
 from typing import Any, Callable, Mapping, Sequence
@@ -48,6 +46,7 @@ from robowire.wire.pickle.writer import Buffer, encode, encode_frame
 from robowire.wire.text_safety import printable, quoted
 from robowire.worker.fingerprint import fingerprint, imported_packages, versions
 from robowire.worker.mujoco_probe import probe
+from robowire.worker.parent_process import end_with_parent
 from robowire.worker.process_frames import NO_REGION, answer_frame, split_call
 from robowire.worker.shared_memory import SharedMemory
 from robowire.worker.snapshots import (
@@ -69,8 +68,6 @@ SHARED_MIN = 64 * 1024
 
 # The server reads an answer as soon as it comes; longer than this it is not alive.
 _SEND_TIMEOUT_S = 60.0
-
-_PR_SET_PDEATHSIG = 1
 
 _PACKED_STEP = bytes((STEP_REQUEST,))
 
@@ -309,7 +306,7 @@ def main(argv: Sequence[str]) -> None:
         argv: One JSON object: ``name``; ``target``, ``extra``, ``environ``, ``install`` of its entry;
             ``socket``, and ``memory``, a list: inherited file descriptors.
     """
-    _die_with_the_server()
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     start = json.loads(argv[0])
     name, entry = (
@@ -405,12 +402,6 @@ class _Answers:
         """Free the memory."""
         for region in self._regions:
             region.close()
-
-
-def _die_with_the_server() -> None:
-    """Ask Linux to kill this process with the server: one that hangs never reads that its socket ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

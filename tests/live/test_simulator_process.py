@@ -65,7 +65,7 @@ def when_it_says(words: str, act: Callable[[], None]) -> Iterator[None]:
             if words in record.getMessage():
                 act()
 
-    logger = logging.getLogger("robowire.serving.simulator.process")
+    logger = logging.getLogger("robowire.serving.worker_process")
     listener, level = Listener(), logger.level
     logger.addHandler(listener)
     logger.setLevel(logging.INFO)

@@ -14,7 +14,7 @@ import pytest
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import InvalidParams
 from robowire.meta import MetaAction
-from robowire.serving.simulator.process import worker_environment
+from robowire.serving.worker_process import worker_environment
 from robowire.testing import running_simulator_server
 
 IMPORTS = """

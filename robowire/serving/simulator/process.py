@@ -1,51 +1,33 @@
 """One simulator process, as the server starts it, calls it under a deadline, and ends it.
 
-It is a new process, not a fork: the family's own Python may run it, and it has no threads, GL contexts or
-locks of the server. Whatever goes wrong in it, a crash, a hang or a kill, becomes one ``BackendError`` of
-:meth:`SimulatorProcess.call`; by then the process is gone and reaped.
+The family's own Python may run it. Whatever goes wrong in it, a crash, a hang or a kill, becomes one
+``BackendError`` of :meth:`SimulatorProcess.call`; by then the process is gone and reaped.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
 from robowire.registry import Entry
-from robowire.serving.process_memory import memory_of_group
-from robowire.transport.connection import Connection
-from robowire.wire.framing import MAX_MAX_PAYLOAD
+from robowire.serving.worker_process import WorkerProcess
 from robowire.wire.messages import raise_for_status
 from robowire.wire.packed_simulator import step_request
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
-from robowire.wire.text_safety import printable
 from robowire.worker.process_frames import NO_REGION, call_frame, read_answer
-from robowire.worker.shared_memory import SharedMemory
 
-__all__ = ["Answer", "SimulatorProcess", "how_it_ended", "worker_environment"]
+__all__ = ["Answer", "SimulatorProcess"]
 
 logger = logging.getLogger(__name__)
 
 _WORKER = "robowire.worker.simulator_worker"
-
-# A worker whose socket has ended closes its simulator and exits: a GL context takes some hundred
-# milliseconds. One that does not is killed.
-_GRACE_S = 2.0
 
 # Once an answer has begun, the rest of it follows from a buffer: at a gigabyte a second, 64 MiB take 0.06 s.
 _FINISH_S = 10.0
@@ -54,15 +36,6 @@ _FINISH_S = 10.0
 # left. It does not stop at once: a script may send its requests, end its half of the connection, and read on.
 _LOOK_S = 0.5
 _LEFT_S = 3.0
-
-# Enough of the last output of a process to recognise why it ended; all of it is in the log.
-_LAST_LINES = 3
-_MAX_QUOTE = 150
-_MAX_LINE = 8192  # a longer one is logged in pieces: a simulator may write without end
-# Clients send it to the server; simulators, which may be anybody's code, do not need it.
-_SECRETS = ("ROBOWIRE_TOKEN", "ROBOWIRE_AUTH_TOKEN", "ROBOWIRE_SIM_TOKEN", "ROBOWIRE_SIM_AUTH_TOKEN")
-# Lines of tracebacks and of faulthandler that do not hold the reason.
-_STACK = (" ", "Traceback", "Current thread", "Thread", "Extension modules")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,59 +85,23 @@ class SimulatorProcess:
     ) -> None:
         self.name = name
         self._client_has_left = client_has_left
-        self._label = label
         self._ready = False
         self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was requested
         self._end: str | None = None  # how the process ended, in words
-        self._output: deque[str] = deque(maxlen=_LAST_LINES)
-        try:
-            with ExitStack() as undo:  # frees what was made, if the rest fails
-                self._start(entry, python, undo)
-                undo.pop_all()
-        except (OSError, RuntimeError) as exc:  # out of files, processes or threads
-            reason = getattr(exc, "strerror", None) or exc
-            raise BackendError(f"cannot start {name!r} with {python}: {reason}") from exc
+        start = {
+            "name": name,
+            "target": entry.target,
+            "extra": entry.extra,
+            "install": entry.install,
+            "environ": dict(entry.environ),
+        }
+        # Two regions: the last reply is kept where a client may ask for it again, and sent from where it is.
+        self._worker = WorkerProcess(_WORKER, start, name=name, label=label, python=python, regions=2)
+        self._regions = self._worker.regions
+        self._lent: list[weakref.ref[memoryview] | None] = [None] * len(self._regions)
+        self._connection = self._worker.connection
+        self.pid = self._worker.pid
         logger.info("%s: simulator %s runs in process %d", label, name, self.pid)
-
-    def _start(self, entry: Entry, python: str, undo: ExitStack) -> None:
-        # Two: the last reply is kept where a client may ask for it again, and sent from where it is.
-        self._regions: list[SharedMemory] = []
-        self._lent: list[weakref.ref[memoryview] | None] = [None, None]
-        for _ in self._lent:
-            region = SharedMemory.create()
-            undo.callback(region.close)
-            self._regions.append(region)
-        ours, theirs = socket.socketpair()
-        undo.callback(ours.close)
-        with theirs:
-            start = {
-                "name": self.name,
-                "target": entry.target,
-                "extra": entry.extra,
-                "install": entry.install,
-                "environ": dict(entry.environ),
-                "socket": theirs.fileno(),
-                "memory": [region.fd for region in self._regions],
-            }
-            self._popen = subprocess.Popen(
-                # Unbuffered, so that the last output arrives; with faulthandler, so that a crash has some.
-                [python, "-u", "-X", "faulthandler", "-m", _WORKER, json.dumps(start)],
-                stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), *(region.fd for region in self._regions)),
-                env=worker_environment(),
-                start_new_session=True,  # Ctrl-C is for the server; children are killed with it
-            )
-        undo.push(self._popen)  # waits for it
-        undo.callback(self._popen.kill)
-        self._connection = Connection(ours, max_payload=MAX_MAX_PAYLOAD)
-        self.pid = self._popen.pid
-        assert self._popen.stdout is not None
-        self._reader = threading.Thread(
-            target=self._read_output, args=(self._popen.stdout,), name=f"output of {self.pid}", daemon=True
-        )
-        self._reader.start()
 
     @property
     def end(self) -> str | None:
@@ -208,7 +145,7 @@ class SimulatorProcess:
     def adopt(self, *, label: str, client_has_left: Callable[[], bool]) -> None:
         """Belong to another session from now on; the arguments are those of the class."""
         logger.info("%s: takes simulator process %d, which was kept warm", label, self.pid)
-        self._label, self._client_has_left = label, client_has_left
+        self._worker.label, self._client_has_left = label, client_has_left
 
     def ended(self) -> bool:
         """Return whether the process has ended, between two calls."""
@@ -216,7 +153,7 @@ class SimulatorProcess:
 
     def memory(self) -> int:
         """Return the bytes of memory that it and its children hold."""
-        return memory_of_group(self.pid)
+        return self._worker.memory()
 
     def require_alive(self) -> None:
         """Do nothing, if the process is believed to run.
@@ -248,7 +185,7 @@ class SimulatorProcess:
             ahead, self._ahead = self._ahead, None
             if ahead is not None and ahead[0] == params:
                 return ahead[1]
-        self._output.clear()  # the last output is that of the last call
+        self._worker.forget_output()  # the last output is that of the last call
         call: Sequence[Buffer]
         if known is None:
             call = encode({"method": method, **params})
@@ -262,16 +199,15 @@ class SimulatorProcess:
 
     def close(self) -> None:
         """Let the process close its simulator, then end it. Returns when it is gone; may be called twice."""
-        self._reap()
+        self._worker.reap()
         if self._end is None:
             self._end = "was closed"
-            logger.info("%s: simulator process %d is closed", self._label, self.pid)
+            logger.info("%s: simulator process %d is closed", self._worker.label, self.pid)
 
     def kill(self) -> None:
         """End the process at once; a :meth:`call` in another thread raises ``BackendError``."""
         if self._end is None:  # later the number may be another's
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # and children of its own with it
+            self._worker.kill()
 
     def _receive(self, method: str, timeout_s: float) -> Answer:
         """Return the answer to the call that was sent, or end the process and raise."""
@@ -321,61 +257,18 @@ class SimulatorProcess:
         """End what is left of the process and return the error that reports it."""
         if isinstance(exc, RequestTimeout):
             self.kill()
-            self._reap()
+            self._worker.reap()
             if self._client_has_left():
                 self._end = f"was killed during {method!r}, as its client has left"
             else:
                 self._end = f"did not answer {method!r} within {timeout_s:g} s and was killed"
         else:
-            self._reap()
-            self._end = f"{how_it_ended(self._popen.returncode)} during {method!r}"
-        logger.warning("%s: simulator process %d %s", self._label, self.pid, self._end)
+            self._worker.reap()
+            self._end = f"{self._worker.how_it_ended()} during {method!r}"
+        logger.warning("%s: simulator process %d %s", self._worker.label, self.pid, self._end)
         return self._ended_error()
 
     def _ended_error(self) -> BackendError:
-        output = f"; its last output: {' | '.join(self._output)}" if self._output else ""
-        return BackendError(f"the simulator process {self._end}: load_task starts a new one{output}")
-
-    def _reap(self) -> None:
-        """Wait until the process is gone, and kill it if it does not end by itself."""
-        self._connection.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(_GRACE_S)
-        self.kill()  # it, or the children it left behind
-        self._popen.wait()
-        self._reader.join(_GRACE_S)  # its last output; a child that left the group may hold the pipe open
-        for region in self._regions:
-            region.close()
-
-    def _read_output(self, stdout: IO[bytes]) -> None:
-        with stdout:
-            while line := stdout.readline(_MAX_LINE):
-                # A simulator may print what a client sent, and colours for a terminal.
-                text = printable(line.decode(errors="replace").expandtabs().rstrip(), _MAX_LINE)
-                if text:
-                    logger.info("%s: %s: %s", self._label, self.name, text)
-                if text and not text.startswith(_STACK):
-                    self._output.append(text[:_MAX_QUOTE])
-
-
-def how_it_ended(returncode: int) -> str:
-    """Return the meaning of ``Popen.returncode`` in words."""
-    if returncode >= 0:
-        return f"exited with code {returncode}"
-    try:
-        return f"was killed by {signal.Signals(-returncode).name}"
-    except ValueError:  # a real-time signal has no name
-        return f"was killed by signal {-returncode}"
-
-
-def worker_environment() -> dict[str, str]:
-    """Return the environment of a worker: ours without secrets, and in a checkout the path of its modules.
-
-    A checkout is found by any interpreter. An installed wheel is among the packages of our interpreter, which
-    another one must not see: then robowire must be installed in the worker's environment too.
-    """
-    root = Path(__file__).resolve().parents[3]
-    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    if (root / "pyproject.toml").exists():
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))
-    return environment
+        return BackendError(
+            f"the simulator process {self._end}: load_task starts a new one{self._worker.last_output}"
+        )

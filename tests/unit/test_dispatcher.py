@@ -336,3 +336,23 @@ def test_an_observation_is_freed_once_it_is_answered() -> None:
         while kept() is not None:
             assert time.monotonic() < deadline, "the thread that waits for the next holds the last one"
             time.sleep(0.001)
+
+
+@pytest.mark.parametrize("first", [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
+@pytest.mark.parametrize("second", [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
+def test_requests_of_many_rows_in_several_batches_never_wait_for_each_other(
+    first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    policy = SlowPolicy(ConstantPolicy())
+    with dispatching(policy) as dispatcher, ThreadPoolExecutor(4) as pool:
+        pool.submit(dispatcher.submit, [obs(1, 2, 3)], client="holds")  # the others are queued meanwhile
+        policy.started.wait()
+        requests = []
+        for client, kinds in enumerate((first, second)):
+            waiting = len(dispatcher._queue)
+            rows_of_it = [obs(*range(kind)) for kind in kinds]
+            requests.append(pool.submit(dispatcher.submit, rows_of_it, client=client))
+            while len(dispatcher._queue) == waiting:
+                pass
+        policy.release.set()
+        assert [request.result(5).actions.shape[1] for request in requests] == [3, 3]

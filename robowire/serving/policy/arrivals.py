@@ -15,16 +15,20 @@ __all__ = ["WAIT_SHARE", "Arrivals"]
 # Longest wait, as a share of the inference that has just been measured.
 WAIT_SHARE = 0.5
 
-# An arrival is expected this much later than the client's slow ones lately, and by the time that a thread
-# takes to be scheduled.
-_MARGIN, _MARGIN_S = 1.25, 0.0005
+# An arrival is expected this much later than the client's lately: the time that a thread takes to be
+# scheduled.
+_MARGIN_S = 0.0005
 
 # A wait that is shorter than a thread takes to be scheduled is none: with a policy of microseconds nobody is
 # looked up among hundreds of clients.
 _LEAST_WAIT_S = 0.0001
 
-# How much of a slow arrival is remembered at the next, and of a batch's duration at the next batch.
-_KEEP = 0.8
+# How much of a batch's duration is remembered at the next batch.
+_KEEP = 0.95
+
+# Variance of the sizes of batches, in rows, below which the fixed part of their duration is not known: one
+# batch of 15 among twenty of 16.
+_LEAST_VARIANCE = 0.04
 
 # A client that has not come back for so long has left, or pauses.
 _FORGET_S = 5.0
@@ -33,7 +37,10 @@ _FORGET_S = 5.0
 @dataclass
 class _Client:
     answered_at: float | None = None  # None while its observation waits or is worked on
-    gap_s: float | None = None  # from its answer to its next observation; None before its second one
+    # From its answers to its next observations: the latest three, and their median. A moment in which the
+    # client was not scheduled is no reason not to wait for it the next time.
+    latest_gaps: tuple[float, ...] = ()
+    gap_s: float | None = None
 
 
 class Arrivals:
@@ -46,7 +53,10 @@ class Arrivals:
     def __init__(self, share: float = WAIT_SHARE) -> None:
         self._share = share
         self._clients: dict[Hashable, _Client] = {}
-        self._awaited: set[Hashable] = set()
+        self._awaited: dict[Hashable, float] = {}  # when each is expected
+        self._rows = 0  # of the batch, once all have arrived
+        self._fixed_s = 0.0
+        self._latest = 0.0
         self._seconds = 0.0
         self._costs = _BatchCosts()
 
@@ -61,13 +71,13 @@ class Arrivals:
 
     def arrived(self, client: Hashable, now: float) -> None:
         """Note that a client has sent an observation."""
-        self._awaited.discard(client)
+        self._awaited.pop(client, None)
         entry = self._clients.get(client)
         if entry is None:
             entry = self._clients[client] = _Client()
         if entry.answered_at is not None:
-            gap_s = now - entry.answered_at
-            entry.gap_s = gap_s if entry.gap_s is None else max(gap_s, _KEEP * entry.gap_s)
+            entry.latest_gaps = (now - entry.answered_at, *entry.latest_gaps[:2])
+            entry.gap_s = sorted(entry.latest_gaps)[len(entry.latest_gaps) // 2]
             entry.answered_at = None
 
     def answered(self, client: Hashable, now: float) -> None:
@@ -77,7 +87,7 @@ class Arrivals:
 
     def forget(self, client: Hashable) -> None:
         """Forget a client that has left."""
-        self._awaited.discard(client)
+        self._awaited.pop(client, None)
         self._clients.pop(client, None)
 
     def inferred(self, rows: int, seconds: float) -> None:
@@ -85,41 +95,74 @@ class Arrivals:
         self._seconds = seconds
         self._costs.add(rows, seconds)
 
-    def wait_for(self, now: float) -> float:
+    def wait_for(self, now: float, waiting: int, room: int) -> bool:
         """Choose the clients that the next batch waits for.
 
         Args:
             now: When the device is free and an observation is there.
+            waiting: Observations that wait.
+            room: How many more the batch can take.
 
         Returns:
-            The time at which the last of them is expected; ``now`` where nobody is waited for.
+            Whether there is one.
         """
-        # Waiting delays everyone by the wait, and saves everyone one fixed cost of a batch: it pays up to
-        # that, and not at all where a batch of two takes twice as long as one.
         self._awaited.clear()
-        wait_s = self._share * self._seconds
-        if wait_s < _LEAST_WAIT_S:
-            return now
-        latest = now + min(wait_s, self._costs.fixed_s())
-        until = now
+        longest_s = self._share * self._seconds
+        if room < 1 or longest_s < _LEAST_WAIT_S:
+            return False
+        self._fixed_s = fixed_s = min(self._costs.fixed_s, self._seconds)
+        expected: list[tuple[float, Hashable]] = []
         for client, entry in list(self._clients.items()):
             if entry.answered_at is None:
                 continue
             if now - entry.answered_at > _FORGET_S:
                 del self._clients[client]
             elif entry.gap_s is not None:
-                due = entry.answered_at + _MARGIN * entry.gap_s + _MARGIN_S
-                if now < due <= latest:
-                    self._awaited.add(client)
-                    until = max(until, due)
-        return until
+                at = entry.answered_at + entry.gap_s + _MARGIN_S
+                if now - longest_s < at <= now + longest_s:
+                    expected.append((max(at, now), client))
+        if not expected:
+            return False
+        # A wait delays those that are there, and spares each that is awaited the time until the device is
+        # free again: the fixed part of a batch, less the wait. Rows take as long either way.
+        expected.sort(key=lambda item: item[0])
+        del expected[room:]
+        best, count = 0.0, 0
+        for number, (at, _) in enumerate(expected, 1):
+            gain_s = number * fixed_s - (number + waiting) * (at - now)
+            if gain_s > best:
+                best, count = gain_s, number
+        self._awaited = {client: at for at, client in expected[:count]}
+        self._rows = waiting + count
+        self._latest = now + longest_s
+        return bool(count)
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds to wait before this is asked again; 0 where the batch begins without the others.
+
+        Those who are late are given up when the wait since they were expected has cost as much as it can
+        save: soon where one of many is late, later where most are.
+        """
+        if not self._awaited:
+            return 0.0
+        last = max(self._awaited.values())
+        step_s = self._fixed_s / self._rows
+        until = min(last + len(self._awaited) * step_s, self._latest)
+        # In steps, since the time shrinks when some of them arrive, which wakes nobody.
+        wait_s = min(last + step_s - now if now < last + step_s else step_s, until - now)
+        return wait_s if wait_s > 0 else 0.0
 
 
 class _BatchCosts:
-    """The fixed part of a batch's duration: the intercept of a line through the latest (rows, seconds)."""
+    """The fixed part of a batch's duration: the intercept of a line through the latest (rows, seconds).
+
+    Attributes:
+        fixed_s: Seconds; infinity while every batch has had the same size, since nothing is known then.
+    """
 
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._rows2 = self._product = 0.0
+        self.fixed_s = float("inf")
 
     def add(self, rows: int, seconds: float) -> None:
         self._weight = _KEEP * self._weight + 1.0
@@ -127,14 +170,8 @@ class _BatchCosts:
         self._seconds = _KEEP * self._seconds + seconds
         self._rows2 = _KEEP * self._rows2 + rows * rows
         self._product = _KEEP * self._product + rows * seconds
-
-    def fixed_s(self) -> float:
-        """Return seconds; infinity while every batch had the same size, since nothing is known then."""
-        if not self._weight:
-            return 0.0
-        rows, seconds = self._rows / self._weight, self._seconds / self._weight
-        variance = self._rows2 / self._weight - rows * rows
-        if variance < 1e-3:
-            return float("inf")
-        slope = (self._product / self._weight - rows * seconds) / variance
-        return max(seconds - slope * rows, 0.0)
+        mean_rows, mean_s = self._rows / self._weight, self._seconds / self._weight
+        variance = self._rows2 / self._weight - mean_rows * mean_rows
+        if variance >= _LEAST_VARIANCE:  # else it is what it was
+            slope = (self._product / self._weight - mean_rows * mean_s) / variance
+            self.fixed_s = max(mean_s - slope * mean_rows, 0.0)

@@ -82,11 +82,16 @@ class BatchQueue(Generic[T]):
             served = []
             for client in turns:
                 queue = self._clients[client]
-                index = next((i for i, entry in enumerate(queue) if entry[0] == kind), None)
-                if index is None or len(batch) == self._max_batch_size:
-                    continue
-                batch.append(queue[index][2])
-                del queue[index]
+                if len(batch) == self._max_batch_size:
+                    break
+                if queue[0][0] == kind:  # nearly always
+                    batch.append(queue.popleft()[2])
+                else:
+                    index = next((i for i, entry in enumerate(queue) if entry[0] == kind), None)
+                    if index is None:
+                        continue
+                    batch.append(queue[index][2])
+                    del queue[index]
                 if queue:
                     served.append(client)
                     self._clients.move_to_end(client)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import threading
 import time
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Sequence
 
 from robowire.errors import ConfigurationError, EvaluationStopped, ResultsNotWritten
@@ -95,11 +97,12 @@ def evaluate(
         raise
     status = "stopped"
     try:
-        for episode in threads.run(first, [] if report.decision else report.missing):
-            report.add(episode)
-            on_episode(episode, report.summary)
-            if report.decision is not None:
-                break
+        with threads.ctrl_c_between_episodes():
+            for episode in threads.run(first, [] if report.decision else report.missing):
+                report.add(episode)
+                on_episode(episode, report.summary)
+                if report.decision is not None:
+                    break
         status = "complete" if report.decision is None else "decided"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -129,6 +132,7 @@ class _EpisodeThreads:
         # From the environments: an episode, what ended an environment, or None where no episode was left.
         self._reports: queue.SimpleQueue[EpisodeResult | BaseException | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._interrupted = False
 
     def run(self, first: EpisodeRunner, numbers: Sequence[int]) -> Iterator[EpisodeResult]:
         """Yield each episode of these numbers as it ends; the first environment is loaded already."""
@@ -153,6 +157,31 @@ class _EpisodeThreads:
                 working -= 1
             else:
                 raise report
+            if self._interrupted:
+                raise KeyboardInterrupt
+
+    @contextmanager
+    def ctrl_c_between_episodes(self) -> Iterator[None]:
+        """Let :meth:`run` raise ``KeyboardInterrupt`` in place of a further episode, and nothing else.
+
+        Raised anywhere, it could fall between the row of an episode and the count of it. A second Ctrl-C is
+        raised where the program is.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not signal.default_int_handler or not _in_main_thread():
+            yield
+            return
+
+        def interrupt(signum: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, handler)
+            self._interrupted = True
+            self._reports.put(KeyboardInterrupt())  # wakes run() where it waits
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def stop(self) -> list[EpisodeResult]:
         """End the threads and return the episodes that :meth:`run` did not yield."""
@@ -181,3 +210,7 @@ class _EpisodeThreads:
             self._reports.put(exc)
         finally:
             environment.close()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

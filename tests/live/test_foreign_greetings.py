@@ -72,9 +72,11 @@ def test_a_client_of_another_wire_is_named_once_and_told_in_its_words(
         told = dial(*server.address)
         if wire != "HTTP/2 (gRPC)":  # grpc shows a GOAWAY's text in its own log only
             assert flag in told
-    named = [line for line in caplog.messages if "another wire" in line]
+    # grpc connects again at once, so often that it sometimes finds each place taken by itself.
+    lines = [line for line in caplog.messages if "connections are taken" not in line]
+    named = [line for line in lines if "another wire" in line]
     port = server.address[1]
-    assert [line[: line.index(";")] if ";" in line else line for line in caplog.messages] == named
+    assert [line[: line.index(";")] if ";" in line else line for line in lines] == named
     assert len(named) == 1
     assert named[0].startswith(
         f"127.0.0.1 connected with another wire: port {port} is robowire's native policy wire and does not "

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from robowire.errors import (
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
 from robowire.rollout.merging import merge_results
+from robowire.rollout.results import ResultFolder
 from robowire.rollout.virtual_clock import Latency, VirtualClock
 
 # Of a row: what a wall clock tells.
@@ -783,6 +785,25 @@ def test_ctrl_c_keeps_what_was_counted_and_closes_everything(tmp_path: Path) -> 
     assert simulator.calls.count("open") == simulator.calls.count("disconnect")
     assert policy.calls.count("open") == policy.calls.count("disconnect")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("environment")]
+
+
+def test_ctrl_c_does_not_fall_between_a_row_and_its_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = ResultFolder.append
+
+    def append_and_press(folder: ResultFolder, episode: Any) -> None:
+        append(folder, episode)
+        if episode.episode == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ResultFolder, "append", append_and_press)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, num_episodes=40)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert written(tmp_path)["status"] == "interrupted"
+    assert written(tmp_path)["episodes"] == len(rows(tmp_path)) >= 2
 
 
 def test_a_bug_in_an_environment_is_not_hidden(tmp_path: Path) -> None:

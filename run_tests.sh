@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set .venv up as start_policy_server.sh does, with every family of simulators, Ray and MkDocs, and each peer's client in
-# .venvs; then lint, check types, build the documentation and run every test.
-# Arguments go to pytest: ./run_tests.sh tests/unit -k framing
+# .venvs; then lint, check types, build the documentation and run every test, three at a time: most of them wait for
+# processes that start. Arguments go to pytest: ./run_tests.sh tests/unit -k framing; -n 0 runs one after the other.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
@@ -18,4 +18,4 @@ fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
 NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --numprocesses 3 --dist worksteal "$@"

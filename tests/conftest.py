@@ -7,9 +7,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 from libero_stand_ins import write_stand_ins
+
+# How long an example takes says nothing of the code: other tests run at the same time.
+hypothesis.settings.register_profile(
+    "robowire", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("robowire")
 
 # A folder next to the checkout, for LIBERO's own files, which may not enter the repository.
 REAL_ASSETS = Path(__file__).resolve().parents[2] / "shared" / "libero" / "assets"

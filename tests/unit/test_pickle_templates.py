@@ -168,7 +168,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values, st.integers(2, 5), st.randoms(use_true_random=False))
 def test_whatever_was_read_before_a_payload_reads_as_in_full(value: Any, protocol: int, chance: Any) -> None:
     payload = pickle.dumps(value, protocol)

@@ -15,7 +15,9 @@ __all__ = [
     "AnyThread",
     "Batched",
     "Chunked",
+    "Closable",
     "EpisodeSession",
+    "Foreign",
     "Named",
     "Policy",
     "PolicyOptions",
@@ -90,6 +92,25 @@ class Batched(Protocol):
     @property
     def max_batch_size(self) -> int:
         """Largest number of observations that :meth:`Policy.infer` is given; constant."""
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What a :class:`Policy` also offers, if it holds processes or connections that are to be freed."""
+
+    def close(self) -> None:
+        """Free them. Called once no inference is in hand, or when one hangs; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """What a :class:`Policy` also offers, if it runs in another interpreter."""
+
+    @property
+    def foreign_versions(self) -> Mapping[str, str]:
+        """Versions of the packages it imported there, by name; constant."""
         ...
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from robowire.cli.command import Program
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
-from robowire.errors import ConfigurationError
+from robowire.errors import ConfigurationError, UnknownName
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
-from robowire.interfaces import PolicyOptions
-from robowire.registry import Entry, entries, load_policy
+from robowire.interfaces import Policy, PolicyOptions
+from robowire.registry import Entry, entries, load_policy, nearest
 from robowire.serving.freed_memory import keep_freed_memory
+from robowire.serving.policy.process import PolicySource
+from robowire.serving.policy.process_policy import ProcessOptions, start_policy
 from robowire.serving.policy.server import PolicyServer
 from robowire.serving.tcp import listen
 
@@ -22,7 +24,7 @@ __all__ = ["PolicyFlags", "make_policy_server", "run"]
 
 
 @dataclass(frozen=True)
-class PolicyFlags(PolicyFrontendOptions, RecordFlags):
+class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions):
     """Flags of ``policy``.
 
     Attributes:
@@ -32,6 +34,8 @@ class PolicyFlags(PolicyFrontendOptions, RecordFlags):
         dataset_id: Which entry of the checkpoint's normalize.json to use; the first by default.
         device: cpu, cuda, cuda:N, or auto for CUDA where there is one.
         camera_names: Cameras in the order of the images, for a checkpoint that does not name them.
+        policy_python: Interpreter to run the policy with, in a process of its own, which is started again
+            after a crash; it needs numpy and what the policy needs.
         policy_options: Options of one kind of policy only, such as --policy_options.nheads 8.
     """
 
@@ -40,6 +44,7 @@ class PolicyFlags(PolicyFrontendOptions, RecordFlags):
     dataset_id: str | None = None
     device: str = "auto"
     camera_names: tuple[str, ...] | None = None
+    policy_python: str | None = None
     policy_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -64,6 +69,20 @@ def run(flags: PolicyFlags, program: Program) -> int:
     )
 
 
+def _row(name: str, policies: Mapping[str, Entry]) -> Entry:
+    """Return the row of a policy that a process is to load.
+
+    Raises:
+        UnknownName: There is no such policy.
+    """
+    offered = entries("policy", policies)
+    if name not in offered and ":" not in name:
+        raise UnknownName(
+            f"no policy is called {name!r}.{nearest(name, offered)} Known: {', '.join(sorted(offered))}"
+        )
+    return offered.get(name) or Entry(name)
+
+
 def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> PolicyServer:
     """Return the server of the policy that the flags name.
 
@@ -84,8 +103,16 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
     frontends = make_policy_frontends(flags)
     # First: a port in use is reported before a policy takes time to load.
     listener = listen(flags.host, flags.port)
+    policy: Policy
     try:
-        policy = load_policy(flags.policy, options, policies)
+        if flags.policy_python is None:
+            policy = load_policy(flags.policy, options, policies)
+        else:
+            policy = start_policy(
+                PolicySource(flags.policy, _row(flags.policy, policies), options, flags.policy_python),
+                flags,
+                label=f"policy {flags.policy}",
+            )
     except BaseException:
         listener.close()
         raise

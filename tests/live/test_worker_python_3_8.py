@@ -11,14 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robowire.client.policy_client import PolicyClient
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import InvalidParams
-from robowire.meta import MetaAction
+from robowire.interfaces import PolicyOptions
+from robowire.meta import MetaAction, MetaObs
+from robowire.registry import Entry
+from robowire.serving.policy.process import PolicySource
+from robowire.serving.policy.process_policy import ProcessOptions, start_policy
 from robowire.serving.worker_process import worker_environment
-from robowire.testing import running_simulator_server
+from robowire.testing import running_server, running_simulator_server
 
 IMPORTS = """
 import sys
+import robowire.worker.policy_worker
 import robowire.worker.simulator_worker, robowire.worker.simulator_input, robowire.worker.egl_devices
 print(*sorted({".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("robowire.")}))
 """
@@ -65,6 +71,18 @@ def test_the_worker_imports_nothing_of_the_server_and_the_clients(old_python: st
     loaded = set(done.stdout.split())
     assert "robowire.worker" in loaded
     assert loaded.isdisjoint({"robowire.serving", "robowire.client", "robowire.rollout", "robowire.cli"})
+
+
+def test_a_policy_runs_in_it(old_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent))
+    name = "unruly_policy:make_policy"
+    size = 50_000  # numbers of a state that crosses in shared memory
+    source = PolicySource(name, Entry(name), PolicyOptions(extra={"size": size}), old_python)
+    policy = start_policy(source, ProcessOptions(), label="old")
+    assert policy.foreign_versions["python"].startswith("3.8.")
+    with running_server(policy) as server, PolicyClient(*server.address[:2]) as client:
+        state = np.arange(size, dtype=np.float32)
+        assert np.array_equal(client.infer(MetaObs(state=state))[0], state)
 
 
 def test_a_session_runs_in_it(old_python: str) -> None:

@@ -15,12 +15,20 @@ from queue import SimpleQueue
 import numpy as np
 
 from robowire.chunking import ActionChunk
-from robowire.errors import BackendError, ConfigurationError, InternalError, RequestError, ShuttingDown
+from robowire.errors import (
+    BackendError,
+    ConfigurationError,
+    InternalError,
+    Overloaded,
+    RequestError,
+    ShuttingDown,
+)
 from robowire.interfaces import AnyThread, Batched, Policy
 from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.arrivals import WAIT_SHARE, Arrivals
 from robowire.serving.policy.batch_queue import BatchQueue
+from robowire.serving.policy.process import PolicyProcessEnded
 from robowire.serving.policy.validation import (
     check_observation,
     check_values,
@@ -42,6 +50,9 @@ DEFAULT_MAX_BATCH_SIZE = 16
 # A row that waited longer than this is worth a system call that asks whether its client is still there.
 LOOK_AFTER_S = 0.05
 REPORT_GAP_S = 5.0
+
+# What a policy in a process of its own raises where the process, not one observation, is at fault.
+_NOT_TRIED_AGAIN = (PolicyProcessEnded, Overloaded, ShuttingDown)
 
 
 @dataclass(frozen=True)
@@ -320,6 +331,10 @@ class Dispatcher:
                 self._policy.infer([ticket.observation for ticket in batch]), len(batch), self.spec
             )
         except Exception as exc:
+            if isinstance(exc, _NOT_TRIED_AGAIN):
+                for ticket in batch:
+                    ticket.answers.put(exc)
+                return
             # The top of the policy's own code. One bad observation must not fail the others of its batch.
             if len(batch) > 1:
                 logger.warning("a batch of %d failed and is tried one by one: %s", len(batch), exc)

@@ -12,7 +12,7 @@ import numpy as np
 from robowire.chunking import ActionChunk
 from robowire.errors import UnknownMethod
 from robowire.images import has_pillow
-from robowire.interfaces import Policy, SessionPolicy
+from robowire.interfaces import Closable, Foreign, Policy, SessionPolicy
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
@@ -79,6 +79,7 @@ class PolicyService(Service[PolicySession]):
 
     Attributes:
         dispatcher: Runs the policy.
+        policy: As given.
     """
 
     kind = "policy"
@@ -97,10 +98,14 @@ class PolicyService(Service[PolicySession]):
     ) -> None:
         super().__init__(token=token, metrics=metrics)
         self._options = options or DispatchOptions()
+        self.policy = policy
         self._device = device
         self._model_name = model_name
         self._max_payload = max_payload
-        self._versions = versions(imported_packages())  # the policy has been loaded
+        # The policy has been loaded, here or in a process of its own.
+        self._versions = (
+            dict(policy.foreign_versions) if isinstance(policy, Foreign) else versions(imported_packages())
+        )
         self.dispatcher = (
             SessionDispatcher(policy, self._options, self.metrics)
             if isinstance(policy, SessionPolicy)
@@ -204,8 +209,10 @@ class PolicyService(Service[PolicySession]):
         }
 
     def close(self) -> None:
-        """End the policy's thread."""
+        """End the policy's thread, and the policy where it holds something."""
         self.dispatcher.close(timeout_s=_GIVE_UP_S)
+        if isinstance(self.policy, Closable):
+            self.policy.close()
         super().close()
 
     def close_session(self, session: PolicySession) -> None:

@@ -62,6 +62,7 @@ class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags):
 def run(flags: SimulatorFlags, program: Program) -> int:
     """Serve until a signal, then drain."""
     server = make_simulator_server(flags, program.simulators)
+    simulator, task = flags.simulator or "robosuite", flags.task or ("Lift" if not flags.simulator else None)
     return serve(
         server,
         flags,
@@ -70,7 +71,7 @@ def run(flags: SimulatorFlags, program: Program) -> int:
                 "client.py",
                 *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
                 *connection_words(flags, prefix="--simulator_"),
-                *("--simulator", "robosuite", "--task", "Lift"),
+                *("--simulator", simulator, *(("--task", task) if task else ())),
             ),
             "try it": lambda host, port: program.example(
                 "client.py", "info", "--address", f"{host}:{port}", *connection_words(flags)

@@ -8,10 +8,14 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 ./setup_simulator.sh all
 ./setup_peers.sh all
 ./setup_environment.sh .venv requirements/docs.lock.txt
-# A browser, for the tests of pages.
-if ! command -v chromium > /dev/null; then
-    if [[ $EUID -ne 0 ]] || ! { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } > /dev/null; then
-        echo "the tests of pages need Chromium: sudo apt-get update && sudo apt-get install -y chromium" >&2
+# A browser for the tests of pages, and promtool, of the package prometheus, for those of metrics and alerts.
+packages=()
+command -v chromium > /dev/null || packages+=(chromium)
+command -v promtool > /dev/null || packages+=(prometheus)
+if ((${#packages[@]})); then
+    export DEBIAN_FRONTEND=noninteractive
+    if [[ $EUID -ne 0 ]] || ! { apt-get -qq update && apt-get -qq install -y --no-install-recommends "${packages[@]}"; } > /dev/null; then
+        echo "some tests need ${packages[*]}: sudo apt-get update && sudo apt-get install -y ${packages[*]}" >&2
         exit 1
     fi
 fi

@@ -45,6 +45,7 @@ class FleetService(Service[Session]):
     """
 
     kind = "fleet"
+    methods = frozenset(FLEET_METHODS)
 
     def __init__(
         self,

@@ -444,14 +444,20 @@ class WebSocketServer(ABC):
                     reply = self.answer(client, message)
                 else:
                     reply = await self._workers.run(self.answer, client, message)
-            sent = 0
+            sent, answered = 0, time.monotonic()
             for part in reply.messages:
                 await self._send(connection, part)
                 sent += len(part)
         finally:
             connection.busy = False
         if message is not None:
-            self.service.metrics.request(bytes_received=received, bytes_sent=sent)
+            self.service.metrics.request(
+                bytes_received=received,
+                bytes_sent=sent,
+                frontend=self.name,
+                method=client.session.method or "unknown",
+                send_s=time.monotonic() - answered,
+            )
             milliseconds = (time.monotonic() - started) * 1e3
             logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)
         if reply.close is not None:

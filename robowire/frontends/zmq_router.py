@@ -284,12 +284,17 @@ class _Handler(ConnectionHandler):
         else:
             reply, more = self._answer_request(session, bodies[0], trusted=trusted)
         del event, bodies  # a payload is freed before the reply is sent
+        answered = time.monotonic()
         if reply is not None:
             buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
             self.zmtp.send(envelope, buffers, timeout_s=options.send_timeout_s)
         sent = self._stream.bytes_sent - sent_before
         server.service.metrics.request(
-            bytes_received=self._stream.bytes_received - received_before, bytes_sent=sent
+            bytes_received=self._stream.bytes_received - received_before,
+            bytes_sent=sent,
+            frontend=server.name,
+            method=session.method or "unknown",
+            send_s=time.monotonic() - answered,
         )
         logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more

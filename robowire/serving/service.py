@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
+from robowire.chunking import ActionChunk
 from robowire.errors import (
     InternalError,
     InvalidParams,
@@ -82,17 +83,23 @@ class Service(ABC, Generic[S]):
 
     Attributes:
         kind: ``"policy"``, ``"simulator"`` or ``"fleet"``: the ``server`` of the reply to ``hello``.
+        methods: Names of its methods, under which requests are counted; any other counts as ``"unknown"``.
         metrics: As given.
         recorder: Records the sessions; ``None`` for nothing. Set before the service starts.
     """
 
     kind = ""
+    methods: frozenset[str] = frozenset()
 
     # Level of the log line of a typed error: a policy's are for the person who operates a robot.
     error_level = logging.DEBUG
 
     def __init__(self, *, token: str | None = None, metrics: Metrics | None = None) -> None:
         self.metrics = metrics or Metrics()
+        self.metrics.server = self.kind
+        self.metrics.gauge(
+            "requests_in_progress", "Requests that are being answered.", lambda: self.requests_in_hand
+        )
         self.recorder: Recorder | None = None
         self._token = token
         self._guard = TokenGuard()
@@ -110,13 +117,13 @@ class Service(ABC, Generic[S]):
         with self._lock:
             number, self._next_id = self._next_id, self._next_id + 1
         session = self._make_session(number, peer, authenticated=self._token is None)
-        self.metrics.session_opened()
+        self.metrics.session_opened(peer.wire)
         logger.info("%s connected from %s", session, peer.address)
         return session
 
     def close_session(self, session: S) -> None:
         """Free what a session holds. Called once, whatever ended the connection."""
-        self.metrics.session_closed()
+        self.metrics.session_closed(session.peer.wire)
 
     @abstractmethod
     def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> S:
@@ -164,18 +171,24 @@ class Service(ABC, Generic[S]):
             RemoteProtocolError: The request cannot be read; the frontend closes the connection.
         """
         session.requests += 1
+        method, began = exchange.method, time.monotonic()
         try:
-            self._begin_request(session, greets=exchange.method == "hello")
+            self._begin_request(session, greets=method == "hello")
             try:
                 request = exchange.read()
-                if request.method == "hello":
-                    challenge = self._challenge(session, request.params)
-                    return exchange.reply(challenge or self._hello(session, request.params))
-                return exchange.reply(self._execute(session, request))
+                method, read = request.method, time.monotonic()
+                value = (
+                    self._execute(session, request)
+                    if method != "hello"
+                    else self._challenge(session, request.params) or self._hello(session, request.params)
+                )
+                executed = time.monotonic()
+                reply = exchange.reply(value)
             finally:
                 self._end_request()
         except RequestError as exc:
             self.count_error(exc, str(session))
+            self._count_failure(session, method, exc, began)
             return exchange.failure(exc)
         except RemoteProtocolError:
             raise
@@ -183,7 +196,23 @@ class Service(ABC, Generic[S]):
             logger.exception("%s met a bug of this server", session)
             error = InternalError("the server failed on this request; its log says why")
             self.metrics.error(error.error_type)
+            self._count_failure(session, method, error, began)
             return exchange.failure(error)
+        encode_s = time.monotonic() - executed
+        if isinstance(value, ActionChunk) and value.infer_ms is not None:
+            infer_s = value.infer_ms / 1e3
+            wait_s = max(executed - read - infer_s, 0.0)
+            phases: tuple[float, ...] = (read - began, wait_s, infer_s, encode_s)
+        else:
+            phases = read - began, executed - read, encode_s
+        session.method = method if method in self.methods else "unknown"
+        self.metrics.answered(session.peer.wire, session.method, "ok", phases)
+        return reply
+
+    def _count_failure(self, session: S, method: str, error: RequestError, began: float) -> None:
+        session.method = method if method in self.methods else "unknown"
+        seconds = time.monotonic() - began
+        self.metrics.answered(session.peer.wire, session.method, error.error_type, (seconds,))
 
     @contextmanager
     def request_in_hand(self, session: S | None = None, *, greets: bool = False) -> Iterator[None]:

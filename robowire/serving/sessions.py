@@ -51,6 +51,7 @@ class Session:
         said_hello: Whether it understands typed errors.
         reply: Format of a chunk in replies: ``"list"`` of MetaAction, or ``"chunk"``, one array.
         requests: Requests and lines of text received so far.
+        method: Method of the latest request that was answered, one of the service's; ``""`` before.
         nonces: The client's and ours, of the challenge that it has not answered yet.
         packs: Whether sessions of this class offer packed requests.
         packed: Whether the client declares layouts and sends packed requests.
@@ -67,6 +68,7 @@ class Session:
     said_hello: bool = False
     reply: str = "list"
     requests: int = 0
+    method: str = ""
     nonces: tuple[bytes, bytes] | None = None
     packed: bool = False
     shares: bool = False

@@ -55,6 +55,7 @@ class Connection:
         stream: What it reads and writes.
         decoder: What cuts it into payloads.
         peer: ``host:port`` of the other side, for messages.
+        receive_s: Seconds from the first byte of what was received last to its last.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Connection:
         self.stream = stream if isinstance(stream, Stream) else Stream(stream, clock=clock)
         self.peer = self.stream.peer
         self.decoder = FrameDecoder(max_payload, text=text)
+        self.receive_s = 0.0
         self._clock = clock
 
     @classmethod
@@ -136,6 +138,7 @@ class Connection:
                     return None
                 event = decoder.buffer_updated(received)
                 if event is not None:
+                    self.receive_s = 0.0 if deadline is None else self._clock() - deadline + finish_s
                     return event
                 now = self._clock()
                 if deadline is None:

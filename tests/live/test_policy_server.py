@@ -381,7 +381,7 @@ def test_metrics_are_there_for_prometheus(server: PolicyServer, client: RawClien
     with RawClient(server.address) as robot:
         robot.ask(obs(1, 2, 3))
         response = client.say("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert "\nrobowire_sessions_open 1\n" in response  # a poll is no session
+    assert '\nrobowire_sessions_open{frontend="tcp"} 1\n' in response  # a poll is no session
     assert '\nrobowire_operation_seconds_count{operation="infer"} 1\n' in response
 
 

@@ -111,7 +111,7 @@ class HttpRequest:
         return self._respond(*to_file(reply[name]))
 
     def _respond(self, content: bytes, media_type: str) -> Response:
-        self.service.metrics.request(bytes_received=len(self.body), bytes_sent=len(content))
+        self.service.metrics.request(bytes_received=len(self.body), bytes_sent=len(content), frontend="http")
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-store"})
 
 

@@ -397,7 +397,7 @@ class LerobotFrontend:
         """Return a reply, counted, or raise the error that the service has counted."""
         if isinstance(reply, RequestError):
             raise _Reported(reply)
-        self._service.metrics.request(bytes_received=received, bytes_sent=len(reply))
+        self._service.metrics.request(bytes_received=received, bytes_sent=len(reply), frontend="lerobot")
         return reply
 
     # -- time ----------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class _VlastudioApp:
             )
         finally:
             watch.cancel()
-        self._service.metrics.request(bytes_received=len(body), bytes_sent=len(reply))
+        self._service.metrics.request(bytes_received=len(body), bytes_sent=len(reply), frontend="vlastudio")
         return Response(reply, status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     def _infer(self, body: bytes, peer: Peer) -> tuple[int, bytes]:

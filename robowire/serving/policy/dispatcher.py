@@ -154,6 +154,7 @@ class Dispatcher:
         self._any_thread = isinstance(policy, AnyThread) and policy.any_thread
         self._latest_s = float("inf")  # unknown
         self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
+        metrics.gauge("queue_depth", "Observations that wait for the policy.", lambda: len(self._queue))
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
@@ -267,7 +268,7 @@ class Dispatcher:
                     self._arrivals.answered(client, ended)
                 if len(self._queue) or self._closing:
                     self._changed.notify_all()
-        self._metrics.batch((started - since,))
+        self._metrics.batch((started - since,), seconds)
         if not np.logical_and.reduce(np.isfinite(chunk), axis=None):
             raise _not_finite()
         return chunk, seconds
@@ -349,7 +350,7 @@ class Dispatcher:
         ended = self._clock()
         seconds = ended - started
         self._latest_s = seconds
-        self._metrics.batch([started - ticket.since for ticket in batch])
+        self._metrics.batch([started - ticket.since for ticket in batch], seconds)
         finite = np.isfinite(chunks).all(axis=(1, 2))
         following: tuple[_Ticket, _Answer] | None = None
         with self._lock:

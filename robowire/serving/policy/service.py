@@ -83,6 +83,7 @@ class PolicyService(Service[PolicySession]):
     """
 
     kind = "policy"
+    methods = frozenset((*_METHODS, "infer", "layout"))
     error_level = logging.WARNING
 
     def __init__(

@@ -72,6 +72,9 @@ class SessionDispatcher:
         self._clients: dict[Hashable, _Client] = {}
         self._in_hand = 0
         self._closing = False
+        metrics.gauge(
+            "queue_depth", "Observations that are at work or wait for their session.", lambda: self._in_hand
+        )
 
     def submit(
         self,
@@ -130,7 +133,7 @@ class SessionDispatcher:
                 self._changed.notify_all()
             if client is None:
                 own.session.close()
-        self._metrics.batch([waited_s] * rows)
+        self._metrics.batch([waited_s] * rows, infer_ms / 1e3)
         self._metrics.observe("infer", self._clock() - started)
         # MetaAction's own defaults, where a policy leaves open what its actions are.
         ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"

@@ -72,6 +72,9 @@ class SimulatorProcess:
 
     Raises:
         BackendError: There is no such interpreter, or the system can't start another process.
+
+    Attributes:
+        end_reason: How it ended during a call: ``"died"``, ``"timeout"`` or ``"client_left"``; ``""`` before.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class SimulatorProcess:
         self._ready = False
         self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was requested
         self._end: str | None = None  # how the process ended, in words
+        self.end_reason = ""
         start = {
             "name": name,
             "target": entry.target,
@@ -259,11 +263,14 @@ class SimulatorProcess:
             self.kill()
             self._worker.reap()
             if self._client_has_left():
+                self.end_reason = "client_left"
                 self._end = f"was killed during {method!r}, as its client has left"
             else:
+                self.end_reason = "timeout"
                 self._end = f"did not answer {method!r} within {timeout_s:g} s and was killed"
         else:
             self._worker.reap()
+            self.end_reason = "died"
             self._end = f"{self._worker.how_it_ended()} during {method!r}"
         logger.warning("%s: simulator process %d %s", self._worker.label, self.pid, self._end)
         return self._ended_error()

@@ -30,7 +30,7 @@ from robowire.serving.simulator.session import SimulatorSession
 from robowire.serving.simulator.snapshot_store import SnapshotStore
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
-from robowire.wire.methods import check_params, handlers, methods_of_scope, take_number
+from robowire.wire.methods import METHODS, check_params, handlers, methods_of_scope, take_number
 from robowire.wire.packed_simulator import StepRequest
 from robowire.wire.pickle.writer import Buffer
 
@@ -77,6 +77,7 @@ class SimulatorService(Service[SimulatorClientSession]):
     """
 
     kind = "simulator"
+    methods = frozenset(METHODS)
 
     def __init__(
         self,
@@ -110,6 +111,24 @@ class SimulatorService(Service[SimulatorClientSession]):
         )
         self._server_methods = handlers(self, methods_of_scope("server"))
         self._client_methods = handlers(self, methods_of_scope("connection"))
+        self._report_gauges()
+
+    def _report_gauges(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("simulator_sessions", "Simulator sessions in use.", lambda: len(self._running))
+        gauge("simulator_sessions_max", "Capacity for sessions.", lambda: self.options.max_sessions)
+        gauge(
+            "simulators_warm", "Simulator processes that are kept ready.", self.pool.ready, label="simulator"
+        )
+        gauge("simulator_memory_bytes", "Memory of all simulator processes in use.", self._memory)
+        gauge("snapshots", "Snapshots that are kept.", lambda: self.snapshots.usage()[0])
+        gauge("snapshot_bytes", "Size of the snapshots that are kept.", lambda: self.snapshots.usage()[1])
+        gauge("snapshot_bytes_max", "Limit of their size.", lambda: self.snapshots.max_bytes)
+
+    def _memory(self) -> int:
+        with self._changed:
+            running = list(self._running)
+        return sum(session.memory() for session in running)
 
     # -- requests of connected clients ---------------------------------------------------------------------
 
@@ -316,6 +335,7 @@ class SimulatorService(Service[SimulatorClientSession]):
             ShuttingDown: The service has ended.
         """
         process = self.pool.take(name, label=label, client_has_left=client_has_left)
+        self.metrics.simulator_started()
         if self._closing:
             process.kill()
         return process

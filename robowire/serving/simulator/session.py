@@ -282,6 +282,11 @@ class SimulatorSession:
             info["process"] = {key: value for key, value in answer.read().items() if key != "status"}
         return info
 
+    def memory(self) -> int:
+        """Return the bytes of memory that its process holds; 0 without one. Any thread may ask."""
+        process = self._process
+        return 0 if process is None or process.end is not None else process.memory()
+
     def touch(self) -> None:
         """Restart the time after which the session ends."""
         self.deadline = math.inf if self._lasting else time.monotonic() + self._options.session_timeout_s
@@ -523,6 +528,7 @@ class SimulatorSession:
     ) -> Answer:
         """Call the simulator's process, with the deadline of the method, or of the one it is a part of."""
         assert self._process is not None
+        ended_before = self._process.end is not None
         try:
             return self._process.call(
                 method, params, timeout_s=self._timeout_s(within or method), known=known
@@ -530,4 +536,6 @@ class SimulatorSession:
         except BackendError:
             if self._process.end is not None:
                 self._spec = None
+                if not ended_before:
+                    self._context.metrics.simulator_ended(self._process.end_reason or "died")
             raise

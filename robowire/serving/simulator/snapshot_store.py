@@ -71,12 +71,15 @@ class SnapshotStore:
             older one whose id was given out.
         folder: Folder to keep them in, which several servers may share; ``None`` keeps them in memory.
 
+    Attributes:
+        max_bytes: As given.
+
     Raises:
         ConfigurationError: The folder cannot be made or written.
     """
 
     def __init__(self, *, max_bytes: int, folder: Path | None = None) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._folder = folder
         self._lock = threading.Lock()
         self._memory: dict[str, bytes] = {}
@@ -111,10 +114,10 @@ class SnapshotStore:
             if kept is None or not self._is_sound(snapshot_id):
                 files = {name: file for name, file in files.items() if not file.problem}
                 taken = sum(file.size for file in files.values())
-                if taken + len(payload) > self._max_bytes:
+                if taken + len(payload) > self.max_bytes:
                     raise Overloaded(
                         f"a snapshot of {len(payload)} bytes does not fit: {len(files)} take {taken} of "
-                        f"{self._max_bytes} bytes; delete_snapshot or a higher max_snapshot_mb frees some"
+                        f"{self.max_bytes} bytes; delete_snapshot or a higher max_snapshot_mb frees some"
                     )
                 if self._folder is None:
                     self._memory[snapshot_id] = payload
@@ -178,6 +181,12 @@ class SnapshotStore:
                 self._makers[snapshot_id].discard(maker)
                 if not self._makers[snapshot_id]:
                     del self._makers[snapshot_id]
+
+    def usage(self) -> tuple[int, int]:
+        """Return how many snapshots are kept, and their bytes."""
+        with self._lock:
+            files = self._files()
+        return len(files), sum(file.size for file in files.values())
 
     def describe(self) -> list[dict[str, Any]]:
         """Return a row for each snapshot: its id, bytes, simulator, task and step.
@@ -243,8 +252,8 @@ class SnapshotStore:
         problem = ""
         if not _ID.fullmatch(name):
             problem = "its name is not the digest of a snapshot"
-        elif found.st_size > self._max_bytes:
-            problem = f"it is larger than the limit of {self._max_bytes} bytes for all snapshots"
+        elif found.st_size > self.max_bytes:
+            problem = f"it is larger than the limit of {self.max_bytes} bytes for all snapshots"
         return _File(found.st_size, found.st_mtime_ns, problem)
 
     def _is_sound(self, snapshot_id: str) -> bool:
@@ -262,7 +271,7 @@ class SnapshotStore:
             fd = os.open(_path(folder, snapshot_id), os.O_RDONLY | os.O_NONBLOCK)
             with open(fd, "rb") as file:
                 found = os.fstat(fd)
-                damaged = not stat.S_ISREG(found.st_mode) or found.st_size > self._max_bytes
+                damaged = not stat.S_ISREG(found.st_mode) or found.st_size > self.max_bytes
                 payload = b"" if damaged else file.read(found.st_size)
         except FileNotFoundError:
             raise self._not_found(snapshot_id) from None

@@ -193,10 +193,16 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             if session.authenticated and not trusted and not self.server.admit(self.request):
                 self.server.service.metrics.session_refused()
                 buffers, more = encode_frame(error_reply(self.server.overloaded())), False
+        answered = time.monotonic()
         connection.send(buffers, timeout_s=options.send_timeout_s)
         sent = stream.bytes_sent - sent_before
         self.server.service.metrics.request(
-            bytes_received=stream.bytes_received - received_before, bytes_sent=sent
+            bytes_received=stream.bytes_received - received_before,
+            bytes_sent=sent,
+            frontend=self.server.name,
+            method="text" if isinstance(event, TextLine) else session.method or "unknown",
+            receive_s=connection.receive_s,
+            send_s=time.monotonic() - answered,
         )
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)

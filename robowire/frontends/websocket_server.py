@@ -2,8 +2,9 @@
 
 One thread runs an event loop that receives, sends and answers pings. A message is read and answered in a
 worker thread, so that a long inference delays nobody's ping and many clients fill a batch; by the loop itself
-where that delays nobody. The token is
-looked at in the upgrade request, before anything else of a client is read.
+where that delays nobody, and then without the library's queue and task
+(:mod:`robowire.frontends.whole_messages`). The token is looked at in the upgrade request, before anything
+else of a client is read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import Event, State
 
 from robowire.errors import Overloaded, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
 from robowire.frontends.daemon_workers import DaemonWorkers
+from robowire.frontends.whole_messages import WholeMessages, message_frame
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.listener import listen
@@ -62,6 +65,8 @@ _ALONE_S, _INSTANT_S = 0.05, 0.001
 _SMALL = 4 << 20
 # How long connections have to end after they were aborted.
 _ENDING_S = 0.5
+# What is received at a time where no message is expected; asyncio's own protocols take as much.
+_SCRATCH = 256 * 1024
 
 _STATUS = {Unauthenticated: 401, Overloaded: 503, ShuttingDown: 503}
 
@@ -151,6 +156,7 @@ class WebSocketServer(ABC):
         self._server: Server | None = None
         self._draining = False
         # What follows is used by the loop's thread only.
+        self.scratch = bytearray(_SCRATCH)
         self._idle: dict[_Connection, None] = {}  # upgraded, and waiting for the client's next message
         self._admitted: set[_Connection] = set()  # connections that have one of max_connections places
         # Those that have not sent their upgrade request, oldest first. They have as many places of their own,
@@ -160,8 +166,13 @@ class WebSocketServer(ABC):
     # -- what a wire is --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def answer(self, client: WebSocketClient, message: bytes | str) -> Reply:
+    def answer(self, client: WebSocketClient, message: bytes | memoryview | str) -> Reply:
         """Return the reply to one message, normally by ``self.service.answer(client.session, exchange)``.
+
+        Args:
+            client: Who sent it.
+            message: Text or bytes. The memory of a view is used for the next message, once nobody refers to
+                it.
 
         Raises:
             RemoteProtocolError: The message cannot be read; the connection is closed.
@@ -387,21 +398,16 @@ class WebSocketServer(ABC):
         ending = ""
         try:
             more = await self._answer(connection, client, None)
+            connection.client = client
             while more:
                 message = await self._next_message(connection)
                 more = await self._answer(connection, client, message)
         except ConnectionClosed:
             ending = f": {connection.ending}" if connection.ending else ""
-        except RemoteProtocolError as exc:
-            logger.warning("%s sent what cannot be read: %s", session, printable(exc))
-            self.service.metrics.error("unreadable")
-            await connection.close(
-                UNREADABLE, printable(exc, _MAX_REASON).encode()[:_MAX_REASON].decode("utf-8", "ignore")
-            )
-        except Exception:
-            logger.exception("%s met a bug of the %s frontend", session, self.name)
-            await connection.close(INTERNAL_ERROR)
+        except Exception as exc:
+            await self._give_up(connection, session, exc)
         finally:
+            connection.client = None
             try:
                 self.left(client)
             finally:
@@ -409,18 +415,82 @@ class WebSocketServer(ABC):
             seconds = time.monotonic() - opened
             logger.info("%s closed (%d requests, %.0f s)%s", session, session.requests, seconds, ending)
 
+    async def _give_up(self, connection: _Connection, session: Session, error: Exception) -> None:
+        """Close a connection whose message could not be answered."""
+        if isinstance(error, RemoteProtocolError):
+            logger.warning("%s sent what cannot be read: %s", session, printable(error))
+            self.service.metrics.error("unreadable")
+            reason = printable(error, _MAX_REASON).encode()[:_MAX_REASON].decode("utf-8", "ignore")
+            await connection.close(UNREADABLE, reason)
+        else:
+            logger.error("%s met a bug of the %s frontend", session, self.name, exc_info=error)
+            await connection.close(INTERNAL_ERROR)
+
     async def _next_message(self, connection: _Connection) -> bytes | str:
         if self._draining:
             connection.end(GOING_AWAY, "the server shuts down")
-        timer = self._loop.call_later(
-            self.options.session_timeout_s, connection.end, GOING_AWAY, "no request for too long"
-        )
+        connection.heard_at = self._loop.time()
+        timer = self._expect_request(connection)
         self._idle[connection] = None
         try:
             return await connection.recv()
         finally:
             self._idle.pop(connection, None)
             timer.cancel()
+
+    def _expect_request(self, connection: _Connection) -> _Timer:
+        """Return the timer that ends a connection without a request; messages only note when they came."""
+        timer = _Timer()
+
+        def look() -> None:
+            left_s = connection.heard_at + self.options.session_timeout_s - self._loop.time()
+            if left_s > 0:
+                timer.handle = self._loop.call_later(left_s, look)
+            else:
+                connection.end(GOING_AWAY, "no request for too long")
+
+        timer.handle = self._loop.call_later(self.options.session_timeout_s, look)
+        return timer
+
+    def received(self, connection: _Connection, message: memoryview) -> None:
+        """Answer a whole message here and now where that delays nobody, else leave it to the task."""
+        client = connection.client
+        if (
+            client is None
+            or connection not in self._idle
+            or self._draining
+            or len(connection.recv_messages.frames)
+            or connection.transport.get_write_buffer_size()  # it does not read its replies
+            or not self._answers_at_once(len(message))
+        ):
+            connection.recv_messages.put(Frame(Opcode.BINARY, bytes(message)))
+            return
+        started = connection.heard_at = time.monotonic()
+        logs = logger.isEnabledFor(logging.DEBUG)
+        if logs:
+            logger.debug("< #%d %d bytes", client.session.id, len(message))
+        try:
+            reply = self.answer(client, message)
+        except Exception as exc:
+            connection.begin(self._give_up(connection, client.session, exc))
+            return
+        sent = 0
+        for part in reply.messages:
+            connection.transport.write(message_frame(part))
+            sent += len(part)
+        self.service.metrics.request(bytes_received=len(message), bytes_sent=sent)
+        if logs:
+            milliseconds = (time.monotonic() - started) * 1e3
+            logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)
+        if reply.close is not None:
+            connection.begin(connection.close(*reply.close))
+
+    def _answers_at_once(self, length: int) -> bool:
+        """Return whether the loop itself may answer a message."""
+        # A long one takes long to read, and any may have to wait for the batch of a request of another wire.
+        if length > _SMALL or self.service.requests_in_hand:
+            return False
+        return self.inference_s() < (_ALONE_S if len(self._admitted) == 1 else _INSTANT_S)
 
     async def _answer(
         self, connection: _Connection, client: WebSocketClient, message: bytes | str | None
@@ -436,11 +506,7 @@ class WebSocketServer(ABC):
                 reply = await self._workers.run(self.greet, client)
             else:
                 logger.debug("< #%d %d bytes", client.session.id, received)
-                patience_s = _ALONE_S if len(self._admitted) == 1 else _INSTANT_S
-                if received > _SMALL or self.service.requests_in_hand:
-                    # It takes long to read, or may have to wait for the batch of a request of another wire.
-                    patience_s = 0.0
-                if self.inference_s() < patience_s:
+                if self._answers_at_once(received):
                     reply = self.answer(client, message)
                 else:
                     reply = await self._workers.run(self.answer, client, message)
@@ -476,11 +542,22 @@ class WebSocketServer(ABC):
             timer.cancel()
 
 
-class _Connection(ServerConnection):
-    """A connection of the library, with the limits of ours.
+class _Timer:
+    """A timer that begins again by itself."""
+
+    handle: asyncio.TimerHandle
+
+    def cancel(self) -> None:
+        self.handle.cancel()
+
+
+class _Connection(ServerConnection, asyncio.BufferedProtocol):
+    """A connection of the library, with the limits of ours, and a short way for whole binary messages.
 
     Attributes:
+        client: Who is at its other end, after the greeting.
         busy: Whether a message of it is being answered.
+        heard_at: When the latest message came.
         ending: Why we ended it; empty where its peer did.
     """
 
@@ -490,7 +567,11 @@ class _Connection(ServerConnection):
         self._unfinished: asyncio.TimerHandle | None = None
         self._in_fragments = False
         self._frames = 0
+        self._messages = WholeMessages()
+        self._lent = False  # the buffer that is filled is that of the messages
+        self.client: WebSocketClient | None = None
         self.busy = False
+        self.heard_at = 0.0
         self.ending = ""
         self.peer = self.peer_host = self.local_host = ""
 
@@ -501,9 +582,12 @@ class _Connection(ServerConnection):
     def end(self, code: int, reason: str) -> None:
         """Begin to close the connection."""
         self.ending = reason
-        task = self.loop.create_task(self.close(code, reason))
+        self.begin(self.close(code, reason))
+
+    def begin(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run what closes the connection as a task."""
         # The loop holds tasks by weak references only.
-        self._closing = task
+        self._closing = self.loop.create_task(closing)
 
     def abort(self, reason: str) -> None:
         """End the connection at once."""
@@ -526,6 +610,47 @@ class _Connection(ServerConnection):
         super().connection_made(transport)
         self._frontend.opened(self)
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        messages = self._messages
+        self._lent = messages.begun or (
+            messages.ready
+            and self.protocol.state is State.OPEN
+            and not self._in_fragments
+            and not self.protocol.reader.buffer
+            and not len(self.recv_messages.frames)
+        )
+        return messages.get_buffer() if self._lent else memoryview(self._frontend.scratch)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if not self._lent:
+            self.data_received(bytes(memoryview(self._frontend.scratch)[:nbytes]))
+            return
+        messages = self._messages
+        if self.protocol.state is not State.OPEN:  # nobody waits for this message any more
+            self.data_received(messages.take(nbytes))
+            return
+        message, rest = messages.buffer_updated(nbytes)
+        if message is not None:
+            self._finished()
+            self._frontend.received(self, message)
+            message = None
+        elif not rest:
+            self._begun()
+        if rest:
+            self.data_received(rest)
+
+    def _begun(self) -> None:
+        """Limit the time until a message that has begun is complete."""
+        if self._unfinished is None and self.protocol.state is State.OPEN:
+            self._unfinished = self.loop.call_later(
+                self._frontend.options.frame_timeout_s, self.abort, "it did not finish a message"
+            )
+
+    def _finished(self) -> None:
+        if self._unfinished is not None:
+            self._unfinished.cancel()
+            self._unfinished = None
+
     def data_received(self, data: bytes) -> None:
         self._frames = 0
         super().data_received(data)
@@ -537,13 +662,9 @@ class _Connection(ServerConnection):
         # What is left in the buffer is the beginning of a frame. The timer runs from the first byte of a
         # message to its last one: neither pings nor single bytes gain time.
         if self._in_fragments or self.protocol.reader.buffer or not self._frames:
-            if self._unfinished is None and self.protocol.state is State.OPEN:
-                self._unfinished = self.loop.call_later(
-                    self._frontend.options.frame_timeout_s, self.abort, "it did not finish a message"
-                )
-        elif self._unfinished is not None:
-            self._unfinished.cancel()
-            self._unfinished = None
+            self._begun()
+        else:
+            self._finished()
 
     def process_event(self, event: Event) -> None:
         self._frames += 1
@@ -556,14 +677,12 @@ class _Connection(ServerConnection):
             opcode, fin = getattr(event, "opcode", 8), getattr(event, "fin", True)
             if opcode < 8:  # not a ping, pong or close, which may come between fragments
                 self._in_fragments = not fin
-                if fin and self._unfinished is not None:
-                    self._unfinished.cancel()
-                    self._unfinished = None
+                if fin:
+                    self._finished()
+                    self._messages.expect(len(cast(Frame, event).data))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._unfinished is not None:
-            self._unfinished.cancel()
-            self._unfinished = None
+        self._finished()
         self._frontend.closed(self)
         super().connection_lost(exc)
 

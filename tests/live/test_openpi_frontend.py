@@ -480,6 +480,75 @@ def test_half_a_message_is_closed_and_pings_gain_no_time(server: PolicyServer, b
     assert is_served(server)
 
 
+@pytest.mark.parametrize("begin", [b"\x82", b"\x82\xfe\x00\x7fmaskhalf", b"\x82\xfe\x10\x00maskhalf"])
+def test_half_a_message_after_whole_ones_is_closed(server: PolicyServer, begin: bytes) -> None:
+    message = encode({"state": STATE})
+    with upgrade(server) as sock:
+        sock.recv(65536)
+        for _ in range(3):
+            sock.sendall(masked(message))
+            assert sock.recv(65536)[0] == 0x82
+        started = time.monotonic()
+        sock.sendall(begin)
+        with suppress(ConnectionError):
+            while time.monotonic() < started + 5:
+                sock.sendall(b"\0")
+                time.sleep(0.02)
+        assert ended(sock)
+        assert time.monotonic() < started + 2
+    assert is_served(server)
+
+
+def masked(message: bytes, first: int = 0x82) -> bytes:
+    """Return the frame of a message under a mask of zeros."""
+    length = (
+        bytes((0x80 | len(message),)) if len(message) < 126 else b"\xfe" + struct.pack("!H", len(message))
+    )
+    return bytes((first,)) + length + bytes(4) + message
+
+
+@pytest.mark.parametrize("step", [1, 7, 60, 1 << 16])
+def test_messages_are_answered_in_their_order_however_they_are_cut(server: PolicyServer, step: int) -> None:
+    """Whole messages, messages in fragments, pings between and inside, all at once."""
+    first, second, third = (encode({"state": STATE + i, "prompt": "lift" * 8 * i}) for i in range(3))
+    stream = b"".join(
+        (
+            *(masked(first), masked(second), masked(b"one", 0x89), masked(first)),
+            *(masked(second[:9], 0x02), masked(b"two", 0x89), masked(second[9:], 0x80)),
+            *(masked(third), masked(third), masked(first)),
+        )
+    )
+    with upgrade(server) as sock:
+        sock.recv(65536)  # the metadata
+        sock.sendall(masked(first))
+        sock.recv(65536)
+        for i in range(0, len(stream), step):
+            sock.sendall(stream[i : i + step])
+        found = [reply for opcode, reply in frames(sock, 9) if opcode == 2]
+    states = [float(decode(reply)["actions"][0, 0]) for reply in found]
+    assert states == [float(STATE[0]) + i for i in (0, 1, 0, 1, 2, 2, 0)]
+
+
+def frames(sock: socket.socket, count: int) -> Iterator[tuple[int, bytes]]:
+    """Yield opcode and data of a server's frames."""
+    stream = sock.makefile("rb")
+    for _ in range(count):
+        first, length = stream.read(2)
+        if length > 125:
+            length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
+        yield first & 15, stream.read(length)
+
+
+def test_a_client_that_asks_is_not_closed_for_the_time_of_its_first_request() -> None:
+    with running_frontends(EchoPolicy(), openpi_port=0, session_timeout_s=0.2) as server, Client(
+        server
+    ) as client:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            assert "actions" in client.ask(state=STATE)
+        assert client.closed_with() == 1001
+
+
 def test_a_client_that_says_nothing_for_too_long_is_closed() -> None:
     with running_frontends(EchoPolicy(), openpi_port=0, session_timeout_s=0.2) as server, Client(
         server

@@ -88,7 +88,7 @@ class OpenpiFrontend(WebSocketServer):
         client.state = _Connection()
         return Reply((self._metadata,))
 
-    def answer(self, client: WebSocketClient, message: bytes | str) -> Reply:
+    def answer(self, client: WebSocketClient, message: bytes | memoryview | str) -> Reply:
         """Return the reply to one message."""
         assert isinstance(client.session, PolicySession)
         return self.policy_service.answer(client.session, _Exchange(self, client, message))
@@ -114,11 +114,13 @@ class _Exchange:
 
     method = "infer"
 
-    def __init__(self, frontend: OpenpiFrontend, client: WebSocketClient, message: bytes | str) -> None:
+    def __init__(
+        self, frontend: OpenpiFrontend, client: WebSocketClient, message: bytes | memoryview | str
+    ) -> None:
         self._frontend = frontend
         self._client = client
         self._connection: _Connection = client.state
-        self._message: bytes | str | None = message
+        self._message: bytes | memoryview | str | None = message
         self._started = time.monotonic()
         self._endpoint: str | None = None
         self._batched = False
@@ -131,7 +133,7 @@ class _Exchange:
             SpecMismatch: A size or a length is not the policy's.
         """
         message, self._message = self._message, None
-        if not isinstance(message, bytes):
+        if message is None or isinstance(message, str):
             raise InvalidParams("a request is a binary message of msgpack, not text")
         try:
             content = decode(message)

@@ -44,13 +44,13 @@ class Message:
     seq: int
 
 
-def read_message(data: bytes | str) -> Message:
+def read_message(data: bytes | memoryview | str) -> Message:
     """Return the message in a WebSocket frame.
 
     Raises:
         RemoteProtocolError: It is no message; says what it is.
     """
-    if not isinstance(data, bytes):
+    if isinstance(data, str):
         raise RemoteProtocolError("a message is a binary frame of msgpack, not text")
     value = unpack(data)
     if not isinstance(value, dict):

@@ -114,7 +114,7 @@ class VlaEvalFrontend(WebSocketServer):
         client.state = _Connection(ChunkCursor(self._n_action_steps))
         return Reply()
 
-    def answer(self, client: WebSocketClient, message: bytes | str) -> Reply:
+    def answer(self, client: WebSocketClient, message: bytes | memoryview | str) -> Reply:
         """Return the reply to one message; an error leaves the connection open."""
         return self.policy_service.answer(_session(client), _Exchange(self, client, message))
 
@@ -149,11 +149,13 @@ class _Exchange:
 
     method = "infer"
 
-    def __init__(self, frontend: VlaEvalFrontend, client: WebSocketClient, data: bytes | str) -> None:
+    def __init__(
+        self, frontend: VlaEvalFrontend, client: WebSocketClient, data: bytes | memoryview | str
+    ) -> None:
         self._frontend = frontend
         self._session = _session(client)
         self._connection: _Connection = client.state
-        self._data: bytes | str | None = data
+        self._data: bytes | memoryview | str | None = data
         self._type, self._seq = "", 0
 
     def read(self) -> Request:

@@ -1,0 +1,151 @@
+"""Whole binary messages of a WebSocket client, cut from its bytes in the buffer that they were received in.
+
+A client in a closed loop sends one masked, unfragmented binary frame for each observation. Such a frame is
+received, unmasked and read in one buffer, which the next one uses again. All other bytes (text, fragments,
+pings, the closing handshake, what breaks the protocol) are returned as they came, for a complete
+implementation of RFC 6455. No socket, thread or clock.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from robowire.wire.framing import is_free
+
+__all__ = ["WholeMessages", "message_frame", "unmask"]
+
+# Longer messages take so long to read that the copies of a complete implementation do not matter, and no
+# connection keeps memory for one. Three 640x480 cameras are 2.6 MiB.
+_KEPT_MAX = 4 << 20
+
+# A frame of 64 KiB or more has 14 bytes before its data, which are aligned when it begins here: numpy takes
+# ten times as long for words that are not.
+_BEGIN = 2
+_LONGEST_HEADER = 14
+
+_BINARY, _TEXT, _MASKED, _FINAL = 0x02, 0x01, 0x80, 0x80
+
+
+class WholeMessages:
+    """Cut one client's byte stream into whole binary messages, and everything else.
+
+    The buffer is lent and the transport fills it, as :class:`robowire.wire.framing.FrameDecoder` does. It has
+    the size of the longest message that the client has sent before, so that announcing a long one takes no
+    memory.
+    """
+
+    def __init__(self) -> None:
+        self._longest = 0
+        self._buffers = [bytearray()]  # one: whether it is free shows in how often it is referred to
+        self._filled = 0  # bytes of the frame, and what came behind it
+        self._data = 0  # where the data of the frame begin and end; 0 while the header is incomplete
+        self._end = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the length of a message is known, so that there is a buffer for one."""
+        return self._longest > 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether a frame has begun and is not complete."""
+        return self._filled > 0
+
+    def expect(self, length: int) -> None:
+        """Note that the client has sent a message of ``length`` bytes."""
+        if self._longest < length <= _KEPT_MAX:
+            self._longest = length
+
+    def get_buffer(self) -> memoryview:
+        """Return the memory for the next bytes. Never empty where :attr:`ready`."""
+        if not self._filled:
+            size = _BEGIN + _LONGEST_HEADER + self._longest
+            if len(self._buffers[0]) != size or not is_free(self._buffers):
+                self._buffers = [bytearray(size)]
+        return memoryview(self._buffers[0])[_BEGIN + self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> tuple[memoryview | None, bytes]:
+        """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
+
+        Returns:
+            The data of a message that is complete now, else ``None``, and the bytes that belong to none: of a
+            frame that is not whole from its beginning on, and those behind a message. A message views the
+            buffer, which is used again when nobody refers to it.
+        """
+        buffer = self._buffers[0]
+        self._filled += nbytes
+        if not self._data and not self._header_read(buffer):
+            return None, self.take()
+        if not self._data or _BEGIN + self._filled < self._end:
+            return None, b""
+        data, end, filled = self._data, self._end, _BEGIN + self._filled
+        self._filled = self._data = self._end = 0
+        unmask(buffer, data, end, bytes(buffer[data - 4 : data]))
+        rest = bytes(buffer[end:filled]) if filled > end else b""
+        return memoryview(buffer)[data:end], rest
+
+    def take(self, nbytes: int = 0) -> bytes:
+        """Return the bytes of the frame that has begun, as they came, and forget them.
+
+        Args:
+            nbytes: How many were filled that :meth:`buffer_updated` was not told of.
+        """
+        self._filled += nbytes
+        begun = bytes(self._buffers[0][_BEGIN : _BEGIN + self._filled])
+        self._filled = self._data = self._end = 0
+        return begun
+
+    def _header_read(self, buffer: bytearray) -> bool:
+        """Return whether the frame can be a whole message that the buffer holds; its end may be unknown."""
+        filled = self._filled
+        if buffer[_BEGIN] != _FINAL | _BINARY:
+            return False
+        if filled < 2:
+            return True
+        second = buffer[_BEGIN + 1]
+        if not second & _MASKED:
+            return False
+        length, extended = second & 0x7F, 0
+        if length >= 126:
+            extended = 2 if length == 126 else 8
+            if filled < 2 + extended:
+                return True
+            length = int.from_bytes(buffer[_BEGIN + 2 : _BEGIN + 2 + extended], "big")
+            if length < (126 if extended == 2 else 1 << 16):  # not the shortest way to write it
+                return False
+        if not 0 < length <= self._longest:
+            return False
+        data = _BEGIN + 2 + extended + 4
+        if _BEGIN + filled >= data:
+            self._data, self._end = data, data + length
+        return True
+
+
+def unmask(buffer: bytearray, begin: int, end: int, mask: bytes) -> None:
+    """Take the mask of a frame (4 bytes) from its data, in place."""
+    words_at = min(begin + -begin % 8, end)
+    count = (end - words_at) // 8
+    for first, last in ((begin, words_at), (words_at + 8 * count, end)):
+        for i in range(first, last):
+            buffer[i] ^= mask[(i - begin) % 4]
+    if count:
+        turn = (words_at - begin) % 4
+        key = np.frombuffer((mask * 3)[turn : turn + 8], np.uint64)
+        words = np.frombuffer(buffer, np.uint64, count, words_at)
+        np.bitwise_xor(words, key, words)
+
+
+def message_frame(part: bytes | str) -> bytes:
+    """Return the frame of a message that a server sends."""
+    if isinstance(part, str):
+        data, opcode = part.encode(), _FINAL | _TEXT
+    else:
+        data, opcode = part, _FINAL | _BINARY
+    length = len(data)
+    if length < 126:
+        header = bytes((opcode, length))
+    elif length < 1 << 16:
+        header = bytes((opcode, 126)) + length.to_bytes(2, "big")
+    else:
+        header = bytes((opcode, 127)) + length.to_bytes(8, "big")
+    return header + data

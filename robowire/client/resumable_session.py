@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from robowire.address import split_address
+from robowire.address import split_address, unix_path
 from robowire.client.session import ClientSession
 from robowire.errors import (
     ConfigurationError,
@@ -25,6 +25,7 @@ from robowire.errors import (
     TransportError,
 )
 from robowire.transport.connection import Connection
+from robowire.transport.shared_memory import shared_memory_works
 from robowire.wire.messages import raise_for_status
 from robowire.wire.methods import NUMBERED
 from robowire.wire.packed import PACKED_VERSION
@@ -94,6 +95,7 @@ class ResumableSession:
             wait_s=wait_s,
             open_connection=open_connection,
         )
+        self._host = host
         self._server_token = token
         self._reconnect_s = reconnect_s
         self._over: str | None = None  # why the session ended; None before the first and while it lasts
@@ -230,6 +232,8 @@ class ResumableSession:
             raise
         assert self.connection is not None
         self._packed = reply.get("packed") == PACKED_VERSION
+        if reply.get("shared_memory") == 1:
+            self._session.accept_shared_replies()
         logger.info("connected to %s, session %s", self.connection.peer, reply.get("session"))
 
     def _find_server(self) -> dict[str, Any]:
@@ -257,12 +261,14 @@ class ResumableSession:
     def _say_hello(self, host: str | None = None, port: int | None = None, **said: Any) -> dict[str, Any]:
         session = self._session
         session.dial(host, port)
+        on_one_host = shared_memory_works() and unix_path(self._host if host is None else host) is not None
         return raise_for_status(
             session.hello(
                 timeout_s=session.connect_timeout_s,
                 resumable=self._reconnect_s > 0,
                 packed=PACKED_VERSION,
                 token=self._server_token,
+                **({"shared_memory": 1} if on_one_host else {}),
                 **said,
             )
         )

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
 from robowire.address import is_loopback, join_address
+from robowire.client.shared_replies import SharedReplies
 from robowire.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -27,7 +28,7 @@ from robowire.transport.stream import Buffer
 from robowire.wire.auth import check_nonce, check_proof, client_proof, new_nonce, server_proof
 from robowire.wire.framing import frame_header
 from robowire.wire.messages import hello, raise_for_status
-from robowire.wire.packed import SHARE_MEMORY
+from robowire.wire.packed import share_memory
 from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import encode_frame
 
@@ -129,6 +130,7 @@ class ClientSession:
         self.address = join_address(host, port)
         self._connection: Connection | None = None
         self._reader = TemplateReader()
+        self._shared: SharedReplies | None = None  # of a connection on which replies may lie in memory
         self._process = os.getpid()
         self.timeout_s = timeout_s
         self.connect_timeout_s = connect_timeout_s
@@ -146,6 +148,9 @@ class ClientSession:
             logger.info("a client that was connected before a fork connects again to %s", self.address)
             self._connection.abandon()
             self._connection = None
+            if self._shared is not None:
+                self._shared.close()  # this process's copies
+                self._shared = None
         return self._connection
 
     @property
@@ -236,6 +241,14 @@ class ClientSession:
         reply = raise_for_status(self.exchange(encode_frame({"method": method, **(params or {})})))
         return {key: value for key, value in reply.items() if key != "status"}
 
+    def accept_shared_replies(self) -> None:
+        """Read replies of this connection that lie in memory which the server passes, as agreed in hello."""
+        connection = self.connection
+        if connection is None:
+            raise LocalProtocolError(f"not connected to {self.address}: call connect first")
+        connection.stream.takes_descriptors = True
+        self._shared = SharedReplies(connection.decoder.max_payload)
+
     def share(self, region: SharedRegion) -> None:
         """Pass memory to the server, over a Unix socket. A connection that fails is closed.
 
@@ -245,14 +258,15 @@ class ClientSession:
         connection = self.connection
         if connection is None:
             raise LocalProtocolError(f"not connected to {self.address}: call connect first")
-        frame = [frame_header(16), bytes([SHARE_MEMORY, *bytes(7)]), region.size.to_bytes(8, "little")]
+        payload = share_memory(region.size)
+        frame = [frame_header(len(payload)), payload]
         try:
             connection.stream.send_descriptor(frame, region.descriptor, self.timeout_s)
-            payload = connection.receive(wait_s=self.timeout_s, finish_s=self.timeout_s)
-            if payload is None:
+            reply = connection.receive(wait_s=self.timeout_s, finish_s=self.timeout_s)
+            if reply is None:
                 raise ConnectionLost(f"{self.address} closed the connection on shared memory; see its log")
-            assert isinstance(payload, bytearray)  # clients' decoders read no text
-            raise_for_status(self._reader.loads(payload))
+            assert isinstance(reply, bytearray)  # clients' decoders read no text
+            raise_for_status(self._reader.loads(reply))
         except RequestError:
             raise
         except BaseException:
@@ -286,6 +300,8 @@ class ClientSession:
         seconds = self.timeout_s if timeout_s is None else timeout_s
         try:
             payload = connection.exchange(buffers, timeout_s=seconds)
+            if self._shared is not None:
+                payload = self._shared.whole(payload, connection.stream.take_descriptor())
             size = len(payload)
             reply = (self._reader.loads if read is None else read)(payload)
         except RequestTimeout as exc:
@@ -349,3 +365,6 @@ class ClientSession:
         if self.connection is not None:
             self.connection.close()
             self._connection = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None

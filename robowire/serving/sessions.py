@@ -56,6 +56,8 @@ class Session:
         packs: Whether sessions of this class offer packed requests.
         packed: Whether the client declares layouts and sends packed requests.
         shares: Whether the client may put fields of packed requests into shared memory.
+        reads_shared: Whether the client reads replies that lie in shared memory.
+        descriptor: What is passed with the next reply, and closed then; ``None`` for nothing.
         layouts: Those that it declared, by their numbers: at most ``MAX_LAYOUTS``.
         reader: Reads the client's pickles.
     """
@@ -72,6 +74,8 @@ class Session:
     nonces: tuple[bytes, bytes] | None = None
     packed: bool = False
     shares: bool = False
+    reads_shared: bool = False
+    descriptor: int | None = None
     layouts: dict[int, Any] = field(default_factory=dict)
     reader: TemplateReader = field(default_factory=TemplateReader)
 
@@ -99,14 +103,20 @@ class Session:
         self.authenticated, self.reply = True, reply
         self.packed = self.packs and params.get("packed") == PACKED_VERSION
         agreed = {"packed": PACKED_VERSION} if self.packed else {}
-        self.shares = (
-            self.packed and server == "policy" and self.peer.wire == "unix" and shared_memory_works()
-        )
-        if self.shares:
+        on_one_host = self.packed and self.peer.wire == "unix" and shared_memory_works()
+        self.shares = on_one_host and server == "policy"
+        # Asked for, since the server begins; on the policy port the client does.
+        self.reads_shared = on_one_host and server == "simulator" and params.get("shared_memory") == 1
+        if self.shares or self.reads_shared:
             agreed["shared_memory"] = 1
         return ok(
             protocol_version=PROTOCOL_VERSION, version=__version__, server=server, session=self.id, **agreed
         )
+
+    def take_descriptor(self) -> int | None:
+        """Return the descriptor that goes with the reply; the caller closes it."""
+        descriptor, self.descriptor = self.descriptor, None
+        return descriptor
 
     def require_authenticated(self) -> None:
         """Accept a session that may send requests.

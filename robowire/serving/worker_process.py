@@ -58,39 +58,49 @@ class WorkerProcess:
         label: Whose it is, for the log: ``client #3``.
         python: Interpreter to run it with.
         regions: Number of regions of shared memory.
+        region_size: Bytes that each has for ever; 0 for regions that are empty at first and grow.
 
     Attributes:
         pid: Number of the process, and of its group.
         label: As given; may be changed.
         connection: To the process.
-        regions: The shared memory, empty at first.
+        regions: The shared memory.
 
     Raises:
         BackendError: There is no such interpreter, or the system can't start another process.
     """
 
     def __init__(
-        self, module: str, start: Mapping[str, Any], *, name: str, label: str, python: str, regions: int
+        self,
+        module: str,
+        start: Mapping[str, Any],
+        *,
+        name: str,
+        label: str,
+        python: str,
+        regions: int,
+        region_size: int = 0,
     ) -> None:
         self.label = label
         self._name = name
         self._output: deque[str] = deque(maxlen=_LAST_LINES)
         try:
             with ExitStack() as undo:  # frees what was made, if the rest fails
-                self._start(module, start, python, regions, undo)
+                self._make_regions(regions, region_size, undo)
+                self._start(module, start, python, undo)
                 undo.pop_all()
         except (OSError, RuntimeError) as exc:  # out of files, processes or threads
             reason = getattr(exc, "strerror", None) or exc
             raise BackendError(f"cannot start {name!r} with {python}: {reason}") from exc
 
-    def _start(
-        self, module: str, start: Mapping[str, Any], python: str, regions: int, undo: ExitStack
-    ) -> None:
+    def _make_regions(self, regions: int, size: int, undo: ExitStack) -> None:
         self.regions: list[SharedMemory] = []
         for _ in range(regions):
-            region = SharedMemory.create()
+            region = SharedMemory.create(size=size)
             undo.callback(region.close)
             self.regions.append(region)
+
+    def _start(self, module: str, start: Mapping[str, Any], python: str, undo: ExitStack) -> None:
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         descriptors = [region.fd for region in self.regions]

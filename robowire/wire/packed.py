@@ -50,6 +50,8 @@ __all__ = [
     "is_packed_dtype",
     "read_chunk_reply",
     "read_layout",
+    "read_share_memory",
+    "share_memory",
 ]
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -64,6 +66,7 @@ INFER_REQUEST, CHUNK_REPLY = 0x01, 0x02
 # A request whose flags have the bit leaves the fixed fields out: they lie in the region, at the same offsets.
 SHARE_MEMORY = 0x05
 IN_SHARED_MEMORY = 0x80
+_SHARE = struct.Struct("<B7xQ")
 
 # Layouts of one connection, numbered from 0. A client has one for a single observation and one for each size
 # of its batches.
@@ -373,6 +376,23 @@ def _read_field(field: Any) -> LayoutField:
 def is_packed_dtype(kind: str) -> bool:
     """Return whether a kind is a numpy dtype that a fixed field may have."""
     return _NUMBERS.fullmatch(kind) is not None
+
+
+def share_memory(size: int) -> bytes:
+    """Return the payload that passes a region of ``size`` bytes; its descriptor goes with the frame."""
+    return _SHARE.pack(SHARE_MEMORY, size)
+
+
+def read_share_memory(payload: bytes | bytearray) -> int:
+    """Return the size in bytes of the region that a payload passes.
+
+    Raises:
+        InvalidParams: The payload has another length.
+    """
+    if len(payload) != _SHARE.size:
+        raise InvalidParams(f"a request that shares memory has {len(payload)} bytes, expected {_SHARE.size}")
+    size: int = _SHARE.unpack(payload)[1]
+    return size
 
 
 def _count(field: LayoutField) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 from typing import Sequence
 
@@ -18,6 +19,10 @@ __all__ = ["SharedMemory"]
 
 # Smallest growth, so that a worker does not map again for each slightly longer reply.
 _STEP = 1 << 20
+
+# Forbids writing by new maps and by the descriptor, not by maps that exist; Linux 5.1. The fcntl module names
+# it since Python 3.13.
+_F_SEAL_FUTURE_WRITE = 0x0010
 
 
 class SharedMemory:
@@ -32,12 +37,63 @@ class SharedMemory:
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def create(cls) -> SharedMemory:
-        """Return a new, empty region; its ``fd`` is given to the other process."""
+    def create(cls, *, size: int = 0) -> SharedMemory:
+        """Return a new region; its ``fd`` is given to the other process.
+
+        Args:
+            size: Bytes that it has for ever, where this platform can seal memory: it may then be shown to a
+                third process (:meth:`seal_against_writing`). Pages are provided as they are written. 0 for a
+                region that is empty and grows.
+        """
+        if size and sys.platform == "linux" and hasattr(os, "memfd_create"):
+            import fcntl  # not on Windows
+
+            memory = cls(os.memfd_create("robowire", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            try:
+                os.ftruncate(memory.fd, size)
+                fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            except OSError:
+                memory.close()
+                raise
+            return memory
         if hasattr(os, "memfd_create"):
             return cls(os.memfd_create("robowire"))
         with tempfile.TemporaryFile() as file:  # deleted already
             return cls(os.dup(file.fileno()))
+
+    @property
+    def size(self) -> int:
+        """Bytes that it has now."""
+        return os.fstat(self.fd).st_size
+
+    def can_hold(self, length: int) -> bool:
+        """Return whether :meth:`allocate` can return so many bytes."""
+        return length <= self.size or not self._is_sealed()
+
+    def _is_sealed(self) -> bool:
+        if sys.platform != "linux":
+            return False
+        import fcntl
+
+        try:
+            return bool(fcntl.fcntl(self.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW)
+        except OSError:  # a temporary file has no seals
+            return False
+
+    def seal_against_writing(self) -> None:
+        """Let nobody write but the processes that have mapped it already, this one among them.
+
+        May be called twice.
+
+        Raises:
+            OSError: The kernel cannot.
+        """
+        if sys.platform != "linux":
+            raise OSError("this platform has no sealed memory")
+        import fcntl
+
+        self.view(0)  # while a map that may be written to can be made
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         """Write the buffers one after the other from the beginning; return the number of bytes."""
@@ -50,7 +106,7 @@ class SharedMemory:
 
     def allocate(self, length: int) -> memoryview:
         """Return the first ``length`` bytes, to write to; the region grows where it is shorter."""
-        if os.fstat(self.fd).st_size < length:
+        if self.size < length:
             os.ftruncate(self.fd, -(-length // _STEP) * _STEP)
         return self.view(length)
 

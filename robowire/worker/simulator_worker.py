@@ -314,7 +314,11 @@ def main(argv: Sequence[str]) -> None:
         Entry(start["target"], start["extra"], start["environ"], install=start.get("install", "")),
     )
     connection = Connection(socket.socket(fileno=start["socket"]), max_payload=MAX_MAX_PAYLOAD)
-    answers = _Answers(connection, [SharedMemory(fd) for fd in start["memory"]])
+    regions = [SharedMemory(fd) for fd in start["memory"]]
+    for region in regions:
+        if region.size:
+            region.view(0)  # mapped before the server seals it against further maps
+    answers = _Answers(connection, regions)
     simulator: Simulator | None = None
     try:
         try:
@@ -377,7 +381,7 @@ class _Answers:
 
         def allocate(length: int) -> memoryview:
             nonlocal shared
-            if length < SHARED_MIN or region == NO_REGION:
+            if length < SHARED_MIN or region == NO_REGION or not self._regions[region].can_hold(length):
                 shared = NO_REGION
                 return memoryview(bytearray(length))
             shared = region

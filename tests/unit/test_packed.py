@@ -23,7 +23,10 @@ from robowire.wire.packed import (
     chunk_reply_frame,
     read_chunk_reply,
     read_layout,
+    read_share_memory,
+    share_memory,
 )
+from robowire.wire.shared_reply import SharedReply
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "packed"
 
@@ -72,6 +75,16 @@ def payload(frame: Any) -> bytearray:
 @pytest.mark.parametrize("name", FRAMES)
 def test_frames_are_still_exactly_these_bytes(name: str) -> None:
     assert payload(FRAMES[name]() or ()) == (GOLDEN / f"{name}.bin").read_bytes()
+
+
+def test_requests_and_replies_in_shared_memory_are_still_exactly_these_bytes() -> None:
+    passed = bytearray((GOLDEN / "share_memory.bin").read_bytes())
+    assert passed == share_memory(1843264)
+    assert read_share_memory(passed) == 1843264
+    reply = bytearray((GOLDEN / "shared_reply.bin").read_bytes())
+    said = SharedReply(slot=1, new=True, length=691712, size=1 << 28)
+    assert reply == said.payload()
+    assert SharedReply.read(reply) == said
 
 
 def test_the_golden_request_is_read() -> None:

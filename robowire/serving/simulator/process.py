@@ -22,6 +22,7 @@ from robowire.wire.packed_simulator import step_request
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
 from robowire.worker.process_frames import NO_REGION, call_frame, read_answer
+from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["Answer", "SimulatorProcess"]
 
@@ -36,6 +37,10 @@ _FINISH_S = 10.0
 # left. It does not stop at once: a script may send its requests, end its half of the connection, and read on.
 _LOOK_S = 0.5
 _LEFT_S = 3.0
+
+# Of address space in each of two regions; memory is provided as it is written. What is larger goes through
+# the socket.
+_REGION_SIZE = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +105,9 @@ class SimulatorProcess:
             "environ": dict(entry.environ),
         }
         # Two regions: the last reply is kept where a client may ask for it again, and sent from where it is.
-        self._worker = WorkerProcess(_WORKER, start, name=name, label=label, python=python, regions=2)
+        self._worker = WorkerProcess(
+            _WORKER, start, name=name, label=label, python=python, regions=2, region_size=_REGION_SIZE
+        )
         self._regions = self._worker.regions
         self._lent: list[weakref.ref[memoryview] | None] = [None] * len(self._regions)
         self._connection = self._worker.connection
@@ -230,6 +237,13 @@ class SimulatorProcess:
             return Answer(view, head.over)
         except (ConnectionLost, RequestTimeout, RemoteProtocolError) as exc:
             raise self._died(method, exc, timeout_s) from exc
+
+    def region_of(self, payload: Buffer) -> tuple[int, SharedMemory] | None:
+        """Return the number and the memory that hold a reply, of :meth:`call`; ``None`` where none does."""
+        for number, lent in enumerate(self._lent):
+            if lent is not None and lent() is payload:
+                return number, self._regions[number]
+        return None
 
     def _free_region(self) -> int:
         """Return a region whose last reply nobody holds any more."""

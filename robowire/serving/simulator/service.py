@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,10 +34,15 @@ from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
 from robowire.wire.methods import METHODS, check_params, handlers, methods_of_scope, take_number
 from robowire.wire.packed_simulator import StepRequest
 from robowire.wire.pickle.writer import Buffer
+from robowire.wire.shared_reply import SharedReply
+from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["SimulatorClientSession", "SimulatorService"]
 
 logger = logging.getLogger(__name__)
+
+# Below it, a reply that lies in shared memory is not faster than one on a Unix socket (`perf/steps.py`).
+SHARED_MIN = 256 * 1024
 
 # After the drain a session's thread only has to notice that its process was killed, and to reap it.
 _REAPING_S = 5.0
@@ -48,11 +54,37 @@ class SimulatorClientSession(Session):
 
     Attributes:
         simulation: Its own simulator session, or one that it resumed.
+        slots: Memory that its client has the descriptor of, by its slot.
+        in_memory: The last reply that lies there: it stays until the client, which has read it, asks again.
     """
 
     packs: ClassVar[bool] = True
 
     simulation: SimulatorSession = field(kw_only=True)
+    slots: dict[int, SharedMemory] = field(default_factory=dict)
+    in_memory: Buffer | None = None
+
+    def shared(self, reply: Buffer) -> Buffer:
+        """Return what is sent of a reply: where it lies, if its client can read that, or itself.
+
+        The lock of the simulator session is held, so that its memory is not closed meanwhile.
+        """
+        found = self.simulation.region_of(reply) if len(reply) >= SHARED_MIN else None
+        if found is None:
+            return reply
+        slot, memory = found
+        new = self.slots.get(slot) is not memory
+        if new:
+            try:
+                memory.seal_against_writing()
+                self.descriptor = os.dup(memory.fd)
+            except OSError as exc:  # an older kernel, or no descriptor is left
+                logger.info("%s: replies are sent without shared memory: %s", self, exc)
+                self.reads_shared = False
+                return reply
+            self.slots[slot] = memory
+        self.in_memory = reply
+        return SharedReply(slot, new, len(reply), memory.size).payload()
 
 
 class SimulatorService(Service[SimulatorClientSession]):
@@ -168,7 +200,10 @@ class SimulatorService(Service[SimulatorClientSession]):
             else:
                 with session.simulation.lock:
                     self._require_owner(session)
+                    session.in_memory = None
                     reply = session.simulation.execute(request.method, params, number, known=known)
+                    if session.reads_shared:
+                        reply = session.shared(reply)
         finally:
             if session.simulation.owner is session:
                 session.simulation.touch()

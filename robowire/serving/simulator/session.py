@@ -48,6 +48,7 @@ from robowire.wire.packed_simulator import STEP_REPLY, StepReplies
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode
 from robowire.wire.text_safety import quoted
+from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["SessionContext", "SimulatorSession"]
 
@@ -247,6 +248,12 @@ class SimulatorSession:
         if number is not None:
             self._done = _Done(number, method, payload=payload)
         return payload
+
+    def region_of(self, payload: Buffer) -> tuple[int, SharedMemory] | None:
+        """Return the number and the memory that hold a reply of :meth:`execute`; ``None`` where none does."""
+        if self._process is None or self._process.end is not None:
+            return None
+        return self._process.region_of(payload)
 
     def _readable(self, payload: Buffer, known: int | None) -> Buffer:
         """Return a kept reply as this client reads it: another one may have asked for it first."""

@@ -125,6 +125,8 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         session = self._session
         if session is None:
             return
+        if (descriptor := session.take_descriptor()) is not None:
+            os.close(descriptor)
         self.server.service.close_session(session)
         seconds = time.monotonic() - self._opened
         logger.info("%s closed (%d requests, %.0f s)%s", session, session.requests, seconds, self._ending)
@@ -194,7 +196,10 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
                 self.server.service.metrics.session_refused()
                 buffers, more = encode_frame(error_reply(self.server.overloaded())), False
         answered = time.monotonic()
-        connection.send(buffers, timeout_s=options.send_timeout_s)
+        if session.descriptor is None:
+            connection.send(buffers, timeout_s=options.send_timeout_s)
+        else:
+            self._send_descriptor(session, buffers)
         sent = stream.bytes_sent - sent_before
         self.server.service.metrics.request(
             bytes_received=stream.bytes_received - received_before,
@@ -207,6 +212,15 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
+
+    def _send_descriptor(self, session: Session, buffers: Sequence[Buffer]) -> None:
+        """Send a reply and the descriptor that goes with it."""
+        descriptor = session.take_descriptor()
+        assert descriptor is not None
+        try:
+            self._stream.send_descriptor(buffers, descriptor, self.server.options.send_timeout_s)
+        finally:
+            os.close(descriptor)
 
     def _count_unreadable(self, error: RemoteProtocolError) -> None:
         logger.warning("%s sent what cannot be read: %s", self._open_session(), printable(error))

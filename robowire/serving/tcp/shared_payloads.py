@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import struct
 from typing import Any
 
 from robowire.errors import InvalidParams
 from robowire.transport.shared_memory import ReceivedRegion
 from robowire.wire.framing import is_free
 from robowire.wire.messages import ok
-from robowire.wire.packed import IN_SHARED_MEMORY, INFER_REQUEST, SHARE_MEMORY
+from robowire.wire.packed import IN_SHARED_MEMORY, INFER_REQUEST, SHARE_MEMORY, read_share_memory
 
 __all__ = ["SharedPayloads"]
 
 # Largest memory that is kept for the next payload, as of those that come over the socket.
 _KEPT_MAX = 8 * 1024 * 1024
-
-_SHARE = struct.Struct("<B7xQ")
 
 
 class SharedPayloads:
@@ -48,11 +45,12 @@ class SharedPayloads:
         Raises:
             InvalidParams: There is no descriptor, or it is not of sealed memory of the announced size.
         """
-        if len(payload) != _SHARE.size:
+        try:
+            size = read_share_memory(payload)
+        except InvalidParams:
             if descriptor is not None:
                 os.close(descriptor)
-            raise InvalidParams(f"a request that shares memory has {len(payload)} bytes, expected 16")
-        _, size = _SHARE.unpack(payload)
+            raise
         if descriptor is None:
             raise InvalidParams("no descriptor came with the request that shares memory")
         region = ReceivedRegion(descriptor, size, max_size=self._max_payload)

@@ -98,6 +98,10 @@ class _Ticket:
     # is written in C: a Future, which waits in Python, wakes the waiting thread 5 to 15 us later.
     answers: SimpleQueue[_Answer] = field(default_factory=SimpleQueue)
 
+    def answer(self, answer: tuple[np.ndarray, float] | RequestError) -> None:
+        """Wake its thread, which wakes no other one."""
+        self.answers.put((answer, None))
+
     def wait(self) -> tuple[np.ndarray, float]:
         answer, following = self.answers.get()
         if following is not None:
@@ -282,7 +286,7 @@ class Dispatcher:
         with self._lock:
             left = self._in_hand + [ticket for batch in iter(self._queue.take, []) for ticket in batch]
         for ticket in left:
-            ticket.answers.put((ShuttingDown("the server shut down before the policy answered"), None))
+            ticket.answer(ShuttingDown("the server shut down before the policy answered"))
 
     def _run(self) -> None:
         while True:
@@ -319,7 +323,7 @@ class Dispatcher:
         late, present = self._clock() - LOOK_AFTER_S, []
         for ticket in batch:
             if ticket.since < late and ticket.has_left():
-                ticket.answers.put((InternalError("the client left before the policy answered"), None))
+                ticket.answer(InternalError("the client left before the policy answered"))
             else:
                 present.append(ticket)
         return present
@@ -334,7 +338,7 @@ class Dispatcher:
         except Exception as exc:
             if isinstance(exc, _NOT_TRIED_AGAIN):
                 for ticket in batch:
-                    ticket.answers.put(exc)
+                    ticket.answer(exc)
                 return
             # The top of the policy's own code. One bad observation must not fail the others of its batch.
             if len(batch) > 1:
@@ -343,9 +347,9 @@ class Dispatcher:
                     self._infer([ticket])
                 return
             if isinstance(exc, RequestError):
-                batch[0].answers.put((exc, None))
+                batch[0].answer(exc)
                 return
-            batch[0].answers.put((_failure(exc), None))
+            batch[0].answer(_failure(exc))
             return
         ended = self._clock()
         seconds = ended - started
@@ -363,7 +367,7 @@ class Dispatcher:
                 following = ticket, (answer, following)
             else:
                 # Its request waits for rows of other batches too, so nobody may wait for it.
-                ticket.answers.put((answer, None))
+                ticket.answer(answer)
         if following is not None:
             ticket, its_answer = following
             ticket.answers.put(its_answer)

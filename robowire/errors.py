@@ -262,6 +262,11 @@ class VideoFailed(RobowireError):
 _BY_TYPE: dict[str, type[RequestError]] = {cls.error_type: cls for cls in RequestError.__subclasses__()}
 
 
+def error_types() -> list[str]:
+    """Return every ``error_type`` that this version knows, sorted."""
+    return sorted(_BY_TYPE)
+
+
 def request_error(error_type: str, message: str) -> RequestError:
     """Return the exception for an error reply; an unknown type gives a plain :class:`RequestError`."""
     error = _BY_TYPE.get(error_type, RequestError)(message)

@@ -15,6 +15,7 @@ from typing import Any, Union
 
 import numpy as np
 
+from robowire.errors import error_types
 from robowire.serving.histogram import Histogram, labelled
 from robowire.serving.process_usage import process_usage
 from robowire.version import __version__
@@ -33,6 +34,9 @@ _BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 # Phases of a request that was answered, in their order, by the number of durations that are given.
 _PHASES = {3: ("decode", "execute", "encode"), 4: ("decode", "wait", "infer", "encode")}
+
+# Why a simulator's process ended during a call.
+_REASONS = ("died", "timeout", "client_left")
 
 # What a gauge reads: one number, or one for each value of its label.
 Reading = Union[float, Mapping[str, float]]
@@ -306,6 +310,8 @@ class Metrics:
     def prometheus(self) -> str:
         """Return everything in Prometheus' text format (version 0.0.4)."""
         now, usage = self.snapshot(), process_usage()
+        # Those that did not happen too: of a series that begins with 1, increase() sees no increase.
+        errors = sorted({*error_types(), "unreadable", *now["errors"]})
         text = _Text()
         text.family(
             "robowire_build_info",
@@ -334,13 +340,13 @@ class Metrics:
             "robowire_simulators_ended_total",
             "counter",
             "Simulator processes that ended during a call, by the reason.",
-            {labelled({"reason": reason}): count for reason, count in now["simulators_ended"].items()},
+            {labelled({"reason": reason}): now["simulators_ended"].get(reason, 0) for reason in _REASONS},
         )
         text.family(
             "robowire_errors_total",
             "counter",
             "Errors, by their code on the wire.",
-            {labelled({"error_type": name}): count for name, count in now["errors"].items()},
+            {labelled({"error_type": name}): now["errors"].get(name, 0) for name in errors},
         )
         text.family("robowire_batches_total", "counter", "Batches the policy worked on.", now["batches"])
         text.family(
@@ -423,6 +429,7 @@ _USAGE = {
     "virtual_memory_bytes": "Virtual memory of the server's own process.",
     "start_time_seconds": "When the process started, as Unix time.",
     "open_fds": "Open file descriptors.",
+    "max_fds": "Most file descriptors that may be open.",
     "threads": "Threads of Python.",
 }
 

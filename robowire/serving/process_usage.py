@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def process_usage() -> dict[str, float]:
         usage["start_time_seconds"] = round(
             time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot_s, 2
         )
+        usage["max_fds"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         usage["open_fds"] = len(os.listdir(_PROC / "fd")) - 1  # without the one that lists them
     except (OSError, AttributeError):  # no Linux
         pass

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from robowire.errors import error_types
 from robowire.serving.histogram import SECONDS
 from robowire.serving.metrics import WINDOW, Metrics
 from robowire.version import __version__
@@ -150,7 +151,14 @@ def test_prometheus_reads_counters_labels_and_quantiles() -> None:
         "robowire_sessions_refused_total 0",
         "robowire_simulators_replaced_total 0",
         "robowire_simulators_started_total 0",
-        'robowire_errors_total{error_type="overloaded"} 1',
+        *(
+            f'robowire_simulators_ended_total{{reason="{why}"}} 0'
+            for why in ("died", "timeout", "client_left")
+        ),
+        *(
+            f'robowire_errors_total{{error_type="{name}"}} {int(name == "overloaded")}'
+            for name in sorted([*error_types(), "unreadable"])
+        ),
         "robowire_batches_total 0",
         "robowire_batch_size_mean 0",
         *histogram("batch_size", (1, 2, 4, 8, 16, 32, 64, 128)),

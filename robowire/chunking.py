@@ -47,6 +47,8 @@ class TemporalEnsembler:
 
     def __init__(self, k: float = 0.01) -> None:
         self.k = k
+        self._weights = np.zeros(0)  # of the predictions of a step, the oldest first
+        self._totals: list[float] = []  # of the first 0, 1, 2 ... weights
         self._sums: np.ndarray | None = None  # float64 (chunk_size, action_dim); row 0 is the step now due
         self._counts = np.zeros(0, dtype=np.int64)  # predictions summed in each row
 
@@ -66,17 +68,22 @@ class TemporalEnsembler:
             raise ValueError(f"the chunk has shape {chunk.shape}, expected (chunk_size, action_dim)")
         if self._sums is None:
             self._sums = np.zeros(chunk.shape)
+            if len(self._weights) != len(chunk):
+                self._weights = np.exp(-self.k * np.arange(len(chunk)))
+                self._totals = [0.0, *(self._weights[:n].sum() for n in range(1, len(chunk) + 1))]
             self._counts = np.zeros(len(chunk), dtype=np.int64)
         if chunk.shape != self._sums.shape:
             raise ValueError(
                 f"the chunk has shape {chunk.shape}, this episode's others {self._sums.shape}: reset first"
             )
         # The count, not the values, says how many chunks reached a step: an action of zeros is an action.
-        self._sums += np.exp(-self.k * self._counts)[:, np.newaxis] * chunk
-        self._counts += 1
-        action: np.ndarray = self._sums[0] / np.exp(-self.k * np.arange(self._counts[0])).sum()
-        self._sums[:-1], self._counts[:-1] = self._sums[1:], self._counts[1:]
-        self._sums[-1], self._counts[-1] = 0, 0
+        sums, counts = self._sums, self._counts
+        sums += self._weights[counts][:, np.newaxis] * chunk
+        counts += 1
+        action: np.ndarray = sums[0] / self._totals[counts[0]]
+        sums[:-1] = sums[1:]
+        counts[:-1] = counts[1:]
+        sums[-1] = counts[-1] = 0
         return action.astype(chunk.dtype)
 
     def reset(self) -> None:

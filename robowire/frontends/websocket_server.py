@@ -478,7 +478,9 @@ class WebSocketServer(ABC):
         for part in reply.messages:
             connection.transport.write(message_frame(part))
             sent += len(part)
-        self.service.metrics.request(bytes_received=len(message), bytes_sent=sent)
+        self.service.metrics.request(
+            bytes_received=len(message), bytes_sent=sent, frontend=self.name, method=client.session.method
+        )
         if logs:
             milliseconds = (time.monotonic() - started) * 1e3
             logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)

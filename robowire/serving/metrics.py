@@ -223,13 +223,19 @@ class Metrics:
         for operation, duration in _taken(self._new_operations):
             self._window(operation).append(duration)
             self._operations[operation] += 1
+        waits: list[float] = []
+        inferences: list[float] = []
         for waited_s, infer_s in _taken(self._new_batches):
             self._batches[len(waited_s)] += 1
-            self._window("wait").extend(waited_s)
-            self._operations["wait"] += len(waited_s)
-            self._waits.add(waited_s)
+            waits.extend(waited_s)
             if infer_s is not None:
-                self._inferences.add((infer_s,))
+                inferences.append(infer_s)
+        if waits:
+            self._window("wait").extend(waits)
+            self._operations["wait"] += len(waits)
+            self._waits.add(waits)
+        if inferences:
+            self._inferences.add(inferences)
 
     def _window(self, operation: str) -> deque[float]:
         window = self._durations.get(operation)

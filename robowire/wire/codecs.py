@@ -39,6 +39,8 @@ __all__ = [
     "read_meta_obs",
 ]
 
+_UINT8 = np.dtype(np.uint8)
+
 _ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
 
 
@@ -478,16 +480,8 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
             f"no image of camera {missing[0]!r}: the policy needs {wanted}, "
             f"the request has {quoted(list(images))}"
         )
-    images = {
-        name: codec.checked_image(f"the image of camera {quoted(name)}", images[name]) for name in wanted
-    }
-    for name, image in images.items():
-        what = f"the image of camera {quoted(name)}"
-        require_array(what, image, "(H, W, 3) uint8", dtype=np.uint8, shape=(None, None, 3))
-        if image.shape != images[wanted[0]].shape:
-            raise InvalidParams(
-                f"{what} has shape {image.shape}, that of {quoted(wanted[0])} {images[wanted[0]].shape}"
-            )
+    if not _are_images([images[name] for name in wanted]):
+        images = _checked_images({name: images[name] for name in wanted}, codec)
     timestep = value.get("timestep", -1)
     require_timestep(timestep)
     stacked = None
@@ -506,8 +500,46 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
     )
 
 
+def _are_images(images: Sequence[Any]) -> bool:
+    """Return whether all are uint8 (H, W, 3) of one size: the common case, in few calls."""
+    shape = None
+    for image in images:
+        if type(image) is not np.ndarray or image.dtype != _UINT8:
+            return False
+        if shape is None:
+            shape = image.shape
+            if len(shape) != 3 or shape[2] != 3:
+                return False
+        elif image.shape != shape:
+            return False
+    return True
+
+
+def _checked_images(images: Mapping[str, Any], codec: PolicyCodec) -> dict[str, np.ndarray]:
+    """Return images by camera, all uint8 (H, W, 3) of one size.
+
+    Raises:
+        InvalidParams: One is something else.
+    """
+    first = None
+    checked: dict[str, np.ndarray] = {}
+    for name, image in images.items():
+        checked[name] = codec.checked_image(f"the image of camera {quoted(name)}", image)
+    for name, image in checked.items():
+        what = f"the image of camera {quoted(name)}"
+        require_array(what, image, "(H, W, 3) uint8", dtype=np.uint8, shape=(None, None, 3))
+        first = first or name
+        if image.shape != checked[first].shape:
+            raise InvalidParams(
+                f"{what} has shape {image.shape}, that of {quoted(first)} {checked[first].shape}"
+            )
+    return checked
+
+
 def _read_qpos(qpos: Any) -> np.ndarray:
     """Return float32 (state_dim,)."""
+    if type(qpos) is np.ndarray and qpos.dtype == np.float32 and qpos.ndim == 1:
+        return qpos.astype(np.float32)
     numbers = (int, float, np.integer, np.floating)
     if isinstance(qpos, (list, tuple)) and all(isinstance(number, numbers) for number in qpos):
         try:

@@ -356,3 +356,28 @@ def test_requests_of_many_rows_in_several_batches_never_wait_for_each_other(
                 pass
         policy.release.set()
         assert [request.result(5).actions.shape[1] for request in requests] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (obs(1, 2), r"^state is a float32 array of shape \(2,\), expected \(3,\) numbers$"),
+        (MetaObs(), r"^state is a NoneType, expected \(3,\) numbers$"),
+        (MetaObs(state=[1.0, 2.0, 3.0]), r"^state is a list, expected \(3,\) numbers$"),  # type: ignore[arg-type]
+        (obs(1, float("nan"), 3), r"^state\[1\] is nan, expected finite numbers$"),
+    ],
+)
+def test_what_was_compared_before_lets_nothing_else_pass(wrong: MetaObs, what: str) -> None:
+    with dispatching(EchoPolicy()) as dispatcher:
+        for _ in range(2):
+            dispatcher.submit([obs(1, 2, 3)])
+            with pytest.raises(SpecMismatch, match=what):
+                dispatcher.submit([wrong])
+
+
+def test_kinds_that_a_client_invents_are_not_kept() -> None:
+    policy = ConstantPolicy(PolicySpec(policy="any", camera_names=None, chunk_size=2, action_dim=3))
+    with dispatching(policy) as dispatcher:
+        for length in range(1, 200):
+            dispatcher.submit([obs(*range(length))])
+        assert len(dispatcher._kinds) <= 64

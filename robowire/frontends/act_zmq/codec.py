@@ -7,7 +7,11 @@ server with a token wants ``{"token": TOKEN}`` first.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RequestError, UnsafePayload
@@ -15,6 +19,7 @@ from robowire.wire.arrays import describe
 from robowire.wire.codecs import PolicyCodec, read_act
 from robowire.wire.messages import Request
 from robowire.wire.pickle.reader import loads
+from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import Buffer, encode
 from robowire.wire.text_safety import printable
 
@@ -27,6 +32,7 @@ class ActExchange:
     Args:
         body: The request's pickle; given away, images view it.
         codec: Says which cameras there are, and what images of floats are.
+        reader: Reads the client's pickles.
 
     Attributes:
         method: ``"infer"``; what it really is shows when it is read.
@@ -34,9 +40,10 @@ class ActExchange:
 
     method = "infer"
 
-    def __init__(self, body: bytearray, codec: PolicyCodec) -> None:
+    def __init__(self, body: bytearray, codec: PolicyCodec, reader: TemplateReader) -> None:
         self._body: bytearray | None = body
         self._codec = codec
+        self._reader = reader
 
     def read(self) -> Request:
         """Return the request.
@@ -46,7 +53,7 @@ class ActExchange:
         """
         body, self._body = self._body, None
         assert body is not None
-        value = _load(body)
+        value = _load(body, self._reader.loads)
         if isinstance(value, str) and value == "RESET":
             return Request("reset")
         if isinstance(value, dict) and "qpos" in value:
@@ -59,14 +66,31 @@ class ActExchange:
 
     def reply(self, value: Any) -> list[Buffer]:
         """Return the reply to a request that was executed; of a chunk, its first action."""
-        reply: dict[str, Any] = {"status": "OK"}
         if isinstance(value, ActionChunk):
-            reply["action"] = value.actions[0]
-        return encode(reply)
+            return _action_reply(value.actions[0])
+        return encode({"status": "OK"})
 
     def failure(self, error: RequestError) -> list[Buffer]:
         """Return the reply that reports an error."""
         return encode_error(error)
+
+
+def _action_reply(action: np.ndarray) -> list[Buffer]:
+    """Return the reply with an action, (action_dim,)."""
+    if action.dtype != np.float32:
+        return encode({"status": "OK", "action": action})
+    before, after = _around(len(action))
+    return [b"".join((before, action.tobytes(), after))]
+
+
+@functools.lru_cache(maxsize=16)
+def _around(length: int) -> tuple[bytes, bytes]:
+    """Return what a reply with ``length`` float32 has before and after their bytes."""
+    action = np.full(length, 1234.5, np.float32)
+    (whole,) = encode({"status": "OK", "action": action})
+    before, data, after = bytes(whole).partition(action.tobytes())
+    assert data
+    return before, after
 
 
 def encode_error(error: RequestError) -> list[Buffer]:
@@ -84,8 +108,8 @@ def read_token(body: bytes | bytearray) -> object:
     return value.get("token") if isinstance(value, dict) else None
 
 
-def _load(body: bytearray) -> Any:
+def _load(body: bytearray, read: Callable[[bytearray], Any] = loads) -> Any:
     try:
-        return loads(body)
+        return read(body)
     except UnsafePayload as exc:
         raise InvalidParams(printable(exc)) from None

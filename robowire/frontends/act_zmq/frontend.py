@@ -49,7 +49,7 @@ class ActZmqFrontend(ZmqRouter):
     def answer(self, session: PolicySession, body: bytearray) -> Sequence[Buffer]:
         """Return the reply to one request."""
         session.temporal_agg = True
-        return self.policy_service.answer(session, ActExchange(body, self._codec))
+        return self.policy_service.answer(session, ActExchange(body, self._codec, session.reader))
 
     def token_of(self, body: bytearray) -> object:
         """Return the token in a request; called until one was right."""

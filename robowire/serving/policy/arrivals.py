@@ -58,7 +58,13 @@ class Arrivals:
         self._fixed_s = 0.0
         self._latest = 0.0
         self._seconds = 0.0
+        self._instant = False  # not before the first one
         self._costs = _BatchCosts()
+
+    @property
+    def instant(self) -> bool:
+        """Whether inferences are so short that nobody is waited for, and arrivals need not be noted."""
+        return self._instant
 
     @property
     def awaited(self) -> bool:
@@ -93,7 +99,9 @@ class Arrivals:
     def inferred(self, rows: int, seconds: float) -> None:
         """Note how long a batch took."""
         self._seconds = seconds
-        self._costs.add(rows, seconds)
+        self._instant = self._share * seconds < _LEAST_WAIT_S
+        if not self._instant:
+            self._costs.add(rows, seconds)
 
     def wait_for(self, now: float, waiting: int, room: int) -> bool:
         """Choose the clients that the next batch waits for.

@@ -51,6 +51,9 @@ DEFAULT_MAX_BATCH_SIZE = 16
 LOOK_AFTER_S = 0.05
 REPORT_GAP_S = 5.0
 
+# Robots send one kind of observation. A client that invents some must not fill our memory.
+_MAX_KINDS = 64
+
 # What a policy in a process of its own raises where the process, not one observation, is at fault.
 _NOT_TRIED_AGAIN = (PolicyProcessEnded, Overloaded, ShuttingDown)
 
@@ -153,6 +156,7 @@ class Dispatcher:
         )
         self._arrivals = Arrivals(WAIT_SHARE if options.max_wait_ms is None else 0.0)
         self._in_hand: list[_Ticket] = []
+        self._kinds: set[Hashable] = set()  # of observations that were compared with the spec
         self._closing = False
         self._busy = False  # the policy works on an observation
         self._any_thread = isinstance(policy, AnyThread) and policy.any_thread
@@ -189,16 +193,19 @@ class Dispatcher:
             ShuttingDown: The server accepts no new requests.
         """
         started = self._clock()
-        for observation in observations:
-            if kind is None:
-                check_observation(observation, self.spec)
-            else:
-                check_values(observation)
+        if kind is None and len(observations) == 1:
+            kind = self._checked_kind(observations[0])
+        else:
+            for observation in observations:
+                if kind is None:
+                    check_observation(observation, self.spec)
+                else:
+                    check_values(observation)
         tickets: list[_Ticket] = []
         with self._lock:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
-            if client is not None:
+            if client is not None and not self._arrivals.instant:
                 self._arrivals.arrived(client, started)
             alone = len(observations) == 1
             if not (alone and self._take_policy(started)):
@@ -228,6 +235,23 @@ class Dispatcher:
         ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
         return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=seconds * 1e3)
 
+    def _checked_kind(self, observation: MetaObs) -> Hashable:
+        """Return the kind of an observation that fits the policy. Each kind is compared with the spec once.
+
+        Raises:
+            SpecMismatch: It does not fit.
+        """
+        kind = observation_kind(observation)
+        # A kind names the arrays only: what is there and no array must not pass for what is not there.
+        known = (kind, observation.state is None, observation.image is None)
+        if known in self._kinds:
+            check_values(observation)
+        else:
+            check_observation(observation, self.spec)
+            if len(self._kinds) < _MAX_KINDS:
+                self._kinds.add(known)
+        return kind
+
     def reset(self, client: Hashable) -> None:
         """Begin a client's new episode: nothing to do, as the policy is a pure function."""
 
@@ -246,6 +270,9 @@ class Dispatcher:
         """Return whether the caller's thread may run the policy now: nobody waits or is about to come."""
         if not self._any_thread or self._busy or len(self._queue):
             return False
+        if self._arrivals.instant:
+            self._busy = True
+            return True
         self._busy = not self._arrivals.wait_for(now, 1, self._max_batch_size - 1)
         self._arrivals.stop_waiting()  # the dispatcher's thread asks again
         return self._busy
@@ -269,7 +296,8 @@ class Dispatcher:
                 if seconds is not None:
                     self._latest_s = seconds
                     self._arrivals.inferred(1, seconds)
-                    self._arrivals.answered(client, ended)
+                    if not self._arrivals.instant:
+                        self._arrivals.answered(client, ended)
                 if len(self._queue) or self._closing:
                     self._changed.notify_all()
         self._metrics.batch((started - since,), seconds)

@@ -49,4 +49,6 @@ class Episode:
             if now != -1 and before != -1 and now != before + 1:
                 self._rows[row].reset()
         self._timesteps = list(timesteps)
+        if len(self._rows) == 1:
+            return self._rows[0].update(chunks[0])[np.newaxis]
         return np.stack([row.update(chunk) for row, chunk in zip(self._rows, chunks)])

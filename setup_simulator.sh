@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install families of simulators into .venv, or one into an environment of its own:
 #
-#     ./setup_simulator.sh libero|gymnasium|driving|ray [ENVIRONMENT]
+#     ./setup_simulator.sh aloha|libero|gymnasium|driving|ray [ENVIRONMENT]
 #     ./setup_simulator.sh all
 #
 # In .venv `client.py evaluate --simulator libero` finds it at once. An environment of its own is for a .venv that
@@ -16,10 +16,10 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
 wanted=${1:-} venv=${2:-.venv}
 case $wanted in
-    libero | gymnasium | driving | ray) families=("$wanted") ;;
-    all) families=(libero gymnasium driving ray) ;;
+    aloha | libero | gymnasium | driving | ray) families=("$wanted") ;;
+    all) families=(aloha libero gymnasium driving ray) ;;
     *)
-        echo "usage: ./setup_simulator.sh libero|gymnasium|driving|ray|all [ENVIRONMENT]" >&2
+        echo "usage: ./setup_simulator.sh aloha|libero|gymnasium|driving|ray|all [ENVIRONMENT]" >&2
         exit 2
         ;;
 esac

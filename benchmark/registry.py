@@ -7,6 +7,12 @@ from robowire.registry import Entry
 __all__ = ["SIMULATORS"]
 
 SIMULATORS: dict[str, Entry] = {
+    "aloha": Entry(
+        "benchmark.aloha:make_simulator",
+        install="./setup_simulator.sh aloha",
+        environ={"MUJOCO_GL": "osmesa"},
+        summary="ALOHA's two ViperX arms at 50 Hz: transfer_cube, insertion, by joints or end effectors",
+    ),
     "carla": Entry(
         "benchmark.carla:make_simulator",
         summary="a car on a route in a running CARLA server, which ROBOWIRE_CARLA=host:port names",

@@ -97,6 +97,7 @@ NO_IO = {"socket", "threading", "time", "asyncio", "logging", "select", "selecto
 # Families of simulators do not import each other, but for what lies below them: what both families of
 # robosuite's arms share, and what those share whose tasks are Gymnasium's environments.
 SHARED = {
+    "benchmark.aloha": ("benchmark.arms",),
     "benchmark.gymnasium_family": ("benchmark.environments",),
     "benchmark.highway": ("benchmark.environments",),
     "benchmark.libero": ("benchmark.arms",),

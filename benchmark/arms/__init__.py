@@ -1,1 +1,1 @@
-"""What robosuite's robots have in common, whichever package brings the tasks: commands and snapshots."""
+"""What families of simulated arms share: robosuite's commands and snapshots, and images of MuJoCo models."""

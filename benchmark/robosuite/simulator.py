@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmark.arms import snapshots
 from benchmark.arms.commands import ARM_COMMANDS, control_rate, own_action, upright
+from benchmark.arms.rendering import RENDERING, Renderer
 from benchmark.robosuite import environments
 from benchmark.robosuite.conventions import gripper_opening
-from benchmark.robosuite.rendering import RENDERING, Renderer
 from robowire.errors import InvalidParams, NoTaskLoaded, TaskNotFound
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs

@@ -2,7 +2,7 @@
 
 ``resnet18`` has torchvision's parameter names, which the original ACT's checkpoints use, and its batch norm
 is frozen. ``small`` is the same idea for training from nothing on a CPU: a few layers, and a normalisation
-that needs no statistics of a data set.
+that needs no statistics of a data set. ``tiny`` looks at patches of 8 pixels, as ViT does, at half the cost.
 """
 
 from __future__ import annotations
@@ -127,5 +127,14 @@ def _small() -> ResNet:
     return ResNet(stem=(5, 4, 32), max_pool=False, stages=((64, 1, 2), (128, 1, 2)), norm=_group_norm)
 
 
-# The quicker to build first: a file of weights is compared with each.
-BACKBONES: dict[str, Callable[[], ResNet]] = {"small": _small, "resnet18": _resnet18}
+def _tiny() -> ResNet:
+    """Return a network of 0.25 million parameters.
+
+    A 96x128 image costs 14 million multiplications, where ``small`` costs 23 million and passes four times as
+    many cells through memory, and becomes 6x8 features.
+    """
+    return ResNet(stem=(9, 8, 64), max_pool=False, stages=((128, 1, 2),), norm=_group_norm)
+
+
+# The quicker to build first: a file of weights is compared with each, by the names of its layers.
+BACKBONES: dict[str, Callable[[], ResNet]] = {"small": _small, "tiny": _tiny, "resnet18": _resnet18}

@@ -74,6 +74,7 @@ class TrainOptions:
     lr: float = 3e-4
     weight_decay: float = 1e-4
     warmup_steps: int = 500
+    use_vae: bool = True
     kl_weight: float = 10.0
     ema_decay: float = 0.999
     max_shift: int = 4
@@ -126,6 +127,7 @@ _HELP = {
     "lr": "highest learning rate",
     "weight_decay": "AdamW's",
     "warmup_steps": "steps of rising learning rate, before a cosine falls to zero",
+    "use_vae": "true or false: encode styles, for demonstrators that differ; steps take a third longer",
     "kl_weight": "weight of the KL divergence, added to the L1 loss",
     "ema_decay": "of the average of the weights, which is what is saved; 0 saves the last weights",
     "max_shift": "random shift of each image, in pixels; 0 for none",
@@ -189,12 +191,15 @@ class Training:
             shifts = rng.integers(-options.max_shift, options.max_shift, shape, endpoint=True)
         batch = self.data.batch(frames, options.chunk_size, shifts, self.device)
 
-        mu, logvar = self.model.encode(batch.qpos, batch.actions, batch.is_pad)
-        latent = mu + (logvar / 2).exp() * torch.randn_like(mu)
-        l1 = _l1(self.model(batch.qpos, batch.images, latent), batch)
-        # Of N(mu, exp(logvar)) from N(0, 1): Kingma and Welling 2013 (arXiv 1312.6114), appendix B.
-        kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1).mean()
-        loss: Tensor = l1 + options.kl_weight * kl
+        if options.use_vae:
+            mu, logvar = self.model.encode(batch.qpos, batch.actions, batch.is_pad)
+            latent = mu + (logvar / 2).exp() * torch.randn_like(mu)
+            l1 = _l1(self.model(batch.qpos, batch.images, latent), batch)
+            # Of N(mu, exp(logvar)) from N(0, 1): Kingma and Welling 2013 (arXiv 1312.6114), appendix B.
+            kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1).mean()
+            loss: Tensor = l1 + options.kl_weight * kl
+        else:
+            loss = _l1(self.model(batch.qpos, batch.images), batch)
 
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._schedule(number)
@@ -380,6 +385,7 @@ def _parse(argv: list[str]) -> TrainOptions:
         "n_action_steps": int,
         "max_memory_gb": float,
         "sim": _truth,
+        "use_vae": _truth,
     }
     for field in fields(TrainOptions):
         flag, text = f"--{field.name}", _HELP[field.name]

@@ -18,6 +18,10 @@ DRAWN = TaskOptions(camera_names=("render",), image_height=48, image_width=64)
 SMALL = TaskOptions(camera_names=("agentview", "robot0_eye_in_hand"), image_height=48, image_width=64)
 
 
+def make_aloha() -> Simulator:
+    return load("simulator", "aloha", SIMULATORS)()
+
+
 def make_robosuite() -> Simulator:
     return load("simulator", "robosuite", SIMULATORS)()
 
@@ -32,6 +36,30 @@ def make_gymnasium() -> Simulator:
 
 def make_highway() -> Simulator:
     return load("simulator", "highway", SIMULATORS)()
+
+
+class TestAloha(SimulatorContract):
+    make_simulator = make_aloha
+    task_name = "insertion"
+    options = TaskOptions(camera_names=("top", "right_wrist"), image_height=48, image_width=64)
+    num_steps = 10
+
+
+class TestAlohaEndEffector(SimulatorContract):
+    make_simulator = make_aloha
+    task_name = "end_effector_transfer_cube"
+    options = TaskOptions(camera_names=())
+
+    def actions(self, spec: SimulatorSpec, count: int) -> np.ndarray:
+        """Return poses near the start, with random turns."""
+        rng = np.random.default_rng(7)
+        arms = [
+            np.hstack(
+                [rng.uniform((x, 0.45, 0.2), (x + 0.1, 0.55, 0.35), (count, 3)), rng.normal(size=(count, 5))]
+            )
+            for x in (-0.2, 0.1)
+        ]
+        return np.hstack(arms)
 
 
 class TestFetch(SimulatorContract):

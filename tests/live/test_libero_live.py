@@ -62,5 +62,5 @@ def test_an_unknown_family_is_refused_in_one_line() -> None:
     )
     assert (run.returncode, run.stderr) == (
         2,
-        "usage: ./setup_simulator.sh libero|gymnasium|driving|ray|all [ENVIRONMENT]\n",
+        "usage: ./setup_simulator.sh aloha|libero|gymnasium|driving|ray|all [ENVIRONMENT]\n",
     )

@@ -266,7 +266,7 @@ def test_a_weight_of_another_shape_is_named(original: Path) -> None:
         ),
         (
             "backbones.0.0.body.conv1.weight",
-            "DIR/policy_best.ckpt has a backbone other than resnet18 and small",
+            "DIR/policy_best.ckpt has a backbone other than resnet18 and small and tiny",
         ),
         (
             "cls_embed.weight",

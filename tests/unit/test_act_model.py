@@ -69,7 +69,7 @@ def test_images_are_normalised_as_imagenets() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "pixels", "cells"),
-    [("small", 96, 6), ("small", 128, 8), ("resnet18", 96, 3), ("resnet18", 224, 7)],
+    [("small", 96, 6), ("small", 128, 8), ("tiny", 96, 6), ("resnet18", 96, 3), ("resnet18", 224, 7)],
 )
 def test_a_backbone_makes_a_grid_of_features(backbone: str, pixels: int, cells: int) -> None:
     network = BACKBONES[backbone]()
@@ -86,7 +86,7 @@ def test_frozen_batch_norm_has_nothing_to_train() -> None:
     [
         ({"chunk_size": 0}, "chunk_size is 0, expected a positive integer"),
         ({"nheads": 3}, "hidden_dim is 16, expected a multiple of nheads (3) and of 4"),
-        ({"backbone": "resnet50"}, "backbone is 'resnet50', expected one of resnet18, small"),
+        ({"backbone": "resnet50"}, "backbone is 'resnet50', expected one of resnet18, small, tiny"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:

@@ -25,16 +25,22 @@ class Renderer:
     Args:
         height: Pixels of the largest image.
         width: Pixels of the largest image.
+        hidden_groups: Groups of geoms that are not drawn; robosuite's collision shapes are group 0.
+        shadows: Whether lights cast them; on a CPU they can cost more than all else.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(
+        self, height: int, width: int, *, hidden_groups: tuple[int, ...] = (0,), shadows: bool = True
+    ) -> None:
+        self._shadows = shadows
         self._height = height
         self._width = width
         self._gl: mujoco.GLContext | None = None
         self._context: mujoco.MjrContext | None = None
         self._model: mujoco.MjModel | None = None
         self._options = mujoco.MjvOption()
-        self._options.geomgroup[0] = 0  # collision shapes; 1 is what they look like
+        for group in hidden_groups:
+            self._options.geomgroup[group] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
@@ -78,4 +84,6 @@ class Renderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        if not self._shadows:
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._model = model

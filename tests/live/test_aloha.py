@@ -1,0 +1,123 @@
+"""The family ``aloha``: its conventions, its expert and recorder, and the policy that is shipped for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from benchmark.registry import SIMULATORS
+from robowire.errors import InvalidParams, SnapshotMismatch, SpecMismatch
+from robowire.interfaces import TaskOptions
+from robowire.meta import MetaAction
+from robowire.registry import load
+
+STATE_ONLY = TaskOptions(camera_names=())
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Any]:
+    made = load("simulator", "aloha", SIMULATORS)()
+    yield made
+    made.close()
+
+
+def test_the_state_is_both_arms_joints_and_openings(simulator: Any) -> None:
+    spec = simulator.load_task("transfer_cube", STATE_ONLY)
+    seen = simulator.to_meta_obs(simulator.reset(seed=0))
+    assert (spec.state_dim, spec.action_dim, spec.control_hz) == (14, 14, 50.0)
+    assert spec.state_layout == "left: joint_pos(6) gripper_open(1); right: joint_pos(6) gripper_open(1)"
+    arm = [0, -0.96, 1.16, 0, -0.3, 0]
+    np.testing.assert_allclose(seen.state, [*arm, 0.0998483, *arm, 0.0998483], atol=1e-6)
+    np.testing.assert_allclose(seen.state_joint, [*arm, *arm], atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["end_effector_insertion", "end_effector_transfer_cube"])
+def test_an_end_effector_action_of_where_the_grippers_are_stands_still(simulator: Any, task: str) -> None:
+    spec = simulator.load_task(task, STATE_ONLY)
+    first = simulator.to_meta_obs(simulator.reset(seed=0)).state_ee
+    action = simulator.from_meta_action(MetaAction("ee", "absolute", first))
+    for _ in range(25):
+        observation = simulator.step(action).observation
+    # The weld is soft: the arms sink by some millimetres.
+    assert np.abs(simulator.to_meta_obs(observation).state_ee - first).max() < 0.015
+    assert spec.action_layout == "left: pos(3) quat(4) gripper(1); right: pos(3) quat(4) gripper(1)"
+
+
+def test_a_quaternion_of_zeros_is_refused(simulator: Any) -> None:
+    simulator.load_task("end_effector_insertion", STATE_ONLY)
+    simulator.reset(seed=0)
+    with pytest.raises(InvalidParams, match=r"^the quaternion of the left arm is zero$"):
+        simulator.step(np.zeros(16))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TaskOptions(control_hz=20.0), "control_hz is 20.0, but aloha runs at 50 alone"),
+        (
+            TaskOptions(robot="Panda"),
+            "robot is 'Panda', but a task of aloha has only its own: leave it out",
+        ),
+    ],
+)
+def test_options_that_do_not_suit_are_refused(simulator: Any, options: TaskOptions, message: str) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        simulator.load_task("insertion", options)
+    assert str(caught.value) == message
+
+
+def test_a_delta_action_and_a_foreign_state_are_refused(simulator: Any) -> None:
+    simulator.load_task("insertion", STATE_ONLY)
+    simulator.reset(seed=0)
+    with pytest.raises(SpecMismatch, match=r"^ctrl_type of the action is 'delta', expected 'absolute'$"):
+        simulator.from_meta_action(MetaAction("joint", "delta", np.zeros(14)))
+    with pytest.raises(SnapshotMismatch, match=r"^the state is not one of an aloha task: no steps, or no"):
+        simulator.restore_state({"steps": 3})
+
+
+@pytest.mark.parametrize("seed", [0, 8])
+def test_the_expert_hands_the_cube_over_and_lets_go(simulator: Any, seed: int) -> None:
+    # Imported here: MuJoCo reads MUJOCO_GL when it is imported, which the table of simulators sets.
+    from benchmark.aloha.expert import JointExpert
+
+    simulator.load_task("transfer_cube", STATE_ONLY)
+    observation, expert, rewards = simulator.reset(seed=seed), JointExpert("transfer_cube"), []
+    while len(rewards) < 180:
+        result = simulator.step(expert.action(observation))
+        observation = result.observation
+        rewards.append(result.reward)
+    assert rewards.index(4.0) < 140
+    left, right = observation["gripper_pose"][:, :3]
+    cube = observation["env_state"][:3]
+    assert np.linalg.norm(left - cube) < 0.03
+    assert np.linalg.norm(right - cube) > 0.1
+
+
+def test_a_recorded_episode_holds_what_training_reads(tmp_path: Path) -> None:
+    from benchmark.aloha.record import RecordOptions, record_episode
+
+    own = load("simulator", "aloha", SIMULATORS)()
+    options = RecordOptions(output_dir=str(tmp_path), camera_names=())
+    spec = own.load_task("transfer_cube", STATE_ONLY)
+    path = tmp_path / "episode_1000001.hdf5"
+    assert record_episode(own, spec, options, 1_000_001, path)
+    own.close()
+    with h5py.File(path) as file:
+        embodiment = json.loads(file.attrs["embodiment"])
+        qpos, action = file["observations/qpos"][:], file["action"][:]
+        assert file["observations/qvel"].shape == qpos.shape
+    assert (embodiment["task"], embodiment["seed"], embodiment["control_hz"]) == (
+        "transfer_cube",
+        1000001,
+        50.0,
+    )
+    assert (qpos.dtype, action.dtype) == (np.float32, np.float32)
+    assert qpos.shape == action.shape
+    assert 90 < len(qpos) < 220
+    assert list(tmp_path.iterdir()) == [path]

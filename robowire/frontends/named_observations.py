@@ -152,7 +152,9 @@ class ObservationAdapter:
             check_values(observation)
         return observation
 
-    def request(self, rows: Sequence[NamedObservation], *, batched: bool = False) -> Request:
+    def request(
+        self, rows: Sequence[NamedObservation], *, batched: bool = False, signature: Hashable | None = None
+    ) -> Request:
         """Return the request for a policy's next actions.
 
         Whether the numbers of the state are finite is left to the dispatcher, which looks at each anyway.
@@ -160,22 +162,34 @@ class ObservationAdapter:
         Args:
             rows: Observations, at least one.
             batched: Whether the reply has the axis of a batch.
+            signature: What :meth:`signature` says of each row; ``None`` where that is to be asked.
 
         Raises:
             InvalidParams: As :meth:`observation`.
             SpecMismatch: As :meth:`observation`.
         """
-        read = [self._read(row) for row in rows]
+        if len(rows) == 1:
+            observation, kind = self._read(rows[0], signature)
+            return Request("infer", observations=(observation,), batched=batched, kind=kind)
+        read = [self._read(row, signature) for row in rows]
         kind = read[0][1]
         if any(other != kind for _, other in read[1:]):
             kind = None
         return Request("infer", observations=tuple(obs for obs, _ in read), batched=batched, kind=kind)
 
-    def _read(self, named: NamedObservation) -> tuple[MetaObs, Hashable | None]:
+    @staticmethod
+    def signature(named: NamedObservation) -> Hashable | None:
+        """Return what decides how an observation is read; ``None`` where its values decide as well."""
+        return _signature(named)
+
+    def _read(
+        self, named: NamedObservation, signature: Hashable | None = None
+    ) -> tuple[MetaObs, Hashable | None]:
         """Return an observation, and its kind where its shapes and dtypes were compared before."""
         if not isinstance(named.instruction, str):
             raise InvalidParams(f"the instruction is {describe(named.instruction)}, expected text")
-        signature = _signature(named)
+        if signature is None:
+            signature = _signature(named)
         if signature is not None and (plan := self._plans.get(signature)) is not None:
             return self._follow(plan, named), plan.kind
         observation = MetaObs(

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from robowire.frontends.openpi.codec import decode, encode
+from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, EchoPolicy, FailingPolicy, SlowPolicy
@@ -537,6 +538,42 @@ def frames(sock: socket.socket, count: int) -> Iterator[tuple[int, bytes]]:
         if length > 125:
             length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
         yield first & 15, stream.read(length)
+
+
+def test_the_same_form_with_other_numbers_and_words_is_answered_by_them(server: PolicyServer) -> None:
+    with Client(server) as client:
+        client.ask(state=STATE, errors="typed")
+        for step in range(6):
+            reply = client.ask(state=STATE + step)
+            np.testing.assert_array_equal(reply["actions"], ACTIONS + step)
+        nan = client.ask(state=np.array([1, np.nan, 3]))
+        assert nan["error_type"] == "spec_mismatch"
+        assert nan["message"].startswith("state[1] is nan")
+        other = client.ask(stata=STATE)  # of the same length
+        assert other["type"] == "error"
+        np.testing.assert_array_equal(client.ask(state=STATE)["actions"], ACTIONS)
+
+
+class _Listener(EchoPolicy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        self.heard += [str(observation.raw_lang) for observation in observations]
+        return super().infer(observations)
+
+
+def test_words_of_observations_of_one_form_are_heeded_each_time() -> None:
+    policy = _Listener()
+    with running_frontends(policy, openpi_port=0) as server, Client(server) as client:
+        for step in range(12):
+            session_id = "ab"[step // 3 % 2]
+            array = client.ask(
+                state=STATE + step, endpoint="infer", session_id=session_id, prompt=f"lift {step % 3}"
+            )
+            np.testing.assert_array_equal(array, ACTIONS + step)
+        assert policy.heard == [f"lift {step % 3}" for step in range(12)]
 
 
 def test_a_client_that_asks_is_not_closed_for_the_time_of_its_first_request() -> None:

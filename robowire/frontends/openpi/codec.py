@@ -15,9 +15,12 @@ import numpy as np
 
 from robowire.errors import RemoteProtocolError
 from robowire.frontends.msgpack_message import unpack
+from robowire.frontends.msgpack_templates import ArrayFields
 from robowire.wire.text_safety import quoted
 
-__all__ = ["decode", "encode"]
+__all__ = ["ARRAY_FIELDS", "decode", "encode"]
+
+ARRAY_FIELDS = ArrayFields(flag=b"__ndarray__", data=b"data", dtype=b"dtype", shape=b"shape")
 
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH = 2**31 - 1

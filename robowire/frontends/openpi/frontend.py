@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RemoteProtocolError, RequestError
+from robowire.frontends.msgpack_templates import MessageTemplate, MessageTemplates
 from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
-from robowire.frontends.openpi.codec import decode, encode
+from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.websocket_server import (
     INTERNAL_ERROR,
@@ -37,16 +39,38 @@ _ENDPOINT, _SESSION, _ERRORS, _BATCH, _PROMPT, _TIMESTEP = (
 _ENDPOINTS = ("infer", "reset")
 
 
+class _Recipe(NamedTuple):
+    """How messages of one template become an observation.
+
+    Attributes:
+        words: What is no part of the observation.
+        images: Name and number of the array of each image.
+        state: The same of each part of the state.
+        instruction: As in :class:`NamedObservation`.
+        timestep: The same.
+        signature: Of the observation.
+    """
+
+    words: dict[str, Any]
+    images: list[tuple[str, int]]
+    state: list[tuple[str, int]]
+    instruction: str
+    timestep: int
+    signature: Hashable
+
+
 @dataclass
 class _Connection:
     """What is remembered of one client.
 
     Attributes:
+        templates: Of its observations.
         typed_errors: It asked for errors as maps, which leave the connection open.
         session_id: The latest one it sent.
         total_ms: How long its latest request took, from the last byte received to the first one sent.
     """
 
+    templates: MessageTemplates[_Recipe]
     typed_errors: bool = False
     session_id: str | None = None
     total_ms: float | None = None
@@ -85,7 +109,7 @@ class OpenpiFrontend(WebSocketServer):
 
     def greet(self, client: WebSocketClient) -> Reply:
         """Return the metadata, which a client waits for before it sends anything."""
-        client.state = _Connection()
+        client.state = _Connection(MessageTemplates(ARRAY_FIELDS, partial(_recipe, self.adapter)))
         return Reply((self._metadata,))
 
     def answer(self, client: WebSocketClient, message: bytes | memoryview | str) -> Reply:
@@ -135,6 +159,18 @@ class _Exchange:
         message, self._message = self._message, None
         if message is None or isinstance(message, str):
             raise InvalidParams("a request is a binary message of msgpack, not text")
+        templates, adapter = self._connection.templates, self._frontend.adapter
+        if (known := templates.read(message)) is not None:
+            recipe, arrays, _ = known
+            if recipe.words:
+                self._read_words(dict(recipe.words))
+            observation = NamedObservation(
+                {name: arrays[index] for name, index in recipe.images},
+                {name: arrays[index] for name, index in recipe.state},
+                recipe.instruction,
+                recipe.timestep,
+            )
+            return adapter.request([observation], signature=recipe.signature)
         try:
             content = decode(message)
         except RemoteProtocolError as exc:
@@ -144,9 +180,11 @@ class _Exchange:
         self._read_words(content)
         if self._endpoint == "reset":
             return Request("reset")
-        if _BATCH not in content:
-            return self._frontend.adapter.request([_read_observation(content)])
-        return self._read_batch(content)
+        if _BATCH in content:
+            return self._read_batch(content)
+        request = adapter.request([_read_observation(content)])
+        templates.accepted(message)
+        return request
 
     def reply(self, value: Any) -> Reply:
         """Return the reply to a request that was executed."""
@@ -223,6 +261,25 @@ class _Exchange:
             )
         self._batched = True
         return self._frontend.adapter.request([_read_observation(row) for row in rows], batched=True)
+
+
+def _recipe(adapter: ObservationAdapter, template: MessageTemplate[_Recipe]) -> _Recipe:
+    """Return how messages of a template become an observation.
+
+    Raises:
+        ValueError: Their values decide that as well, or they are none.
+    """
+    content = template.prototype
+    if not isinstance(content, dict) or _BATCH in content or content.get(_ENDPOINT) == "reset":
+        raise ValueError("no observation")
+    words = {key: content.pop(key) for key in (_ERRORS, _ENDPOINT, _SESSION) if key in content}
+    named = _read_observation(content)
+    signature = adapter.signature(named)
+    found = [(name, template.index(array)) for name, array in (*named.images.items(), *named.state.items())]
+    if signature is None or len(found) != template.count:
+        raise ValueError("the values decide")
+    images, state = found[: len(named.images)], found[len(named.images) :]
+    return _Recipe(words, images, state, named.instruction, named.timestep, signature)
 
 
 def _read_observation(content: Mapping[Any, Any]) -> NamedObservation:

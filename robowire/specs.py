@@ -27,6 +27,9 @@ _CTRL_TYPES = (None, "absolute", "relative", "delta")
 # How other software of this wire writes a ctrl_type; its environments assert it.
 _OTHER_CTRL_TYPES = {"abs": "absolute"}
 
+# Fields that older readers do not know, and that most specs do not have.
+_LEFT_OUT = ("action_hold", "temporal_ensemble_coeff")
+
 S = TypeVar("S", bound="Embodiment")
 
 
@@ -88,11 +91,11 @@ class Embodiment:
                 raise ValueError(f"action_hold has {len(hold)} entries, but action_dim is {self.action_dim}")
 
     def to_wire(self) -> dict[str, Any]:
-        """Return plain data for ``get_info``: tuples as lists. An ``action_hold`` of ``None`` is left out."""
+        """Return plain data for ``get_info``: tuples as lists. Newer fields of ``None`` are left out."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
-            if not (key == "action_hold" and value is None)
+            if not (key in _LEFT_OUT and value is None)
         }
 
     @classmethod
@@ -120,6 +123,9 @@ class PolicySpec(Embodiment):
         dataset_id: The normalisation statistics in use; ``None`` where there is one set only.
         checkpoint: Tells these weights from others, such as a digest of their files: results of two policies
             of one name are not mixed. ``None`` where nobody can say.
+        temporal_ensemble_coeff: The policy was made to be averaged over time with this coefficient
+            (:class:`robowire.chunking.TemporalEnsembler`), and the server does so. ``None`` for a policy
+            whose chunks are executed as they are.
     """
 
     policy: str = ""
@@ -127,6 +133,7 @@ class PolicySpec(Embodiment):
     n_action_steps: int | None = None
     dataset_id: str | None = None
     checkpoint: str | None = None
+    temporal_ensemble_coeff: float | None = None
 
 
 @dataclass(frozen=True)

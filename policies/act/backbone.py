@@ -1,19 +1,21 @@
 """Residual networks that turn an image into a grid of features.
 
-``resnet18`` has torchvision's parameter names, which the original ACT's checkpoints use, and its batch norm
-is frozen. ``small`` is the same idea for training from nothing on a CPU: a few layers, and a normalisation
-that needs no statistics of a data set. ``tiny`` looks at patches of 8 pixels, as ViT does, at half the cost.
+``resnet18`` to ``resnet152`` have torchvision's parameter names, which the original ACT's checkpoints use,
+and their batch norm is frozen. ``small`` is the same idea for training from nothing on a CPU: a few layers,
+and a normalisation that needs no statistics of a data set. ``tiny`` looks at patches of 8 pixels, as ViT
+does, at half the cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BACKBONES", "FrozenBatchNorm", "ResNet"]
+__all__ = ["BACKBONES", "DILATED", "FrozenBatchNorm", "ResNet", "backbone_of"]
 
 
 class FrozenBatchNorm(nn.Module):
@@ -66,6 +68,35 @@ class BasicBlock(nn.Module):
         return functional.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
 
 
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 ones, with a shortcut around them; torchvision's form of it.
+
+    The 3x3 one has the stride, where the paper (arXiv 1512.03385) gives it to the first.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        inner = width // 4
+        self.conv1 = nn.Conv2d(width_in, inner, 1, bias=False)
+        self.bn1 = norm(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = norm(inner)
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        self.bn3 = norm(width)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or width_in != width:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(width_in, width, 1, stride=stride, bias=False), norm(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, H / stride, W / stride) for ``x`` (B, width_in, H, W)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = functional.relu(self.bn2(self.conv2(x)), inplace=True)
+        return functional.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
+
+
 class ResNet(nn.Module):
     """A residual network without its classifier.
 
@@ -74,6 +105,7 @@ class ResNet(nn.Module):
         max_pool: Whether a 3x3 maximum of stride 2 follows it.
         stages: Width, number of blocks, and stride of the first block, for ``layer1``, ``layer2`` and so on.
         norm: Makes the normalisation of a given width; the original's name ``bn`` stays whatever it makes.
+        block: Makes a block of a given width before and after it, stride and norm.
     """
 
     def __init__(
@@ -83,6 +115,7 @@ class ResNet(nn.Module):
         max_pool: bool,
         stages: tuple[tuple[int, int, int], ...],
         norm: Callable[[int], nn.Module],
+        block: Callable[[int, int, int, Callable[[int], nn.Module]], nn.Module] = BasicBlock,
     ) -> None:
         super().__init__()
         kernel, stride, width_in = stem
@@ -91,14 +124,25 @@ class ResNet(nn.Module):
         self.max_pool = max_pool
         self.num_stages = len(stages)
         for number, (width, blocks, stride) in enumerate(stages, start=1):
-            layer = [BasicBlock(width_in, width, stride, norm)]
-            layer += [BasicBlock(width, width, 1, norm) for _ in range(blocks - 1)]
+            layer = [block(width_in, width, stride, norm)]
+            layer += [block(width, width, 1, norm) for _ in range(blocks - 1)]
             self.add_module(f"layer{number}", nn.Sequential(*layer))
             width_in = width
         self.num_channels = width_in
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def dilate_last_stage(self) -> None:
+        """Let the last stage dilate its 3x3 convolutions instead of its stride of 2, in all blocks but one.
+
+        As torchvision's ``replace_stride_with_dilation=[False, False, True]``. Parameters stay the same.
+        """
+        for module in self.get_submodule(f"layer{self.num_stages}").modules():
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+                module.stride = (1, 1)
+            elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                module.dilation = module.padding = (2, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, num_channels, h, w) of normalised ``images`` (B, 3, H, W)."""
@@ -110,12 +154,22 @@ class ResNet(nn.Module):
         return x
 
 
-def _resnet18() -> ResNet:
+# Blocks of each stage, of torchvision's networks with two convolutions a block, and of those with three.
+_BASIC = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+_BOTTLENECK = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+
+# Backbones whose last stage can be dilated.
+DILATED = tuple(_BOTTLENECK)
+
+
+def _resnet(blocks: tuple[int, ...], *, wide: bool) -> ResNet:
+    widths = (256, 512, 1024, 2048) if wide else (64, 128, 256, 512)
     return ResNet(
         stem=(7, 2, 64),
         max_pool=True,
-        stages=((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2)),
+        stages=tuple(zip(widths, blocks, (1, 2, 2, 2), strict=True)),
         norm=FrozenBatchNorm,
+        block=Bottleneck if wide else BasicBlock,
     )
 
 
@@ -136,5 +190,31 @@ def _tiny() -> ResNet:
     return ResNet(stem=(9, 8, 64), max_pool=False, stages=((128, 1, 2),), norm=_group_norm)
 
 
-# The quicker to build first: a file of weights is compared with each, by the names of its layers.
-BACKBONES: dict[str, Callable[[], ResNet]] = {"small": _small, "tiny": _tiny, "resnet18": _resnet18}
+BACKBONES: dict[str, Callable[[], ResNet]] = {
+    "small": _small,
+    "tiny": _tiny,
+    **{name: partial(_resnet, blocks, wide=False) for name, blocks in _BASIC.items()},
+    **{name: partial(_resnet, blocks, wide=True) for name, blocks in _BOTTLENECK.items()},
+}
+
+# Blocks of each stage of our own.
+_UNNAMED = {(1, 1): "small", (1,): "tiny"}
+
+
+def backbone_of(names: Iterable[str]) -> str | None:
+    """Return which backbone has parameters of these names, by its blocks; ``None`` where none has.
+
+    The shapes are not compared: wider networks have the same names.
+    """
+    found: dict[str, set[str]] = {}
+    wide = False
+    for name in names:
+        stage, _, rest = name.partition(".")
+        if stage.startswith("layer"):
+            found.setdefault(stage, set()).add(rest.partition(".")[0])
+            wide = wide or ".conv3." in name
+    counts = tuple(len(found[stage]) for stage in sorted(found))
+    if not wide and counts in _UNNAMED:
+        return _UNNAMED[counts]
+    table = _BOTTLENECK if wide else _BASIC
+    return next((name for name, blocks in table.items() if blocks == counts), None)

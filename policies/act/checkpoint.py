@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,11 +25,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from policies.act.backbone import BACKBONES
+from policies.act.backbone import BACKBONES, backbone_of
 from policies.act.model import Act, ActSizes
-from robowire.errors import ConfigurationError, UnsafePayload
+from policies.act.original_files import read_state_dict, read_statistics
+from robowire.errors import ConfigurationError
 from robowire.specs import Embodiment, ctrl_type_name
-from robowire.wire.pickle import reader
 
 __all__ = [
     "CONFIG",
@@ -60,9 +59,6 @@ CONFIG, NORMALIZE, ORIGINAL_STATISTICS = "config.json", "normalize.json", "datas
 
 # What the original's training script passes, whatever its flags say; its weights do not show it.
 ORIGINAL_NHEADS = 8
-
-# What the original's policy, DataParallel and torch.compile put in front of the names of weights.
-_WRAPPERS = re.compile(r"^(?:model\.|module\.|_orig_mod\.)+")
 
 # No camera's images are larger, and no controller is faster: what a file says beyond is a mistake or hostile.
 _MAX_IMAGE_SIDE = 16_384
@@ -125,6 +121,7 @@ class Checkpoint:
         n_action_steps: How many actions of a chunk to execute before asking again; ``None`` leaves it open.
         images: Statistics of its images; ``None`` for ImageNet's, the original's.
         digest: Start of the SHA-256 of what was read and the spec does not tell: weights, statistics, nheads.
+        temporal_ensemble_coeff: How its chunks are averaged over time; ``None`` where they are not.
     """
 
     model: Act
@@ -133,10 +130,15 @@ class Checkpoint:
     n_action_steps: int | None = None
     digest: str | None = None
     images: ImageStatistics | None = None
+    temporal_ensemble_coeff: float | None = None
 
 
 def load_checkpoint(
-    folder: Path, *, camera_names: tuple[str, ...] | None = None, nheads: int | None = None
+    folder: Path,
+    *,
+    camera_names: tuple[str, ...] | None = None,
+    nheads: int | None = None,
+    ema: bool | None = None,
 ) -> Checkpoint:
     """Return the checkpoint in ``folder``, of whichever kind it is.
 
@@ -144,6 +146,8 @@ def load_checkpoint(
         folder: Where the files lie.
         camera_names: The cameras in training order, instead of what ``config.json`` says.
         nheads: The attention heads, instead of what ``config.json`` says.
+        ema: Whether to take the average of the weights, where a file of the original's kind also has one;
+            ``None`` takes it where there is one.
 
     Raises:
         ConfigurationError: A file is missing, broken or unsafe, or two of them contradict each other.
@@ -153,6 +157,8 @@ def load_checkpoint(
         raise ConfigurationError(
             f"the checkpoint {folder} {found}: give the folder that holds {OURS} or {ORIGINAL}"
         )
+    if ema is not None and not (folder / ORIGINAL).is_file():
+        raise ConfigurationError(f"ema is {ema}, but only {ORIGINAL} may hold an average: leave it out")
     if (folder / OURS).is_file() and (folder / CONFIG).is_file() and "type" in read_json(folder / CONFIG):
         from policies.act.lerobot_folder import load_lerobot  # here: it builds on this module
 
@@ -164,7 +170,7 @@ def load_checkpoint(
     if (folder / OURS).is_file():
         return _load_ours(folder, camera_names, nheads)
     if (folder / ORIGINAL).is_file():
-        return _load_original(folder, camera_names, nheads)
+        return _load_original(folder, camera_names, nheads, ema=ema)
     raise ConfigurationError(
         f"no model in {folder}: looked for {OURS} (ours) and {ORIGINAL} (the original ACT's); copy one there"
     )
@@ -223,21 +229,14 @@ def _load_ours(folder: Path, camera_names: tuple[str, ...] | None, nheads: int |
     return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)
 
 
-def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
+def _load_original(
+    folder: Path, camera_names: tuple[str, ...] | None, nheads: int | None, *, ema: bool | None
+) -> Checkpoint:
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     # ALOHA's actions are joint positions; a config.json in the folder of the weights may say otherwise.
     config = {"ctrl_space": "joint", "ctrl_type": "absolute", **config}
     config["ctrl_type"] = ctrl_type_name(config["ctrl_type"])
-    try:
-        loaded = torch.load(folder / ORIGINAL, map_location="cpu", weights_only=True)
-    except Exception as exc:  # a border: a broken file can make torch's restricted unpickler raise anything
-        reason = str(exc).partition("\n")[0]
-        raise ConfigurationError(
-            f"{folder / ORIGINAL} cannot be read as weights and nothing else: {reason}"
-        ) from exc
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ConfigurationError(f"{folder / ORIGINAL} is not a state dict: expected names and tensors only")
-    weights = {_WRAPPERS.sub("", str(name)): value for name, value in loaded.items()}
+    weights, place = read_state_dict(folder / ORIGINAL, ema=ema)
     nheads = nheads or config.get("nheads")
     if nheads is None:
         nheads = ORIGINAL_NHEADS
@@ -258,13 +257,13 @@ def _load_original(folder: Path, camera_names: tuple[str, ...] | None, nheads: i
         # Positions of joints and grippers: an arm that is told the last ones again stands still.
         config = {"action_hold": ["last"] * model.sizes.action_dim, **config}
     body = make_embodiment(folder, ORIGINAL, config, camera_names, model.sizes)
-    digest = digest_of(nheads, folder / ORIGINAL, path)
+    digest = digest_of(nheads, folder / ORIGINAL, path, note=place)
     return Checkpoint(model, body, statistics, _action_steps(folder, config, model.sizes), digest)
 
 
-def digest_of(nheads: int, *paths: Path) -> str:
-    """Return the start of the SHA-256 of these files and this number."""
-    digest = hashlib.sha256(f"nheads {nheads}\n".encode())
+def digest_of(nheads: int, *paths: Path, note: str = "") -> str:
+    """Return the start of the SHA-256 of these files, this number and this note."""
+    digest = hashlib.sha256(f"nheads {nheads}\n{note}".encode())
     for path in paths:
         # The digest of each, so that bytes cannot move from one file to the other unseen.
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -293,23 +292,20 @@ def read_json(path: Path, purpose: str = "") -> dict[str, Any]:
 
 
 def read_statistics_file(path: Path, holds: str) -> Any:
-    """Return what a pickle of statistics holds, read without executing it.
+    """Return what a file of statistics holds, read without executing it, its tensors as arrays.
 
     Args:
         path: The file.
         holds: What it holds, for the message.
 
     Raises:
-        ConfigurationError: There is no such file, or it is not a pickle of plain arrays.
+        ConfigurationError: There is no such file, or it holds more than plain arrays and tensors.
     """
     if not path.is_file():
         raise ConfigurationError(
             f"no {path.name} in {path.parent}, which holds {holds}: copy it there from the trained model"
         )
-    try:
-        return reader.loads(path.read_bytes())
-    except UnsafePayload as exc:
-        raise ConfigurationError(f"{path} is not a pickle of plain arrays: {exc}") from exc
+    return read_statistics(path)
 
 
 def build_model(
@@ -332,7 +328,7 @@ def build_model(
                 "one of the two belongs to another training"
             )
     try:
-        sizes = ActSizes(**found, nheads=nheads)
+        sizes = ActSizes(**found, nheads=nheads, **_hidden_settings(named))
     except (TypeError, ValueError, ArithmeticError) as exc:
         raise ConfigurationError(f"{folder} holds no model that can be built: {exc}") from exc
 
@@ -352,8 +348,13 @@ def build_model(
     return model.eval()
 
 
+def _hidden_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a config may have and the weights do not show."""
+    return {name: config[name] for name in ("activation", "dilation") if config.get(name) is not None}
+
+
 def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return every field of ``ActSizes`` but ``nheads``."""
+    """Return every field of ``ActSizes`` that shows in the weights."""
 
     def layers(prefix: str) -> int:
         return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
@@ -369,13 +370,10 @@ def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     dim_feedforward, _ = matrix("transformer.encoder.layers.0.linear1.weight")
 
     body = "backbones.0.0.body."
-    given = {name[len(body) :] for name in shapes if name.startswith(body)}
-    # In memory, the small one first: torch's device for shapes alone, "meta", would import its compiler and
-    # double the time of a start. The initial weights shall not cost callers their seed.
-    with torch.random.fork_rng(devices=[]):
-        backbone = next((name for name, make in BACKBONES.items() if given == set(make().state_dict())), None)
+    given = [name[len(body) :] for name in shapes if name.startswith(body)]
+    backbone = backbone_of(given)
     if backbone is None:
-        raise ConfigurationError(f"{path} has a backbone other than {' and '.join(sorted(BACKBONES))}")
+        raise ConfigurationError(f"{path} has a backbone other than {', '.join(sorted(BACKBONES))}")
     return {
         "state_dim": state_dim,
         "action_dim": action_dim,
@@ -385,6 +383,7 @@ def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "dec_layers": layers("transformer.decoder.layers."),
         "dim_feedforward": dim_feedforward,
         "backbone": backbone,
+        "pre_norm": "transformer.encoder.norm.weight" in shapes,
     }
 
 
@@ -466,6 +465,8 @@ def _statistics(where: str, entry: Any, sizes: ActSizes) -> Statistics:
         try:
             with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
                 array = np.array(entry[field.name], dtype=np.float32)
+            if array.size == dim and set(array.shape[:-1]) <= {1}:
+                array = array.reshape(-1)  # of a mean that kept its axes
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise ConfigurationError(f"{field.name} in {where} is not an array of numbers: {exc}") from exc
         if array.shape != (dim,):

@@ -40,6 +40,7 @@ _STATE, _ENVIRONMENT_STATE, _ACTION = "observation.state", "observation.environm
 # The end of a name, LeRobot's and the original's.
 _NAMES = {
     "encoder.layers.": "transformer.encoder.layers.",
+    "encoder.norm.": "transformer.encoder.norm.",
     "decoder.layers.": "transformer.decoder.layers.",
     "decoder.norm.": "transformer.decoder.norm.",
     "backbone.": "backbones.0.0.body.",
@@ -55,13 +56,10 @@ _TRAINING = "vae_encoder"
 _OUR_TRAINING = ("encoder.", "encoder_", "cls_embed.", "latent_proj.", "is_pad_head.", "pos_table")
 
 # Settings that the network here has one value of.
-_FIXED: dict[str, Any] = {
-    "n_obs_steps": 1,
-    "pre_norm": False,
-    "feedforward_activation": "relu",
-    "vision_backbone": "resnet18",
-    "replace_final_stride_with_dilation": False,
-}
+_FIXED: dict[str, Any] = {"n_obs_steps": 1}
+
+# Of temporal ensembling: the weights of a chunk's 100 steps stay far from the ends of a float64.
+_MAX_COEFFICIENT = 1
 
 # Added by LeRobot where it divides.
 _EPSILON = 1e-8
@@ -103,6 +101,11 @@ def load_lerobot(folder: Path, *, camera_names: tuple[str, ...] | None, nheads: 
             enc_layers=config.get("n_encoder_layers"),  # type: ignore[arg-type]
             dec_layers=config.get("n_decoder_layers"),  # type: ignore[arg-type]
             dim_feedforward=config.get("dim_feedforward"),  # type: ignore[arg-type]
+            backbone=config.get("vision_backbone", "resnet18"),
+            pre_norm=config.get("pre_norm", False),
+            activation=config.get("feedforward_activation", "relu"),
+            # LeRobot declares a number.
+            dilation=bool(config.get("replace_final_stride_with_dilation", False)),
         )
     except (TypeError, ValueError, ArithmeticError) as exc:
         raise ConfigurationError(f"{where} describes no model that can be built: {exc}") from exc
@@ -149,9 +152,29 @@ def load_lerobot(folder: Path, *, camera_names: tuple[str, ...] | None, nheads: 
         body,
         {None: Statistics(qpos_mean, qpos_std, action_mean, action_std)},
         steps,
-        digest_of(sizes.nheads, *files),
+        digest_of(sizes.nheads, *files, note=_unseen(sizes)),
         ImageStatistics(mean, std),
+        _ensemble_coefficient(where, config),
     )
+
+
+def _unseen(sizes: ActSizes) -> str:
+    """Return the settings that differ from the usual ones, and that the weights do not show."""
+    usual = {"activation": "relu", "dilation": False}
+    found = {name: getattr(sizes, name) for name in usual}
+    return "".join(f"{name} {value}\n" for name, value in found.items() if value != usual[name])
+
+
+def _ensemble_coefficient(where: Path, config: Mapping[str, Any]) -> float | None:
+    coefficient = config.get("temporal_ensemble_coeff")
+    if coefficient is None:
+        return None
+    if type(coefficient) not in (int, float) or not abs(coefficient) <= _MAX_COEFFICIENT:
+        raise ConfigurationError(
+            f"{where} says temporal_ensemble_coeff is {coefficient!r}, expected null, or a number from "
+            f"-{_MAX_COEFFICIENT} to {_MAX_COEFFICIENT}"
+        )
+    return float(coefficient)
 
 
 def _check_settings(where: Path, config: Mapping[str, Any]) -> None:
@@ -162,12 +185,6 @@ def _check_settings(where: Path, config: Mapping[str, Any]) -> None:
     for name, value in _FIXED.items():
         if name in config and config[name] != value:
             raise ConfigurationError(f"{where} says {name} is {config[name]!r}, supported is {value!r}")
-    coefficient = config.get("temporal_ensemble_coeff")
-    if coefficient is not None:
-        raise ConfigurationError(
-            f"{where} says temporal_ensemble_coeff is {coefficient!r}: the server averages here. Set it to "
-            "null, and start the server with --temporal_agg, whose coefficient is 0.01"
-        )
 
 
 def _features(where: Path, config: Mapping[str, Any], name: str) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policies.act.backbone import BACKBONES
+from policies.act.backbone import BACKBONES, DILATED
 
-__all__ = ["LATENT_DIM", "Act", "ActSizes", "normalise_images"]
+__all__ = ["ACTIVATIONS", "LATENT_DIM", "Act", "ActSizes", "normalise_images"]
 
 LATENT_DIM = 32  # of the style z; fixed in the original code
 
@@ -30,10 +31,15 @@ LATENT_DIM = 32  # of the style z; fixed in the original code
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
 
+# Of feed-forward parts. LeRobot also names glu, which halves its input, so that its own layers cannot run it.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
+
 
 @dataclass(frozen=True)
 class ActSizes:
-    """Everything that decides the network's parameters, plus ``nheads``, which leaves no trace in them.
+    """Everything that decides the network's parameters, and what leaves no trace in them.
+
+    The latter are ``nheads``, ``activation`` and ``dilation``.
 
     Attributes:
         state_dim: Length of qpos.
@@ -45,6 +51,10 @@ class ActSizes:
         dec_layers: Layers of the transformer's decoder; all but the first are dead weight, see :class:`Act`.
         dim_feedforward: Width inside a layer's feed-forward part.
         backbone: A name in ``BACKBONES``.
+        pre_norm: Whether layers normalise their input instead of their output.
+        activation: A name in ``ACTIVATIONS``.
+        dilation: Whether the backbone's last stage dilates its convolutions in the place of a stride of 2;
+            for ``resnet50`` and larger ones.
     """
 
     state_dim: int
@@ -56,13 +66,27 @@ class ActSizes:
     dec_layers: int = 7
     dim_feedforward: int = 3200
     backbone: str = "resnet18"
+    pre_norm: bool = False
+    activation: str = "relu"
+    dilation: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "backbone" and (not isinstance(value, int) or value < 1):
+            if name in ("pre_norm", "dilation"):
+                if not isinstance(value, bool):
+                    raise ValueError(f"{name} is {value!r}, expected true or false")
+            elif name not in ("backbone", "activation") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}, expected a positive integer")
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"backbone is {self.backbone!r}, expected one of {', '.join(sorted(BACKBONES))}")
+        for name, known in (("backbone", BACKBONES), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(sorted(known))}"
+                )
+        if self.dilation and self.backbone not in DILATED:
+            raise ValueError(
+                f"dilation needs one of the backbones {', '.join(DILATED)}, not {self.backbone}: "
+                "torchvision has no other either"
+            )
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
             raise ValueError(
                 f"hidden_dim is {self.hidden_dim}, expected a multiple of nheads ({self.nheads}) and of 4"
@@ -113,69 +137,88 @@ def _sine_grid(height: int, width: int, dim: int, device: torch.device) -> Tenso
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each normalised after its shortcut.
+    """Self-attention and feed-forward, each normalised after its shortcut, or with ``pre_norm`` before it.
 
     Positions enter queries and keys, not values. Unlike the original, training does not drop out attention
     weights: drawing those masks took a fifth of a step on a CPU. Answers do not depend on it.
     """
 
-    def __init__(self, dim: int, nheads: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(self, sizes: ActSizes, dropout: float) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, nheads, batch_first=True)
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
+        dim = sizes.hidden_dim
+        self.self_attn = nn.MultiheadAttention(dim, sizes.nheads, batch_first=True)
+        self.linear1 = nn.Linear(dim, sizes.dim_feedforward)
+        self.linear2 = nn.Linear(sizes.dim_feedforward, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
+        self.pre_norm = sizes.pre_norm
+        self.activation = ACTIVATIONS[sizes.activation]
 
     def forward(self, x: Tensor, position: Tensor, is_pad: Tensor | None = None) -> Tensor:
         """Return (B, tokens, dim); tokens where ``is_pad`` (B, tokens) are not attended to."""
-        query = x + position
-        attended, _ = self.self_attn(query, query, x, key_padding_mask=is_pad, need_weights=False)
-        x = self.norm1(x + self.dropout(attended))
-        forward = self.linear2(self.dropout(functional.relu(self.linear1(x))))
-        normed: Tensor = self.norm2(x + self.dropout(forward))
+        given = self.norm1(x) if self.pre_norm else x
+        query = given + position
+        attended, _ = self.self_attn(query, query, given, key_padding_mask=is_pad, need_weights=False)
+        x = x + self.dropout(attended)
+        given = self.norm2(x) if self.pre_norm else self.norm1(x)
+        forward = self.linear2(self.dropout(self.activation(self.linear1(given))))
+        normed: Tensor = (
+            x + self.dropout(forward) if self.pre_norm else self.norm2(given + self.dropout(forward))
+        )
         return normed
 
 
 class DecoderLayer(nn.Module):
     """Self-attention of the queries, attention to the encoder's tokens, and feed-forward, as in DETR."""
 
-    def __init__(self, dim: int, nheads: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(self, sizes: ActSizes, dropout: float) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, nheads, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(dim, nheads, batch_first=True)
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
+        dim = sizes.hidden_dim
+        self.self_attn = nn.MultiheadAttention(dim, sizes.nheads, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(dim, sizes.nheads, batch_first=True)
+        self.linear1 = nn.Linear(dim, sizes.dim_feedforward)
+        self.linear2 = nn.Linear(sizes.dim_feedforward, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
+        self.pre_norm = sizes.pre_norm
+        self.activation = ACTIVATIONS[sizes.activation]
 
     def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
         """Return (B, queries, dim) for ``x`` of that shape and ``memory`` (B, tokens, dim)."""
-        query = x + query_position
-        attended, _ = self.self_attn(query, query, x, need_weights=False)
-        x = self.norm1(x + self.dropout(attended))
-        attended, _ = self.multihead_attn(x + query_position, memory + position, memory, need_weights=False)
-        x = self.norm2(x + self.dropout(attended))
-        forward = self.linear2(self.dropout(functional.relu(self.linear1(x))))
-        normed: Tensor = self.norm3(x + self.dropout(forward))
+        before = self.pre_norm
+        given = self.norm1(x) if before else x
+        query = given + query_position
+        attended, _ = self.self_attn(query, query, given, need_weights=False)
+        x = x + self.dropout(attended)
+        x, given = (x, self.norm2(x)) if before else (self.norm1(x),) * 2
+        attended, _ = self.multihead_attn(
+            given + query_position, memory + position, memory, need_weights=False
+        )
+        x = x + self.dropout(attended)
+        x, given = (x, self.norm3(x)) if before else (self.norm2(x),) * 2
+        forward = self.linear2(self.dropout(self.activation(self.linear1(given))))
+        x = x + self.dropout(forward)
+        normed: Tensor = x if before else self.norm3(x)
         return normed
 
 
 class Encoder(nn.Module):
-    """Encoder layers in a row."""
+    """Encoder layers in a row, and with ``pre_norm`` a norm behind them."""
 
     def __init__(self, layer: EncoderLayer, num_layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(layer.linear2.out_features) if layer.pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: Tensor, is_pad: Tensor | None = None) -> Tensor:
         """Return (B, tokens, dim)."""
         for layer in self.layers:
             x = layer(x, position, is_pad)
-        return x
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class Decoder(nn.Module):
@@ -208,9 +251,8 @@ class Transformer(nn.Module):
 
     def __init__(self, sizes: ActSizes, dropout: float) -> None:
         super().__init__()
-        shape = (sizes.hidden_dim, sizes.nheads, sizes.dim_feedforward, dropout)
-        self.encoder = Encoder(EncoderLayer(*shape), sizes.enc_layers)
-        self.decoder = Decoder(DecoderLayer(*shape), sizes.dec_layers, sizes.hidden_dim)
+        self.encoder = Encoder(EncoderLayer(sizes, dropout), sizes.enc_layers)
+        self.decoder = Decoder(DecoderLayer(sizes, dropout), sizes.dec_layers, sizes.hidden_dim)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -231,10 +273,10 @@ class Act(nn.Module):
         self.sizes = sizes
         dim = sizes.hidden_dim
         self.transformer = Transformer(sizes, dropout)
-        self.encoder = Encoder(
-            EncoderLayer(dim, sizes.nheads, sizes.dim_feedforward, dropout), sizes.enc_layers
-        )
+        self.encoder = Encoder(EncoderLayer(sizes, dropout), sizes.enc_layers)
         body = BACKBONES[sizes.backbone]()
+        if sizes.dilation:
+            body.dilate_last_stage()
         # One network sees every camera. The nesting spells the original's names: backbones.0.0.body.conv1 ...
         self.backbones = nn.ModuleList([nn.Sequential(nn.ModuleDict({"body": body}))])
         self.input_proj = nn.Conv2d(body.num_channels, dim, 1)

@@ -21,6 +21,8 @@ from robowire.specs import Embodiment, PolicySpec
 
 __all__ = ["ActPolicy", "make_policy", "select_device", "split_batch"]
 
+_OPTIONS = ("nheads", "ema")
+
 DEFAULT_FOLDER = Path(__file__).with_name("default")
 
 
@@ -105,16 +107,20 @@ class ActPolicy:
 def make_policy(options: PolicyOptions) -> ActPolicy:
     """Return the policy of a checkpoint, or of the embedded default.
 
-    ``options.extra`` may hold ``nheads``, which the weights of the original's checkpoints do not show.
+    ``options.extra`` may hold ``nheads``, which the weights of the original's checkpoints do not show, and
+    ``ema``: whether to take the average of the weights where a file has both.
 
     Raises:
         ConfigurationError: The checkpoint, the device, the dataset id or an option cannot be used.
     """
     for name in options.extra:
-        if name != "nheads":
+        if name not in _OPTIONS:
             raise ConfigurationError(
-                f"policy 'act' has no option {name!r}.{nearest(name, ['nheads'])} Known: nheads"
+                f"policy 'act' has no option {name!r}.{nearest(name, _OPTIONS)} Known: {', '.join(_OPTIONS)}"
             )
+    ema = options.extra.get("ema")
+    if ema is not None and not isinstance(ema, bool):
+        raise ConfigurationError(f"ema is {ema!r}, expected true or false")
     nheads = options.extra.get("nheads")
     if nheads is not None and (not isinstance(nheads, int) or nheads < 1):
         raise ConfigurationError(f"nheads is {nheads!r}, expected a positive integer")
@@ -124,7 +130,7 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
         if options.model_name_or_path is None
         else Path(options.model_name_or_path).expanduser()
     )
-    checkpoint = load_checkpoint(folder, camera_names=options.camera_names, nheads=nheads)
+    checkpoint = load_checkpoint(folder, camera_names=options.camera_names, nheads=nheads, ema=ema)
 
     known = list(checkpoint.statistics)
     dataset_id = known[0] if options.dataset_id is None else options.dataset_id
@@ -154,6 +160,7 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
         n_action_steps=checkpoint.n_action_steps,
         dataset_id=dataset_id,
         checkpoint=checkpoint.digest,
+        temporal_ensemble_coeff=checkpoint.temporal_ensemble_coeff,
     )
     policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device, checkpoint.images)
     if spec.image_height is not None and spec.image_width is not None:

@@ -171,7 +171,9 @@ class Training:
 
     def _sizes(self) -> ActSizes:
         values: dict[str, Any] = {
-            field.name: getattr(self.options, field.name, None) for field in fields(ActSizes)
+            field.name: getattr(self.options, field.name)
+            for field in fields(ActSizes)
+            if hasattr(self.options, field.name)
         }
         values |= {name: getattr(self.data.embodiment, name) for name in ("state_dim", "action_dim")}
         try:

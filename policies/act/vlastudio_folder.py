@@ -44,13 +44,7 @@ _LEAST_SCALE = 1e-2
 _KINDS = {"zscore": ("mean", "std"), "minmax": ("min", "max"), "percentile": ("q01", "q99")}
 
 # Settings that the network here has one value of.
-_FIXED: dict[str, Any] = {
-    "backbone": "resnet18",
-    "dilation": False,
-    "position_embedding": "sine",
-    "pre_norm": False,
-    "masks": False,
-}
+_FIXED: dict[str, Any] = {"position_embedding": "sine", "masks": False}
 
 
 def load_vlastudio(folder: Path, *, camera_names: tuple[str, ...] | None, nheads: int | None) -> Checkpoint:
@@ -76,7 +70,7 @@ def load_vlastudio(folder: Path, *, camera_names: tuple[str, ...] | None, nheads
     except (safetensors.SafetensorError, OSError) as exc:
         raise ConfigurationError(f"{folder / OURS} is not a readable safetensors file: {exc}") from exc
     weights = {name.removeprefix("model."): tensor for name, tensor in loaded.items()}
-    model = build_model(folder, OURS, weights, {**config, "backbone": None}, nheads)
+    model = build_model(folder, OURS, weights, config, nheads)
     home = folder if (folder / NORMALIZE).is_file() else folder.absolute().parent
     normalize = read_json(home / NORMALIZE, "which names the data sets and their normalisation")
     statistics: dict[str | None, Statistics] = {}

@@ -93,6 +93,7 @@ def make_spec(options: RemoteOptions, announced: Mapping[str, Any], *, policy: s
         ConfigurationError: Both say something, and not the same; or nobody said the length of a chunk.
     """
     told = {name: value for name, value in announced.items() if name in _SPEC_NAMES and value is not None}
+    told.pop("temporal_ensemble_coeff", None)  # what comes from there is averaged already
     for name in ("camera_names", "action_hold"):
         if name in told:
             told[name] = tuple(told[name])

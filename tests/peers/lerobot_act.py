@@ -4,7 +4,9 @@
 
 SETTINGS is a JSON object of fields of ACTConfig. INPUTS.npz gets ``images`` uint8 (2, cameras, 3, H, W) and
 ``state`` (2, 3); ACTIONS.npy what ``predict_action_chunk`` and the postprocessor make of them. ERA is "new",
-or "old" for statistics in the file of weights, as LeRobot wrote it before it had processors.
+or "old" for statistics in the file of weights, as LeRobot wrote it before it had processors. With
+``temporal_ensemble_coeff`` there are eight inputs, and ACTIONS.npy gets what ``select_action`` makes of them,
+one after the other: (8, 2).
 """
 
 import json
@@ -86,13 +88,20 @@ else:
             weights[f"{prefix}.buffer_{name.replace('.', '_')}.{statistic}"] = numbers.clone()
     save_file(weights, folder / "model.safetensors")
 
-images = rng.integers(0, 256, (2, len(CAMERAS), 3, HEIGHT, WIDTH), dtype=np.uint8)
-state = rng.uniform(0.1, 0.9, (2, STATE)).astype(np.float32)
+STEPS = 2 if config.temporal_ensemble_coeff is None else 8
+images = rng.integers(0, 256, (STEPS, len(CAMERAS), 3, HEIGHT, WIDTH), dtype=np.uint8)
+state = rng.uniform(0.1, 0.9, (STEPS, STATE)).astype(np.float32)
 state[:, 0] = 0.25
 np.savez(inputs, images=images, state=state)
 batch = {"observation.state": torch.from_numpy(state)}
 for index, name in enumerate(CAMERAS):
     batch[name] = torch.from_numpy(images[:, index]).float() / 255
+if config.temporal_ensemble_coeff is not None:
+    policy.reset()
+    taken = [policy.select_action(pre({k: v[t : t + 1] for k, v in batch.items()})) for t in range(STEPS)]
+    np.save(actions, np.concatenate([post(action).numpy() for action in taken]))
+    print(json.dumps({"shape": [STEPS, ACTION]}))
+    sys.exit()
 chunk = policy.predict_action_chunk(pre(batch))
 np.save(actions, np.stack([post(chunk[:, step]).numpy() for step in range(chunk.shape[1])], axis=1))
 print(json.dumps({"shape": list(chunk.shape)}))

@@ -17,8 +17,11 @@ import pytest
 from peer_process import run_peer
 
 from policies.act.policy import make_policy
+from robowire.client.policy_client import PolicyClient
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
+from robowire.serving.policy.server import PolicyServerOptions
+from robowire.testing import running_server
 
 pytestmark = pytest.mark.lerobot04
 
@@ -37,8 +40,11 @@ def modes(visual: str, state: str, action: str) -> dict[str, Any]:
         {"n_vae_encoder_layers": 3, "latent_dim": 48, **modes("MIN_MAX", "QUANTILES", "QUANTILE10")},
         {"n_decoder_layers": 2, **modes("QUANTILE10", "IDENTITY", "QUANTILES")},
         modes("QUANTILES", "QUANTILE10", "IDENTITY"),
+        {"pre_norm": True, "n_decoder_layers": 2},
+        {"feedforward_activation": "gelu", "vision_backbone": "resnet34"},
+        {"vision_backbone": "resnet50", "replace_final_stride_with_dilation": 1, "pre_norm": True},
     ],
-    ids=["defaults", "decoders", "no vae", "latent", "quantiles", "identity"],
+    ids=["defaults", "decoders", "no-vae", "latent", "quantiles", "identity", "pre-norm", "gelu", "dilation"],
 )
 def test_its_chunks_are_lerobots(settings: dict[str, Any], era: str, tmp_path: Path) -> None:
     folder, inputs, actions = tmp_path / "act", tmp_path / "in.npz", tmp_path / "out.npy"
@@ -50,3 +56,25 @@ def test_its_chunks_are_lerobots(settings: dict[str, Any], era: str, tmp_path: P
     observations = [MetaObs(state=s, image=i) for s, i in zip(given["state"], given["images"])]
     np.testing.assert_allclose(policy.infer(observations), wanted, rtol=0, atol=1e-5)
     assert np.ptp(wanted, axis=0).max() > 1e-3  # the two observations differ, and it sees them
+
+
+def answers(address: tuple[str, int], observations: list[MetaObs]) -> list[np.ndarray]:
+    with PolicyClient(*address) as client:
+        assert client.get_info()["temporal_agg"] is True
+        return [client.infer(observation) for observation in observations]
+
+
+def test_its_temporal_ensembling_is_lerobots(tmp_path: Path) -> None:
+    """LeRobot's own ``select_action`` with a coefficient, over eight steps of a chunk of five."""
+    folder, inputs, actions = tmp_path / "act", tmp_path / "in.npz", tmp_path / "out.npy"
+    settings = {"temporal_ensemble_coeff": 0.3, "n_action_steps": 1}
+    run_peer("lerobot", "lerobot_act.py", folder, inputs, actions, "new", json.dumps(settings), timeout_s=240)
+    policy = make_policy(PolicyOptions(model_name_or_path=str(folder), device="cpu"))
+    given, wanted = np.load(inputs), np.load(actions)
+    observations = [
+        MetaObs(state=s, image=i, timestep=t) for t, (s, i) in enumerate(zip(given["state"], given["images"]))
+    ]
+    with running_server(policy, PolicyServerOptions(port=0)) as server:
+        chunks = answers(server.address, observations)
+    assert {chunk.shape for chunk in chunks} == {(1, 2)}
+    np.testing.assert_allclose(np.concatenate(chunks), wanted, rtol=0, atol=1e-5)

@@ -265,8 +265,9 @@ def test_a_weight_of_another_shape_is_named(original: Path) -> None:
             "DIR/policy_best.ckpt is not an ACT model: it has no matrix called query_embed.weight",
         ),
         (
-            "backbones.0.0.body.conv1.weight",
-            "DIR/policy_best.ckpt has a backbone other than resnet18 and small and tiny",
+            "backbones.0.0.body.layer2.0.conv1.weight",
+            "DIR/policy_best.ckpt does not fit ACT: backbones.0.0.body.layer2.0.conv1.weight is missing, "
+            "expected (128, 64, 3, 3)",
         ),
         (
             "cls_embed.weight",
@@ -279,6 +280,60 @@ def test_a_missing_weight_is_named(original: Path, name: str, message: str) -> N
     del weights[name]
     torch.save(weights, original / "policy_best.ckpt")
     assert refusal(original, camera_names=("top",)) == message
+
+
+@pytest.mark.parametrize("kind", ["tensors", "parameters", "torch.save", "kept axes", "float64 and more"])
+def test_statistics_are_read_from_every_form_that_trainings_write(original: Path, kind: str) -> None:
+    file, wanted = original / "dataset_stats.pkl", load_checkpoint(original, camera_names=("top",))
+    tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in STATISTICS.items()}
+    if kind == "parameters":
+        tensors = {name: torch.nn.Parameter(value) for name, value in tensors.items()}
+    if kind == "kept axes":
+        tensors = {name: value[None, None].numpy() for name, value in tensors.items()}
+    if kind == "float64 and more":
+        tensors = {name: value.double().expand(2, -1)[1] for name, value in tensors.items()}
+        tensors |= {"example_qpos": torch.zeros(400, 3), "action_min": np.zeros(2), "epoch": np.float64(3)}
+    file.write_bytes(pickle.dumps(tensors))
+    if kind == "torch.save":
+        torch.save({**tensors, "count": np.int64(50)}, file)
+    found = load_checkpoint(original, camera_names=("top",)).statistics[None]
+    for name, value in vars(wanted.statistics[None]).items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+
+
+def test_a_tensor_that_claims_more_numbers_than_it_has_is_refused(original: Path) -> None:
+    content = pickle.dumps({"qpos_mean": torch.zeros(3)}, protocol=2)
+    assert content.count(b"K\x03\x85") == 1  # its shape, (3,)
+    (original / "dataset_stats.pkl").write_bytes(content.replace(b"K\x03\x85", b"K\x07\x85"))
+    assert refusal(original, camera_names=("top",)) == (
+        "DIR/dataset_stats.pkl is not a pickle of plain arrays: a tensor is larger than its numbers"
+    )
+
+
+@pytest.mark.parametrize("ema", [None, True, False])
+def test_the_average_of_the_weights_is_taken_where_a_file_has_one(original: Path, ema: bool | None) -> None:
+    weights = Act(SIZES).state_dict()
+    average = {f"module.model.{name}": value + 1 for name, value in weights.items()}
+    average["n_averaged"] = torch.tensor(7)
+    content = {"model_state_dict": weights, "ema_state_dict": average, "epoch": 3, "optimizer": {"lr": 0.1}}
+    torch.save({**content, "loss": np.float64(0.5)}, original / "policy_best.ckpt")
+    model = load_checkpoint(original, camera_names=("top",), ema=ema).model
+    wanted = weights["action_head.bias"] + (ema is not False)
+    torch.testing.assert_close(model.state_dict()["action_head.bias"], wanted)
+
+
+def test_an_average_that_nobody_kept_is_not_made_up(original: Path) -> None:
+    assert refusal(original, camera_names=("top",), ema=True).startswith(
+        "DIR/policy_best.ckpt has no average of its weights, looked for ema_state_dict, "
+    )
+
+
+def test_layers_that_normalise_first_are_known_by_their_weights(original: Path) -> None:
+    model = Act(replace(SIZES, pre_norm=True))
+    torch.save(model.state_dict(), original / "policy_best.ckpt")
+    (original / "config.json").write_text('{"nheads": 2, "activation": "gelu"}')
+    sizes = load_checkpoint(original, camera_names=("top",)).model.sizes
+    assert (sizes.pre_norm, sizes.activation) == (True, "gelu")
 
 
 class Evil:

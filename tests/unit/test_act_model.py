@@ -86,7 +86,18 @@ def test_frozen_batch_norm_has_nothing_to_train() -> None:
     [
         ({"chunk_size": 0}, "chunk_size is 0, expected a positive integer"),
         ({"nheads": 3}, "hidden_dim is 16, expected a multiple of nheads (3) and of 4"),
-        ({"backbone": "resnet50"}, "backbone is 'resnet50', expected one of resnet18, small, tiny"),
+        (
+            {"backbone": "vgg"},
+            "backbone is 'vgg', expected one of resnet101, resnet152, resnet18, resnet34, resnet50, small, "
+            "tiny",
+        ),
+        ({"activation": "glu"}, "activation is 'glu', expected one of gelu, relu"),
+        ({"pre_norm": 1}, "pre_norm is 1, expected true or false"),
+        (
+            {"dilation": True},
+            "dilation needs one of the backbones resnet50, resnet101, resnet152, not small: "
+            "torchvision has no other either",
+        ),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:

@@ -162,12 +162,18 @@ def test_it_answers_with_its_own_statistics_and_all_its_decoder_layers(either: P
     ("name", "value", "message"),
     [
         ("type", "diffusion", "DIR/config.json is a policy of LeRobot's type 'diffusion', known is 'act'"),
-        ("pre_norm", True, "DIR/config.json says pre_norm is True, supported is False"),
-        ("feedforward_activation", "gelu", "says feedforward_activation is 'gelu', supported is 'relu'"),
-        ("vision_backbone", "resnet34", "says vision_backbone is 'resnet34', supported is 'resnet18'"),
-        ("replace_final_stride_with_dilation", True, "replace_final_stride_with_dilation is True"),
+        ("pre_norm", True, "does not fit ACT: model.encoder.norm.weight is missing"),
+        ("pre_norm", "yes", "pre_norm is 'yes', expected true or false"),
+        ("feedforward_activation", "glu", "activation is 'glu', expected one of gelu, relu"),
+        ("vision_backbone", "resnet34", "does not fit ACT: model.backbone.layer1.2.conv1.weight is missing"),
+        ("vision_backbone", "resnext50_32x4d", "backbone is 'resnext50_32x4d', expected one of resnet101, "),
+        (
+            "replace_final_stride_with_dilation",
+            True,
+            "dilation needs one of the backbones resnet50, resnet10",
+        ),
         ("n_obs_steps", 2, "n_obs_steps is 2, supported is 1"),
-        ("temporal_ensemble_coeff", 0.01, "Set it to null, and start the server with --temporal_agg"),
+        ("temporal_ensemble_coeff", "0.01", "temporal_ensemble_coeff is '0.01', expected null, or a number"),
         ("normalization_mapping", None, "has no normalization_mapping"),
         (
             "normalization_mapping",
@@ -193,6 +199,12 @@ def test_what_is_not_supported_is_refused_by_its_name(
 ) -> None:
     edit(folder / "config.json", lambda content: content.update({name: value}))
     assert message in refusal(folder)
+
+
+def test_a_coefficient_of_temporal_ensembling_is_declared(folder: Path) -> None:
+    edit(folder / "config.json", lambda content: content.update(temporal_ensemble_coeff=0.05))
+    policy = make_policy(PolicyOptions(model_name_or_path=str(folder), device="cpu"))
+    assert policy.spec.temporal_ensemble_coeff == 0.05
 
 
 def test_statistics_that_are_missing_or_wrong_are_never_taken_for_identity(folder: Path) -> None:

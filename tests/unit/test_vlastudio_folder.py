@@ -134,8 +134,13 @@ def test_without_its_metadata_a_folder_is_known_by_its_data_sets(folder: Path) -
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("pre_norm", True, "DIR/config.json says pre_norm is True, supported is False"),
-        ("backbone", "resnet50", "DIR/config.json says backbone is 'resnet50', supported is 'resnet18'"),
+        ("pre_norm", True, "says pre_norm is True, but model.safetensors holds a model of False"),
+        (
+            "backbone",
+            "resnet50",
+            "says backbone is 'resnet50', but model.safetensors holds a model of 'small'",
+        ),
+        ("dilation", True, "dilation needs one of the backbones resnet50, resnet101, resnet152, not small"),
         ("position_embedding", "learned", "position_embedding is 'learned', supported is 'sine'"),
         ("nheads", None, "DIR/config.json lacks nheads, which the weights do not show: add it"),
         ("chunk_size", 5, "says chunk_size is 4, but model.safetensors"),

@@ -112,16 +112,15 @@ class PolicyService(Service[PolicySession]):
             if isinstance(policy, SessionPolicy)
             else Dispatcher(policy, self._options, self.metrics)
         )
+        coefficient = self.dispatcher.spec.temporal_ensemble_coeff
+        self._ensemble_k = ENSEMBLE_K if coefficient is None else coefficient
+        self._temporal_agg = self._options.temporal_agg or coefficient is not None
         self._stateful = isinstance(policy, SessionPolicy) and policy.stateful
 
     @property
     def chunk_size(self) -> int:
         """Number of actions in a reply."""
-        return (
-            1
-            if self._options.temporal_agg
-            else min(self._options.chunk_size, self.dispatcher.spec.chunk_size)
-        )
+        return 1 if self._temporal_agg else min(self._options.chunk_size, self.dispatcher.spec.chunk_size)
 
     def infer(self, session: PolicySession, request: Request) -> ActionChunk:
         """Return the next actions for the observations of one request.
@@ -155,12 +154,12 @@ class PolicyService(Service[PolicySession]):
         )
         actions, raw = chunk.actions[: self._options.chunk_size], None
         timesteps = [observation.timestep for observation in request.observations]
-        averages = self._options.temporal_agg if session.temporal_agg is None else session.temporal_agg
+        averages = self._temporal_agg if session.temporal_agg is None else session.temporal_agg
         if averages:
             raw = actions
             rows = chunk.actions.swapaxes(0, 1)
             # Over the policy's whole chunk: what a reply may hold has nothing to do with the average.
-            actions = session.episode.ensemble(timesteps, rows, k=ENSEMBLE_K)[np.newaxis]
+            actions = session.episode.ensemble(timesteps, rows, k=self._ensemble_k)[np.newaxis]
         if not request.batched:
             actions, raw = actions[:, 0], None if raw is None else raw[:, 0]
         timestep = np.array(timesteps)[:, np.newaxis] if request.batched else timesteps[0]
@@ -185,7 +184,7 @@ class PolicyService(Service[PolicySession]):
 
     def _chunk_size_of(self) -> str:
         asked, given = self._options.chunk_size, self.dispatcher.spec.chunk_size
-        if asked > given and not self._options.temporal_agg:
+        if asked > given and not self._temporal_agg:
             return f"the policy's whole chunk, shorter than --chunk_size {asked}"
         return f"of {given}"
 
@@ -196,7 +195,7 @@ class PolicyService(Service[PolicySession]):
             **spec.to_wire(),
             "chunk_size": self.chunk_size,
             "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.chunk_size),
-            "temporal_agg": self._options.temporal_agg,
+            "temporal_agg": self._temporal_agg,
             # Only where it is so: it says that a lost session costs the episode, as temporal_agg does.
             **({"stateful": True} if self._stateful else {}),
             "device": self._device,

@@ -4,9 +4,10 @@
     python -m perf.fuzz --seconds 60 --seed 0
     python -m perf.fuzz --targets openpi gr00t
 
-The targets share the time: ``codec`` (payloads in process) and, over sockets, each row of :data:`TARGETS`:
-the native ports of a policy server, a simulator server and a fleet, and each further frontend. A row whose
-frontend is not in the checkout is left out and named. Prints one line of figures and returns 0; or 1, with
+The targets share the time: ``codec`` (payloads in process), ``replies`` (what clients read, in process) and,
+over sockets, each row of :data:`TARGETS`: the native ports of a policy server, a simulator server and a
+fleet, the Unix sockets of the first two, with descriptors, and each further frontend. A row whose frontend is
+not in the checkout is left out and named. Prints one line of figures and returns 0; or 1, with
 each offending input saved in ``--output_dir``, where a codec raised what is not an error of the wire, a
 server stopped serving an honest client of the native port or accepting connections on the target's, an HTTP
 status was 500, a frontend logged a bug, or memory grew by more than ``--max_growth_mb``. The same seed sends
@@ -16,17 +17,20 @@ the same inputs in the same order.
 from __future__ import annotations
 
 import argparse
+import array
 import base64
 import ctypes
 import io
 import json
 import logging
 import math
+import os
 import pickle
 import random
 import socket
 import struct
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,6 +42,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from robowire.chunking import ActionChunk
+from robowire.client.shared_replies import SharedReplies
 from robowire.errors import RemoteProtocolError, RequestError
 from robowire.fleet.fleet_server import FleetServer
 from robowire.fleet.options import FleetOptions
@@ -51,18 +57,29 @@ from robowire.frontends.simulator_frontends import (
     SimulatorFrontendOptions,
     make_simulator_frontends,
 )
+from robowire.images import encode_image
 from robowire.meta import MetaAction, MetaObs
 from robowire.serving.policy.server import PolicyServer
 from robowire.serving.simulator.server import SimulatorServer
 from robowire.serving.tcp import TcpOptions
 from robowire.testing import FAKE_SIMULATORS, EchoPolicy
+from robowire.transport.shared_memory import SharedRegion, shared_memory_works
 from robowire.wire.codecs import CallCodec, PolicyCodec
+from robowire.wire.messages import ok
 from robowire.wire.methods import METHODS
-from robowire.wire.packed import read_layout
+from robowire.wire.packed import (
+    IN_SHARED_MEMORY,
+    Layout,
+    chunk_reply_frame,
+    read_chunk_reply,
+    read_layout,
+    share_memory,
+)
 from robowire.wire.packed_exchange import SimulatorCodec
-from robowire.wire.packed_simulator import step_request
+from robowire.wire.packed_simulator import StepReplies, StepReplyWriter, step_request
 from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import encode
+from robowire.wire.shared_reply import SharedReply
 
 # Inputs between two looks at whether an honest client is served.
 _CHECK_EVERY = 50
@@ -95,6 +112,7 @@ _FIELDS = [
     ["image", "|u1", [1, 3, 4, 4]],
     ["image", "|u1", [2, 1, 3, 4, 4]],
     ["image", "jpeg", [1, 3, 4, 4]],
+    ["image", "png", [2, 3, 4, 4]],
     ["raw_lang", "utf8", []],
     ["raw_lang", "utf8", [2]],
     ["raw_lang", "utf8", [4097]],
@@ -102,6 +120,14 @@ _FIELDS = [
     ["odd", "<f2", [0, 7]],
     ["state", "O", [3]],
     ["state", "<f4", -1],
+]
+
+
+# Files of the size that the layouts declare, and of another one.
+_IMAGES = [
+    bytes(encode_image(np.full((*size, 3), 120, np.uint8), kind, quality=90)["data"])
+    for kind in ("jpeg", "png")
+    for size in ((4, 4), (4, 4), (8, 4))
 ]
 
 
@@ -181,6 +207,8 @@ class Fuzzer:
             layout = read_layout(declared["layout"], declared["fields"])
         except RequestError:
             return self.mutated(b"\x01" + rng.randbytes(47))
+        if layout.variable and rng.random() < 0.7:
+            return self._packed_items(layout)
         lengths = [rng.choice([0, 1, 5]) for _ in range(layout.items)]
         size = min(layout.fixed_size, 4096)
         head = struct.pack("<BBHIq", 1, rng.choice([0, 0, 0, 1, 255]), layout.number, 0, rng.choice([0, -1]))
@@ -189,6 +217,61 @@ class Fuzzer:
         data = head + body + b"lift!" * layout.items
         data = data[: layout.fixed_size + sum(lengths)]
         return self.mutated(data) if rng.random() < 0.7 else data
+
+    def _packed_items(self, layout: Layout) -> bytes:
+        """Return a request whose texts and images can be decoded, or nearly so."""
+        rng = self.rng
+        items: list[bytes] = []
+        for variable in layout.variable:
+            for _ in range(variable.items):
+                item = rng.choice(_IMAGES) if variable.kind != "utf8" else rng.choice([b"lift", b"", b"\xff"])
+                items.append(self.mutated(item) if rng.random() < 0.5 else item)
+        if layout.items > 16 or layout.fixed_size > 4096:
+            return self.mutated(b"".join(items[:16]))
+        head = struct.pack("<BBHIq", 1, 0, layout.number, 0, 3)
+        head += struct.pack(f"<{len(items)}I", *map(len, items))
+        data = head + bytes(layout.fixed_size - len(head)) + b"".join(items)
+        return self.mutated(data) if rng.random() < 0.2 else data
+
+    def reply(self) -> bytes:
+        """Return a packed reply of a policy or a simulator, mutated in most cases."""
+        rng = self.rng
+        if rng.random() < 0.4:
+            actions = np.zeros(rng.choice([(2, 3), (2, 1, 3)]), np.float32)
+            timestep = 3 if actions.ndim == 2 else np.zeros((1, 1), np.int64)
+            raw = actions if rng.random() < 0.3 else None
+            frame = chunk_reply_frame(0, ActionChunk(actions, "ee", "delta", raw, timestep, 1.0))
+            data = b"".join(map(bytes, frame or []))[4:]
+        else:
+            seen: dict[str, Any] = {
+                "pos": np.zeros(3),
+                "image": np.zeros((8, 8, 3), np.uint8),
+                "text": "lift",
+            }
+            seen["odd"] = rng.choice([None, 1, 2.0, [1], "x"])
+            step = ok(observation=seen, terminated=False, truncated=True, info={"success": False})
+            step.update({"reward": 1.0} if rng.random() < 0.5 else {"rewards": [1.0] * 3, "steps": 3})
+            packed = StepReplyWriter().write(step, 0, lambda size: memoryview(bytearray(size)))
+            data = bytes(packed or b"\x04")
+        return self.mutated(data) if rng.random() < 0.9 else data
+
+    def descriptor(self, size: int) -> int:
+        """Return a descriptor that may be passed: sealed memory of that size, or what is none."""
+        rng = self.rng
+        kind = rng.randrange(8)
+        if kind < 4:
+            with SharedRegion(size if kind else rng.choice([1, size + 1])) as region:
+                region.memory[: min(64, region.size)] = rng.randbytes(min(64, region.size))
+                return os.dup(region.descriptor)
+        if kind == 4:
+            descriptor = os.memfd_create("fuzz", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(descriptor, size)
+            return descriptor
+        if kind == 5:
+            reader, writer = os.pipe()
+            os.close(writer)
+            return reader
+        return os.open(rng.choice(["/dev/zero", "/dev/null", "/"]), os.O_RDONLY)
 
     def packed_step(self) -> bytes:
         """Return a packed step or chunk, mutated in most cases."""
@@ -254,6 +337,40 @@ def fuzz_codecs(fuzzer: Fuzzer, until: float) -> None:
                 )
 
 
+def fuzz_replies(fuzzer: Fuzzer, until: float) -> None:
+    """Read replies in process as clients do; only errors of the wire may be raised, and none stays open."""
+    shared = SharedReplies(1 << 20)
+    opened = len(os.listdir("/proc/self/fd")) if shared_memory_works() else 0
+    while time.monotonic() < until:
+        fuzzer.inputs["replies"] += 1
+        payload = fuzzer.reply()
+        readers: list[Callable[[bytearray], Any]] = [
+            StepReplies().read,
+            lambda payload: read_chunk_reply(payload, "ee", "delta"),
+        ]
+        if shared_memory_works() and fuzzer.rng.random() < 0.3:
+            size = fuzzer.rng.choice([100, 5000])
+            said = SharedReply(
+                fuzzer.rng.randrange(3), fuzzer.rng.random() < 0.7, fuzzer.rng.choice([1, 100, size]), size
+            )
+            payload = said.payload() if fuzzer.rng.random() < 0.7 else fuzzer.mutated(said.payload())
+            descriptor = fuzzer.descriptor(size) if fuzzer.rng.random() < 0.7 else None
+            readers = [lambda payload, passed=descriptor: shared.whole(payload, passed)]  # type: ignore[misc]
+        for reader in readers:
+            try:
+                reader(bytearray(payload))
+            except RemoteProtocolError:
+                continue
+            except Exception as exc:
+                fuzzer.fail("replies", payload, f"a client raised {type(exc).__name__}: {exc}"[:300])
+    shared.close()
+    if shared_memory_works() and len(os.listdir("/proc/self/fd")) > opened:
+        fuzzer.fail("replies", b"", "descriptors were left open")
+
+
+_IN_PROCESS = {"codec": fuzz_codecs, "replies": fuzz_replies}
+
+
 @dataclass(frozen=True)
 class Target:
     """One wire of one service: a row of :data:`TARGETS`.
@@ -280,6 +397,8 @@ TARGETS: dict[str, Target] = {
     "tcp_policy": Target("policy", "frames", native=True),
     "tcp_simulator": Target("simulator", "frames", native=True),
     "tcp_fleet": Target("fleet", "frames", native=True),
+    "unix_policy": Target("policy", "descriptors", native=True),
+    "unix_simulator": Target("simulator", "descriptors", native=True),
     "http": Target(
         "simulator", "json", paths=("/reset", "/step", "/step_chunk", "/fork", "/tasks", "/snapshot/restore")
     ),
@@ -330,9 +449,19 @@ TARGETS: dict[str, Target] = {
 }
 
 
+# Where to connect: host and port, or the path of a Unix socket and 0.
+Address = tuple[str, int]
+
+
 @contextmanager
-def served(name: str, target: Target) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+def served(name: str, target: Target) -> Iterator[tuple[Address, Address]]:
     """Serve one target; yield its address and the native one."""
+    if target.wire == "descriptors":
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/socket"
+            with _native(target.service, {"unix_socket": path}) as native:
+                yield (path, 0), native
+        return
     limits: dict[str, Any] = {"frame_timeout_s": 1.0, "send_timeout_s": 1.0, "drain_s": 1.0}
     limits |= {"host": "127.0.0.1", "port": 0, "max_connections": 16}
     if target.service == "fleet":
@@ -355,9 +484,24 @@ def served(name: str, target: Target) -> Iterator[tuple[tuple[str, int], tuple[s
         yield simulators.frontends[-1].address, simulators.address
 
 
+@contextmanager
+def _native(service: str, more: dict[str, Any]) -> Iterator[Address]:
+    """Serve the native port of a policy or a simulator."""
+    limits: dict[str, Any] = {"frame_timeout_s": 1.0, "send_timeout_s": 1.0, "drain_s": 1.0}
+    limits |= {"host": "127.0.0.1", "port": 0, "max_connections": 16, **more}
+    if service == "policy":
+        with PolicyServer(EchoPolicy(), PolicyFrontendOptions(**limits)) as server:
+            yield server.address
+    else:
+        with SimulatorServer(FAKE_SIMULATORS, SimulatorFrontendOptions(**limits)) as simulators:
+            yield simulators.address
+
+
 def _is_there(name: str) -> bool:
-    """Return whether a target's frontend is in the checkout."""
+    """Return whether a target's frontend is in the checkout, and this platform has what it needs."""
     target = TARGETS[name]
+    if target.wire == "descriptors":
+        return shared_memory_works()
     return target.native or name in POLICY_FRONTENDS or name in SIMULATOR_FRONTENDS
 
 
@@ -366,6 +510,7 @@ def fuzz_target(fuzzer: Fuzzer, name: str, until: float) -> None:
     target = TARGETS[name]
     send = _SENDERS[target.wire]
     with served(name, target) as (address, native):
+        opened = _descriptors(address)
         while not fuzzer.inputs[name] or time.monotonic() < until:
             fuzzer.inputs[name] += 1
             send(fuzzer, name, target, address)
@@ -374,11 +519,40 @@ def fuzz_target(fuzzer: Fuzzer, name: str, until: float) -> None:
                     fuzzer.fail(name, b"", "an honest client was not served")
                 if not _accepts(address):
                     fuzzer.fail(name, b"", "the port takes no connection any more")
+        if not _settles(lambda: _descriptors(address) <= opened):
+            fuzzer.fail(name, b"", f"{_descriptors(address) - opened} descriptors were left open")
 
 
-def _accepts(address: tuple[str, int]) -> bool:
+def _descriptors(address: Address) -> int:
+    """Return how many descriptors this process has, which serves a Unix socket; 0 for other addresses."""
+    return len(os.listdir("/proc/self/fd")) if address[1] == 0 else 0
+
+
+def _settles(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _connect(address: Address) -> socket.socket:
+    if address[1]:
+        return socket.create_connection(address, timeout=5)
+    sock = socket.socket(socket.AF_UNIX)
     try:
-        socket.create_connection(address, timeout=5).close()
+        sock.settimeout(5)
+        sock.connect(address[0])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _accepts(address: Address) -> bool:
+    try:
+        _connect(address).close()
     except OSError:
         return False
     return True
@@ -387,7 +561,7 @@ def _accepts(address: tuple[str, int]) -> bool:
 # -- senders: one for each kind of wire ----------------------------------------------------------------------
 
 
-def _send_frames(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+def _send_frames(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
     data = b""
     declared: dict[str, Any] | None = None
     if target.service == "policy" and fuzzer.rng.random() < 0.5:
@@ -418,7 +592,61 @@ def _send_frames(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, 
     _send(address, data)
 
 
-def _send_json(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+def _framed(payload: bytes) -> bytes:
+    return struct.pack("!I", len(payload)) + payload
+
+
+def _send_descriptors(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
+    """Send requests over a Unix socket, some of them with descriptors; close all that come back."""
+    rng = fuzzer.rng
+    calls: list[dict[str, Any]] = [{"method": "hello", "packed": 1, "shared_memory": 1}]
+    declared = {"layout": 0, "fields": [["state", "<f4", [3]], ["image", "|u1", [1, 3, 40, 40]]]}
+    if rng.random() < 0.3:
+        declared = fuzzer.layout()
+    if target.service == "policy":
+        calls.append({"method": "layout", **declared})
+    elif rng.random() < 0.05:  # it starts a process
+        size: dict[str, Any] = {"image_height": 320, "image_width": 320, "camera_names": ["front"]}
+        calls += [
+            {"method": "select_simulator", "simulator": "fake"},
+            {"method": "load_task", "task_name": "reach", **size},
+            {"method": "reset", "seed": 0},
+        ]
+    parts = [(_framed(b"".join(map(bytes, encode(call)))), 0) for call in calls]
+    for _ in range(rng.randrange(1, 6)):
+        size_said = rng.choice([4848, 4848, 16, 0, 2**40])
+        payload = rng.choice([share_memory(size_said), fuzzer.payload(), fuzzer.packed_step()])
+        if target.service == "policy" and rng.random() < 0.6:
+            payload = fuzzer.packed(declared)
+            if rng.random() < 0.7 and len(payload) > 16:
+                payload = bytes([payload[0], payload[1] | IN_SHARED_MEMORY]) + payload[2:16]
+        if rng.random() < 0.2:
+            payload = fuzzer.mutated(payload)
+        parts.append((_framed(payload), rng.choice([0, 1, 1, 3]) if rng.random() < 0.6 else 0))
+    received: list[int] = []
+    with suppress(OSError), _connect(address) as sock:
+        for data, count in parts:
+            passed = [fuzzer.descriptor(4848) for _ in range(count)]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))] if passed else []
+            try:
+                sent = sock.sendmsg([data], rights)
+                sock.sendall(data[sent:])
+            finally:
+                for descriptor in passed:
+                    os.close(descriptor)
+        sock.shutdown(socket.SHUT_WR)
+        try:
+            while True:
+                data, descriptors, _, _ = socket.recv_fds(sock, 65536, 8)
+                received += descriptors
+                if not data:
+                    break
+        finally:
+            for descriptor in received:
+                os.close(descriptor)
+
+
+def _send_json(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
     body = _body(fuzzer) if not target.names else json.dumps(_tree(fuzzer, target, json_only=True)).encode()
     if fuzzer.rng.random() < 0.5:
         body = fuzzer.mutated(body)
@@ -443,7 +671,7 @@ def _send_json(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, in
             fuzzer.fail(name, data, "/health was not answered")
 
 
-def _send_websocket(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+def _send_websocket(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
     rng = fuzzer.rng
     key = base64.b64encode(rng.randbytes(16)).decode()
     head = (
@@ -470,15 +698,15 @@ def _send_websocket(fuzzer: Fuzzer, name: str, target: Target, address: tuple[st
     _send(address, head, data, last_wait_s=0.05)
 
 
-def _send_zmq(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+def _send_zmq(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
     _zmq_message(fuzzer, address, _packed(fuzzer, target))
 
 
-def _send_zmq_pickle(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+def _send_zmq_pickle(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
     _zmq_message(fuzzer, address, fuzzer.payload())
 
 
-def _zmq_message(fuzzer: Fuzzer, address: tuple[str, int], payload: bytes) -> None:
+def _zmq_message(fuzzer: Fuzzer, address: Address, payload: bytes) -> None:
     """Send a message as libzmq does, byte by byte in hand so that the framing can be mutated too."""
     rng = fuzzer.rng
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31)
@@ -499,7 +727,7 @@ def _zmq_message(fuzzer: Fuzzer, address: tuple[str, int], payload: bytes) -> No
     _send(address, data, last_wait_s=0.05)  # libzmq does not close at the end of our half
 
 
-def _send_grpc(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, int]) -> None:
+def _send_grpc(fuzzer: Fuzzer, name: str, target: Target, address: Address) -> None:
     import grpc  # an extra; the others need none
 
     rng = fuzzer.rng
@@ -529,8 +757,9 @@ def _send_grpc(fuzzer: Fuzzer, name: str, target: Target, address: tuple[str, in
                 fuzzer.fail(name, messages[0], f"{exc.code()}: {exc.details()}"[:300])
 
 
-_SENDERS: dict[str, Callable[[Fuzzer, str, Target, tuple[str, int]], None]] = {
+_SENDERS: dict[str, Callable[[Fuzzer, str, Target, Address], None]] = {
     "frames": _send_frames,
+    "descriptors": _send_descriptors,
     "json": _send_json,
     "websocket": _send_websocket,
     "zmq": _send_zmq,
@@ -607,7 +836,7 @@ def _body(fuzzer: Fuzzer) -> bytes:
     ).encode()
 
 
-def _send(address: tuple[str, int], data: bytes, more: bytes = b"", *, last_wait_s: float = 5.0) -> bytes:
+def _send(address: Address, data: bytes, more: bytes = b"", *, last_wait_s: float = 5.0) -> bytes:
     """Return what came back for some bytes, until the server closed or a moment passed.
 
     Args:
@@ -618,7 +847,7 @@ def _send(address: tuple[str, int], data: bytes, more: bytes = b"", *, last_wait
     """
     answer = b""
     try:
-        with socket.create_connection(address, timeout=5) as sock:
+        with _connect(address) as sock:
             sock.sendall(data)
             if more:
                 answer += sock.recv(65536)
@@ -664,7 +893,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--max_growth_mb", type=float, default=120.0, help="memory this process may gain")
     parser.add_argument(
-        "--targets", nargs="+", choices=["codec", *TARGETS], help="some only; default: every one"
+        "--targets", nargs="+", choices=[*_IN_PROCESS, *TARGETS], help="some only; default: every one"
     )
     flags = parser.parse_args(arguments)
     _give_back_what_is_freed()
@@ -675,13 +904,13 @@ def main(arguments: list[str] | None = None) -> int:
     root.setLevel(logging.ERROR)
     fuzzer, process = Fuzzer(flags.seed, flags.output_dir), psutil.Process()
     before, started = process.memory_info().rss, time.monotonic()
-    names = flags.targets or ["codec", *TARGETS]
-    missing = [name for name in names if name != "codec" and not _is_there(name)]
+    names = flags.targets or [*_IN_PROCESS, *TARGETS]
+    missing = [name for name in names if name not in _IN_PROCESS and not _is_there(name)]
     names = [name for name in names if name not in missing]
     for number, name in enumerate(names, 1):
         until = started + flags.seconds * number / len(names)
-        if name == "codec":
-            fuzz_codecs(fuzzer, until)
+        if name in _IN_PROCESS:
+            _IN_PROCESS[name](fuzzer, until)
         else:
             fuzz_target(fuzzer, name, until)
     growth_mb = (process.memory_info().rss - before) / 1e6

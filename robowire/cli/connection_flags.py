@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "at_least",
     "open_policy_client",
     "open_server_client",
+    "pixels",
     "tls_context",
 ]
 
@@ -134,6 +136,22 @@ class ImageFlags(ConnectionFlags):
     def image_options(self) -> dict[str, Any]:
         """Return the arguments of a policy client."""
         return {name: getattr(self, name) for name in ("image_encoding", "jpeg_quality", "resize")}
+
+
+def pixels(text: str | None) -> tuple[int, int] | None:
+    """Return height and width of ``224`` or ``480x640``; ``None`` for ``None``.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if found is None or "0" in (found[1], found[2]):
+        raise ConfigurationError(
+            f"image_size is {text!r}, expected pixels: 224, or height x width as in 480x640"
+        )
+    return int(found[1]), int(found[2] or found[1])
 
 
 def tls_context(

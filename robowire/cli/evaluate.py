@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.command import Program
-from robowire.cli.connection_flags import open_server_client
+from robowire.cli.connection_flags import open_server_client, pixels
 from robowire.cli.direct_policy import DirectPolicyClient
 from robowire.cli.evaluation_flags import EpisodeServersFlags, EvaluateFlags, RunFlags
 from robowire.cli.output_folder import check_output_folder, check_writable
@@ -91,6 +91,7 @@ def run_options(flags: RunFlags, simulator: str, task: str) -> dict[str, Any]:
         "robot": flags.robot,
         "controller": flags.controller,
         "camera_names": flags.camera_names,
+        "image_size": pixels(flags.image_size),
     }
 
 

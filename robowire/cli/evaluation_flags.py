@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from robowire.address import join_address
-from robowire.cli.connection_flags import ImageFlags, tls_context
+from robowire.cli.connection_flags import ImageFlags, pixels, tls_context
 from robowire.cli.parser import setting
 from robowire.errors import ConfigurationError
 
@@ -96,6 +96,8 @@ class RunFlags(EpisodeServersFlags):
         robot: Robot, such as Panda; default: the simulator's.
         controller: Controller, such as OSC_POSE; default: the simulator's.
         camera_names: Cameras of the simulator, in the order of the policy's.
+        image_size: Pixels that the simulator renders, 224 or 480x640 (height x width); default: the policy's,
+            and others need --resize.
         policy_options: What a server of another wire (--address openpi://localhost:8000, or gr00t://,
             vla-eval://, lerobot://) does not say of itself, such as --policy_options.chunk_size 16.
     """
@@ -110,6 +112,7 @@ class RunFlags(EpisodeServersFlags):
     robot: str | None = None
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
+    image_size: str | None = None
     policy_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -125,6 +128,10 @@ class RunFlags(EpisodeServersFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if pixels(self.image_size) is not None and not self.resize:
+            raise ConfigurationError(
+                f"image_size is {self.image_size}, and the policy takes its own size: give --resize too"
+            )
         if self.policy_options and self.upstream is None:
             raise ConfigurationError(
                 "policy_options are for servers of other wires: --address openpi://localhost:8000"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from robowire.cli.command import Program
-from robowire.cli.connection_flags import ImageFlags, at_least, open_policy_client
+from robowire.cli.connection_flags import ImageFlags, at_least, open_policy_client, pixels
 from robowire.cli.ping import quantiles
 from robowire.client.policy_client import PolicyClient
-from robowire.errors import ConfigurationError, UnknownMethod
+from robowire.errors import UnknownMethod
 from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
 
@@ -40,12 +39,12 @@ class InferFlags(ImageFlags):
         super().__post_init__()
         at_least(1, num_requests=self.num_requests)
         at_least(0, delay=self.delay, seed=self.seed)
-        _image_size(self.image_size)
+        pixels(self.image_size)
 
 
 def run(flags: InferFlags, program: Program) -> int:
     """Print the time of every answer, a summary and the first action."""
-    size = _image_size(flags.image_size)
+    size = pixels(flags.image_size)
     rng, times = np.random.default_rng(flags.seed), []
     with open_policy_client(flags) as client:
         spec = policy_spec(client)
@@ -91,14 +90,3 @@ def policy_spec(client: PolicyClient) -> PolicySpec:
         return client.spec
     except UnknownMethod:
         return PolicySpec()
-
-
-def _image_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-    if found is None or "0" in (found[1], found[2]):
-        raise ConfigurationError(
-            f"image_size is {text!r}, expected pixels: 224, or height x width as in 480x640"
-        )
-    return int(found[1]), int(found[2] or found[1])

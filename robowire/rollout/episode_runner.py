@@ -157,6 +157,8 @@ class EpisodeRunner:
             SpecMismatch: The task does not fit the policy.
         """
         options, wanted = self._options, self._policy_spec
+        if options.image_size is not None:
+            wanted = replace(wanted, image_height=options.image_size[0], image_width=options.image_size[1])
         self._simulator = self._context.open_simulator()
         self._simulator.select_simulator(options.simulator)
         self.simulator_spec = self._simulator.load_task(

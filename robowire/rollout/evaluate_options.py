@@ -32,6 +32,8 @@ class EvaluateOptions:
         robot: ``None`` means the simulator's default, as for the next.
         controller: For example ``"OSC_POSE"``.
         camera_names: The simulator's cameras, in the policy's order; ``None`` means the policy's names.
+        image_size: Height and width in pixels that the simulator renders; ``None`` means the policy's. Others
+            are for a policy client that resizes.
         overwrite: Whether results that ``output_dir`` holds may be replaced.
         resume: Whether to add to results that ``output_dir`` holds: an episode is run where it is missing, or
             ended with an error. They must be of the same fingerprint, which ``summary.json`` has: policy,
@@ -55,6 +57,7 @@ class EvaluateOptions:
     robot: str | None = None
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
     overwrite: bool = False
     resume: bool = False
     asynchronous: AsyncClock | None = None

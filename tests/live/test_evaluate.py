@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
+import numpy as np
 import psutil
 import pytest
 from client_process import finish, kill_with_workers, start_client
 from raw_client import wait_until
+from seeing_policy import SPEC as SEEING
+from seeing_policy import SeeingPolicy
 
 from robowire.client.simulator_client import SimulatorClient
 from robowire.registry import Entry
@@ -97,6 +101,22 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def number_of_frames(path: Path) -> int:
     return int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])
+
+
+def test_a_policy_sees_its_own_size_of_what_is_rendered_larger(tmp_path: Path) -> None:
+    spec = replace(SEEING, state_dim=2, action_dim=7, ctrl_space=None, ctrl_type=None)
+    policy = SeeingPolicy(replace(spec, action_dim=3, ctrl_space="ee", ctrl_type="delta"))
+    policy.infer = lambda observations: (  # type: ignore[method-assign]
+        policy.seen.extend(observations) or np.zeros((len(observations), 5, 3), np.float32)
+    )
+    with running_server(policy) as server:
+        port, short = str(server.address[1]), ("--max_episode_steps", "3", "--record_video", "off")
+        _, stderr = run(port, tmp_path, *short, "--image_size", "96x128", code=2, episodes=1)
+        assert "image_size is 96x128, and the policy takes its own size: give --resize too" in stderr
+        run(port, tmp_path, *short, "--image_size", "96x128", "--resize", episodes=1)
+    assert {observation.image.shape for observation in policy.seen} == {(2, 3, 48, 64)}
+    assert summary(tmp_path)["simulator"]["image_width"] == 128
+    assert summary(tmp_path)["fingerprint"]["image_size"] == [96, 128]
 
 
 def test_an_evaluation_is_counted_recorded_and_written_down(port: str, tmp_path: Path) -> None:

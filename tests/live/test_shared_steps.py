@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from raw_client import wait_until
 from same_values import require_same
 
 from robowire.client.shared_replies import SharedReplies
@@ -213,3 +214,18 @@ def test_what_is_no_sealed_memory_is_not_read_by_a_client() -> None:
             os.close(descriptor)
             pytest.fail("the descriptor was left open")
     replies.close()
+
+
+def test_a_client_that_leaves_without_a_word_leaves_no_memory(server: SimulatorServer) -> None:
+    def memories() -> list[str]:
+        links = []
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the folder's own
+                links.append(os.readlink(f"/proc/self/fd/{name}"))
+        return [link for link in links if "memfd" in link]
+
+    client = SimulatorClient("unix:s", reconnect_s=0)
+    begin(client)
+    client.step(ACTIONS[0])
+    client._session._session.close()
+    wait_until(lambda: not memories())

@@ -172,6 +172,8 @@ class SimulatorService(Service[SimulatorClientSession]):
 
     def close_session(self, session: SimulatorClientSession) -> None:
         """End the simulator, or keep it for a client that resumes the session."""
+        session.in_memory = None  # now, and not when the collector finds the session: it holds a descriptor
+        session.slots.clear()
         simulation = session.simulation
         if simulation.owner is session:  # otherwise another client has it, and may be using it
             with simulation.lock:

@@ -194,11 +194,17 @@ class ZmtpConnection:
         if not self._using.acquire(blocking=False):
             return
         try:
-            while self._broken is None and not self.decoder.message_begun and self.stream.wait_readable(0):
-                received = self.stream.recv_into(self.decoder.get_buffer(), _HEARTBEAT_S)
-                if not received:
+            while self._broken is None and not self.decoder.message_begun:
+                event: object = None
+                if self.decoder.ahead:
+                    event = self.decoder.read_ahead()
+                elif self.stream.wait_readable(0):
+                    received = self.stream.recv_into(self.decoder.get_buffer(), _HEARTBEAT_S)
+                    if not received:
+                        break
+                    event = self.decoder.buffer_updated(received)
+                else:
                     break
-                event = self.decoder.buffer_updated(received)
                 if isinstance(event, Command):
                     self._answer_command(event)
         except ProtocolError as exc:
@@ -210,11 +216,15 @@ class ZmtpConnection:
 
     def _read(self, until: float) -> tuple[bool, Signature | Greeting | Command | Message | None]:
         """Read once; return whether the stream goes on, and what is complete now."""
-        received = self.stream.recv_into(self.decoder.get_buffer(), max(until - time.monotonic(), 1e-3))
+        decoder = self.decoder
+        if decoder.ahead:
+            return True, decoder.read_ahead()
+        left_s = max(until - time.monotonic(), 1e-3)
+        received = self.stream.recv_into(decoder.get_buffer(), left_s, whole=decoder.in_body)
         if not received:
-            self.decoder.receive_eof()
+            decoder.receive_eof()
             return False, None
-        return True, self.decoder.buffer_updated(received)
+        return True, decoder.buffer_updated(received)
 
     def _answer_command(self, event: Command) -> None:
         # The rest of the protocol's commands are of other sockets, or answers to what is not sent here.

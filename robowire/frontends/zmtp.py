@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robowire.errors import FrameTooLarge, RemoteProtocolError, TruncatedFrame
+from robowire.wire.framing import is_free
 from robowire.wire.pickle.writer import Buffer
 from robowire.wire.text_safety import quoted
 
@@ -47,6 +48,14 @@ _MAX_COMMAND = 4096
 
 # Memory follows the bytes that came, not those that were announced: see robowire.wire.framing.
 _FIRST_STEP = 1024 * 1024
+
+# A REQ client's request begins with an empty frame and the header of a long one. A client that has sent one
+# is expected to send another of the same length, whose beginning is received in one piece.
+_BEGINNING = b"\x01\x00\x02"
+_BEGINNING_LENGTH = len(_BEGINNING) + 8
+
+# A body of these sizes is kept for the next one, once nobody holds it any more, as the native wire's are.
+_KEPT_MIN, _KEPT_MAX = 32 * 1024, 8 * 1024 * 1024
 _GROWTH = 8
 
 
@@ -164,7 +173,8 @@ class ZmtpDecoder:
     """Cut one peer's byte stream into its greeting, commands and messages.
 
     The decoder lends the buffer and the transport fills it, as :class:`robowire.wire.framing.FrameDecoder`
-    does; it never asks for a byte beyond the current frame.
+    does. It asks for bytes beyond the current frame only where a message is expected to begin as the one
+    before it. What came then and does not fit is :attr:`ahead`, to be read before anything is received.
 
     Args:
         max_payload: Largest message to accept, in bytes, all its frames together. Checked before memory is
@@ -180,18 +190,36 @@ class ZmtpDecoder:
         self._length = -1  # of the current frame; -1 while its header is incomplete
         self._body = bytearray()
         self._longest = 0  # frame of a message so far
+        self._beginning = b""  # of the message before, where it was a REQ client's with a long body
+        self._guesses = False  # the buffer is that of the beginning of a message
+        self._ahead = b""
+        self._kept: list[bytearray] = []  # the body before, whose memory the next one may use
         self._buffer = memoryview(bytearray(len(SIGNATURE)))
         self._filled = 0
 
     @property
+    def ahead(self) -> bool:
+        """Whether bytes were received that :meth:`read_ahead` has to process before others are."""
+        return bool(self._ahead)
+
+    @property
+    def in_body(self) -> bool:
+        """Whether all of :meth:`get_buffer` is needed: it is a part of the current frame."""
+        return self._length > 0
+
+    @property
     def message_begun(self) -> bool:
         """Whether the next bytes belong to a message, not to a command."""
-        return bool(self._frames) or (self._length >= 0 and not self._flags & _COMMAND)
+        return (
+            bool(self._frames)
+            or (self._length >= 0 and not self._flags & _COMMAND)
+            or (self._guesses and self._filled > 0)
+        )
 
     @property
     def mid_message(self) -> bool:
         """Whether a frame or a message has begun and is not complete."""
-        return bool(self._frames) or self._length >= 0 or self._filled > 0
+        return bool(self._frames) or self._length >= 0 or self._filled > 0 or bool(self._ahead)
 
     @property
     def envelope(self) -> list[bytearray]:
@@ -213,6 +241,9 @@ class ZmtpDecoder:
             RemoteProtocolError: It is not ZMTP 3.
         """
         self._filled += nbytes
+        if self._guesses:
+            self._beginning_updated()
+            return None
         if self._greeting is not None:
             return self._greeting_updated()
         if self._filled < len(self._buffer):
@@ -226,6 +257,20 @@ class ZmtpDecoder:
             self._body, self._buffer = grown, memoryview(grown)
             return None
         return self._frame_complete()
+
+    def read_ahead(self) -> Command | Message | None:
+        """Process the next of the bytes that are :attr:`ahead`, and return as :meth:`buffer_updated` does.
+
+        Raises:
+            RemoteProtocolError: As it does.
+        """
+        buffer = self.get_buffer()
+        taken = self._ahead[: len(buffer)]
+        self._ahead = self._ahead[len(taken) :]
+        buffer[: len(taken)] = taken
+        event = self.buffer_updated(len(taken))
+        assert not isinstance(event, (Signature, Greeting))
+        return event
 
     def receive_eof(self) -> None:
         """Process the end of the stream.
@@ -270,11 +315,36 @@ class ZmtpDecoder:
             raise FrameTooLarge(self._size + length, self.max_payload)
         elif len(self._frames) >= _MAX_FRAMES:
             raise RemoteProtocolError(f"a message has more than {_MAX_FRAMES} frames")
-        self._length = length
-        # A peer that has sent a message of this size gets a buffer for another one at once.
-        self._body = bytearray(min(length, max(_FIRST_STEP, self._longest)))
-        self._buffer, self._filled = memoryview(self._body), 0
+        self._begin_body(length)
         return length == 0
+
+    def _begin_body(self, length: int) -> None:
+        self._length = length
+        kept = self._kept
+        if kept and len(kept[0]) == length and is_free(kept):
+            self._body = kept.pop()
+        else:
+            if length >= _KEPT_MIN:
+                kept.clear()
+            # A peer that has sent a message of this size gets a buffer for another one at once.
+            self._body = bytearray(min(length, max(_FIRST_STEP, self._longest)))
+        self._buffer, self._filled = memoryview(self._body), 0
+
+    def _beginning_updated(self) -> None:
+        """Begin the body of a message that is expected, or process what came instead as any bytes."""
+        came = bytes(self._buffer[: self._filled])
+        length = len(self._beginning)
+        if not self._beginning.startswith(came):
+            self._guesses = False
+            self._ahead = came + self._ahead
+            self._expect(2)
+        elif self._filled == length:
+            self._guesses = False
+            size = _LENGTH.unpack(came[-8:])[0]
+            self._frames, self._flags = [bytearray()], _LONG
+            if size > self.max_payload:
+                raise FrameTooLarge(size, self.max_payload)
+            self._begin_body(size)
 
     def _frame_complete(self) -> Command | Message | None:
         body, flags = self._body, self._flags
@@ -290,6 +360,12 @@ class ZmtpDecoder:
         if flags & _MORE:
             return None
         frames, self._frames, self._size = self._frames, [], 0
+        if len(frames) == 2 and not frames[0] and flags & _LONG:
+            if _KEPT_MIN <= len(body) <= _KEPT_MAX:
+                self._kept.append(body)
+            self._beginning = _BEGINNING + _LENGTH.pack(len(body))
+            self._guesses = True
+            self._expect(_BEGINNING_LENGTH)
         return Message(frames)
 
     def _expect(self, length: int, begun: bytes = b"") -> None:

@@ -21,6 +21,7 @@ from robowire.frontends.zmtp import (
     ready_command,
 )
 
+LONG = [bytearray(b"l" * 300)]
 STREAM = b"".join(
     [
         greeting(),
@@ -28,6 +29,17 @@ STREAM = b"".join(
         *message([bytearray(b"id"), bytearray()], [b"body", b"", b"x" * 300]),
         command(b"PING", b"\0\0ctx"),
         *message([bytearray()], []),
+        # Each long one lets the decoder expect another.
+        *(*message([bytearray()], LONG), *message([bytearray()], LONG), *message([bytearray()], LONG)),
+        *message([bytearray()], [b"short"]),
+        *message([bytearray()], LONG),
+        command(b"PING", b"\0\0"),
+        *message([bytearray()], LONG),
+        *message([bytearray()], []),
+        *message([bytearray()], [b"x" * 301]),
+        *message([bytearray()], [b"x" * 302]),
+        *message([bytearray(b"id"), bytearray()], LONG),
+        *message([bytearray()], LONG),
     ]
 )
 EVENTS = [
@@ -37,13 +49,28 @@ EVENTS = [
     Message([bytearray(b"id"), bytearray(), bytearray(b"body" + b"x" * 300)]),
     Command(b"PING", b"\0\0ctx"),
     Message([bytearray(), bytearray()]),
+    *[Message([bytearray(), *LONG])] * 3,
+    Message([bytearray(), bytearray(b"short")]),
+    Message([bytearray(), *LONG]),
+    Command(b"PING", b"\0\0"),
+    Message([bytearray(), *LONG]),
+    Message([bytearray(), bytearray()]),
+    Message([bytearray(), bytearray(b"x" * 301)]),
+    Message([bytearray(), bytearray(b"x" * 302)]),
+    Message([bytearray(b"id"), bytearray(), *LONG]),
+    Message([bytearray(), *LONG]),
 ]
 
 
 def decode(data: bytes, size: int = 1 << 20, max_payload: int = 1000) -> list[Any]:
     """Feed at most ``size`` bytes at a time, and never more than is asked for."""
     decoder, events = ZmtpDecoder(max_payload), []
-    while data:
+    while data or decoder.ahead:
+        if decoder.ahead:
+            event = decoder.read_ahead()
+            if event is not None:
+                events.append(event)
+            continue
         buffer = decoder.get_buffer()
         taken = min(size, len(buffer), len(data))
         buffer[:taken] = data[:taken]
@@ -96,3 +123,45 @@ def test_properties_are_read_whatever_case_their_names_have() -> None:
         if end != 19:  # behind the first property
             with pytest.raises(RemoteProtocolError):
                 parse_ready(data[:end])
+
+
+def test_a_body_is_received_where_the_one_before_it_was_unless_somebody_holds_it() -> None:
+    def receive(decoder: ZmtpDecoder, data: bytes) -> Message:
+        while True:
+            buffer = decoder.get_buffer()
+            taken = min(len(buffer), len(data))
+            buffer[:taken] = data[:taken]
+            data = data[taken:]
+            event = decoder.buffer_updated(taken)
+            if isinstance(event, Message):
+                return event
+
+    decoder = ZmtpDecoder(1 << 20)
+    decode_greeting = b"".join([greeting(), ready_command("REQ")])
+    while decode_greeting:
+        taken = len(decoder.get_buffer())
+        decoder.get_buffer()[:taken] = decode_greeting[:taken]
+        decode_greeting = decode_greeting[taken:]
+        decoder.buffer_updated(taken)
+    data = b"".join(message([bytearray()], [b"x" * 70_000]))
+    kept = receive(decoder, data).frames[1]
+    event = receive(decoder, data)
+    assert event.frames[1] is not kept
+    where = id(event.frames[1])
+    del event
+    assert id(receive(decoder, data).frames[1]) == where
+
+
+def test_a_request_larger_than_its_client_may_send_is_refused_though_one_like_it_was_taken() -> None:
+    decoder = ZmtpDecoder(1000)
+    for data in (greeting(), ready_command("REQ"), b"".join(message([bytearray()], LONG))):
+        while data:
+            taken = min(len(decoder.get_buffer()), len(data))
+            decoder.get_buffer()[:taken] = data[:taken]
+            data = data[taken:]
+            decoder.buffer_updated(taken)
+    decoder.max_payload = 100
+    decoder.get_buffer()[:11] = b"".join(message([bytearray()], LONG))[:11]
+    with pytest.raises(FrameTooLarge, match=r"^frame of 300 bytes exceeds the limit of 100 bytes$"):
+        decoder.buffer_updated(11)
+    assert decoder.envelope == [b""]

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import open_server_client, pixels
+from robowire.cli.dashboard import evaluation_page
 from robowire.cli.direct_policy import DirectPolicyClient
 from robowire.cli.evaluation_flags import EpisodeServersFlags, EvaluateFlags, RunFlags
 from robowire.cli.output_folder import check_output_folder, check_writable
@@ -69,6 +70,9 @@ _RULES = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_
 # Flags whose values are secrets.
 _TOKEN = r"(?:(?:simulator[_-])?(?:auth[_-])?|policy[_-]options\.)token"
 
+# Connections of pages that show the evaluation.
+_DASHBOARDS = 2
+
 # With more late steps than this share, a latency costs fewer steps than it says.
 _LATE_SHARE = 0.05
 
@@ -113,7 +117,12 @@ def run(flags: EvaluateFlags, program: Program) -> int:
         check_output_folder(_options(flags, simulator, names[0], folder))
     check_writable(folder)
     run_one = _TaskRunner(flags, simulator, policy_opener(flags, program))
-    with simulator_server(program, flags, simulator, num_envs=flags.num_envs) as address:
+    with ExitStack() as stack:
+        address = stack.enter_context(simulator_server(program, flags, simulator, num_envs=flags.num_envs))
+        page = stack.enter_context(evaluation_page(flags, address, folder))
+        if page is not None:
+            sys.stdout.write(f"dashboard    {page}\n")
+            sys.stdout.flush()
         if not several:
             try:
                 finished = bool(run_one(names[0], folder, address)["episodes"])
@@ -460,7 +469,7 @@ def simulator_server(
         port=0,
         unix_socket=None,
         max_sessions=sessions,
-        max_connections=sessions,
+        max_connections=sessions + _DASHBOARDS,
         drain_s=2.0,
         token=flags.simulator_token,
         # It is reached by the loopback only.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from robowire.address import join_address
 from robowire.cli.connection_flags import ImageFlags, pixels, tls_context
 from robowire.cli.parser import setting
+from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class RunFlags(EpisodeServersFlags):
 
 
 @dataclass(frozen=True)
-class EvaluateFlags(RunFlags):
+class EvaluateFlags(DashboardFlags, RunFlags):
     """Flags of ``evaluate``.
 
     Attributes:

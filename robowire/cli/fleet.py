@@ -14,10 +14,12 @@ from robowire.address import parse_address
 from robowire.cli.background_writer import BackgroundWriter
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import TlsFlags
+from robowire.cli.dashboard import server_page
 from robowire.cli.log_lines import JsonFormatter
 from robowire.cli.parser import setting
 from robowire.cli.serve import connection_words, serve
 from robowire.cli.simulator import SimulatorFlags, offered_simulators
+from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError
 from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
@@ -54,16 +56,17 @@ class FleetFlags(SimulatorFlags, FleetOptions):
 
 def run(flags: FleetFlags, program: Program) -> int:
     """Run the fleet until a signal or ``fleet stop``, then let its servers finish."""
-    fleet = make_fleet(flags, program.simulators, program.start_command("server.py"))
-    return serve(
-        fleet,
-        flags,
-        {
-            "try it": lambda host, port: program.example(
-                "server.py", "fleet", "status", "--address", f"{host}:{port}", *connection_words(flags)
-            )
-        },
-    )
+    with server_page(flags) as (flags, page):
+        return serve(
+            make_fleet(flags, program.simulators, program.start_command("server.py")),
+            flags,
+            {
+                "try it": lambda host, port: program.example(
+                    "server.py", "fleet", "status", "--address", f"{host}:{port}", *connection_words(flags)
+                )
+            },
+            page=page,
+        )
 
 
 def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequence[str]) -> FleetServer:
@@ -95,7 +98,14 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
     as_json = any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
     log_format = "json" if as_json else "text"
     command = [*program, "simulator", "--log_level", level, "--log_format", log_format]
-    words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, "port", "token", "insecure", "unix_socket"))
+    own = (
+        "port",
+        "token",
+        "insecure",
+        "unix_socket",
+        *(item.name for item in dataclasses.fields(DashboardFlags)),
+    )
+    words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, *own))
     output = BackgroundWriter(1)
     return FleetServer(
         flags,

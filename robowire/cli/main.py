@@ -42,7 +42,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "simulator, doctor, fleet": "ROBOWIRE_SIM",
     "fleet status, fleet scale, fleet stop": "ROBOWIRE_FLEET",
     "ping, info, infer, bench, debug, replay, evaluate, lerobot-eval, compare, merge, "
-    "report, sweep": "ROBOWIRE_CLIENT",
+    "report, dashboard, sweep": "ROBOWIRE_CLIENT",
 }
 
 SERVER_COMMANDS: Mapping[str, Command] = {
@@ -177,6 +177,14 @@ CLIENT_COMMANDS: Mapping[str, Command] = {
         run="robowire.cli.report:run",
         env_prefix="ROBOWIRE_CLIENT",
         extra="report",
+        python=(3, 10),
+    ),
+    "dashboard": Command(
+        "serve a page that shows servers, live images and an evaluation",
+        options="robowire.cli.dashboard:DashboardCommandFlags",
+        run="robowire.cli.dashboard:run",
+        env_prefix="ROBOWIRE_CLIENT",
+        extra="dashboard",
         python=(3, 10),
     ),
     "sweep": Command(

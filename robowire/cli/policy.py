@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from robowire.cli.command import Program
+from robowire.cli.dashboard import server_page
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
+from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.interfaces import Policy, PolicyOptions
@@ -24,7 +26,7 @@ __all__ = ["PolicyFlags", "make_policy_server", "run"]
 
 
 @dataclass(frozen=True)
-class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions):
+class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions, DashboardFlags):
     """Flags of ``policy``.
 
     Attributes:
@@ -56,17 +58,18 @@ def run(flags: PolicyFlags, program: Program) -> int:
             "package: name your own with --policy module:function"
         )
     keep_freed_memory()
-    server = make_policy_server(flags, program.policies)
     words = connection_words(flags)
-    return serve(
-        server,
-        flags,
-        {
-            "try it": lambda host, port: program.example(
-                "client.py", "infer", "--host", host, "--port", port, *words
-            )
-        },
-    )
+    with server_page(flags) as (flags, page):
+        return serve(
+            make_policy_server(flags, program.policies),
+            flags,
+            {
+                "try it": lambda host, port: program.example(
+                    "client.py", "infer", "--host", host, "--port", port, *words
+                )
+            },
+            page=page,
+        )
 
 
 def _row(name: str, policies: Mapping[str, Entry]) -> Entry:

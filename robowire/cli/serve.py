@@ -16,6 +16,9 @@ from typing import Any
 
 from robowire.address import join_address
 from robowire.cli.background_writer import BackgroundLogHandler, BackgroundWriter
+from robowire.cli.dashboard import ServerPage
+from robowire.dashboard.options import DashboardFlags
+from robowire.serving.log_buffer import LogBuffer
 from robowire.serving.runner import Runner
 from robowire.serving.tcp.options import TcpOptions
 
@@ -77,7 +80,13 @@ _USES = {
 }
 
 
-def serve(server: Runner[Any], options: TcpOptions, examples: Mapping[str, Callable[[str, str], str]]) -> int:
+def serve(
+    server: Runner[Any],
+    options: TcpOptions,
+    examples: Mapping[str, Callable[[str, str], str]],
+    *,
+    page: ServerPage | None = None,
+) -> int:
     """Print the banner, serve until a signal, drain, and return 0. A second SIGINT ends at once.
 
     SIGINT, SIGTERM and SIGHUP (a terminal that closes) drain. Log lines are written by a thread, so that a
@@ -88,7 +97,12 @@ def serve(server: Runner[Any], options: TcpOptions, examples: Mapping[str, Calla
         options: Its options.
         examples: Shell commands by what they are for, each from the server's host and port; the last is
             "try it", which runs as it stands.
+        page: Dashboard to start; ``None`` for none.
     """
+    # For dashboards, this server's own or one elsewhere that asks with the token.
+    server.service.log = LogBuffer()
+    server.service.control = isinstance(options, DashboardFlags) and options.dashboard_control
+    logging.getLogger().addHandler(server.service.log)
     signalled = False
     errors = BackgroundWriter(2)
     for handler in logging.getLogger().handlers[:]:
@@ -118,10 +132,13 @@ def serve(server: Runner[Any], options: TcpOptions, examples: Mapping[str, Calla
         what,
         f"listening on {join_address(host, port)}: {reachable}",
         *frontends,
+        *(() if page is None else (f"dashboard: {page.url}",)),
         *(f"{purpose}: {example(usable[0], str(port))}" for purpose, example in examples.items()),
     ]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
+    if page is not None:
+        page.start(server.address)
     server.serve_forever()
     errors.flush()
     if any(thread.name == "dispatcher" for thread in threading.enumerate()):

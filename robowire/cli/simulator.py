@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from robowire.cli.command import Program
+from robowire.cli.dashboard import server_page
 from robowire.cli.parser import environment_values
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
+from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError
 from robowire.frontends.center.tasks import server_settings
 from robowire.frontends.simulator_frontends import SimulatorFrontendOptions, make_simulator_frontends
@@ -34,7 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags):
+class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags, DashboardFlags):
     """Flags of ``simulator``. Clients may override how a task is built.
 
     Attributes:
@@ -61,23 +63,24 @@ class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags):
 
 def run(flags: SimulatorFlags, program: Program) -> int:
     """Serve until a signal, then drain."""
-    server = make_simulator_server(flags, program.simulators)
     simulator, task = flags.simulator or "robosuite", flags.task or ("Lift" if not flags.simulator else None)
-    return serve(
-        server,
-        flags,
-        {
-            "with a policy server": lambda host, port: program.example(
-                "client.py",
-                *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
-                *connection_words(flags, prefix="--simulator_"),
-                *("--simulator", simulator, *(("--task", task) if task else ())),
-            ),
-            "try it": lambda host, port: program.example(
-                "client.py", "info", "--address", f"{host}:{port}", *connection_words(flags)
-            ),
-        },
-    )
+    with server_page(flags) as (flags, page):
+        return serve(
+            make_simulator_server(flags, program.simulators),
+            flags,
+            {
+                "with a policy server": lambda host, port: program.example(
+                    "client.py",
+                    *("evaluate", "--address", "localhost:5000", "--simulator_address", f"{host}:{port}"),
+                    *connection_words(flags, prefix="--simulator_"),
+                    *("--simulator", simulator, *(("--task", task) if task else ())),
+                ),
+                "try it": lambda host, port: program.example(
+                    "client.py", "info", "--address", f"{host}:{port}", *connection_words(flags)
+                ),
+            },
+            page=page,
+        )
 
 
 def make_simulator_server(flags: SimulatorFlags, simulators: Mapping[str, Entry]) -> SimulatorServer:

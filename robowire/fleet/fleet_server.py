@@ -123,6 +123,9 @@ class FleetService(Service[Session]):
     def _stats(self) -> dict[str, Any]:
         return ok(**self.stats())
 
+    def _get_status(self, session: Session, **params: Any) -> dict[str, Any]:
+        return ok(**self.status(session, **params))
+
     def _get_info(self, session: Session) -> dict[str, Any]:
         return ok(**self.info(session))
 

@@ -30,6 +30,8 @@ __all__ = [
     "STATUS",
     "LimitsMiddleware",
     "error_response",
+    "is_of_another_site",
+    "is_own_host",
     "limited_protocol",
     "offered_token",
     "read_http_body",
@@ -149,11 +151,11 @@ class LimitsMiddleware:
     async def _authorise(self, scope: Scope) -> None:
         """Accept a request with the token, where there is one, that no page of another site sends."""
         headers, service = Headers(scope=scope), self._service
-        if _is_of_another_site(headers):
+        if is_of_another_site(headers):
             raise Unauthenticated("pages of another site may not ask this server")
         if not service.needs_token:
             # A page of another site could have its own name lead here; it can't know a token.
-            if not _is_own_host(headers.get("host", ""), self._allowed_hosts):
+            if not is_own_host(headers.get("host", ""), self._allowed_hosts):
                 raise Unauthenticated(
                     "this server is addressed by an unknown name: use its IP address or localhost, or start "
                     "it with --http_allowed_hosts NAME"
@@ -201,7 +203,7 @@ async def read_http_body(request: Request, *, limit: int, timeout_s: float) -> b
         raise HTTPException(408, f"the body did not come within {timeout_s:g} s") from None
 
 
-def _is_of_another_site(headers: Headers) -> bool:
+def is_of_another_site(headers: Headers) -> bool:
     """Return whether a browser says that a page of another site asks, with its visitor's access."""
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
@@ -212,7 +214,7 @@ def _is_of_another_site(headers: Headers) -> bool:
         return True
 
 
-def _is_own_host(host: str, allowed: tuple[str, ...]) -> bool:
+def is_own_host(host: str, allowed: tuple[str, ...]) -> bool:
     """Return whether a Host header names this server: an address, localhost, this machine, or as allowed."""
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from robowire.address import join_address
 from robowire.serving.metrics import Metrics
 from robowire.serving.service import Service
 
@@ -22,6 +23,11 @@ R = TypeVar("R", bound="Runner[Any]")
 
 # The end of the drain that is reserved for closing connections.
 _CLOSING_S = 0.5
+
+
+def _address(frontend: Frontend) -> str:
+    host, port = frontend.address
+    return join_address(host, port) if port else host
 
 
 class Frontend(Protocol):
@@ -74,6 +80,7 @@ class Runner(Generic[T_co]):
     def __init__(self, service: T_co, frontends: Sequence[Frontend], *, drain_s: float) -> None:
         self.service = service
         self.frontends = tuple(frontends)
+        service.listening = tuple((frontend.name, _address(frontend)) for frontend in self.frontends)
         self._drain_s = drain_s
         # SimpleQueue.put is reentrant, which a signal handler needs; an Event's lock is not.
         self._stop_requests: SimpleQueue[None] = SimpleQueue()

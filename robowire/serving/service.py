@@ -9,13 +9,15 @@ knows how many requests are in hand: a frontend can forget none of these.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
+from robowire.address import is_loopback
 from robowire.chunking import ActionChunk
 from robowire.errors import (
     InternalError,
@@ -25,7 +27,9 @@ from robowire.errors import (
     ShuttingDown,
     Unauthenticated,
 )
+from robowire.serving.log_buffer import LogBuffer
 from robowire.serving.metrics import Metrics
+from robowire.serving.process_memory import memory_of_tree
 from robowire.serving.recorder import Recorder
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.token_guard import TokenGuard
@@ -43,6 +47,9 @@ from robowire.wire.text_safety import printable
 __all__ = ["Exchange", "Service"]
 
 logger = logging.getLogger(__name__)
+
+# Memory is measured again for a dashboard after so many seconds: it takes 5 ms for each gigabyte.
+_MEMORY_S = 10.0
 
 S = TypeVar("S", bound=Session)
 R_co = TypeVar("R_co", covariant=True)
@@ -86,6 +93,9 @@ class Service(ABC, Generic[S]):
         methods: Names of its methods, under which requests are counted; any other counts as ``"unknown"``.
         metrics: As given.
         recorder: Records the sessions; ``None`` for nothing. Set before the service starts.
+        log: Latest log lines, for a dashboard; ``None`` for none. Set before the service starts.
+        control: Whether a dashboard may end sessions. Set before the service starts.
+        listening: Name and address of each frontend; set by the runner.
     """
 
     kind = ""
@@ -101,6 +111,11 @@ class Service(ABC, Generic[S]):
             "requests_in_progress", "Requests that are being answered.", lambda: self.requests_in_hand
         )
         self.recorder: Recorder | None = None
+        self.log: LogBuffer | None = None
+        self.control = False
+        self.listening: tuple[tuple[str, str], ...] = ()
+        self._sessions: dict[int, S] = {}  # connected clients; one operation at a time changes or copies it
+        self._measured_memory = -_MEMORY_S, 0  # when it was measured, in seconds, and bytes
         self._token = token
         self._guard = TokenGuard()
         self._lock = threading.Lock()  # guards the next four
@@ -117,12 +132,14 @@ class Service(ABC, Generic[S]):
         with self._lock:
             number, self._next_id = self._next_id, self._next_id + 1
         session = self._make_session(number, peer, authenticated=self._token is None)
+        self._sessions[number] = session
         self.metrics.session_opened(peer.wire)
         logger.info("%s connected from %s", session, peer.address)
         return session
 
     def close_session(self, session: S) -> None:
         """Free what a session holds. Called once, whatever ended the connection."""
+        self._sessions.pop(session.id, None)
         self.metrics.session_closed(session.peer.wire)
 
     @abstractmethod
@@ -304,6 +321,79 @@ class Service(ABC, Generic[S]):
     def stats(self) -> dict[str, Any]:
         """Return what ``stats`` reports."""
         return self.metrics.snapshot()
+
+    def status(
+        self, session: S, *, images: Sequence[str] = (), log_lines: int = 0, log_level: str = "debug"
+    ) -> dict[str, Any]:
+        """Return what a dashboard shows, for clients that may see everybody's sessions.
+
+        Args:
+            session: Who asks.
+            images: Ids of the sessions whose images are wanted, now and for some seconds.
+            log_lines: Most log lines.
+            log_level: Least important of them.
+
+        Raises:
+            Unauthenticated: There is no token, and the client is on another machine.
+        """
+        self._require_operator(session)
+        session.watches = True
+        return {
+            "kind": self.kind,
+            "info": self.info(),
+            "stats": self.stats(),
+            "listening": [list(entry) for entry in self.listening],
+            "draining": self._draining,
+            "requests_in_hand": self._in_hand,
+            "control": self.control,
+            "pid": os.getpid(),
+            "memory_bytes": self._memory_bytes(),
+            "load": self.load(),
+            "sessions": self.session_rows(),
+            "images": {name: shown for name in images if (shown := self.session_images(name)) is not None},
+            "log": [] if self.log is None else self.log.lines(log_lines, log_level),
+        }
+
+    def load(self) -> dict[str, int]:
+        """Return what waits and what there is room for, by name."""
+        return {}
+
+    def session_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each session, for a dashboard."""
+        return [self._client_row(session) for session in self._clients()]
+
+    def session_images(self, name: str) -> dict[str, Any] | None:
+        """Return the latest images and values of a session, see :meth:`status`; ``None`` where it is none."""
+        return None
+
+    def _memory_bytes(self) -> int:
+        measured, size = self._measured_memory
+        now = time.monotonic()
+        if now - measured > _MEMORY_S:
+            size = memory_of_tree(os.getpid())
+            self._measured_memory = now, size
+        return size
+
+    def _clients(self) -> list[S]:
+        return [session for session in list(self._sessions.values()) if not session.watches]
+
+    def _client_row(self, session: S) -> dict[str, Any]:
+        return {
+            "session": f"client {session.id}",
+            "client": session.peer.address,
+            "frontend": session.peer.wire,
+            "state": "running" if session.activity.steps else "idle",
+            "requests": session.requests,
+            **session.activity.summary(),
+        }
+
+    def _require_operator(self, session: S) -> None:
+        """Accept clients on this machine, and those that sent the token."""
+        if not self.needs_token and not is_loopback(session.peer.address):
+            raise Unauthenticated(
+                "without a token what clients do is shown on the server's own machine only, under the "
+                "address localhost: start the server with --token"
+            )
 
     # -- life ----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from robowire.errors import InvalidParams, Unauthenticated
+from robowire.serving.session_activity import SessionActivity
 from robowire.transport.shared_memory import shared_memory_works
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, ok
@@ -60,6 +61,8 @@ class Session:
         descriptor: What is passed with the next reply, and closed then; ``None`` for nothing.
         layouts: Those that it declared, by their numbers: at most ``MAX_LAYOUTS``.
         reader: Reads the client's pickles.
+        activity: What people see of it.
+        watches: Whether it is a dashboard's, which is not shown itself.
     """
 
     packs: ClassVar[bool] = False
@@ -78,6 +81,8 @@ class Session:
     descriptor: int | None = None
     layouts: dict[int, Any] = field(default_factory=dict)
     reader: TemplateReader = field(default_factory=TemplateReader)
+    activity: SessionActivity = field(default_factory=SessionActivity)
+    watches: bool = False
 
     def __str__(self) -> str:
         return f"client #{self.id}"

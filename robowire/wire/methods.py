@@ -22,8 +22,11 @@ from robowire.wire.text_safety import printable, quoted
 
 __all__ = [
     "FLEET_METHODS",
+    "LOG_LEVELS",
+    "MAX_WATCHED",
     "METHODS",
     "NUMBERED",
+    "POLICY_METHODS",
     "LoadTask",
     "Method",
     "Parameter",
@@ -46,6 +49,10 @@ _MAX_CHUNK = 10_000
 _MAX_ACTION_DIM = 4096
 # An image of 4096 by 4096 pixels is 48 MiB: the largest that fits what clients accept by default.
 _MAX_PIXELS = 4096
+# Sessions whose images one request may ask for, and log lines: what one page shows.
+MAX_WATCHED = 4
+_MAX_LOG_LINES = 500
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def _text(value: Any) -> str:
@@ -111,6 +118,25 @@ def _quality(value: Any) -> int:
     if _count(value) > 100:
         raise TypeError("1 to 100")
     return int(value)
+
+
+def _session_ids(value: Any) -> tuple[str, ...]:
+    names = _texts(value)
+    if len(names) > MAX_WATCHED:
+        raise TypeError(f"a list of at most {MAX_WATCHED} sessions")
+    return names
+
+
+def _lines(value: Any) -> int:
+    if _whole(value) > _MAX_LOG_LINES:
+        raise TypeError(f"0 to {_MAX_LOG_LINES} lines")
+    return int(value)
+
+
+def _log_level(value: Any) -> str:
+    if not (isinstance(value, str) and value in LOG_LEVELS):
+        raise TypeError(f"one of {', '.join(LOG_LEVELS)}")
+    return str(value)
 
 
 def _any(value: Any) -> Any:
@@ -217,6 +243,16 @@ _LOAD_TASK_READERS: Mapping[str, Callable[[Any], Any]] = {
 }
 _LOAD_TASK_DEFAULTS = LoadTask().params()
 _SNAPSHOT_ID = {"snapshot_id": Parameter(_text, _REQUIRED)}
+# What every server reports to a dashboard.
+_GET_STATUS = Method(
+    "get_status",
+    {
+        "images": Parameter(_session_ids, ()),
+        "log_lines": Parameter(_lines, 0),
+        "log_level": Parameter(_log_level, "debug"),
+    },
+    scope="connection",
+)
 
 
 def _table(*methods: Method) -> Mapping[str, Method]:
@@ -294,6 +330,8 @@ METHODS: Mapping[str, Method] = _table(
     Method("get_info", scope="connection", deadline="call", in_worker=True),
     Method("ping"),
     Method("stats"),
+    _GET_STATUS,
+    Method("end_session", {"session": Parameter(_text, _REQUIRED)}, scope="connection"),
     Method("disconnect", scope="session"),
 )
 
@@ -306,7 +344,11 @@ FLEET_METHODS: Mapping[str, Method] = _table(
     Method("get_info", scope="connection"),
     Method("ping"),
     Method("stats"),
+    _GET_STATUS,
 )
+
+# The methods of the policy port that have parameters; the others ignore theirs.
+POLICY_METHODS: Mapping[str, Method] = _table(_GET_STATUS)
 
 # Requests that change a session, which a client may number so that each is executed once.
 NUMBERED: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.numbered)

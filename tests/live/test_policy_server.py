@@ -215,7 +215,7 @@ def test_an_old_client_of_the_act_dialect_gets_a_status(client: RawClient) -> No
             {"method": "pong"},
             "unknown_method",
             "the policy port has no method 'pong'. Did you mean 'ping'? "
-            "Known: hello, ping, get_info, reset, stats",
+            "Known: hello, ping, get_info, reset, stats, get_status",
         ),
         (
             [1, 2],

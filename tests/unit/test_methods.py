@@ -48,7 +48,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
         UnknownMethod,
         "no method is called 'load_tasks'. Did you mean 'load_task'? Known: hello, list_simulators, "
         "select_simulator, list_tasks, load_task, reset, step, step_chunk, render, snapshot, restore, "
-        "verify, list_snapshots, delete_snapshot, fork, resume, renew, get_info, ping, stats, disconnect",
+        "verify, list_snapshots, delete_snapshot, fork, resume, renew, get_info, ping, stats, get_status, "
+        "end_session, disconnect",
     ):
         check_params(Request("load_tasks"))
 

@@ -26,10 +26,11 @@ OLDEST_SUPPORTED = (3, 8)
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 import robowire
-SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers"}
+SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers", "dashboard"}
 SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags",
                    "background_writer", "replay"}
-NEED_EXTRAS = {"frontends", "cluster", "gymnasium_env", "remote_env", "remote_vector_env", "carla_env",
+NEED_EXTRAS = {"frontends", "guard", "page", "page_server", "cluster", "gymnasium_env", "remote_env",
+               "remote_vector_env", "carla_env",
                "action_spaces", "evaluate",
                "merge", "report", "report_plots", "sweep", "sweep_plot",
                "compare", "paired", "lerobot_eval", "simulator_contract",
@@ -159,7 +160,7 @@ def test_an_extra_installs_what_the_wheel_can_use(metadata: Message) -> None:
     extras = metadata.get_all("Provides-Extra", [])
     wires = ["act-zmq", "center", "gr00t", "http", "lerobot", "openpi", "vla-eval", "vlastudio"]
     assert sorted(extras) == sorted(
-        [*wires, "config", "evaluate", "images", "plots", "ray", "report", "trainers"]
+        [*wires, "config", "dashboard", "evaluate", "images", "plots", "ray", "report", "trainers"]
     )
 
 

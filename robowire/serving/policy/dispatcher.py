@@ -166,6 +166,11 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Number of observations that wait for the policy."""
+        return len(self._queue)
+
     def submit(
         self,
         observations: Sequence[MetaObs],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from robowire.chunking import ActionChunk
 from robowire.errors import UnknownMethod
 from robowire.images import has_pillow
 from robowire.interfaces import Closable, Foreign, Policy, SessionPolicy
+from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
@@ -21,10 +23,12 @@ from robowire.serving.policy.session_dispatcher import SessionDispatcher
 from robowire.serving.policy.validation import check_observation, observation_kind
 from robowire.serving.recorder import SessionRecording, recorded
 from robowire.serving.service import Service
+from robowire.serving.session_activity import named_images
 from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD
 from robowire.wire.messages import PROTOCOL_VERSION, Request, ok
+from robowire.wire.methods import POLICY_METHODS, check_params
 from robowire.wire.packed import IMAGE_KINDS
 from robowire.wire.packed_policy import PolicyLayout
 from robowire.worker.fingerprint import imported_packages, versions
@@ -34,7 +38,7 @@ __all__ = ["PolicyService", "PolicySession"]
 # The weight of older chunks over newer ones; arXiv 2304.13705, section IV-B.
 ENSEMBLE_K = 0.01
 
-_METHODS = ("hello", "ping", "get_info", "reset", "stats")
+_METHODS = ("hello", "ping", "get_info", "reset", "stats", "get_status")
 
 # What the author of a client must know and no number of the spec says; the long form is the documentation of
 # MetaObs and MetaAction.
@@ -43,6 +47,9 @@ _CONVENTIONS = {
     "units": "radians, metres, seconds",
     "gripper": "last entry of the action: 1 open, 0 closed",
 }
+
+# Of one session on a dashboard.
+_MAX_SHOWN_CAMERAS = 3
 
 # The drain is over when the policy's thread is told to end, so only a policy that hangs is still at work.
 _GIVE_UP_S = 0.5
@@ -152,6 +159,11 @@ class PolicyService(Service[PolicySession]):
         chunk = self.dispatcher.submit(
             request.observations, client=session.id, has_left=session.peer.has_left, kind=request.kind
         )
+        activity = session.activity
+        activity.step(chunk.infer_ms or 0.0)
+        activity.task = request.observations[0].raw_lang
+        if activity.wanted:
+            activity.keep(lambda: self._shown(request.observations[0], chunk))
         actions, raw = chunk.actions[: self._options.chunk_size], None
         timesteps = [observation.timestep for observation in request.observations]
         averages = self._temporal_agg if session.temporal_agg is None else session.temporal_agg
@@ -164,6 +176,37 @@ class PolicyService(Service[PolicySession]):
             actions, raw = actions[:, 0], None if raw is None else raw[:, 0]
         timestep = np.array(timesteps)[:, np.newaxis] if request.batched else timesteps[0]
         return ActionChunk(actions, chunk.ctrl_space, chunk.ctrl_type, raw, timestep, chunk.infer_ms)
+
+    def _shown(self, observation: MetaObs, chunk: ActionChunk) -> dict[str, Any]:
+        """Return copies of what a dashboard shows of an inference; of a batch, its first row."""
+        names = self.dispatcher.spec.camera_names or ()
+        given = observation.image
+        images: Sequence[np.ndarray] = ()
+        if given is not None and given.dtype == np.uint8 and given.ndim == 4 and given.shape[1] == 3:
+            images = list(given[:_MAX_SHOWN_CAMERAS])
+        return {
+            "images": {
+                (names[index] if index < len(names) else f"camera {index}"): image.transpose(1, 2, 0).copy()
+                for index, image in enumerate(images)
+            },
+            "chunk": np.array(chunk.actions[:, 0], np.float32),
+            "state": None if observation.state is None else np.array(observation.state, np.float32),
+            "instruction": str(observation.raw_lang)[:200],
+        }
+
+    def session_images(self, name: str) -> dict[str, Any] | None:
+        """Return the images that a session sent last, and the chunk that answered them."""
+        for session in list(self._sessions.values()):
+            if name == f"client {session.id}":
+                shown = session.activity.want()
+                if not shown:
+                    return {"images": {}, "message": "images are shown from its next request on"}
+                return {**shown, "images": named_images(shown["images"])}
+        return None
+
+    def load(self) -> dict[str, int]:
+        """Return how many observations wait for the policy, and how many may."""
+        return {"queue_depth": self.dispatcher.waiting, "max_waiting": self._options.max_waiting}
 
     def describe(self) -> str:
         """Return one line for a person."""
@@ -257,6 +300,8 @@ class PolicyService(Service[PolicySession]):
             return recorded(self._recording(session), "reset", dict, lambda: self._reset(session))
         if request.method == "stats":
             return ok(**self.stats())
+        if request.method == "get_status":
+            return ok(**self.status(session, **check_params(request, POLICY_METHODS)))
         if request.method == "layout" and request.observations:
             return self._declare(session, request)
         method = request.method[:40]

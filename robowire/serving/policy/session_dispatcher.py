@@ -76,6 +76,11 @@ class SessionDispatcher:
             "queue_depth", "Observations that are at work or wait for their session.", lambda: self._in_hand
         )
 
+    @property
+    def waiting(self) -> int:
+        """Number of observations that are at work or wait for their session."""
+        return self._in_hand
+
     def submit(
         self,
         observations: Sequence[MetaObs],

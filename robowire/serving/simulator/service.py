@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import logging
 import os
 import threading
@@ -19,6 +20,7 @@ from robowire.errors import (
     Overloaded,
     SessionNotFound,
     SimulatorAlreadySelected,
+    Unauthenticated,
 )
 from robowire.interfaces import TaskOptions
 from robowire.registry import Entry, nearest
@@ -35,6 +37,7 @@ from robowire.wire.methods import METHODS, check_params, handlers, methods_of_sc
 from robowire.wire.packed_simulator import StepRequest
 from robowire.wire.pickle.writer import Buffer
 from robowire.wire.shared_reply import SharedReply
+from robowire.wire.text_safety import quoted
 from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["SimulatorClientSession", "SimulatorService"]
@@ -136,6 +139,7 @@ class SimulatorService(Service[SimulatorClientSession]):
         )
         self._changed = threading.Condition()  # guards what follows
         self._running: set[SimulatorSession] = set()
+        self._numbers = itertools.count(1)
         self._closing = False
         self._watch: threading.Thread | None = None  # ends sessions that no client resumed in time
         self.pool = ProcessPool(
@@ -223,6 +227,29 @@ class SimulatorService(Service[SimulatorClientSession]):
 
     def _ping(self) -> dict[str, Any]:
         return ok()
+
+    def _get_status(self, session: SimulatorClientSession, **params: Any) -> dict[str, Any]:
+        return ok(**self.status(session, **params))
+
+    def _end_session(self, asker: SimulatorClientSession, session: str) -> dict[str, Any]:
+        self._require_operator(asker)
+        if not self.control:
+            raise Unauthenticated(
+                "sessions are ended by their clients: start the server with --dashboard_control to end others"
+            )
+        found = self._find_shown(session)
+        if found is None:
+            raise SessionNotFound(f"no session is called {quoted(session, 75)}")
+        logger.info("%s ends %s", asker, session)
+        found.kill()  # a request in hand fails, and its thread lets go of the lock
+        with found.lock:
+            found.close()
+        return ok()
+
+    def _find_shown(self, name: str) -> SimulatorSession | None:
+        with self._changed:
+            found = [session for session in self._running if name == f"simulator {session.number}"]
+        return found[0] if found else None
 
     def _stats(self) -> dict[str, Any]:
         return ok(**self.stats())
@@ -329,6 +356,7 @@ class SimulatorService(Service[SimulatorClientSession]):
             with self._changed:
                 if len(self._running) < self.options.max_sessions:
                     self._running.add(session)
+                    session.number = next(self._numbers)
                     return
             if not self._end_one_detached():
                 raise Overloaded(
@@ -436,6 +464,25 @@ class SimulatorService(Service[SimulatorClientSession]):
         """Return how many simulator sessions are in use, and how many there may be."""
         with self._changed:
             return {"simulator_sessions": len(self._running), "max_sessions": self.options.max_sessions}
+
+    def load(self) -> dict[str, int]:
+        """Return how many simulators run, and how many may."""
+        return self.capacity()
+
+    def session_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each simulator session, and for each client without one."""
+        with self._changed:
+            running = sorted(self._running, key=lambda session: session.number)
+        clients = [session for session in self._clients() if not session.simulation.selected]
+        return [
+            *(session.row() for session in running),
+            *({**self._client_row(session), "state": "no_simulator"} for session in clients),
+        ]
+
+    def session_images(self, name: str) -> dict[str, Any] | None:
+        """Return an image of a simulator session, rendered now."""
+        session = self._find_shown(name)
+        return None if session is None else session.shown()
 
     def stats(self) -> dict[str, Any]:
         """Return what ``stats`` reports."""

@@ -31,6 +31,7 @@ from robowire.interfaces import TaskOptions
 from robowire.registry import Entry, family_and_task, nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.recorder import Recorder, SessionRecording, recorded
+from robowire.serving.session_activity import SessionActivity, image_to_wire
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.process import Answer, SimulatorProcess
 from robowire.serving.simulator.snapshot_store import SnapshotStore
@@ -53,6 +54,12 @@ from robowire.worker.shared_memory import SharedMemory
 __all__ = ["SessionContext", "SimulatorSession"]
 
 logger = logging.getLogger(__name__)
+
+
+# A dashboard waits for so long for a pause between two requests of the client.
+_LOOK_S = 0.5
+# Cameras that show the task to people; others may be on a wrist. Without one the simulator chooses.
+_LOOK_AT = ("agentview", "frontview")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +147,8 @@ class SimulatorSession:
         deadline: When it ends if no request comes, on the clock of :func:`time.monotonic`.
         detached_at: When its connection was lost, on the same clock; ``None`` while it has one, and for
             sessions that need none.
+        number: Counts the service's sessions from 1; 0 before it has a simulator.
+        activity: What people see of it.
     """
 
     def __init__(
@@ -157,6 +166,10 @@ class SimulatorSession:
         self.token: str | None = None
         self.deadline = 0.0
         self.detached_at: float | None = None
+        self.number = 0
+        self.activity = SessionActivity()
+        self._unrendered = ""  # why there is no image of this task
+        self._seen: dict[str, Any] = {"images": {}}  # the last one
         self._context = context
         self._label = label
         self._has_left = has_left
@@ -193,6 +206,72 @@ class SimulatorSession:
             "task": None if spec is None else spec.task,
             "connected": self.owner is not None,
         }
+
+    def row(self) -> dict[str, Any]:
+        """Return what a dashboard shows of it; any thread may call it.
+
+        Its ``state`` is ``"idle"`` without a task, ``"needs_reset"``, ``"running"``, or ``"failed"`` where
+        the simulator's process ended.
+        """
+        process = self._process
+        if process is None or self._spec is None:
+            state = "idle"
+        else:
+            state = "running" if self._not_reset is None else "needs_reset"
+        if process is not None and self._has_died(process):
+            state = "failed"
+        return {
+            "session": f"simulator {self.number}",
+            "client": self._label,
+            "frontend": self._wire,
+            "simulator": self._name,
+            "state": state,
+            "connected": self.owner is not None,
+            "pid": None if process is None else process.pid,
+            "memory_bytes": 0 if process is None else process.memory(),
+            **self.activity.summary(),
+        }
+
+    def _has_died(self, process: SimulatorProcess) -> bool:
+        if process.end is None and self.lock.acquire(blocking=False):  # else a call finds out by itself
+            try:
+                return process.ended()
+            finally:
+                self.lock.release()
+        return process.end is not None
+
+    def shown(self) -> dict[str, Any]:
+        """Return an image of the episode, rendered now, for a dashboard; any thread may call it.
+
+        The simulator renders between two requests of its client, so that only the client of a session that
+        somebody looks at waits. A task that cannot be rendered is not asked again.
+
+        Returns:
+            ``images`` by camera, and ``message`` where there is none.
+        """
+        message = self._unrendered
+        if not message and self.lock.acquire(timeout=_LOOK_S):
+            try:
+                return self._rendered()
+            except RequestError as exc:
+                message = str(exc)
+                if self._begun:
+                    self._unrendered = message
+            finally:
+                self.lock.release()
+        # Busy for longer than a look waits: the image of two seconds ago is better than none.
+        return {**self._seen, "message": message} if message else self._seen
+
+    def _rendered(self) -> dict[str, Any]:
+        spec = self._require_task()
+        if not self._begun:
+            raise NotReset("the episode has not begun")
+        cameras = spec.camera_names or ()
+        camera = next((name for name in _LOOK_AT if name in cameras), None)
+        image = self._call("render", {"camera_name": camera}).read()["image"]
+        shown = {camera or "view": image_to_wire(image)}
+        self._seen = {"images": shown, "instruction": spec.instruction}
+        return self._seen
 
     def execute(
         self, method: str, params: Mapping[str, Any], number: int | None, *, known: int | None = None
@@ -296,6 +375,7 @@ class SimulatorSession:
 
     def touch(self) -> None:
         """Restart the time after which the session ends."""
+        self.activity.touch()
         self.deadline = math.inf if self._lasting else time.monotonic() + self._options.session_timeout_s
 
     def close(self) -> None:
@@ -353,6 +433,7 @@ class SimulatorSession:
             raise InvalidParams("load_task needs 'task_name': no task was selected with the simulator")
         self._spec, self._begun, self._not_reset = None, False, "reset comes before step"
         self._task, self._last_observation = task, None
+        self.activity.task, self._unrendered, self._seen = task.task_name, "", {"images": {}}
         answer = self._load()
         assert self._name is not None
         self._context.task_was_loaded(self._name, task.params())
@@ -368,11 +449,12 @@ class SimulatorSession:
 
     def _step(self, action: Any) -> Answer:
         spec = self._require_episode()
-        return self._advance("step", {"action": check_action(action, spec.action_dim)})
+        return self._advance("step", {"action": check_action(action, spec.action_dim)}, 1)
 
     def _step_chunk(self, actions: Any) -> Answer:
         spec = self._require_episode()
-        return self._advance("step_chunk", {"actions": check_actions(actions, spec.action_dim)})
+        checked = check_actions(actions, spec.action_dim)
+        return self._advance("step_chunk", {"actions": checked}, len(checked))
 
     def _render(self, camera_name: str | None) -> Answer:
         self._require_task()
@@ -508,12 +590,14 @@ class SimulatorSession:
             raise NotReset(self._not_reset)
         return spec
 
-    def _advance(self, method: str, params: Mapping[str, Any]) -> Answer:
+    def _advance(self, method: str, params: Mapping[str, Any], steps: int) -> Answer:
+        begun = time.monotonic()
         try:
             answer = self._call(method, params, known=self._packed)
         except BackendError:  # any other error came before the action was executed
             self._not_reset = "the simulator failed in the middle of the episode: reset begins another"
             raise
+        self.activity.step((time.monotonic() - begun) * 1e3, steps)
         if answer.over:
             self._not_reset = "the episode is over: reset begins the next one"
         return answer

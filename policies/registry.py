@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from robowire.registry import Entry
 
 __all__ = ["POLICIES"]
+
+# Where setup_policy.sh makes environments.
+_ENVIRONMENTS = Path(__file__).resolve().parents[1] / ".venvs"
 
 POLICIES: dict[str, Entry] = {
     "act": Entry(
         "policies.act.policy:make_policy",
         install="./setup_environment.sh",
         summary="Action Chunking with Transformers: checkpoints of ours, the original, LeRobot, ILStudio",
+    ),
+    "lerobot": Entry(
+        "policies.lerobot.policy:make_policy",
+        install="./setup_policy.sh lerobot",
+        python=str(_ENVIRONMENTS / "lerobot" / "bin" / "python"),
+        summary="any policy of the lerobot package with its processors, in an environment of its own",
     ),
     "replay": Entry(
         "policies.replay.policy:make_policy",

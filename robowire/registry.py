@@ -59,6 +59,8 @@ class Entry:
             GL backend on first import and never again.
         summary: One line for listings.
         install: Command that installs what the module imports, where no extra of this project does.
+        python: Interpreter of the environment that this command makes, which a server runs it with, where
+            that is one of its own.
     """
 
     target: str
@@ -66,6 +68,7 @@ class Entry:
     environ: Mapping[str, str] = field(default_factory=dict)
     summary: str = ""
     install: str = ""
+    python: str = ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

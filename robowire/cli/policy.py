@@ -12,7 +12,7 @@ from robowire.cli.dashboard import server_page
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
 from robowire.dashboard.options import DashboardFlags
-from robowire.errors import ConfigurationError, UnknownName
+from robowire.errors import ConfigurationError, MissingDependency, UnknownName
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.interfaces import Policy, PolicyOptions
 from robowire.registry import Entry, entries, load_policy, nearest
@@ -72,6 +72,23 @@ def run(flags: PolicyFlags, program: Program) -> int:
         )
 
 
+def _environment_of(name: str, policies: Mapping[str, Entry]) -> str | None:
+    """Return the interpreter of a policy that has an environment of its own; ``None`` for ours.
+
+    Raises:
+        MissingDependency: Its environment was not made yet.
+    """
+    entry = policies.get(name)
+    if entry is None or not entry.python:
+        return None
+    if not Path(entry.python).exists():
+        raise MissingDependency(
+            f"policy {name!r} runs in an environment of its own, which was not made yet: {entry.install}, "
+            "or name another one that has its packages with --policy_python"
+        )
+    return entry.python
+
+
 def _row(name: str, policies: Mapping[str, Entry]) -> Entry:
     """Return the row of a policy that a process is to load.
 
@@ -108,11 +125,12 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
     listener = listen(flags.host, flags.port)
     policy: Policy
     try:
-        if flags.policy_python is None:
+        python = flags.policy_python or _environment_of(flags.policy, policies)
+        if python is None:
             policy = load_policy(flags.policy, options, policies)
         else:
             policy = start_policy(
-                PolicySource(flags.policy, _row(flags.policy, policies), options, flags.policy_python),
+                PolicySource(flags.policy, _row(flags.policy, policies), options, python),
                 flags,
                 label=f"policy {flags.policy}",
             )

@@ -3,7 +3,7 @@
     lerobot_policies.py TYPE FOLDER INPUTS.npz ACTIONS.npy
 
 INPUTS.npz gets ``images`` uint8 (STEPS, cameras, 3, H, W) and ``state`` (STEPS, 3) of one episode;
-ACTIONS.npy what ``select_action`` and the postprocessor make of them step by step, float32 (STEPS, 2). Before each
+ACTIONS.npy what ``select_action`` and the postprocessor make of them step by step, (STEPS, 2). Before each
 inference torch's generator is seeded as policies/lerobot does it for that timestep.
 """
 

@@ -11,7 +11,10 @@ from typing import Any  # dataclass annotations stay readable on Python 3.8 tool
 
 import numpy as np
 
-__all__ = ["MetaAction", "MetaObs"]
+__all__ = ["OBSERVED", "RTC_FIELDS", "MetaAction", "MetaObs"]
+
+# What a client adds to an observation for real-time chunking.
+RTC_FIELDS = ("prefix", "prefix_raw", "delay")
 
 
 class _Record:
@@ -46,6 +49,13 @@ class MetaObs(_Record):
         pc: Point cloud, float (n, 3), metres.
         raw_lang: The instruction, in words.
         timestep: Step of the episode, from 0; int array (B, 1) in a batch. -1 means the client does not say.
+        prefix: For real-time chunking: the actions that will be executed from this observation on, float
+            (n, action_dim), as the policy answers them. Only the first ``delay`` count.
+        prefix_raw: The same in the model's own space, normalised, where the client has it; it wins.
+        delay: How many actions will have been executed when the reply arrives, at most n; int array (B, 1)
+            in a batch. Counted in actions, never in seconds.
+
+    The three of real-time chunking are no part of a pickle where they are ``None``.
     """
 
     state: np.ndarray | None = None
@@ -57,6 +67,14 @@ class MetaObs(_Record):
     pc: np.ndarray | None = None
     raw_lang: str = ""
     timestep: Any = -1
+    prefix: np.ndarray | None = None
+    prefix_raw: np.ndarray | None = None
+    delay: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields to pickle: those that every peer of this wire knows, and others that are set."""
+        state = self.__dict__
+        return {name: value for name, value in state.items() if value is not None or name not in RTC_FIELDS}
 
     def to_batch(self) -> None:
         """Give every array a leading axis of length 1, in place."""
@@ -94,6 +112,9 @@ class MetaAction(_Record):
         if self.action is not None:
             self.action = self.action[np.newaxis]
 
+
+# The fields that a simulator or a robot fills.
+OBSERVED = tuple(field.name for field in fields(MetaObs) if field.name not in RTC_FIELDS)
 
 # A plain ``pickle.dumps`` in a client must name the address that every peer of this wire resolves.
 MetaObs.__module__ = MetaAction.__module__ = "benchmark.base"

@@ -126,6 +126,9 @@ class PolicySpec(Embodiment):
         temporal_ensemble_coeff: The policy was made to be averaged over time with this coefficient
             (:class:`robowire.chunking.TemporalEnsembler`), and the server does so. ``None`` for a policy
             whose chunks are executed as they are.
+        rtc: Real-time chunking: ``"trained"`` where the policy continues the ``prefix`` of an observation,
+            as it learned to; ``"none"`` where it takes none.
+        rtc_max_delay_steps: Largest ``delay`` that it takes; 0 with ``"none"``.
     """
 
     policy: str = ""
@@ -134,6 +137,8 @@ class PolicySpec(Embodiment):
     dataset_id: str | None = None
     checkpoint: str | None = None
     temporal_ensemble_coeff: float | None = None
+    rtc: str = "none"
+    rtc_max_delay_steps: int = 0
 
 
 @dataclass(frozen=True)

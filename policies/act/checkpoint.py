@@ -384,6 +384,7 @@ def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "dim_feedforward": dim_feedforward,
         "backbone": backbone,
         "pre_norm": "transformer.encoder.norm.weight" in shapes,
+        "rtc_max_delay_steps": shapes.get("prefix_pos_embed.weight", (0,))[0],
     }
 
 

@@ -7,6 +7,7 @@ its state dicts load:
     latent_out_proj, input_proj*        z, qpos and image features -> tokens
     backbones                           an image -> features
     transformer, query_embed, *_head    DETR's encoder and decoder (arXiv 2005.12872): tokens -> a chunk
+    prefix_proj, prefix_pos_embed       ours: actions that are executed meanwhile -> tokens
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class ActSizes:
         activation: A name in ``ACTIVATIONS``.
         dilation: Whether the backbone's last stage dilates its convolutions in the place of a stride of 2;
             for ``resnet50`` and larger ones.
+        rtc_max_delay_steps: Most actions that can be given as the beginning of a chunk; 0 for none.
     """
 
     state_dim: int
@@ -69,13 +71,16 @@ class ActSizes:
     pre_norm: bool = False
     activation: str = "relu"
     dilation: bool = False
+    rtc_max_delay_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name in ("pre_norm", "dilation"):
                 if not isinstance(value, bool):
                     raise ValueError(f"{name} is {value!r}, expected true or false")
-            elif name not in ("backbone", "activation") and (not isinstance(value, int) or value < 1):
+            elif name not in ("backbone", "activation", "rtc_max_delay_steps") and (
+                not isinstance(value, int) or value < 1
+            ):
                 raise ValueError(f"{name} is {value!r}, expected a positive integer")
         for name, known in (("backbone", BACKBONES), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
@@ -86,6 +91,11 @@ class ActSizes:
             raise ValueError(
                 f"dilation needs one of the backbones {', '.join(DILATED)}, not {self.backbone}: "
                 "torchvision has no other either"
+            )
+        delay = self.rtc_max_delay_steps
+        if not isinstance(delay, int) or not 0 <= delay < self.chunk_size:
+            raise ValueError(
+                f"rtc_max_delay_steps is {delay!r}, expected 0 to {self.chunk_size - 1}, less than chunk_size"
             )
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
             raise ValueError(
@@ -186,7 +196,14 @@ class DecoderLayer(nn.Module):
         self.pre_norm = sizes.pre_norm
         self.activation = ACTIVATIONS[sizes.activation]
 
-    def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        is_pad: Tensor | None = None,
+    ) -> Tensor:
         """Return (B, queries, dim) for ``x`` of that shape and ``memory`` (B, tokens, dim)."""
         before = self.pre_norm
         given = self.norm1(x) if before else x
@@ -195,7 +212,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(attended)
         x, given = (x, self.norm2(x)) if before else (self.norm1(x),) * 2
         attended, _ = self.multihead_attn(
-            given + query_position, memory + position, memory, need_weights=False
+            given + query_position, memory + position, memory, key_padding_mask=is_pad, need_weights=False
         )
         x = x + self.dropout(attended)
         x, given = (x, self.norm3(x)) if before else (self.norm2(x),) * 2
@@ -238,10 +255,17 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.run_layers = 1  # LeRobot's checkpoints were trained with all of theirs
 
-    def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        """Return (B, queries, dim)."""
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        is_pad: Tensor | None = None,
+    ) -> Tensor:
+        """Return (B, queries, dim); ``memory`` where ``is_pad`` (B, tokens) is not attended to."""
         for layer in self.layers[: self.run_layers]:
-            x = layer(x, query_position, memory, position)
+            x = layer(x, query_position, memory, position, is_pad)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -257,11 +281,13 @@ class Transformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, tokens: Tensor, position: Tensor, queries: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, position: Tensor, queries: Tensor, is_pad: Tensor | None = None
+    ) -> Tensor:
         """Return (B, chunk, dim) of tokens (B, n, dim) at ``position`` (n, dim), and queries (chunk, dim)."""
-        memory = self.encoder(tokens, position)
+        memory = self.encoder(tokens, position, is_pad)
         start = torch.zeros_like(queries).expand(len(tokens), -1, -1)
-        decoded: Tensor = self.decoder(start, queries, memory, position)
+        decoded: Tensor = self.decoder(start, queries, memory, position, is_pad)
         return decoded
 
 
@@ -291,6 +317,9 @@ class Act(nn.Module):
         self.encoder_joint_proj = nn.Linear(sizes.state_dim, dim)
         self.latent_proj = nn.Linear(dim, 2 * LATENT_DIM)
         self.latent_out_proj = nn.Linear(LATENT_DIM, dim)
+        if sizes.rtc_max_delay_steps:
+            self.prefix_proj = nn.Linear(sizes.action_dim, dim)
+            self.prefix_pos_embed = nn.Embedding(sizes.rtc_max_delay_steps, dim)
         self.pos_table: Tensor
         self.register_buffer("pos_table", _sine_table(2 + sizes.chunk_size, dim))
 
@@ -317,13 +346,24 @@ class Act(nn.Module):
         mu, logvar = self.latent_proj(summary).chunk(2, dim=-1)
         return mu, logvar
 
-    def forward(self, qpos: Tensor, images: Tensor, latent: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        qpos: Tensor,
+        images: Tensor,
+        latent: Tensor | None = None,
+        prefix: Tensor | None = None,
+        delay: Tensor | None = None,
+    ) -> Tensor:
         """Return the next actions, (B, chunk_size, action_dim).
 
         Args:
             qpos: (B, state_dim).
             images: (B, cameras, 3, H, W), from :func:`normalise_images`.
             latent: The style z, (B, 32); ``None`` is its prior mean, zero, as at every inference.
+            prefix: The chunk's first actions, known because they are executed before it arrives, (B, n,
+                action_dim), n at most ``rtc_max_delay_steps``. The network attends to them, and what it
+                answers in their places means nothing. Without them it is the network without this part.
+            delay: int (B,), how many of ``prefix`` count; ``None`` for all.
         """
         batch, cameras = images.shape[:2]
         backbone: Any = self.backbones[0]
@@ -338,5 +378,14 @@ class Act(nn.Module):
             [self.latent_out_proj(latent)[:, None], self.input_proj_robot_state(qpos)[:, None], cells], dim=1
         )
         position = torch.cat([self.additional_pos_embed.weight, grid.repeat(cameras, 1)])
-        actions: Tensor = self.action_head(self.transformer(tokens, position, self.query_embed.weight))
+        is_pad = None
+        if prefix is not None and prefix.shape[1]:
+            given = prefix.shape[1]
+            if delay is not None:
+                is_pad = torch.arange(given, device=qpos.device) >= delay[:, None]
+                is_pad = functional.pad(is_pad, (tokens.shape[1], 0), value=False)
+            tokens = torch.cat([tokens, self.prefix_proj(prefix)], dim=1)
+            position = torch.cat([position, self.prefix_pos_embed.weight[:given]])
+        decoded = self.transformer(tokens, position, self.query_embed.weight, is_pad)
+        actions: Tensor = self.action_head(decoded)
         return actions

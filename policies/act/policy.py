@@ -33,10 +33,12 @@ def split_batch(observations: Sequence[MetaObs], device: torch.device) -> list[l
         # one, an episode is the same whatever else the server answers. Pairs would save 7 % of the time.
         return [[index] for index in range(len(observations))]
     # A checkpoint that does not name its image size takes any, so the sizes in a batch may differ.
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index, observation in enumerate(observations):
         shape = () if observation.image is None else observation.image.shape
-        groups.setdefault(shape, []).append(index)
+        # Of a prefix as many actions count as there are steps of delay.
+        kind = (*shape, observation.delay or 0, observation.prefix_raw is None)
+        groups.setdefault(kind, []).append(index)
     return list(groups.values())
 
 
@@ -71,7 +73,8 @@ class ActPolicy:
 
         Args:
             observations: ``image`` is uint8 (cameras, 3, H, W), RGB, in the spec's order of cameras;
-                ``state`` is float (state_dim,), as the demonstrations recorded it.
+                ``state`` is float (state_dim,), as the demonstrations recorded it. The first ``delay``
+                actions of a ``prefix`` are answered as they are, and continued.
 
         Returns:
             float32 (B, chunk_size, action_dim), not normalised. A fresh array.
@@ -97,11 +100,35 @@ class ActPolicy:
         qpos = torch.from_numpy(normal).to(self.device)
         # Images cross to the device as bytes, a quarter of their floats.
         pixels = normalise_images(torch.from_numpy(images).to(self.device), *self._images)
-        normalised = self._model(qpos, pixels)
+        prefix = _prefix(observations, stats)
+        if prefix is None:
+            normalised = self._model(qpos, pixels)
+        else:
+            given = torch.from_numpy(prefix).to(self.device)
+            normalised = self._model(qpos, pixels, prefix=given)
+            normalised[:, : given.shape[1]] = given
         actions: np.ndarray = normalised.cpu().numpy() * stats.action_std + stats.action_mean
         if isinstance(stats, ClippedStatistics):
             actions = np.clip(actions, stats.action_low, stats.action_high)
         return actions
+
+
+def _prefix(observations: Sequence[MetaObs], stats: Statistics) -> np.ndarray | None:
+    """Return the actions that are executed meanwhile, normalised, float32 (B, delay, action_dim).
+
+    ``None`` without any. The observations share one delay.
+    """
+    delay = observations[0].delay
+    if not delay:
+        return None
+    rows = []
+    for observation in observations:
+        if observation.prefix_raw is not None:
+            rows.append(np.asarray(observation.prefix_raw[:delay], np.float32))
+        else:
+            assert observation.prefix is not None  # the server has checked it
+            rows.append((observation.prefix[:delay] - stats.action_mean) / stats.action_std)
+    return np.stack(rows).astype(np.float32, copy=False)
 
 
 def make_policy(options: PolicyOptions) -> ActPolicy:
@@ -161,6 +188,8 @@ def make_policy(options: PolicyOptions) -> ActPolicy:
         dataset_id=dataset_id,
         checkpoint=checkpoint.digest,
         temporal_ensemble_coeff=checkpoint.temporal_ensemble_coeff,
+        rtc="trained" if sizes.rtc_max_delay_steps else "none",
+        rtc_max_delay_steps=sizes.rtc_max_delay_steps,
     )
     policy = ActPolicy(checkpoint.model, checkpoint.statistics[dataset_id], spec, device, checkpoint.images)
     if spec.image_height is not None and spec.image_width is not None:

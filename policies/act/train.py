@@ -3,6 +3,10 @@
 Demonstrations are HDF5 files, described in ``demonstrations.py``. What they say of the body goes into the
 checkpoint, so that it can be compared with a simulator's.
 
+With ``--rtc_max_delay_steps`` the network also learns real-time chunking at training time (arXiv 2512.05964):
+a random number of the chunk's first actions is given to it, and only the others are learned. See
+``docs/latency.md``.
+
 Every random choice of a step comes from the seed and the step's number, so a resumed training equals an
 unbroken one.
 """
@@ -28,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from policies.act.backbone import BACKBONES
-from policies.act.checkpoint import Checkpoint, replace_file, save_checkpoint
+from policies.act.checkpoint import Checkpoint, load_checkpoint, replace_file, save_checkpoint
 from policies.act.demonstrations import COLORS, Batch, Demonstrations
 from policies.act.model import Act, ActSizes
 from policies.act.policy import select_device
@@ -78,6 +82,8 @@ class TrainOptions:
     kl_weight: float = 10.0
     ema_decay: float = 0.999
     max_shift: int = 4
+    rtc_max_delay_steps: int = 0
+    init_from: str | None = None
     validation_share: float = 0.05
     save_every: int = 1000
     seed: int = 0
@@ -131,6 +137,8 @@ _HELP = {
     "kl_weight": "weight of the KL divergence, added to the L1 loss",
     "ema_decay": "of the average of the weights, which is what is saved; 0 saves the last weights",
     "max_shift": "random shift of each image, in pixels; 0 for none",
+    "rtc_max_delay_steps": "most actions of a chunk that are given in training and not predicted; 0 for none",
+    "init_from": "folder of an ACT checkpoint to begin from: weights of the same name and shape are taken",
     "validation_share": "share of the episodes held out; 0 for none",
     "save_every": "steps between checkpoints and validations",
     "seed": "of every random choice",
@@ -150,6 +158,8 @@ class Training:
         self.frames, self.validation_frames = self._split()
         torch.manual_seed(options.seed)
         self.model = Act(self._sizes(), dropout=options.dropout).to(device).train()
+        if options.init_from is not None:
+            _take_weights(self.model, Path(options.init_from))
         self.average = copy.deepcopy(self.model).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=options.lr, weight_decay=options.weight_decay
@@ -193,15 +203,17 @@ class Training:
             shifts = rng.integers(-options.max_shift, options.max_shift, shape, endpoint=True)
         batch = self.data.batch(frames, options.chunk_size, shifts, self.device)
 
+        delay = self._delays(rng)
+        prefix = None if delay is None else batch.actions[:, : options.rtc_max_delay_steps]
         if options.use_vae:
             mu, logvar = self.model.encode(batch.qpos, batch.actions, batch.is_pad)
             latent = mu + (logvar / 2).exp() * torch.randn_like(mu)
-            l1 = _l1(self.model(batch.qpos, batch.images, latent), batch)
+            l1 = _l1(self.model(batch.qpos, batch.images, latent, prefix, delay), batch, delay)
             # Of N(mu, exp(logvar)) from N(0, 1): Kingma and Welling 2013 (arXiv 1312.6114), appendix B.
             kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1).mean()
             loss: Tensor = l1 + options.kl_weight * kl
         else:
-            loss = _l1(self.model(batch.qpos, batch.images), batch)
+            loss = _l1(self.model(batch.qpos, batch.images, None, prefix, delay), batch, delay)
 
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._schedule(number)
@@ -215,6 +227,17 @@ class Training:
             for averaged, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 averaged.lerp_(parameter, 1 - decay)
         return loss.item()
+
+    def _delays(self, rng: np.random.Generator) -> Tensor | None:
+        """Return how many actions are given for each frame, int (B,): none for half of them, else any number.
+
+        Half, because a policy without latency is asked without a prefix.
+        """
+        longest = self.options.rtc_max_delay_steps
+        if not longest:
+            return None
+        drawn = rng.integers(1 - longest, longest, self.options.batch_size, endpoint=True)
+        return torch.from_numpy(np.maximum(drawn, 0)).to(self.device)
 
     def _schedule(self, number: int) -> float:
         """Return the share of ``lr`` to use: a linear rise, then half a cosine down to zero."""
@@ -350,10 +373,37 @@ def train(options: TrainOptions, *, on_save: Callable[[int], object] = lambda st
     return report
 
 
-def _l1(predicted: Tensor, batch: Batch) -> Tensor:
-    """Return the mean absolute error over the actions that were demonstrated, not the padding."""
+def _l1(predicted: Tensor, batch: Batch, delay: Tensor | None = None) -> Tensor:
+    """Return the mean absolute error over the actions that were demonstrated, not the padding.
+
+    Args:
+        predicted: (B, chunk_size, action_dim).
+        batch: What was demonstrated.
+        delay: int (B,), how many of the first actions were given, and so do not count.
+    """
     error = (predicted - batch.actions).abs().mean(-1)
-    return (error * ~batch.is_pad).sum() / (~batch.is_pad).sum()
+    counts = ~batch.is_pad
+    if delay is not None:
+        counts = counts & (torch.arange(error.shape[1], device=delay.device) >= delay[:, None])
+    return (error * counts).sum() / counts.sum()
+
+
+def _take_weights(model: Act, folder: Path) -> None:
+    """Copy the weights of a checkpoint that ``model`` has in the same shape.
+
+    Raises:
+        ConfigurationError: The folder holds no ACT, or one of another shape.
+    """
+    given = load_checkpoint(folder).model.state_dict()
+    own = model.state_dict()
+    differ = [name for name in own if name in given and given[name].shape != own[name].shape]
+    if differ:
+        name = differ[0]
+        raise ConfigurationError(
+            f"--init_from {folder}: {name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)} "
+            "here: train a network of the same sizes"
+        )
+    model.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
 
 
 def _command(options: TrainOptions) -> list[str]:

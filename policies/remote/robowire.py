@@ -12,12 +12,12 @@ from policies.remote.options import RemoteOptions
 from policies.remote.upstream import make_spec
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import ConfigurationError, UnknownMethod
-from robowire.meta import MetaObs
+from robowire.meta import OBSERVED, MetaObs
 from robowire.specs import PolicySpec
 
 __all__ = ["RobowireUpstream"]
 
-_ARRAYS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
+_ARRAYS = tuple(name for name in OBSERVED if name not in ("raw_lang", "timestep"))
 
 
 class RobowireUpstream:

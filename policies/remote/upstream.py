@@ -78,7 +78,8 @@ class Upstream(Protocol):
         ...
 
 
-_SPEC_NAMES = {item.name for item in fields(PolicySpec)}
+# A prefix is not passed on: the server asked may answer several clients in one batch.
+_SPEC_NAMES = {item.name for item in fields(PolicySpec) if not item.name.startswith("rtc")}
 
 
 def make_spec(options: RemoteOptions, announced: Mapping[str, Any], *, policy: str) -> PolicySpec:

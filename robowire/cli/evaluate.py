@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 _CLOCKS: dict[str, type[AsyncClock]] = {clock.name: clock for clock in (RealClock, VirtualClock)}
 
 # Flags that are fields of AsyncOptions.
-_RULES = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_empty_queue")
+_RULES = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_empty_queue", "rtc")
 
 # Flags whose values are secrets.
 _TOKEN = r"(?:(?:simulator[_-])?(?:auth[_-])?|policy[_-]options\.)token"
@@ -420,7 +420,8 @@ def _acting(options: dict[str, Any]) -> str:
         return f"{options['n_action_steps']} steps a chunk"
     virtual = options["clock"] == "virtual"
     when = ", virtual clock" if virtual else f" added, real time at {options['fps']:g} Hz"
-    return f"async, {options['aggregate_fn_name']}, latency {options['latency_ms']} ms{when}"
+    rtc = ", real-time chunking" if "rtc" in options else ""
+    return f"async, {options['aggregate_fn_name']}{rtc}, latency {options['latency_ms']} ms{when}"
 
 
 def _clock(flags: EvaluateFlags) -> AsyncClock | None:
@@ -431,7 +432,7 @@ def _clock(flags: EvaluateFlags) -> AsyncClock | None:
     """
     given = {
         name: getattr(flags, name)
-        for name in ("clock", "latency_ms", "fps", *_RULES)
+        for name in ("clock", "latency_ms", "fps", *_RULES, "delay_error")
         if getattr(flags, name) is not None
     }
     if flags.mode == "sync":
@@ -440,7 +441,8 @@ def _clock(flags: EvaluateFlags) -> AsyncClock | None:
             raise ConfigurationError(f"only the mode async knows {names}: add --mode async")
         return None
     try:
-        options = AsyncOptions(**{name: given[name] for name in _RULES if name in given})
+        rules = {name: given[name] for name in _RULES if name in given}
+        options = AsyncOptions(**rules, rtc_delay_error=given.get("delay_error", 0))
         load_aggregate_function(options.aggregate_fn_name)
         clock = _CLOCKS[given.get("clock", "real")]
         return clock(options, Latency.parse(given.get("latency_ms", "0")), given.get("fps"))

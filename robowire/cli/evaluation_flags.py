@@ -28,6 +28,7 @@ __all__ = [
 
 _CLOCKS = ("real", "virtual")
 _ON_EMPTY_QUEUE = ("hold", "zero", "wait")
+_RTC = ("none", "trained")
 # A typing error must not delete results.
 _DELETES = setting(suggested=False)
 
@@ -156,6 +157,9 @@ class EvaluateFlags(DashboardFlags, RunFlags):
         aggregate_fn_name: Aggregation of overlapping chunks in the async mode: average, conservative,
             latest_only, weighted_average (default), or module:function.
         on_empty_queue: Action while the queue is empty in the async mode (hold).
+        rtc: Real-time chunking in the async mode: none (default), or trained, for a policy that learned to
+            continue the actions that are executed before its reply.
+        delay_error: Steps added to each delay that real-time chunking sends, as if it was counted wrongly.
         output_dir: Folder for the results; default: outputs/<date-time>-<task>.
         overwrite: Replace results that the folder holds.
         resume: Keep what the folder holds, and run the episodes that are missing or ended with an error.
@@ -174,6 +178,8 @@ class EvaluateFlags(DashboardFlags, RunFlags):
     actions_per_chunk: int | None = None
     aggregate_fn_name: str | None = None
     on_empty_queue: str | None = field(default=None, metadata=setting(choices=_ON_EMPTY_QUEUE))
+    rtc: str | None = field(default=None, metadata=setting(choices=_RTC))
+    delay_error: int | None = None
     output_dir: str | None = None
     overwrite: bool = field(default=False, metadata=_DELETES)
     resume: bool = False
@@ -194,6 +200,9 @@ class SweepFlags(RunFlags):
         actions_per_chunk: Actions used of each chunk, numbers or all.
         fps: Control steps a second; default: the simulator's control_hz.
         on_empty_queue: Action while the queue is empty.
+        rtc: Real-time chunking: none, trained, or both with a comma.
+        delay_error: Steps added to each delay that real-time chunking sends, such as 1,-1: further points, of
+            a delay that is counted wrongly.
         output_dir: Folder for the results; one that holds a part of them is completed.
         overwrite: Replace results that the folder holds.
     """
@@ -204,6 +213,8 @@ class SweepFlags(RunFlags):
     actions_per_chunk: tuple[str, ...] = ("all",)
     fps: float | None = None
     on_empty_queue: str = field(default="hold", metadata=setting(choices=_ON_EMPTY_QUEUE))
+    rtc: tuple[str, ...] = ("none",)
+    delay_error: tuple[str, ...] = ()
     output_dir: str | None = None
     overwrite: bool = field(default=False, metadata=_DELETES)
 

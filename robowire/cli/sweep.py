@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,31 +70,41 @@ def make_points(
     *,
     fps: float | None = None,
     on_empty_queue: str = "hold",
+    rtc: Iterable[str] = ("none",),
+    delay_errors: Iterable[int] = (),
 ) -> list[Point]:
     """Return the mode sync and every combination, all latencies of one combination after each other.
+
+    Errors of the delay are combined with real-time chunking alone, after it without an error.
 
     Raises:
         ConfigurationError: A value cannot be used.
     """
     points = [Point("sync")]
     read = [Latency.parse(text) for text in latencies]
+    ways = [(way, error) for way in rtc for error in (0, *(delay_errors if way != "none" else ()))]
+    if delay_errors and not any(error for _, error in ways):
+        raise ConfigurationError("delay_error is for real-time chunking: add --rtc trained")
     try:
         for function in aggregate_fn_names:
             load_aggregate_function(function)
-            for threshold in chunk_size_thresholds:
-                for actions in actions_per_chunk:
-                    rules = AsyncOptions(
-                        chunk_size_threshold=threshold,
-                        actions_per_chunk=actions,
-                        aggregate_fn_name=function,
-                        on_empty_queue=on_empty_queue,
-                    )
-                    for latency in read:
-                        name = f"{function}_threshold_{threshold:g}_latency_{latency.text}"
-                        name += "" if actions is None else f"_actions_{actions}"
-                        # What is in the name of a function or a file may mean something in a path.
-                        safe = re.sub(r"[^\w.,-]", "-", name)
-                        points.append(Point(safe, VirtualClock(rules, latency, fps)))
+            for threshold, actions, (way, error) in product(chunk_size_thresholds, actions_per_chunk, ways):
+                rules = AsyncOptions(
+                    chunk_size_threshold=threshold,
+                    actions_per_chunk=actions,
+                    aggregate_fn_name=function,
+                    on_empty_queue=on_empty_queue,
+                    rtc=way,
+                    rtc_delay_error=error,
+                )
+                for latency in read:
+                    name = f"{function}_threshold_{threshold:g}_latency_{latency.text}"
+                    name += "" if actions is None else f"_actions_{actions}"
+                    name += "" if way == "none" else f"_rtc_{way}"
+                    name += f"_delay_{error:+d}" if error else ""
+                    # What is in the name of a function or a file may mean something in a path.
+                    safe = re.sub(r"[^\w.,+-]", "-", name)
+                    points.append(Point(safe, VirtualClock(rules, latency, fps)))
     except (ValueError, UnknownName) as exc:
         raise ConfigurationError(str(exc)) from exc
     return list({point.name: point for point in points}.values())
@@ -117,6 +128,8 @@ def figures(point: Point, summary: Mapping[str, Any], rows: Sequence[Mapping[str
         "aggregate_fn_name": None if clock is None else clock.rules.aggregate_fn_name,
         "chunk_size_threshold": None if clock is None else clock.rules.chunk_size_threshold,
         "actions_per_chunk": None if clock is None else clock.rules.actions_per_chunk,
+        "rtc": None if clock is None else clock.rules.rtc,
+        "delay_error": None if clock is None else clock.rules.rtc_delay_error,
         **{
             name: summary[name]
             for name in ("episodes", "successes", "success_rate", "wilson_low", "wilson_high", "errors")
@@ -128,8 +141,15 @@ def figures(point: Point, summary: Mapping[str, Any], rows: Sequence[Mapping[str
         "mean_return": summary["mean_return"],
         "mean_inferences": float(np.mean([row["inferences"] for row in rows])) if rows else None,
         "mean_starved_steps": float(np.mean(starved)) if starved else None,
+        "jump_at_borders": _mean_of(rows, "jump_at_borders"),
+        "jump_within_chunks": _mean_of(rows, "jump_within_chunks"),
         "wall_s": summary["wall_s"],
     }
+
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _mean_ms(latency: Latency) -> float:
@@ -138,7 +158,7 @@ def _mean_ms(latency: Latency) -> float:
 
 def report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Return the table for a person, lines of text."""
-    head = ("", "latency ms", "successes", "95 % interval", "steps to success", "starved")
+    head = ("", "latency ms", "successes", "95 % interval", "steps to success", "starved", "jump")
     table = [head]
     for row in rows:
         table.append(
@@ -149,6 +169,7 @@ def report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
                 f"{row['wilson_low']:.2f} to {row['wilson_high']:.2f}",
                 _number(row["mean_steps_to_success"]),
                 _number(row["mean_starved_steps"]),
+                _number(row["jump_at_borders"], digits=3),
             )
         )
     widths = [max(len(cells[column]) for cells in table) for column in range(len(head))]
@@ -166,11 +187,13 @@ def _way(row: Mapping[str, Any]) -> str:
     if row["mode"] == "sync":
         return "sync"
     actions = "" if row["actions_per_chunk"] is None else f" of {row['actions_per_chunk']}"
-    return f"{row['aggregate_fn_name']}, {row['chunk_size_threshold']:g}{actions}"
+    rtc = "" if row["rtc"] == "none" else ", rtc"
+    error = f" {row['delay_error']:+d}" if row["delay_error"] else ""
+    return f"{row['aggregate_fn_name']}, {row['chunk_size_threshold']:g}{actions}{rtc}{error}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _number(value: float | None, *, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def run(flags: SweepFlags, program: Program) -> int:
@@ -186,6 +209,8 @@ def run(flags: SweepFlags, program: Program) -> int:
         _numbers("actions_per_chunk", flags.actions_per_chunk, int, everything="all"),
         fps=flags.fps,
         on_empty_queue=flags.on_empty_queue,
+        rtc=_words(flags.rtc),
+        delay_errors=_numbers("delay_error", flags.delay_error, int),
     )
     simulator, task = named_task(flags, program)
     flags = replace(flags, simulator=simulator, task=task)

@@ -1,4 +1,4 @@
-"""Plot of a sweep: success rate and steps to success against latency."""
+"""Plot of a sweep: success rate, steps to success and jumps of the action against latency."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Row = Mapping[str, Any]
 def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """Write a PNG.
 
-    A line is a function with a threshold and a number of actions a chunk; bars are 95 % intervals. The mode
-    sync, of which a latency changes no step, is a level of its own.
+    A line is a function with a threshold, a number of actions a chunk, and real-time chunking or none; bars
+    are 95 % intervals. The mode sync, of which a latency changes no step, is a level of its own.
 
     Args:
         rows: Points, as in the sweep's tables.
@@ -37,21 +37,26 @@ def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
         title: Title of the plot.
     """
     # A figure of its own, without pyplot: no display is looked for, and nothing is left behind.
-    figure = Figure(figsize=(10, 4.4), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    jumps = any(row.get("jump_at_borders") is not None for row in rows)
+    figure = Figure(figsize=(14 if jumps else 10, 4.4), dpi=110, layout="constrained")
+    left, right, *more = figure.subplots(1, 3 if jumps else 2)
     _panel(left, rows, "success_rate", "wilson_low", "wilson_high")
     left.set_ylim(0, 1.03)
     left.set_ylabel("success rate")
     _panel(right, rows, "mean_steps_to_success", "steps_low", "steps_high")
     right.set_ylabel("mean steps to success")
     right.margins(y=0.12)
+    for axes in more:
+        _panel(axes, rows, "jump_at_borders")
+        axes.set_ylabel("change of the action where a new chunk begins")
+        axes.set_ylim(bottom=0)
     figure.suptitle(title, fontsize=11)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path)
 
 
-def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str, high: str) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str = "", high: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -59,7 +64,7 @@ def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str, high: str) -> 
     for row in rows:
         if row["mode"] == "sync" and row[value] is not None:
             axes.axhline(row[value], color=_SYNC, linewidth=1.2, linestyle=(0, (4, 3)), label="sync")
-            if row[low] is not None:
+            if row.get(low) is not None:
                 axes.axhspan(row[low], row[high], color=_SYNC, alpha=0.08, linewidth=0)
     points = [row for row in rows if row["mode"] != "sync" and row[value] is not None]
     ticks = sorted({row["latency_ms_mean"] for row in points})
@@ -74,8 +79,8 @@ def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str, high: str) -> 
         shift = gap * _SPREAD * ((index + 0.5) / len(lines) - 0.5)
         ys = [row[value] for row in members]
         # A mean of one success has no interval, and shows none.
-        below = [0.0 if row[low] is None else row[value] - row[low] for row in members]
-        above = [0.0 if row[high] is None else row[high] - row[value] for row in members]
+        below = [0.0 if row.get(low) is None else row[value] - row[low] for row in members]
+        above = [0.0 if row.get(high) is None else row[high] - row[value] for row in members]
         axes.errorbar(
             [row["latency_ms_mean"] + shift for row in members],
             ys,
@@ -90,37 +95,44 @@ def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str, high: str) -> 
 
 
 def _line(row: Row) -> tuple[Any, ...]:
-    return row["aggregate_fn_name"], row["chunk_size_threshold"], row["actions_per_chunk"]
+    rtc = (row.get("rtc") or "none", row.get("delay_error") or 0)
+    return row["aggregate_fn_name"], row["chunk_size_threshold"], row["actions_per_chunk"], rtc
 
 
 class _Styles:
-    """Styles of lines: colours for the first that differs of function, threshold and actions.
+    """Styles of lines: colours for the first that differs of function, threshold, actions and chunking.
 
     Dashes and markers are for the others. In a plot of one function, thresholds have the colours.
     """
 
     def __init__(self, lines: Iterable[tuple[Any, ...]]) -> None:
-        parts = [list(dict.fromkeys(part)) for part in zip(*lines, strict=True)] or [[], [], []]
+        parts = [list(dict.fromkeys(part)) for part in zip(*lines, strict=True)] or [[], [], [], []]
         self._several = [len(values) > 1 for values in parts]
         self._colour = self._several.index(True) if any(self._several) else 0
         self._colours = dict(zip(parts[self._colour], cycle(COLOURS), strict=False))
-        self._dashes = dict(zip(parts[1], cycle(_DASHES if self._colour == 0 else _DASHES[:1]), strict=False))
+        # Dashes are for real-time chunking where there is any, else for thresholds.
+        self._dashed = 3 if self._several[3] and self._colour != 3 else 1
+        dashes = _DASHES if self._colour != self._dashed else _DASHES[:1]
+        self._dashes = dict(zip(parts[self._dashed], cycle(dashes), strict=False))
         self._marker = 2 if self._several[2] else self._colour
         self._markers = dict(zip(parts[self._marker], cycle(MARKERS), strict=False))
 
     def of(self, line: tuple[Any, ...]) -> dict[str, Any]:
         return {
             "color": self._colours[line[self._colour]],
-            "linestyle": self._dashes[line[1]],
+            "linestyle": self._dashes[line[self._dashed]],
             "marker": self._markers[line[self._marker]],
         }
 
     def label(self, line: tuple[Any, ...]) -> str:
         """Return what distinguishes this line from the others."""
-        function, threshold, actions = line
+        function, threshold, actions, (rtc, error) = line
         label = str(function)
         if self._several[1]:
             label += f", threshold {threshold:g}"
         if self._several[2]:
             label += f", {'all actions' if actions is None else f'{actions} actions'}"
+        if self._several[3]:
+            label += ", no real-time chunking" if rtc == "none" else ", real-time chunking"
+            label += f", delay {error:+d}" if error else ""
         return label

@@ -61,7 +61,9 @@ from robowire.registry import nearest
 from robowire.specs import HOLDS
 
 __all__ = [
+    "NO_RTC",
     "ON_EMPTY_QUEUE",
+    "RTC",
     "AsyncController",
     "AsyncOptions",
     "AsyncStatistics",
@@ -71,6 +73,13 @@ __all__ = [
 ]
 
 ON_EMPTY_QUEUE = ("hold", "zero", "wait")
+
+RTC = ("none", "trained")
+
+NO_RTC = (
+    "rtc is 'trained', but the policy has no real-time chunking (get_info says rtc 'none'): "
+    "serve one that was trained with --rtc_max_delay_steps, or leave rtc out"
+)
 
 # How many delays the expectation of the next one is taken from; the paper's own buffer is of this kind.
 _DELAYS_KEPT = 10
@@ -100,6 +109,11 @@ class AsyncOptions:
             the spec of the body that executes it: :func:`robowire.specs.declared_hold`. Choices are never
             averaged. ``None`` where nothing is declared; :class:`robowire.AsyncPolicyClient` then takes what
             the policy declares.
+        rtc: Real-time chunking. ``"trained"`` sends with each observation the actions that will be executed
+            before the reply, to a policy that was trained to continue them; ``"none"`` does not.
+        rtc_max_delay_steps: Most actions of a prefix that the policy takes, as its server's info says;
+            :class:`robowire.AsyncPolicyClient` asks for it. A longer delay is sent as this one.
+        rtc_delay_error: For experiments: added to each delay that is sent, as if it was counted wrongly.
 
     Args:
         when_dry: Older name of ``on_empty_queue``, still accepted; it wins where both are given.
@@ -113,6 +127,9 @@ class AsyncOptions:
     similar_atol: float | None = None
     reply_timeout_steps: int | None = None
     action_hold: tuple[str, ...] | None = None
+    rtc: str = "none"
+    rtc_max_delay_steps: int = 0
+    rtc_delay_error: int = 0
     when_dry: InitVar[str | None] = None
 
     def __post_init__(self, when_dry: str | None) -> None:
@@ -124,6 +141,15 @@ class AsyncOptions:
             hint = nearest(self.on_empty_queue, ON_EMPTY_QUEUE)
             names = ", ".join(ON_EMPTY_QUEUE)
             raise ValueError(f"on_empty_queue is {self.on_empty_queue!r}, expected one of {names}.{hint}")
+        if self.rtc not in RTC:
+            hint = nearest(self.rtc, RTC)
+            raise ValueError(f"rtc is {self.rtc!r}, expected one of {', '.join(RTC)}.{hint}")
+        if self.rtc_max_delay_steps < 0:
+            raise ValueError(f"rtc_max_delay_steps is {self.rtc_max_delay_steps}, expected 0 or more")
+        if self.rtc_delay_error and self.rtc == "none":
+            raise ValueError(
+                f"rtc_delay_error is {self.rtc_delay_error}, but rtc is 'none': no delay is sent"
+            )
         if not (self.fps > 0 and math.isfinite(self.fps)):
             raise ValueError(f"fps is {self.fps}, expected a positive number")
         for name in ("actions_per_chunk", "reply_timeout_steps"):
@@ -152,10 +178,12 @@ class ChunkRequest:
         timestep: Timestep of the action that its chunk begins with: the one of this step, or the next one
             there will be.
         must_go: The queue is empty after this step.
-        prefix: What the latest raw chunk says from ``timestep`` on, float (n, action_dim), n 0 or more;
-            ``None`` before the first chunk. With ``delay``, all that real-time chunking (arXiv 2506.07339)
-            asks of a client: the first ``delay`` of these will be executed before the reply is there.
+        prefix: The queue from ``timestep`` on, float (n, action_dim), n 0 or more; ``None`` before the first
+            chunk. With ``delay``, all that real-time chunking (arXiv 2506.07339) asks of a client: the first
+            ``delay`` of these will be executed before the reply is there.
         delay: Steps to expect until the reply: the longest of the latest 10; ``None`` before the first.
+            Counted in control steps and never read off a clock; where the queue is shorter, all of it will
+            be executed.
     """
 
     number: int
@@ -196,6 +224,9 @@ class AsyncStatistics:
         queue_sizes: Actions in the queue at each step, before that step's one was taken.
         starved_steps: Steps in which it was empty, the wait for the first chunk among them.
         observation_ages: For each executed action, steps since the newest observation that has a part in it.
+        changes: For each executed action, how far it is from the one executed before it: Euclidean, without
+            the gripper, in the action's units; 0 for the first.
+        borders: For each executed action, whether a newer chunk than the last one's has a part in it.
         delays: Steps from each answered observation to its reply.
         aggregated_actions: Actions merged with an earlier one of the same timestep.
         aggregated_steps: Executed actions that more than one chunk has a part in.
@@ -211,6 +242,8 @@ class AsyncStatistics:
     queue_sizes: list[int] = field(default_factory=list)
     starved_steps: int = 0
     observation_ages: list[int] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    borders: list[bool] = field(default_factory=list)
     delays: list[int] = field(default_factory=list)
     aggregated_actions: int = 0
     aggregated_steps: int = 0
@@ -230,8 +263,15 @@ class AsyncStatistics:
             return None
         return float(np.quantile(self.observation_ages, share)) * 1e3 / self.fps
 
+    def jump(self, *, at_borders: bool) -> float | None:
+        """Return the mean of ``changes`` at borders of chunks, or within chunks; ``None`` without any."""
+        chosen = [
+            change for change, is_border in zip(self.changes[1:], self.borders[1:]) if is_border == at_borders
+        ]
+        return float(np.mean(chosen)) if chosen else None
+
     def summary(self) -> dict[str, Any]:
-        """Return plain data for a JSON file: counts, the ages' p50 and p95, the mean size of the queue."""
+        """Return plain data for a JSON file: counts, quantiles of ages, means of queue sizes and changes."""
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {
             **counts,
@@ -239,6 +279,8 @@ class AsyncStatistics:
             "queue_size_mean": float(np.mean(self.queue_sizes)) if self.queue_sizes else None,
             "observation_age_ms_p50": self.observation_age_ms(0.5),
             "observation_age_ms_p95": self.observation_age_ms(0.95),
+            "jump_at_borders": self.jump(at_borders=True),
+            "jump_within_chunks": self.jump(at_borders=False),
             "delay_steps_max": max(self.delays, default=None),
         }
 
@@ -279,12 +321,13 @@ class AsyncController:
         self._queue.clear()
         self._in_flight: ChunkRequest | None = None
         self._answered = -1  # number of the latest request whose reply was taken
-        self._raw: tuple[int, np.ndarray] | None = None  # timestep, chunk
+        self._raw: np.ndarray | None = None  # the latest chunk
         self._sent_state: np.ndarray | None = None
         self._last: MetaAction | None = None  # executed
         self._step = -1  # the latest step this controller was asked about
         self._acted = False  # whether that step has had its action
         self._counted = -1  # the latest step in the statistics
+        self._newest = -1  # observed_at of the action executed last
         self._ctrl = ("", "")
         self.statistics = AsyncStatistics(self.options.fps)
 
@@ -325,20 +368,38 @@ class AsyncController:
             self.statistics.filtered += 1
             return None
         self._sent_state = state
-        timestep = self._queue.next_timestep
         self._in_flight = ChunkRequest(
             number=self._requests,
             episode=self._episode,
             step=step,
-            timestep=timestep,
+            timestep=self._queue.next_timestep,
             must_go=must_go,
-            prefix=None if self._raw is None else self._raw[1][timestep - self._raw[0] :],
+            prefix=self._prefix(),
             delay=max(self._delays, default=None),
         )
         self._requests += 1
         self.statistics.requests += 1
         self.statistics.must_go_requests += must_go
         return self._in_flight
+
+    def fill(self, observation: MetaObs, request: ChunkRequest) -> MetaObs:
+        """Return the observation to send for a request: a copy that shares its arrays.
+
+        ``timestep`` is the step, and with real-time chunking ``prefix`` and ``delay`` are set. All prefixes
+        have ``rtc_max_delay_steps`` rows, those behind the queue's end zero, so that packed requests have one
+        layout.
+        """
+        options = self.options
+        delay = 0
+        if options.rtc != "none" and request.prefix is not None and request.delay is not None:
+            most = min(len(request.prefix), options.rtc_max_delay_steps)
+            delay = min(max(request.delay + options.rtc_delay_error, 0), most)
+        if not delay:
+            return replace(observation, timestep=request.step)
+        assert request.prefix is not None
+        prefix = np.zeros((options.rtc_max_delay_steps, request.prefix.shape[1]), request.prefix.dtype)
+        prefix[:most] = request.prefix[:most]
+        return replace(observation, timestep=request.step, prefix=prefix, delay=delay)
 
     def deliver(self, request: ChunkRequest, chunk: ActionChunk, step: int) -> Delivery | None:
         """Take the reply to a request.
@@ -371,14 +432,14 @@ class AsyncController:
         merge = self._queue.merge(request.timestep, actions, observed_at=request.step)
         self._answered = request.number
         self._longest_chunk = max(self._longest_chunk, len(actions))
-        self._raw = (request.timestep, chunk.actions if chunk.raw_actions is None else chunk.raw_actions)
+        self._raw = chunk.actions if chunk.raw_actions is None else chunk.raw_actions
         self._ctrl = (chunk.ctrl_space, chunk.ctrl_type)
         delay = step - request.step
         self._delays.append(delay)
         self.statistics.delays.append(delay)
         self.statistics.aggregated_actions += merge.aggregated
         self.statistics.dropped_actions += merge.dropped
-        return Delivery(request, delay, self._raw[1], self._queue.peek(), merge)
+        return Delivery(request, delay, self._raw, self._queue.peek(), merge)
 
     def lost(self, request: ChunkRequest) -> None:
         """Give a request up, so that the next observation is sent. A reply may be delivered after all."""
@@ -417,6 +478,12 @@ class AsyncController:
     def _queued_action(self, step: int) -> MetaAction:
         taken = self._queue.pop()
         self.statistics.observation_ages.append(step - taken.observed_at)
+        last = None if self._last is None else self._last.action
+        # The last entry is the gripper, which opens and closes at once whatever the chunks do.
+        change = 0.0 if last is None else float(np.linalg.norm((taken.action - last)[:-1]))
+        self.statistics.changes.append(change)
+        self.statistics.borders.append(last is not None and taken.observed_at != self._newest)
+        self._newest = taken.observed_at
         self.statistics.aggregated_steps += taken.chunks > 1
         self._last = MetaAction(*self._ctrl, action=taken.action)
         return replace(self._last, action=taken.action.copy())
@@ -433,6 +500,13 @@ class AsyncController:
         else:
             action[list(self._zeros)] = 0
         return replace(self._last, action=action)
+
+    def _prefix(self) -> np.ndarray | None:
+        """Return the actions that will be executed if nothing arrives, (n, action_dim)."""
+        if self._raw is None:
+            return None
+        queued = self._queue.peek()
+        return np.stack(queued) if queued else self._raw[:0]
 
     def _left(self) -> int:
         """Return how many actions are in the queue without the one of this step."""

@@ -27,6 +27,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.client.async_controller import (
+    NO_RTC,
     AsyncController,
     AsyncOptions,
     AsyncStatistics,
@@ -35,6 +36,7 @@ from robowire.client.async_controller import (
 )
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import (
+    ConfigurationError,
     LocalProtocolError,
     Overloaded,
     RequestTimeout,
@@ -189,14 +191,15 @@ class AsyncPolicyClient:
             TransportError: The server cannot be reached: that it is there at the start is expected.
             RequestError: It refuses the session.
             ConfigurationError: ``on_empty_queue`` is ``"hold"``, but neither ``options`` nor the policy says
-                what stands still.
+                what stands still; or ``rtc`` is ``"trained"``, and the policy has no real-time chunking.
         """
         if self._process != os.getpid():  # the lock and the thread are those of another process
             self._process, self._thread, self._changed = os.getpid(), None, threading.Condition()
         if self._thread is not None:
             raise LocalProtocolError("this AsyncPolicyClient is started already")
         self._client.connect()
-        if self._options.action_hold is None:
+        asks_for_rtc = self._options.rtc != "none" and not self._options.rtc_max_delay_steps
+        if self._options.action_hold is None or asks_for_rtc:
             try:
                 self._take_declaration(PolicySpec.from_wire(self._client.get_info()))
             except RobowireError:
@@ -339,9 +342,17 @@ class AsyncPolicyClient:
         """Act as the policy's spec declares.
 
         Raises:
-            ConfigurationError: An empty queue shall hold, and it declares nothing.
+            ConfigurationError: An empty queue shall hold, and it declares nothing; or it has no real-time
+                chunking.
         """
-        options = replace(self._options, action_hold=policy.action_hold or declared_hold(policy))
+        given = self._options
+        if given.rtc != "none" and not policy.rtc_max_delay_steps:
+            raise ConfigurationError(NO_RTC)
+        options = replace(
+            given,
+            action_hold=given.action_hold or policy.action_hold or declared_hold(policy),
+            rtc_max_delay_steps=given.rtc_max_delay_steps or policy.rtc_max_delay_steps,
+        )
         require_declared_hold(options)
         with self._changed:
             self._controller = AsyncController(options)
@@ -351,7 +362,7 @@ class AsyncPolicyClient:
         if request is not None:
             # A camera's driver may fill the same array again while this one is being sent.
             arrays = {name: item.copy() for name, item in vars(observation).items() if _is_array(item)}
-            self._outbox = (request, replace(observation, **{**arrays, "timestep": request.step}))
+            self._outbox = (request, self._controller.fill(replace(observation, **arrays), request))
             self._changed.notify_all()
 
     def _wait(self, until: float) -> None:

@@ -175,7 +175,9 @@ class EpisodeRunner:
         require_match(wanted, self.simulator_spec)
         if options.asynchronous is not None:
             self.asynchronous = options.asynchronous.at(
-                self.simulator_spec.control_hz, action_hold=_hold(self.simulator_spec, wanted)
+                self.simulator_spec.control_hz,
+                action_hold=_hold(self.simulator_spec, wanted),
+                rtc_max_delay_steps=wanted.rtc_max_delay_steps,
             )
             require_declared_hold(self.asynchronous.rules)
         if self.policy_info.get("temporal_agg") and "choice" in (self.simulator_spec.action_hold or ()):

@@ -142,7 +142,9 @@ def _shown(options: EvaluateOptions, runner: EpisodeRunner) -> dict[str, Any]:
         **{
             "when_dry" if name == "on_empty_queue" else name: value
             for name, value in asdict(asynchronous.rules).items()
-            if name != "action_hold"  # the specs have it
+            if name not in ("action_hold", "rtc_max_delay_steps")  # the specs have them
+            # As in results from before there was real-time chunking.
+            and not (name in ("rtc", "rtc_delay_error") and asynchronous.rules.rtc == "none")
         },
     }
 

@@ -28,6 +28,8 @@ _ASYNC_FIGURES = (
     "observation_age_ms_p50",
     "observation_age_ms_p95",
     "aggregated_steps",
+    "jump_at_borders",
+    "jump_within_chunks",
 )
 
 

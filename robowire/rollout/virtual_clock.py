@@ -23,6 +23,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.client.async_controller import (
+    NO_RTC,
     AsyncController,
     AsyncOptions,
     AsyncStatistics,
@@ -114,19 +115,32 @@ class AsyncClock:
         if self.fps is not None:
             object.__setattr__(self, "rules", replace(self.rules, fps=self.fps))
 
-    def at(self: Clock, control_hz: float | None, *, action_hold: tuple[str, ...] | None = None) -> Clock:
+    def at(
+        self: Clock,
+        control_hz: float | None,
+        *,
+        action_hold: tuple[str, ...] | None = None,
+        rtc_max_delay_steps: int = 0,
+    ) -> Clock:
         """Return the same for a simulator with this rate, which counts where no ``fps`` was chosen.
 
         Args:
             control_hz: Rate of the simulator.
             action_hold: What stands still while the queue is empty, where the rules do not say.
+            rtc_max_delay_steps: Most actions of a prefix that the policy takes.
 
         Raises:
-            ConfigurationError: Neither is known.
+            ConfigurationError: Neither rate is known, or the policy has no real-time chunking.
         """
+        if self.rules.rtc != "none" and not rtc_max_delay_steps:
+            raise ConfigurationError(NO_RTC)
         if not (self.fps or control_hz):
             raise ConfigurationError("the simulator does not say how fast it acts: choose --fps")
-        rules = replace(self.rules, action_hold=self.rules.action_hold or action_hold)
+        rules = replace(
+            self.rules,
+            action_hold=self.rules.action_hold or action_hold,
+            rtc_max_delay_steps=rtc_max_delay_steps if self.rules.rtc != "none" else 0,
+        )
         return replace(self, rules=rules, fps=self.fps or control_hz)
 
 
@@ -185,7 +199,7 @@ def run_virtual_episode(
             observation, waiting = result.observation, []
         request = controller.next_request(step, observation) if wanted else None
         if request is not None:
-            actions = infer(replace(observation, timestep=request.step))
+            actions = infer(controller.fill(observation, request))
             if not actions:
                 return
             arrives = step + clock.latency.steps(rollout.seed, request.number, fps=clock.rules.fps)
@@ -219,6 +233,8 @@ class _Mark:
             seen,
             queue_sizes=seen.queue_sizes[: self.steps],
             observation_ages=seen.observation_ages[: self.executed],
+            changes=seen.changes[: self.executed],
+            borders=seen.borders[: self.executed],
             starved_steps=self.starved,
             aggregated_steps=self.aggregated,
         )

@@ -62,7 +62,7 @@ def require_array(
     raise error(f"{name} is {describe(value)}, expected {expected}")
 
 
-def require_timestep(value: Any) -> None:
+def require_timestep(value: Any, *, name: str = "timestep") -> None:
     """Accept an int, or an int array of one entry or with one for each row of a batch, (B, 1).
 
     Raises:
@@ -72,7 +72,7 @@ def require_timestep(value: Any) -> None:
         return
     if is_numeric(value, "iu") and (value.size == 1 or value.ndim == 2):
         return
-    raise InvalidParams(f"timestep is {describe(value)}, expected an int or an int array (B, 1)")
+    raise InvalidParams(f"{name} is {describe(value)}, expected an int or an int array (B, 1)")
 
 
 def view_array(dtype: Any, shape: Any, data: Any) -> np.ndarray:

@@ -41,7 +41,9 @@ __all__ = [
 
 _UINT8 = np.dtype(np.uint8)
 
-_ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep"))
+_ARRAY_FIELDS = tuple(
+    item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep", "delay")
+)
 
 
 class Negotiated(Protocol):
@@ -365,6 +367,8 @@ def read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
         if value is not None:
             require_array(name, value, "an array of numbers or None")
     require_timestep(obs.timestep)
+    if obs.delay is not None:
+        require_timestep(obs.delay, name="delay")
     arrays = {name: getattr(obs, name) for name in _ARRAY_FIELDS if getattr(obs, name) is not None}
     size = _batch_size(obs)
     # Before a row is made: rows of nothing cost memory, and no bytes.
@@ -374,14 +378,22 @@ def read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
         arrays["image"] = codec.checked_image("image", arrays["image"])
     if size is None:
         (instruction,), (timestep,) = _instructions(obs.raw_lang, 1), _timesteps(obs.timestep, 1)
-        return Request("infer", observations=(MetaObs(raw_lang=instruction, timestep=timestep, **arrays),))
+        (delay,) = _delays(obs.delay, 1)
+        single = MetaObs(raw_lang=instruction, timestep=timestep, delay=delay, **arrays)
+        return Request("infer", observations=(single,))
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != size:
             raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size}")
     instructions, timesteps = _instructions(obs.raw_lang, size), _timesteps(obs.timestep, size)
+    delays = _delays(obs.delay, size)
     rows = (
-        MetaObs(raw_lang=text, timestep=step, **{name: array[row] for name, array in arrays.items()})
-        for row, (text, step) in enumerate(zip(instructions, timesteps))
+        MetaObs(
+            raw_lang=text,
+            timestep=step,
+            delay=delay,
+            **{name: array[row] for name, array in arrays.items()},
+        )
+        for row, (text, step, delay) in enumerate(zip(instructions, timesteps, delays))
     )
     return Request("infer", observations=tuple(rows), batched=True)
 
@@ -447,12 +459,16 @@ def _instructions(value: Any, size: int) -> list[str]:
     return list(texts)
 
 
-def _timesteps(value: Any, size: int) -> list[int]:
+def _delays(value: Any, size: int) -> Sequence[int | None]:
+    return [None] * size if value is None else _timesteps(value, size, name="delay")
+
+
+def _timesteps(value: Any, size: int, *, name: str = "timestep") -> list[int]:
     if isinstance(value, int):  # the common case, and numpy takes 20 us for it
         return [value] * size
     count = int(np.size(value))
     if count not in (1, size):
-        raise InvalidParams(f"timestep has {count} entries for a batch of {size}")
+        raise InvalidParams(f"{name} has {count} entries for a batch of {size}")
     steps = np.ravel(value).tolist()
     return [int(step) for step in (steps * size if count == 1 else steps)]
 

@@ -105,6 +105,9 @@ class PolicyLayout:
             values = {name: value for name, value in values.items() if name in _NAMES}
         if not self._has_timestep:
             values["timestep"] = timestep
+        delay = values.get("delay")
+        if delay is not None and not delay.ndim:
+            values["delay"] = delay.item()
         return MetaObs(**values)
 
 
@@ -186,6 +189,11 @@ def packed_observation(obs: Any) -> PackedObservation | None:
             if not -(1 << 63) <= header_timestep < 1 << 63:
                 return None
             continue
+        elif name == "delay" and isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            if not 0 <= value < 1 << 63:
+                return None
+            value = np.array(value, "<i8")
+            found.append(LayoutField(name, "<i8", ()))
         else:
             return None
         values[name] = value

@@ -29,7 +29,7 @@ from typing import Any, Callable, Literal, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from robowire.errors import InvalidParams, RemoteProtocolError, RobowireError, UnsafePayload
-from robowire.meta import MetaAction, MetaObs
+from robowire.meta import OBSERVED, MetaAction, MetaObs
 from robowire.wire.framing import frame_header
 from robowire.wire.messages import Request, ok, parse_call
 from robowire.wire.packed import ALIGNMENT, array_bytes
@@ -60,7 +60,7 @@ _TERMINATED, _TRUNCATED, _OF_CHUNK = 1, 2, 4
 
 _NUMBERS = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
 _SCALARS = {"bool": "q", "int": "q", "float": "d"}
-_META_FIELDS = tuple(item.name for item in fields(MetaObs))
+_META_FIELDS = OBSERVED
 _ACTION_FIELDS = {item.name for item in fields(MetaAction)}
 
 # LIBERO's and two-arm observations have some 50 parts. More, or longer names, go by pickle.
@@ -297,7 +297,7 @@ class StepLayout:
         self, observation: Any, info: Mapping[str, Any]
     ) -> tuple[list[Any], list[Any], list[Any]] | None:
         """Return the scalars, arrays and other values of a reply; ``None`` where it has another layout."""
-        seen = observation.__dict__ if type(observation) is MetaObs else observation
+        seen = observation.__getstate__() if type(observation) is MetaObs else observation
         if (type(observation) is MetaObs) is not self.meta:
             return None
         if len(seen) != len(self.observation) or len(info) != len(self.info):

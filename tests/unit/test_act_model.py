@@ -84,6 +84,10 @@ def test_frozen_batch_norm_has_nothing_to_train() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"rtc_max_delay_steps": 5},
+            "rtc_max_delay_steps is 5, expected 0 to 4, less than chunk_size",
+        ),
         ({"chunk_size": 0}, "chunk_size is 0, expected a positive integer"),
         ({"nheads": 3}, "hidden_dim is 16, expected a multiple of nheads (3) and of 4"),
         (
@@ -103,3 +107,18 @@ def test_frozen_batch_norm_has_nothing_to_train() -> None:
 def test_sizes_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ActSizes(**{**TINY, **change})
+
+
+def test_a_prefix_is_attended_to_and_nothing_else_of_the_network_changes() -> None:
+    model = Act(ActSizes(**TINY, rtc_max_delay_steps=3)).eval()
+    plain = Act(ActSizes(**TINY)).eval()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "prefix" not in name})
+    qpos, images, prefix = torch.zeros(2, 3), torch.zeros(2, 1, 3, 64, 64), torch.ones(2, 3, 2)
+    with torch.inference_mode():
+        assert torch.equal(model(qpos, images), plain(qpos, images))
+        given = model(qpos, images, prefix=prefix)
+        assert not torch.allclose(given, plain(qpos, images), atol=1e-4)
+        delays = torch.tensor([1, 0])
+        some = model(qpos, images, prefix=prefix, delay=delays)
+        torch.testing.assert_close(some[0], model(qpos, images, prefix=prefix[:, :1])[0])
+        torch.testing.assert_close(some[1], plain(qpos, images)[1])

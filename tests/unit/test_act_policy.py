@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,27 @@ print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("[]\n", "")  # they would double the time of a start
+
+
+def test_a_prefix_is_answered_as_it_is_and_changes_what_follows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = Embodiment(camera_names=("front",), ctrl_space="ee", ctrl_type="delta", control_hz=20)
+    model = Act(replace(SIZES, rtc_max_delay_steps=3))
+    save_checkpoint(tmp_path, Checkpoint(model, body, {"one": statistics(action_mean=10)}))
+    policy = make(tmp_path)
+    assert (policy.spec.rtc, policy.spec.rtc_max_delay_steps) == ("trained", 3)
+    seen = observation()
+    prefix = np.array([[12, 8], [13, 9], [0, 0]], np.float32)
+    plain, given, raw, none = policy.infer(
+        [
+            seen,
+            replace(seen, prefix=prefix, delay=2),
+            replace(seen, prefix_raw=prefix - 10, delay=2),
+            replace(seen, prefix=prefix, delay=0),
+        ]
+    )
+    np.testing.assert_allclose(given[:2], prefix[:2], rtol=1e-6)
+    assert not np.allclose(given[2:], plain[2:], atol=1e-4)
+    np.testing.assert_allclose(raw, given, rtol=1e-6)
+    np.testing.assert_array_equal(none, plain)
+    assert split_batch([seen, replace(seen, prefix=prefix, delay=2)], torch.device("cuda")) == [[0], [1]]

@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from policies.act.demonstrations import Demonstrations
+from policies.act.demonstrations import Batch, Demonstrations
 from policies.act.policy import make_policy
-from policies.act.train import TrainOptions, main, train
+from policies.act.train import TrainOptions, _l1, main, train
 from robowire.errors import ConfigurationError
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
@@ -266,3 +266,33 @@ def test_impossible_options_are_refused(options: TrainOptions, change: dict[str,
     with pytest.raises(ConfigurationError) as raised:
         replace(options, **change)
     assert str(raised.value) == message
+
+
+def test_a_training_with_prefixes_begins_from_a_checkpoint_without(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    options = replace(options, threads=1)
+    train(options)
+    rtc = replace(
+        options,
+        output_dir=str(tmp_path / "rtc"),
+        rtc_max_delay_steps=2,
+        init_from=options.output_dir,
+        steps=1,
+        lr=1e-9,
+    )
+    train(rtc)
+    before, after = weights(options.output_dir), weights(rtc.output_dir)
+    assert after["prefix_pos_embed.weight"].shape == (2, 16)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value)
+    assert make_policy(PolicyOptions(rtc.output_dir, device="cpu")).spec.rtc == "trained"
+    with pytest.raises(ConfigurationError, match="train a network of the same sizes"):
+        train(replace(rtc, hidden_dim=32))
+
+
+def test_given_actions_are_not_learned() -> None:
+    actions = torch.zeros(2, 4, 1)
+    batch = Batch(torch.zeros(2, 1), torch.zeros(2, 1), actions, torch.zeros(2, 4, dtype=torch.bool))
+    predicted = torch.tensor([[9.0, 9, 1, 1], [2, 2, 2, 2]])[..., None]
+    assert _l1(predicted, batch, torch.tensor([2, 0])).item() == pytest.approx((1 * 2 + 2 * 4) / 6)

@@ -443,7 +443,7 @@ def test_a_delivery_tells_the_delay_and_the_raw_chunk_and_what_will_be_executed(
     assert [float(action[0]) for action in delivery.processed] == [8, 14, 15]
 
 
-def test_a_request_tells_what_the_raw_chunk_says_from_its_timestep_on() -> None:
+def test_a_request_tells_what_will_be_executed() -> None:
     controller = begun(4, aggregate_fn_name="average", actions_per_chunk=4)
     run(controller, range(2))
     controller.deliver(asked(controller, 2), chunk(20, 30, 40, 50), 2)
@@ -453,12 +453,58 @@ def test_a_request_tells_what_the_raw_chunk_says_from_its_timestep_on() -> None:
     np.testing.assert_array_equal(request.prefix[:, 0], [40, 50])
 
 
-def test_the_policys_own_chunk_is_the_prefix_where_it_differs() -> None:
-    controller = AsyncController()
-    controller.deliver(asked(controller, 0), replace(chunk(1), raw_actions=chunk(7, 8).actions), 0)
+def rtc_controller(**rules: Any) -> AsyncController:
+    """A controller that executes 0 to 7, whose replies took 2 steps so far."""
+    options = AsyncOptions(chunk_size_threshold=1.0, rtc="trained", rtc_max_delay_steps=4, **rules)
+    controller = AsyncController(options)
     request = asked(controller, 0)
-    assert request.prefix is not None
-    np.testing.assert_array_equal(request.prefix[:, 0], [7, 8])
+    assert controller.fill(SEEN, request).delay is None  # nothing is executed before the first reply
+    controller.deliver(request, chunk(*range(8)), 2)
+    return controller
+
+
+def test_real_time_chunking_sends_what_is_executed_before_the_reply() -> None:
+    controller = rtc_controller()
+    request = asked(controller, 2)
+    sent = controller.fill(SEEN, request)
+    assert (sent.timestep, sent.delay) == (2, 2)
+    assert sent.prefix is not None
+    np.testing.assert_array_equal(sent.prefix[:, 0], [0, 1, 2, 3])
+    assert run(controller, range(2, 4)) == [0, 1]
+
+
+@pytest.mark.parametrize(("error", "delay"), [(1, 3), (-1, 1), (-2, None), (9, 4)])
+def test_a_wrong_delay_is_sent_where_one_is_asked_for(error: int, delay: int | None) -> None:
+    controller = rtc_controller(rtc_delay_error=error)
+    assert controller.fill(SEEN, asked(controller, 2)).delay == delay
+
+
+def test_a_delay_counts_no_more_actions_than_there_are() -> None:
+    controller = rtc_controller()
+    request = asked(controller, 2)
+    run(controller, range(2, 9))
+    controller.deliver(request, chunk(*range(8)), 9)  # seven steps late
+    sent = controller.fill(SEEN, asked(controller, 9))
+    assert (sent.delay, sent.prefix is not None and sent.prefix.shape) == (1, (4, 2))
+    assert sent.prefix is not None
+    np.testing.assert_array_equal(sent.prefix[1:], np.zeros((3, 2)))
+
+
+def test_real_time_chunking_is_off_by_default() -> None:
+    controller = AsyncController(AsyncOptions(chunk_size_threshold=1.0))
+    controller.deliver(asked(controller, 0), chunk(*range(8)), 2)
+    sent = controller.fill(SEEN, asked(controller, 2))
+    assert (sent.prefix, sent.delay, sent.timestep) == (None, None, 2)
+
+
+def test_the_jump_at_borders_of_chunks_is_told_from_that_within() -> None:
+    controller = AsyncController(AsyncOptions(chunk_size_threshold=1.0, aggregate_fn_name="latest_only"))
+    controller.deliver(asked(controller, 0), chunk(0, 1, 2, 3), 0)
+    run(controller, range(2))  # 0, 1
+    controller.deliver(asked(controller, 2), chunk(6, 7, 8), 2)
+    run(controller, range(2, 4))  # 6, 7
+    summary = controller.statistics.summary()
+    assert (summary["jump_at_borders"], summary["jump_within_chunks"]) == (5.0, 1.0)
 
 
 def test_a_request_expects_the_longest_of_the_latest_delays() -> None:
@@ -498,6 +544,8 @@ def test_statistics_tell_of_the_episode() -> None:
         "queue_size_mean": 2.0,
         "observation_age_ms_p50": 100.0,
         "observation_age_ms_p95": 150.0,
+        "jump_at_borders": 11.0,
+        "jump_within_chunks": 1.0,
         "delay_steps_max": 3,
     }
 

@@ -25,7 +25,14 @@ SUMMARY = {
     "wall_s": 9.0,
 }
 ROWS = [
-    {"success": success, "steps": steps, "inferences": steps // 5, "starved_steps": 2}
+    {
+        "success": success,
+        "steps": steps,
+        "inferences": steps // 5,
+        "starved_steps": 2,
+        "jump_at_borders": 0.25,
+        "jump_within_chunks": None,
+    }
     for success, steps in ((True, 10), (True, 20), (True, 30), (False, 200))
 ]
 
@@ -75,6 +82,26 @@ def test_a_point_has_its_rules_and_its_latency() -> None:
     assert (rules.actions_per_chunk, rules.fps, rules.on_empty_queue) == (8, 10.0, "zero")
 
 
+def test_real_time_chunking_doubles_the_points_and_an_error_of_the_delay_adds_to_it() -> None:
+    swept = points(latencies=["100"], rtc=["none", "trained"], delay_errors=[1, -1])[1:]
+    assert [point.name for point in swept] == [
+        "latest_only_threshold_0.5_latency_100",
+        "latest_only_threshold_0.5_latency_100_rtc_trained",
+        "latest_only_threshold_0.5_latency_100_rtc_trained_delay_+1",
+        "latest_only_threshold_0.5_latency_100_rtc_trained_delay_-1",
+    ]
+    rules = [point.clock.rules for point in swept if point.clock is not None]
+    assert [(rule.rtc, rule.rtc_delay_error) for rule in rules] == [
+        ("none", 0),
+        ("trained", 0),
+        ("trained", 1),
+        ("trained", -1),
+    ]
+    table = report(lines(*swept), Path("out"))
+    assert "latest_only, 0.5, rtc +1" in table
+    assert "0.250" in table
+
+
 def test_a_point_named_twice_is_one() -> None:
     assert len(points(latencies=["0", "100", "0"])) == 3
 
@@ -96,6 +123,8 @@ def test_no_folder_has_the_name_of_a_file_or_a_function_in_it(tmp_path: Path) ->
             "no aggregate_fn is called 'latest'. Did you mean 'latest_only'? "
             "Known: average, conservative, latest_only, weighted_average",
         ),
+        ({"rtc": ["train"]}, "rtc is 'train', expected one of none, trained. Did you mean 'trained'?"),
+        ({"delay_errors": [1]}, "delay_error is for real-time chunking: add --rtc trained"),
         (
             {"latencies": ["fast"]},
             "latency_ms is 'fast', expected milliseconds from 0 to 60000, normal:mean,std of such, "
@@ -149,10 +178,10 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
     rows = lines()
     rows[2] |= {"errors": 1, "mean_steps_to_success": None, "mean_starved_steps": 13.25}
     assert report(rows, Path("out")).splitlines() == [
-        "                  latency ms  successes  95 % interval  steps to success  starved",
-        "sync                                3/4   0.30 to 0.95              20.0      2.0",
-        "latest_only, 0.5           0        3/4   0.30 to 0.95              20.0      2.0",
-        "latest_only, 0.5         100       3/4*   0.30 to 0.95                       13.2",
+        "                  latency ms  successes  95 % interval  steps to success  starved   jump",
+        "sync                                3/4   0.30 to 0.95              20.0      2.0  0.250",
+        "latest_only, 0.5           0        3/4   0.30 to 0.95              20.0      2.0  0.250",
+        "latest_only, 0.5         100       3/4*   0.30 to 0.95                       13.2  0.250",
         "* the simulator failed in some episodes, which are not counted: run the command again",
         "results in out: sweep.json, sweep.csv, sweep.png, points/",
     ]
@@ -167,5 +196,5 @@ def test_a_picture_is_drawn_of_what_there_is(tmp_path: Path, number: int) -> Non
     rows[1] |= {"mean_steps_to_success": None, "steps_low": None, "steps_high": None}
     plot(rows[:number], tmp_path / "sweep.png", title="a policy on a task")
     image = imread(tmp_path / "sweep.png")
-    assert image.shape[1] == 1100
+    assert image.shape[1] == 1540
     assert np.ptp(image[..., :3]) == 1  # not blank

@@ -13,7 +13,7 @@ import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, MissingDependency, RemoteProtocolError
 from robowire.frontends.json_body import load_json
 from robowire.images import decode_image, encode_image
-from robowire.meta import MetaAction, MetaObs
+from robowire.meta import OBSERVED, MetaAction, MetaObs
 from robowire.wire.arrays import view_array
 from robowire.wire.codecs import PolicyCodec, read_meta_obs
 from robowire.wire.messages import Request
@@ -30,7 +30,7 @@ from robowire.wire.text_safety import printable, quoted
 
 __all__ = ["InferenceCall", "encode_call", "encode_chunk", "read_actions", "read_call"]
 
-_OBSERVATION = tuple(field.name for field in fields(MetaObs))
+_OBSERVATION = OBSERVED
 
 # An observation has nine fields, each an array of four entries and a size for each axis; ``reasoning`` may
 # add some. A number of two bytes takes 32 bytes of memory.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from robowire.chunking import ActionChunk
-from robowire.errors import UnknownMethod
+from robowire.errors import SpecMismatch, UnknownMethod
 from robowire.images import has_pillow
 from robowire.interfaces import Closable, Foreign, Policy, SessionPolicy
 from robowire.meta import MetaObs
@@ -168,6 +168,8 @@ class PolicyService(Service[PolicySession]):
         timesteps = [observation.timestep for observation in request.observations]
         averages = self._temporal_agg if session.temporal_agg is None else session.temporal_agg
         if averages:
+            if any(observation.delay for observation in request.observations):
+                raise SpecMismatch("this session averages over time, and so continues no prefix: send none")
             raw = actions
             rows = chunk.actions.swapaxes(0, 1)
             # Over the policy's whole chunk: what a reply may hold has nothing to do with the average.
@@ -239,6 +241,7 @@ class PolicyService(Service[PolicySession]):
             "chunk_size": self.chunk_size,
             "n_action_steps": spec.n_action_steps and min(spec.n_action_steps, self.chunk_size),
             "temporal_agg": self._temporal_agg,
+            **self._rtc(),
             # Only where it is so: it says that a lost session costs the episode, as temporal_agg does.
             **({"stateful": True} if self._stateful else {}),
             "device": self._device,
@@ -250,6 +253,12 @@ class PolicyService(Service[PolicySession]):
             "version": __version__,
             "protocol_version": PROTOCOL_VERSION,
         }
+
+    def _rtc(self) -> dict[str, Any]:
+        """Return what real-time chunking this server does: none where chunks are averaged or too short."""
+        spec = self.dispatcher.spec
+        longest = 0 if self._temporal_agg else min(spec.rtc_max_delay_steps, self.chunk_size - 1)
+        return {"rtc": spec.rtc if longest else "none", "rtc_max_delay_steps": longest}
 
     def close(self) -> None:
         """End the policy's thread, and the policy where it holds something."""
@@ -284,7 +293,9 @@ class PolicyService(Service[PolicySession]):
         spec = self.dispatcher.spec
         (prototype,) = request.observations
         check_observation(prototype, spec)
-        layout.checked = observation_kind(prototype) if request.params["direct"] else None
+        # A delay is compared with its prefix and the spec in each request.
+        direct = request.params["direct"] and prototype.delay is None
+        layout.checked = observation_kind(prototype) if direct else None
         session.layouts[layout.layout.number] = layout
         return ok(ctrl_space=spec.ctrl_space or "ee", ctrl_type=spec.ctrl_type or "delta")
 

@@ -30,6 +30,8 @@ def check_observation(observation: MetaObs, spec: PolicySpec) -> None:
         layout = f": {spec.state_layout}" if spec.state_layout else ""
         expected = f"({spec.state_dim},) numbers{layout}"
         require_array("state", observation.state, expected, shape=(spec.state_dim,), error=SpecMismatch)
+    if observation.delay is not None or observation.prefix is not None or observation.prefix_raw is not None:
+        _check_prefix(observation, spec)
     check_values(observation)
 
 
@@ -45,6 +47,8 @@ def check_values(observation: MetaObs) -> None:
         if value is not None and not _all_finite(value):
             bad = int(np.flatnonzero(~np.isfinite(value))[0])
             raise SpecMismatch(f"{name}[{bad}] is {value.reshape(-1)[bad]}, expected finite numbers")
+    if observation.delay:
+        _check_delay(observation)
 
 
 def _all_finite(value: np.ndarray) -> bool:
@@ -81,6 +85,38 @@ def checked_actions(actions: np.ndarray, batch_size: int, spec: PolicySpec) -> n
             f"its spec promises ({batch_size}, {spec.chunk_size}, {dim})"
         )
     return np.asarray(actions, dtype=np.float32)
+
+
+def _check_prefix(observation: MetaObs, spec: PolicySpec) -> None:
+    if spec.rtc == "none":
+        raise SpecMismatch(
+            f"the observation has a prefix, but policy {spec.policy!r} has no real-time chunking "
+            "(rtc is 'none' in get_info): send none"
+        )
+    if observation.delay is None:
+        raise SpecMismatch("the observation has a prefix without delay: how many of its actions count?")
+    longest = spec.rtc_max_delay_steps
+    if not 0 <= observation.delay <= longest:
+        raise SpecMismatch(f"delay is {observation.delay}, expected 0 to {longest}, rtc_max_delay_steps")
+    expected = f"(n, {spec.action_dim or 'action_dim'}) numbers"
+    for name in ("prefix", "prefix_raw"):
+        value = getattr(observation, name)
+        if value is not None:
+            require_array(name, value, expected, shape=(None, spec.action_dim), error=SpecMismatch)
+
+
+def _check_delay(observation: MetaObs) -> None:
+    """Accept a prefix of at least ``delay`` actions, all finite."""
+    delay = observation.delay
+    given = observation.prefix if observation.prefix_raw is None else observation.prefix_raw
+    name = "prefix" if observation.prefix_raw is None else "prefix_raw"
+    found = 0 if given is None else len(given)
+    if not 0 <= delay <= found:
+        raise SpecMismatch(
+            f"delay is {delay}, but {name} has {found} actions: send as many, or a smaller delay"
+        )
+    if given is not None and not np.isfinite(given[:delay]).all():
+        raise SpecMismatch(f"{name} holds numbers that are not finite")
 
 
 def _check_image(image: Any, spec: PolicySpec) -> None:

@@ -489,10 +489,13 @@ class WebSocketServer(ABC):
 
     def _answers_at_once(self, length: int) -> bool:
         """Return whether the loop itself may answer a message."""
-        # A long one takes long to read, and any may have to wait for the batch of a request of another wire.
-        if length > _SMALL or self.service.requests_in_hand:
+        if length > _SMALL:  # it takes long to read
             return False
-        return self.inference_s() < (_ALONE_S if len(self._admitted) == 1 else _INSTANT_S)
+        inference_s = self.inference_s()
+        if inference_s < _INSTANT_S:
+            return True
+        # It may have to wait for the batch of a request of another wire.
+        return inference_s < _ALONE_S and len(self._admitted) == 1 and not self.service.requests_in_hand
 
     async def _answer(
         self, connection: _Connection, client: WebSocketClient, message: bytes | str | None

@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -68,6 +68,8 @@ _HEARTBEAT_S = 0.2
 # received at one time: on some wires the token comes with the first observation, behind its images.
 _LARGE = 1024 * 1024
 _MAX_LARGE = 4
+# Replies up to so many bytes are copied into one buffer.
+_JOINED = 32 * 1024
 # What may surround a body: an empty frame, and where it came through other ROUTERs, their identities.
 _ENVELOPE = 1024
 
@@ -75,7 +77,7 @@ _ENVELOPE = 1024
 class ZmtpConnection:
     """A stream of ZMTP's messages.
 
-    One thread reads and writes; while it is :meth:`busy`, any other may :meth:`answer_pings`.
+    One thread reads and writes; after :meth:`begin_busy` any other may :meth:`answer_pings`.
 
     Args:
         stream: Owned by this object from now on.
@@ -178,16 +180,18 @@ class ZmtpConnection:
             RequestTimeout: The peer did not take it in time.
             ConnectionLost: The connection ended.
         """
-        self.stream.send(message(envelope, body), timeout_s)
+        buffers = message(envelope, body)
+        if sum(map(len, buffers)) <= _JOINED:  # one buffer takes the stream fewer calls
+            buffers = [b"".join(buffers)]
+        self.stream.send(buffers, timeout_s)
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Let another thread answer heartbeats in the meantime."""
+    def begin_busy(self) -> None:
+        """Let another thread answer heartbeats until :meth:`end_busy`."""
         self._using.release()
-        try:
-            yield
-        finally:
-            self._using.acquire()
+
+    def end_busy(self) -> None:
+        """Use the connection again."""
+        self._using.acquire()
 
     def answer_pings(self) -> None:
         """Answer the heartbeats that have come while the connection is busy; reads nothing of a message."""
@@ -287,7 +291,9 @@ class _Handler(ConnectionHandler):
         started = time.monotonic()
         session = self._open_session()
         envelope, bodies = event.split()
-        logger.debug("< #%d %d bytes", session.id, sum(map(len, bodies)))
+        logs = logger.isEnabledFor(logging.DEBUG)
+        if logs:
+            logger.debug("< #%d %d bytes", session.id, sum(map(len, bodies)))
         if len(bodies) != 1 or not envelope:
             session.requests += 1
             reply, more = server.miscounted(session, len(envelope), len(bodies)), True
@@ -306,7 +312,8 @@ class _Handler(ConnectionHandler):
             method=session.method or "unknown",
             send_s=time.monotonic() - answered,
         )
-        logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
+        if logs:
+            logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
 
     def _answer_request(
@@ -314,7 +321,9 @@ class _Handler(ConnectionHandler):
     ) -> tuple[Sequence[Buffer] | bytes, bool]:
         """Return the reply to a request, and whether there may be another."""
         server = self.server
-        with server.busy(self), self.zmtp.busy():
+        server.begin_busy(self)
+        self.zmtp.begin_busy()
+        try:
             if not session.authenticated:
                 try:
                     self._authorise(session, server.token_of(body))
@@ -328,6 +337,9 @@ class _Handler(ConnectionHandler):
                 server.service.metrics.session_refused()
                 return server.failure(server.overloaded()), False
             return server.answer(session, body), True
+        finally:
+            self.zmtp.end_busy()
+            server.end_busy(self)
 
     def _authorise(self, session: Session, token: object) -> None:
         host = session.peer.address.rpartition(":")[0]
@@ -478,14 +490,13 @@ class ZmqRouter(TcpServer, ABC):
         with self._lock:
             self._large.pop(handler, None)
 
-    @contextmanager
-    def busy(self, handler: _Handler) -> Iterator[None]:
+    def begin_busy(self, handler: _Handler) -> None:
         """Have the heartbeats of a connection answered while its request is in hand."""
         self._busy[handler] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._busy[handler]
+
+    def end_busy(self, handler: _Handler) -> None:
+        """Leave the connection to its thread."""
+        del self._busy[handler]
 
     def _answer_heartbeats(self) -> None:
         while not self._ended.wait(_HEARTBEAT_S):

@@ -381,3 +381,37 @@ def test_kinds_that_a_client_invents_are_not_kept() -> None:
         for length in range(1, 200):
             dispatcher.submit([obs(*range(length))])
         assert len(dispatcher._kinds) <= 64
+
+
+class _TimedPolicy:
+    """Takes the seconds that the state says, by a clock of the test."""
+
+    any_thread = True
+
+    def __init__(self) -> None:
+        self.spec = PolicySpec(policy="timed", chunk_size=2, action_dim=1)
+        self.now = 0.0
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        for observation in observations:
+            assert observation.state is not None
+            self.now += float(observation.state[0])
+        return np.zeros((len(observations), 2, 1), np.float32)
+
+
+def test_one_inference_that_the_machine_delayed_does_not_make_a_policy_slow() -> None:
+    policy = _TimedPolicy()
+    dispatcher = Dispatcher(policy, DispatchOptions(), Metrics(), clock=lambda: policy.now)
+    try:
+        assert dispatcher.latest_s == float("inf")
+        for seconds in (2.0**-16, 0.5, 2.0**-16, 0.5):
+            dispatcher.submit([obs(seconds)], client=1)
+        assert dispatcher.latest_s == 2.0**-13
+        for _ in range(2):
+            dispatcher.submit([obs(0.5)], client=1)
+        assert dispatcher.latest_s > 0.001  # it is slow
+        for _ in range(5):
+            dispatcher.submit([obs(0.5)], client=1)
+        assert dispatcher.latest_s == 0.5
+    finally:
+        dispatcher.close(timeout_s=5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robowire.errors import RemoteProtocolError
-from robowire.frontends.openpi.codec import decode, encode
+from robowire.frontends.openpi.codec import decode, encode, encode_with_array
 
 
 def test_an_array_has_the_bytes_of_openpis_packer() -> None:
@@ -61,3 +61,20 @@ def test_an_error_names_what_was_found() -> None:
     with pytest.raises(RemoteProtocolError) as raised:
         decode(message)
     assert str(raised.value) == "an array of <f4 and shape (3,) holds 8 bytes, expected 12 bytes"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((16, 7), np.float32),
+        np.arange(6.0).reshape(2, 3).T,
+        np.zeros((64, 14)),
+        np.ones((300, 80), np.float32),
+        np.zeros(()),
+        np.zeros((0, 3), np.int8),
+    ],
+)
+def test_a_map_with_an_array_is_encoded_as_any_other(array: np.ndarray) -> None:
+    timing = {"policy_timing": {"infer_ms": 0.25}, "server_timing": {"infer_ms": 1.0, "prev_total_ms": 3.0}}
+    for value in (timing, {}, {str(i): i for i in range(14)}):
+        assert encode_with_array(value, "actions", array) == encode({**value, "actions": array})

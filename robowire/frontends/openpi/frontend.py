@@ -14,7 +14,7 @@ from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RemoteProtocolError, RequestError
 from robowire.frontends.msgpack_templates import MessageTemplate, MessageTemplates
 from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
-from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode
+from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode, encode_with_array
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.websocket_server import (
     INTERNAL_ERROR,
@@ -202,9 +202,9 @@ class _Exchange:
         content: dict[str, Any] = {"policy_timing": timing, "server_timing": server_timing}
         if self._batched:
             content["batch"] = [{"actions": actions[:, row]} for row in range(actions.shape[1])]
+            message = encode(content)
         else:
-            content["actions"] = actions
-        message = encode(content)
+            message = encode_with_array(content, "actions", actions)
         connection.total_ms = (time.monotonic() - self._started) * 1e3
         return Reply((message,))
 

@@ -51,6 +51,9 @@ DEFAULT_MAX_BATCH_SIZE = 16
 LOOK_AFTER_S = 0.05
 REPORT_GAP_S = 5.0
 
+# By how much the quickest of the latest inferences is taken to be longer at the next one.
+_FORGET = 8.0
+
 # Robots send one kind of observation. A client that invents some must not fill our memory.
 _MAX_KINDS = 64
 
@@ -268,8 +271,12 @@ class Dispatcher:
 
     @property
     def latest_s(self) -> float:
-        """Seconds that the latest inference took; infinity before the first."""
+        """Seconds that the quickest of the latest inferences took, about; infinity before the first."""
         return self._latest_s
+
+    def _note_duration(self, seconds: float) -> None:
+        # One that a busy machine delayed must not make callers hand over the next: they would be as late.
+        self._latest_s = min(seconds, _FORGET * self._latest_s)
 
     def _take_policy(self, now: float) -> bool:
         """Return whether the caller's thread may run the policy now: nobody waits or is about to come."""
@@ -299,7 +306,7 @@ class Dispatcher:
             with self._lock:
                 self._busy = False
                 if seconds is not None:
-                    self._latest_s = seconds
+                    self._note_duration(seconds)
                     self._arrivals.inferred(1, seconds)
                     if not self._arrivals.instant:
                         self._arrivals.answered(client, ended)
@@ -386,7 +393,7 @@ class Dispatcher:
             return
         ended = self._clock()
         seconds = ended - started
-        self._latest_s = seconds
+        self._note_duration(seconds)
         self._metrics.batch([started - ticket.since for ticket in batch], seconds)
         finite = np.isfinite(chunks).all(axis=(1, 2))
         following: tuple[_Ticket, _Answer] | None = None

@@ -135,10 +135,10 @@ def serve(
         *(() if page is None else (f"dashboard: {page.url}",)),
         *(f"{purpose}: {example(usable[0], str(port))}" for purpose, example in examples.items()),
     ]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
     if page is not None:
         page.start(server.address)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
     server.serve_forever()
     errors.flush()
     if any(thread.name == "dispatcher" for thread in threading.enumerate()):

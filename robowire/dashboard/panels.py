@@ -126,7 +126,7 @@ def _header(index: int, server: ServerView) -> str:
         "memory": _megabytes(status.get("memory_bytes")),
         "device": info.get("device"),
         "checkpoint": info.get("model_name"),
-        "digest": info.get("digest") or info.get("checkpoint_digest"),
+        "digest": info.get("checkpoint"),
         "queue": f"{load['queue_depth']} of {load['max_waiting']}" if "queue_depth" in load else None,
         "simulators": f"{load['simulator_sessions']} of {load['max_sessions']}"
         if "simulator_sessions" in load

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,20 +16,25 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from server_process import ROOT
 
 from robowire import MetaObs, PolicyClient, SimulatorClient
 from robowire.dashboard.options import DashboardSettings, WatchedServer
 from robowire.dashboard.process import DashboardProcess
+from robowire.fleet.fleet_server import FleetServer
+from robowire.fleet.options import FleetOptions
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.results import ResultFolder
 from robowire.serving.log_buffer import LogBuffer
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator.options import SimulatorServerOptions
 from robowire.serving.simulator.server import SimulatorServer
+from robowire.serving.tcp import TcpOptions
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server, running_simulator_server
 
 TOKEN = "secret"
+FAKE = "robowire.testing.fake_simulator:make_simulator"
 SPEC = PolicySpec(
     policy="constant",
     camera_names=("front",),
@@ -49,6 +55,7 @@ class Dashboard:
 
     policy: PolicyServer
     simulator: SimulatorServer
+    fleet: FleetServer
     folder: Path
     page: Page
     requests: list[str]
@@ -90,7 +97,15 @@ def dashboard(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> It
         )
         simulator.service.control = True
         policy.service.log = LogBuffer()
-        servers = tuple(WatchedServer(*server.address, TOKEN) for server in (policy, simulator))
+        words = ["simulator", "--simulators", FAKE, "--host", "127.0.0.1", "--log_level", "warning"]
+        fleet = stack.enter_context(
+            FleetServer(
+                FleetOptions(num_services=1, health_interval_s=0.2, health_timeout_s=20.0),
+                TcpOptions(host="127.0.0.1", port=0, drain_s=2.0, token=TOKEN),
+                [sys.executable, str(ROOT / "server.py"), *words],
+            )
+        )
+        servers = tuple(WatchedServer(*server.address, TOKEN) for server in (policy, simulator, fleet))
         process.start(DashboardSettings(servers, str(folder), TOKEN, control=True))
         context = chromium.new_context(
             http_credentials={"username": "anybody", "password": TOKEN},
@@ -107,7 +122,7 @@ def dashboard(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> It
         page.on("request", note)
         page.goto(process.url, timeout=STARTS_MS)
         expect(page.locator("#header")).to_contain_text("policy constant", timeout=STARTS_MS)
-        yield Dashboard(policy, simulator, folder, page, requests, process.url)
+        yield Dashboard(policy, simulator, fleet, folder, page, requests, process.url)
         context.close()
         expect.set_options(timeout=5000)
 
@@ -223,6 +238,18 @@ def test_control_ends_a_session(dashboard: Dashboard, simulator_client: Simulato
     expect(page.locator("#answer textarea, #answer input")).to_have_value(f"2: {own['session']} was ended")
     rows = dashboard.simulator.service.session_rows()
     assert own["session"] not in [entry["session"] for entry in rows]
+
+
+def test_a_fleet_shows_its_servers_and_is_scaled(dashboard: Dashboard) -> None:
+    page = dashboard.page
+    rows = page.locator("#fleet tbody tr")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("healthy")
+    expect(rows).to_contain_text(str(dashboard.fleet.rows()[0]["address"]))
+    page.locator("#fleet_size input").fill("0")
+    page.locator("#scale_fleet").click()
+    expect(page.locator("#answer textarea")).to_have_value("the fleet goes to 0")
+    assert dashboard.fleet.supervisor.num_services == 0
 
 
 def test_an_evaluation_grows_as_its_episodes_reach_the_disk(dashboard: Dashboard) -> None:

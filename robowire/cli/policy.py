@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from robowire.interfaces import Policy, PolicyOptions
 from robowire.registry import Entry, entries, load_policy, nearest
 from robowire.serving.freed_memory import keep_freed_memory
 from robowire.serving.policy.process import PolicySource
-from robowire.serving.policy.process_policy import ProcessOptions, start_policy
+from robowire.serving.policy.process_policy import ProcessOptions, ProcessPolicy, start_policy
+from robowire.serving.policy.replicas import Replica, start_replicas
 from robowire.serving.policy.server import PolicyServer
 from robowire.serving.tcp import listen
 
@@ -38,6 +42,13 @@ class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions, DashboardF
         camera_names: Cameras in the order of the images, for a checkpoint that does not name them.
         policy_python: Interpreter to run the policy with, in a process of its own, which is started again
             after a crash; it needs numpy and what the policy needs.
+        replicas: Number of processes of the policy, each with all of it; a request goes to the least loaded.
+            By default one for each device.
+        devices: Devices of these processes, such as cuda:0,cuda:1; used in turn.
+        engine: Where these processes run: local, or ray, as actors of a Ray cluster.
+        ray_address: Address of the Ray cluster to join; by default one is started on this machine.
+        cpus_per_replica: Cores that Ray reserves for each replica.
+        gpus_per_replica: GPUs, or a part of one, that Ray reserves for each replica.
         policy_options: Options of one kind of policy only, such as --policy_options.nheads 8.
     """
 
@@ -47,7 +58,23 @@ class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions, DashboardF
     device: str = "auto"
     camera_names: tuple[str, ...] | None = None
     policy_python: str | None = None
+    replicas: int | None = None
+    devices: tuple[str, ...] | None = None
+    engine: str = "local"
+    ray_address: str | None = None
+    cpus_per_replica: float = 1.0
+    gpus_per_replica: float = 0.0
     policy_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ProcessOptions.__post_init__(self)
+        if self.replicas is not None and self.replicas < 1:
+            raise ConfigurationError(f"replicas is {self.replicas}, expected at least 1")
+        if self.engine not in ("local", "ray"):
+            raise ConfigurationError(f"engine is {self.engine!r}, expected local or ray")
+        if self.engine == "local" and (self.ray_address or self.gpus_per_replica):
+            raise ConfigurationError("ray_address and gpus_per_replica are for --engine ray")
 
 
 def run(flags: PolicyFlags, program: Program) -> int:
@@ -70,6 +97,38 @@ def run(flags: PolicyFlags, program: Program) -> int:
             },
             page=page,
         )
+
+
+def _start_of(flags: PolicyFlags, number: int, source: PolicySource) -> Callable[[], Replica]:
+    """Return the function that starts one replica."""
+    label = f"replica {number} of policy {flags.policy}"
+    # These alone, without a token: Ray sends them to other machines.
+    options = ProcessOptions(flags.policy_timeout_s, flags.policy_start_timeout_s, flags.max_policy_mb)
+    if flags.engine == "ray":
+        from robowire.fleet.policy_actors import ActorPolicy
+
+        return lambda: ActorPolicy(
+            source,
+            options,
+            label=label,
+            num_cpus=flags.cpus_per_replica,
+            num_gpus=flags.gpus_per_replica,
+        )
+    return lambda: ProcessPolicy(source, options, label=label)
+
+
+def _join_ray(flags: PolicyFlags) -> Callable[[], None]:
+    """Join the Ray cluster, and return what leaves it.
+
+    Raises:
+        MissingDependency: Ray is not installed.
+    """
+    try:
+        from robowire.fleet.policy_actors import join_cluster, leave_cluster
+    except ModuleNotFoundError as exc:
+        raise MissingDependency("--engine ray needs 'ray': ./setup_simulator.sh ray") from exc
+    join_cluster(flags.ray_address)
+    return leave_cluster
 
 
 def _environment_of(name: str, policies: Mapping[str, Entry]) -> str | None:
@@ -124,9 +183,28 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
     # First: a port in use is reported before a policy takes time to load.
     listener = listen(flags.host, flags.port)
     policy: Policy
+    closing = ExitStack()
     try:
         python = flags.policy_python or _environment_of(flags.policy, policies)
-        if python is None:
+        devices = flags.devices or (flags.device,)
+        replicas = flags.replicas or len(devices)
+        if flags.engine == "ray":
+            closing.callback(_join_ray(flags))
+        if replicas > 1 or flags.devices or flags.engine == "ray":
+            row = _row(flags.policy, policies)
+            sources = [
+                PolicySource(
+                    flags.policy,
+                    row,
+                    dataclasses.replace(options, device=devices[number % len(devices)]),
+                    python or sys.executable,
+                )
+                for number in range(replicas)
+            ]
+            policy = start_replicas(
+                [_start_of(flags, *numbered) for numbered in enumerate(sources)], on_close=closing.close
+            )
+        elif python is None:
             policy = load_policy(flags.policy, options, policies)
         else:
             policy = start_policy(
@@ -135,6 +213,7 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
                 label=f"policy {flags.policy}",
             )
     except BaseException:
+        closing.close()
         listener.close()
         raise
     folder = flags.model_name_or_path

@@ -19,6 +19,8 @@ from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
 from robowire.serving.policy.episode import Episode
+from robowire.serving.policy.replica_dispatcher import ReplicaDispatcher
+from robowire.serving.policy.replicas import ReplicatedPolicy
 from robowire.serving.policy.session_dispatcher import SessionDispatcher
 from robowire.serving.policy.validation import check_observation, observation_kind
 from robowire.serving.recorder import SessionRecording, recorded
@@ -114,11 +116,13 @@ class PolicyService(Service[PolicySession]):
         self._versions = (
             dict(policy.foreign_versions) if isinstance(policy, Foreign) else versions(imported_packages())
         )
-        self.dispatcher = (
-            SessionDispatcher(policy, self._options, self.metrics)
-            if isinstance(policy, SessionPolicy)
-            else Dispatcher(policy, self._options, self.metrics)
-        )
+        self.dispatcher: SessionDispatcher | ReplicaDispatcher | Dispatcher
+        if isinstance(policy, SessionPolicy):
+            self.dispatcher = SessionDispatcher(policy, self._options, self.metrics)
+        elif isinstance(policy, ReplicatedPolicy):
+            self.dispatcher = ReplicaDispatcher(policy, self._options, self.metrics)
+        else:
+            self.dispatcher = Dispatcher(policy, self._options, self.metrics)
         coefficient = self.dispatcher.spec.temporal_ensemble_coeff
         self._ensemble_k = ENSEMBLE_K if coefficient is None else coefficient
         self._temporal_agg = self._options.temporal_agg or coefficient is not None
@@ -245,6 +249,8 @@ class PolicyService(Service[PolicySession]):
             # Only where it is so: it says that a lost session costs the episode, as temporal_agg does.
             **({"stateful": True} if self._stateful else {}),
             "device": self._device,
+            # Only where there are several.
+            **({"replicas": self.policy.describe()} if isinstance(self.policy, ReplicatedPolicy) else {}),
             "model_name": self._model_name,
             "max_payload": self._max_payload,
             "image_encodings": list(IMAGE_KINDS) if has_pillow() else [],

@@ -11,10 +11,13 @@ from typing import Any  # dataclass annotations stay readable on Python 3.8 tool
 
 import numpy as np
 
-__all__ = ["OBSERVED", "RTC_FIELDS", "MetaAction", "MetaObs"]
+__all__ = ["ADDED_FIELDS", "OBSERVED", "RTC_FIELDS", "MetaAction", "MetaObs"]
 
 # What a client adds to an observation for real-time chunking.
 RTC_FIELDS = ("prefix", "prefix_raw", "delay")
+
+# What a client adds to an observation, and older peers do not know.
+ADDED_FIELDS = (*RTC_FIELDS, "episode_seed")
 
 
 class _Record:
@@ -54,8 +57,11 @@ class MetaObs(_Record):
         prefix_raw: The same in the model's own space, normalised, where the client has it; it wins.
         delay: How many actions will have been executed when the reply arrives, at most n; int array (B, 1)
             in a batch. Counted in actions, never in seconds.
+        episode_seed: Seed of the episode, 0 or more; int array (B,) in a batch. A policy that draws random
+            numbers draws them from it and the timestep, so that its actions depend on no other client.
+            ``None`` where the client does not say.
 
-    The three of real-time chunking are no part of a pickle where they are ``None``.
+    The three of real-time chunking and the seed are no part of a pickle where they are ``None``.
     """
 
     state: np.ndarray | None = None
@@ -70,11 +76,12 @@ class MetaObs(_Record):
     prefix: np.ndarray | None = None
     prefix_raw: np.ndarray | None = None
     delay: Any = None
+    episode_seed: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields to pickle: those that every peer of this wire knows, and others that are set."""
         state = self.__dict__
-        return {name: value for name, value in state.items() if value is not None or name not in RTC_FIELDS}
+        return {name: value for name, value in state.items() if value is not None or name not in ADDED_FIELDS}
 
     def to_batch(self) -> None:
         """Give every array a leading axis of length 1, in place."""
@@ -114,7 +121,7 @@ class MetaAction(_Record):
 
 
 # The fields that a simulator or a robot fills.
-OBSERVED = tuple(field.name for field in fields(MetaObs) if field.name not in RTC_FIELDS)
+OBSERVED = tuple(field.name for field in fields(MetaObs) if field.name not in ADDED_FIELDS)
 
 # A plain ``pickle.dumps`` in a client must name the address that every peer of this wire resolves.
 MetaObs.__module__ = MetaAction.__module__ = "benchmark.base"

@@ -1,4 +1,4 @@
-"""A policy without a model: uniform actions, a pure function of a seed and the observation's timestep."""
+"""A policy without a model: uniform actions, a pure function of seeds and the observation's timestep."""
 
 from __future__ import annotations
 
@@ -55,12 +55,15 @@ class RandomPolicy:
         self._options = options
 
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
-        """Return float32 (B, chunk_size, action_dim); the same timestep gives the same chunk."""
-        return np.stack([self._chunk(observation.timestep) for observation in observations])
+        """Return float32 (B, chunk_size, action_dim); one timestep of one episode seed gives one chunk."""
+        return np.stack([self._chunk(seen.timestep, seen.episode_seed) for seen in observations])
 
-    def _chunk(self, timestep: Any) -> np.ndarray:
+    def _chunk(self, timestep: Any, episode_seed: Any) -> np.ndarray:
         # A client that does not count says -1, and a seed may not be negative. Some send an array of one.
-        rng = np.random.default_rng([self._options.seed, np.asarray(timestep).item() % 2**64])
+        words = [self._options.seed, np.asarray(timestep).item() % 2**64]
+        if episode_seed is not None:
+            words.append(np.asarray(episode_seed).item() % 2**64)
+        rng = np.random.default_rng(words)
         shape = (self._options.chunk_size, self._options.action_dim)
         return rng.uniform(-1, 1, shape).astype(np.float32)
 

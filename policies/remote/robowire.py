@@ -131,4 +131,6 @@ def _stacked(observations: Sequence[MetaObs]) -> MetaObs:
     # One text for each row, which the type of the single observation does not say.
     texts: Any = [observation.raw_lang for observation in observations]
     timesteps = np.array([[observation.timestep] for observation in observations])
-    return replace(MetaObs(raw_lang=texts, timestep=timesteps), **arrays)
+    seeds: Any = [observation.episode_seed for observation in observations]
+    seeds = None if None in seeds else np.array(seeds)
+    return replace(MetaObs(raw_lang=texts, timestep=timesteps, episode_seed=seeds), **arrays)

@@ -65,7 +65,10 @@ logger = logging.getLogger(__name__)
 _CLOCKS: dict[str, type[AsyncClock]] = {clock.name: clock for clock in (RealClock, VirtualClock)}
 
 # Flags that are fields of AsyncOptions.
-_RULES = ("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_empty_queue", "rtc")
+_RULES = (
+    *("chunk_size_threshold", "actions_per_chunk", "aggregate_fn_name", "on_empty_queue", "rtc"),
+    *("max_action_age_s", "on_stale_action"),
+)
 
 # Flags whose values are secrets.
 _TOKEN = r"(?:(?:simulator[_-])?(?:auth[_-])?|policy[_-]options\.)token"

@@ -160,6 +160,9 @@ class EvaluateFlags(DashboardFlags, RunFlags):
         rtc: Real-time chunking in the async mode: none (default), or trained, for a policy that learned to
             continue the actions that are executed before its reply.
         delay_error: Steps added to each delay that real-time chunking sends, as if it was counted wrongly.
+        max_action_age_s: Actions whose observation is older are not executed in the async mode.
+        on_stale_action: What is executed instead of them: as_empty (default: what on_empty_queue says), hold,
+            zero or wait.
         output_dir: Folder for the results; default: outputs/<date-time>-<task>.
         overwrite: Replace results that the folder holds.
         resume: Keep what the folder holds, and run the episodes that are missing or ended with an error.
@@ -180,6 +183,10 @@ class EvaluateFlags(DashboardFlags, RunFlags):
     on_empty_queue: str | None = field(default=None, metadata=setting(choices=_ON_EMPTY_QUEUE))
     rtc: str | None = field(default=None, metadata=setting(choices=_RTC))
     delay_error: int | None = None
+    max_action_age_s: float | None = None
+    on_stale_action: str | None = field(
+        default=None, metadata=setting(choices=("as_empty", *_ON_EMPTY_QUEUE))
+    )
     output_dir: str | None = None
     overwrite: bool = field(default=False, metadata=_DELETES)
     resume: bool = False

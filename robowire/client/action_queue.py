@@ -179,6 +179,17 @@ class ActionQueue:
         self.next_timestep += 1
         return taken
 
+    @property
+    def next_observed_at(self) -> int:
+        """Control step of the newest observation that has a part in the next action; the queue has one."""
+        return self._waiting[0].observed_at
+
+    def drop(self) -> int:
+        """Drop what is in the queue, and return how much that was. :attr:`next_timestep` stays."""
+        dropped = len(self._waiting)
+        self._waiting.clear()
+        return dropped
+
     def peek(self) -> list[np.ndarray]:
         """Return the actions in the queue, (action_dim,) each, from :attr:`next_timestep` on."""
         return [waiting.action for waiting in self._waiting]

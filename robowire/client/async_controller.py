@@ -63,6 +63,7 @@ from robowire.specs import HOLDS
 __all__ = [
     "NO_RTC",
     "ON_EMPTY_QUEUE",
+    "ON_STALE_ACTION",
     "RTC",
     "AsyncController",
     "AsyncOptions",
@@ -80,9 +81,17 @@ NO_RTC = (
     "rtc is 'trained', but the policy has no real-time chunking (get_info says rtc 'none'): "
     "serve one that was trained with --rtc_max_delay_steps, or leave rtc out"
 )
+# What is done in the place of an action that is too old; "as_empty" is what ``on_empty_queue`` says.
+ON_STALE_ACTION = ("as_empty", *ON_EMPTY_QUEUE)
 
 # How many delays the expectation of the next one is taken from; the paper's own buffer is of this kind.
 _DELAYS_KEPT = 10
+
+# The next action is always of the newest chunk that arrived, so its request is among the latest ones.
+_REQUESTS_KEPT = 64
+
+# Ages in steps are quotients: 3 / 30 is more than 0.1 in the last bit.
+_ROUNDING_S = 1e-9
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,11 @@ class AsyncOptions:
         rtc_max_delay_steps: Most actions of a prefix that the policy takes, as its server's info says;
             :class:`robowire.AsyncPolicyClient` asks for it. A longer delay is sent as this one.
         rtc_delay_error: For experiments: added to each delay that is sent, as if it was counted wrongly.
+        max_action_age_s: An action is not executed when the newest observation that has a part in it was
+            taken longer ago: what is left of its chunk is dropped, and the next observation must go. Counted
+            in steps at ``fps``; :class:`robowire.AsyncPolicyClient` reads its clock. ``None`` executes all.
+        on_stale_action: What is executed instead: ``"hold"``, ``"zero"`` or ``"wait"``, each as in
+            ``on_empty_queue``; ``"as_empty"`` is whatever that says.
 
     Args:
         when_dry: Older name of ``on_empty_queue``, still accepted; it wins where both are given.
@@ -130,6 +144,8 @@ class AsyncOptions:
     rtc: str = "none"
     rtc_max_delay_steps: int = 0
     rtc_delay_error: int = 0
+    max_action_age_s: float | None = None
+    on_stale_action: str = "as_empty"
     when_dry: InitVar[str | None] = None
 
     def __post_init__(self, when_dry: str | None) -> None:
@@ -150,6 +166,13 @@ class AsyncOptions:
             raise ValueError(
                 f"rtc_delay_error is {self.rtc_delay_error}, but rtc is 'none': no delay is sent"
             )
+        if self.on_stale_action not in ON_STALE_ACTION:
+            hint = nearest(self.on_stale_action, ON_STALE_ACTION)
+            names = ", ".join(ON_STALE_ACTION)
+            raise ValueError(f"on_stale_action is {self.on_stale_action!r}, expected one of {names}.{hint}")
+        age_s = self.max_action_age_s
+        if age_s is not None and not (age_s > 0 and math.isfinite(age_s)):
+            raise ValueError(f"max_action_age_s is {age_s}, expected a positive number or None")
         if not (self.fps > 0 and math.isfinite(self.fps)):
             raise ValueError(f"fps is {self.fps}, expected a positive number")
         for name in ("actions_per_chunk", "reply_timeout_steps"):
@@ -231,6 +254,7 @@ class AsyncStatistics:
         aggregated_actions: Actions merged with an earlier one of the same timestep.
         aggregated_steps: Executed actions that more than one chunk has a part in.
         dropped_actions: Actions that arrived after their timestep.
+        stale_actions: Actions not executed because they were older than ``max_action_age_s``.
         requests: Observations to be sent.
         must_go_requests: Those of them that left the queue empty.
         filtered: Observations not sent because they were too similar.
@@ -248,6 +272,7 @@ class AsyncStatistics:
     aggregated_actions: int = 0
     aggregated_steps: int = 0
     dropped_actions: int = 0
+    stale_actions: int = 0
     requests: int = 0
     must_go_requests: int = 0
     filtered: int = 0
@@ -303,7 +328,8 @@ class AsyncController:
             load_aggregate_function(self.options.aggregate_fn_name),
             choices=[index for index, entry in enumerate(hold) if entry == "choice"],
         )
-        self._zeros = _zeros(self.options)
+        self._zeros = _zeros(self.options, self.options.on_empty_queue)
+        self._stale_zeros = _zeros(self.options, self.options.on_stale_action)
         self._episode = -1
         self._requests = 0
         self._delays: deque[int] = deque(maxlen=_DELAYS_KEPT)  # outlives episodes: the network stays the same
@@ -324,6 +350,8 @@ class AsyncController:
         self._raw: np.ndarray | None = None  # the latest chunk
         self._sent_state: np.ndarray | None = None
         self._last: MetaAction | None = None  # executed
+        self._stale = False  # whether the queue is empty because its actions were too old
+        self._observed_s: dict[int, float] = {}  # when the observations of the latest requests were taken
         self._step = -1  # the latest step this controller was asked about
         self._acted = False  # whether that step has had its action
         self._counted = -1  # the latest step in the statistics
@@ -345,18 +373,23 @@ class AsyncController:
             self._left() / self._longest_chunk <= self.options.chunk_size_threshold
         )
 
-    def next_request(self, step: int, observation: MetaObs) -> ChunkRequest | None:
+    def next_request(
+        self, step: int, observation: MetaObs, now_s: float | None = None
+    ) -> ChunkRequest | None:
         """Return a request if this step's observation is to be sent, which then counts as sent.
 
         Args:
             step: Control steps since the episode began.
             observation: Only its ``state`` is looked at, and only by the filter.
+            now_s: Seconds at which it was taken, on any clock; ``None`` counts the age of actions in steps.
 
         Raises:
             ValueError: ``step`` is before the latest one of the episode, or has had its action already.
         """
         if self._acted and step == self._step:
             raise ValueError(f"step {step} has its action already: call next_request before next_action")
+        self._check(step)
+        self._drop_stale(step, now_s)
         if not self.wants_observation(step):
             return None
         self._step, self._acted = step, False
@@ -368,6 +401,10 @@ class AsyncController:
             self.statistics.filtered += 1
             return None
         self._sent_state = state
+        if now_s is not None and self.options.max_action_age_s is not None:
+            self._observed_s[step] = now_s
+            if len(self._observed_s) > _REQUESTS_KEPT:
+                del self._observed_s[next(iter(self._observed_s))]
         self._in_flight = ChunkRequest(
             number=self._requests,
             episode=self._episode,
@@ -448,8 +485,13 @@ class AsyncController:
             self._sent_state = None
             self.statistics.lost += 1
 
-    def next_action(self, step: int) -> MetaAction | None:
+    def next_action(self, step: int, now_s: float | None = None) -> MetaAction | None:
         """Return what to execute in this step; the caller may keep and change it.
+
+        Args:
+            step: Control step.
+            now_s: Seconds now, on the clock whose readings :meth:`next_request` was given; ``None`` counts
+                the age of actions in steps.
 
         Returns:
             ``None`` where nothing is to be executed: the queue is empty, and ``on_empty_queue`` is
@@ -464,16 +506,39 @@ class AsyncController:
             raise ValueError(f"step {step} has its action already")
         if step != self._counted:
             self._counted = step
+            self._drop_stale(step, now_s)
             self.statistics.queue_sizes.append(len(self._queue))
             self.statistics.starved_steps += not len(self._queue)
-        action = self._queued_action(step) if len(self._queue) else self._action_without_queue()
+        action: MetaAction | None
+        if len(self._queue):
+            self._stale = False
+            action = self._queued_action(step)
+        else:
+            action = self._action_without_queue()
         self._step, self._acted = step, action is not None
         return action
 
     @property
     def hold_problem(self) -> str | None:
         """Why nothing is executed while the queue is empty, and what to set; ``None`` if it is declared."""
-        return _UNDECLARED if self._zeros is None and self.options.on_empty_queue == "hold" else None
+        if self._zeros is None and self.options.on_empty_queue == "hold":
+            return _UNDECLARED
+        if self._stale_zeros is None and self.options.on_stale_action == "hold":
+            return _UNDECLARED.replace("on_empty_queue", "on_stale_action")
+        return None
+
+    def _drop_stale(self, step: int, now_s: float | None) -> None:
+        """Drop the queue if its next action is too old: what follows is of the same chunk or an older one."""
+        longest_s = self.options.max_action_age_s
+        if longest_s is None or not len(self._queue):
+            return
+        observed_at = self._queue.next_observed_at
+        age_s = (step - observed_at) / self.options.fps
+        if now_s is not None and observed_at in self._observed_s:
+            age_s = now_s - self._observed_s[observed_at]
+        if age_s > longest_s + _ROUNDING_S:
+            self.statistics.stale_actions += self._queue.drop()
+            self._stale = True
 
     def _queued_action(self, step: int) -> MetaAction:
         taken = self._queue.pop()
@@ -489,16 +554,19 @@ class AsyncController:
         return replace(self._last, action=taken.action.copy())
 
     def _action_without_queue(self) -> MetaAction | None:
-        if self._last is None or self.options.on_empty_queue == "wait":
+        on_empty, zeros = self.options.on_empty_queue, self._zeros
+        if self._stale and self.options.on_stale_action != "as_empty":
+            on_empty, zeros = self.options.on_stale_action, self._stale_zeros
+        if self._last is None or on_empty == "wait":
             return None
         assert self._last.action is not None
-        if self._zeros is None:
+        if zeros is None:
             return None  # see hold_problem
         action = self._last.action.copy()
-        if isinstance(self._zeros, slice):
-            action[self._zeros] = 0
+        if isinstance(zeros, slice):
+            action[zeros] = 0
         else:
-            action[list(self._zeros)] = 0
+            action[list(zeros)] = 0
         return replace(self._last, action=action)
 
     def _prefix(self) -> np.ndarray | None:
@@ -539,16 +607,18 @@ def require_declared_hold(options: AsyncOptions) -> None:
     Raises:
         ConfigurationError: So it is; says what to set.
     """
-    if options.on_empty_queue == "hold" and _zeros(options) is None:
+    if options.on_empty_queue == "hold" and _zeros(options, "hold") is None:
         raise ConfigurationError(_UNDECLARED)
+    if options.on_stale_action == "hold" and _zeros(options, "hold") is None:
+        raise ConfigurationError(_UNDECLARED.replace("on_empty_queue", "on_stale_action"))
 
 
-def _zeros(options: AsyncOptions) -> tuple[int, ...] | slice | None:
+def _zeros(options: AsyncOptions, on_empty: str) -> tuple[int, ...] | slice | None:
     """Return which entries are zero while the queue is empty; ``None`` where nothing is to be executed."""
     hold = options.action_hold
-    if hold is not None and "unknown" in hold and options.on_empty_queue == "hold":
+    if hold is not None and "unknown" in hold and on_empty == "hold":
         hold = None
-    if options.on_empty_queue == "zero":
+    if on_empty == "zero":
         if hold is None:
             return slice(-1)  # the gripper's zero would be a command to close
         if "zero" not in hold:

@@ -232,11 +232,11 @@ class AsyncPolicyClient:
             self._step += 1
             self._ask(observation)
             self._watch_queue()
-            action = self._controller.next_action(self._step)
+            action = self._controller.next_action(self._step, self._clock())
             until = self._clock() + self._patience_s
             while action is None:
                 self._wait(until)
-                action = self._controller.next_action(self._step)
+                action = self._controller.next_action(self._step, self._clock())
                 if action is None:
                     self._ask(observation)  # the one sent before may have been given up
             return action
@@ -259,7 +259,7 @@ class AsyncPolicyClient:
             self._step += 1
             self._ask(observation)
             self._watch_queue()
-            return self._controller.next_action(self._step)
+            return self._controller.next_action(self._step, self._clock())
 
     def await_actions(self, observation: MetaObs) -> None:
         """Wait, where nothing is in the queue, until something is.
@@ -358,7 +358,7 @@ class AsyncPolicyClient:
             self._controller = AsyncController(options)
 
     def _ask(self, observation: MetaObs) -> None:
-        request = self._controller.next_request(self._step, observation)
+        request = self._controller.next_request(self._step, observation, self._clock())
         if request is not None:
             # A camera's driver may fill the same array again while this one is being sent.
             arrays = {name: item.copy() for name, item in vars(observation).items() if _is_array(item)}

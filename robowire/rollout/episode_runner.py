@@ -331,7 +331,7 @@ class EpisodeRunner:
         def timed(observation: MetaObs) -> tuple[list[MetaAction], float]:
             begun = self._context.clock()  # of the attempt that was answered: waiting is no inference
             try:
-                answer = policy.send_meta_obs(observation)
+                answer = policy.send_meta_obs(replace(observation, episode_seed=rollout.seed))
             except (ConnectionLost, BackendError) as exc:
                 if self.policy_info.get("stateful"):  # asked again, it would answer something else
                     raise _PolicyStateLost(str(exc)) from exc

@@ -133,6 +133,11 @@ def _shown(options: EvaluateOptions, runner: EpisodeRunner) -> dict[str, Any]:
     asynchronous = runner.asynchronous
     if asynchronous is None:
         return {**shown, "n_action_steps": runner.n_action_steps}
+    left_out = {"action_hold", "rtc_max_delay_steps"}  # the specs have them
+    if asynchronous.rules.rtc == "none":  # as results from before there was real-time chunking
+        left_out |= {"rtc", "rtc_delay_error"}
+    if asynchronous.rules.max_action_age_s is None:  # as earlier results, which do not have these
+        left_out |= {"max_action_age_s", "on_stale_action"}
     return {
         **shown,
         "mode": "async",
@@ -142,9 +147,7 @@ def _shown(options: EvaluateOptions, runner: EpisodeRunner) -> dict[str, Any]:
         **{
             "when_dry" if name == "on_empty_queue" else name: value
             for name, value in asdict(asynchronous.rules).items()
-            if name not in ("action_hold", "rtc_max_delay_steps")  # the specs have them
-            # As in results from before there was real-time chunking.
-            and not (name in ("rtc", "rtc_delay_error") and asynchronous.rules.rtc == "none")
+            if name not in left_out
         },
     }
 

@@ -17,7 +17,7 @@ empty the world stands still as well: an outage is no latency, and the policy is
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Callable, Protocol
 
@@ -108,11 +108,13 @@ def run_real_episode(
         while not stopped():
             if client.in_outage:
                 _log.warning("the policy server is away: the episode of seed %d stands still", rollout.seed)
-                ask(partial(client.await_actions, observation))
+                ask(partial(client.await_actions, replace(observation, episode_seed=rollout.seed)))
                 ask(returned)
                 _log.warning("the policy server is back: the episode of seed %d goes on", rollout.seed)
                 due = now()
-            action: MetaAction | None = ask(partial(client.poll, observation))
+            action: MetaAction | None = ask(
+                partial(client.poll, replace(observation, episode_seed=rollout.seed))
+            )
             if action is not None:
                 result = simulator.step(action)
                 rollout.actions.append(action)

@@ -21,7 +21,7 @@ from robowire.wire.arrays import describe, is_numeric, require_array, require_ti
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
 from robowire.wire.packed import INFER_REQUEST, RequestHeader, chunk_reply_frame
-from robowire.wire.packed_policy import PolicyLayout
+from robowire.wire.packed_policy import PolicyLayout, require_seed
 from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
@@ -41,9 +41,8 @@ __all__ = [
 
 _UINT8 = np.dtype(np.uint8)
 
-_ARRAY_FIELDS = tuple(
-    item.name for item in fields(MetaObs) if item.name not in ("raw_lang", "timestep", "delay")
-)
+_NO_ARRAYS = ("raw_lang", "timestep", "delay", "episode_seed")
+_ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in _NO_ARRAYS)
 
 
 class Negotiated(Protocol):
@@ -378,22 +377,23 @@ def read_meta_obs(obs: MetaObs, codec: PolicyCodec) -> Request:
         arrays["image"] = codec.checked_image("image", arrays["image"])
     if size is None:
         (instruction,), (timestep,) = _instructions(obs.raw_lang, 1), _timesteps(obs.timestep, 1)
-        (delay,) = _delays(obs.delay, 1)
-        single = MetaObs(raw_lang=instruction, timestep=timestep, delay=delay, **arrays)
+        (delay,), (seed,) = _delays(obs.delay, 1), _seeds(obs.episode_seed, 1)
+        single = MetaObs(raw_lang=instruction, timestep=timestep, delay=delay, episode_seed=seed, **arrays)
         return Request("infer", observations=(single,))
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != size:
             raise InvalidParams(f"{name} has shape {array.shape}, expected a leading axis of {size}")
     instructions, timesteps = _instructions(obs.raw_lang, size), _timesteps(obs.timestep, size)
-    delays = _delays(obs.delay, size)
+    delays, seeds = _delays(obs.delay, size), _seeds(obs.episode_seed, size)
     rows = (
         MetaObs(
             raw_lang=text,
             timestep=step,
             delay=delay,
+            episode_seed=seed,
             **{name: array[row] for name, array in arrays.items()},
         )
-        for row, (text, step, delay) in enumerate(zip(instructions, timesteps, delays))
+        for row, (text, step, delay, seed) in enumerate(zip(instructions, timesteps, delays, seeds))
     )
     return Request("infer", observations=tuple(rows), batched=True)
 
@@ -463,6 +463,20 @@ def _delays(value: Any, size: int) -> Sequence[int | None]:
     return [None] * size if value is None else _timesteps(value, size, name="delay")
 
 
+def _seeds(value: Any, size: int) -> Sequence[int | None]:
+    if value is None:
+        return [None] * size
+    if isinstance(value, bool) or not (isinstance(value, (int, np.integer)) or is_numeric(value, "iu")):
+        raise InvalidParams(f"episode_seed is {describe(value)}, expected an integer of 64 bits")
+    count = int(np.size(value))
+    if count not in (1, size):
+        raise InvalidParams(f"episode_seed has {count} entries for a batch of {size}")
+    seeds = [value] if isinstance(value, int) else np.ravel(value).tolist()
+    for seed in seeds:
+        require_seed(seed)
+    return seeds * size if count == 1 else seeds
+
+
 def _timesteps(value: Any, size: int, *, name: str = "timestep") -> list[int]:
     if isinstance(value, int):  # the common case, and numpy takes 20 us for it
         return [value] * size
@@ -498,7 +512,7 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
         )
     if not _are_images([images[name] for name in wanted]):
         images = _checked_images({name: images[name] for name in wanted}, codec)
-    timestep = value.get("timestep", -1)
+    timestep, seed = value.get("timestep", -1), value.get("episode_seed")
     require_timestep(timestep)
     stacked = None
     if wanted:
@@ -513,6 +527,7 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
         image=stacked,
         raw_lang=_instructions(value.get("raw_lang"), 1)[0],
         timestep=_timesteps(timestep, 1)[0],
+        episode_seed=None if seed is None else _seeds(seed, 1)[0],
     )
 
 

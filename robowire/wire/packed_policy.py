@@ -28,7 +28,10 @@ from robowire.wire.packed import (
     read_layout,
 )
 
-__all__ = ["PackedObservation", "PolicyLayout", "packed_observation"]
+__all__ = ["PackedObservation", "PolicyLayout", "packed_observation", "require_seed"]
+
+# How a seed goes: its name, kind and shape.
+_SEED = ("episode_seed", "<i8", ())
 
 _NAMES = frozenset(field.name for field in fields(MetaObs))
 
@@ -54,6 +57,7 @@ class PolicyLayout:
         for field in layout.variable:
             if field.kind in IMAGE_KINDS and field.name in _NAMES:
                 _require_decodable(field)
+        self._seed = next((field for field in layout.fields if field.name == "episode_seed"), None)
         self._images = [field for field in layout.variable if field.kind in IMAGE_KINDS]
 
     @property
@@ -85,7 +89,7 @@ class PolicyLayout:
     @property
     def single(self) -> bool:
         """Whether the prototype's own fields are those of one observation, without conversion."""
-        return not self._has_timestep
+        return not self._has_timestep and (self._seed is None or tuple(self._seed[1:3]) == _SEED[1:])
 
     def observation(self, payload: bytearray, header: RequestHeader) -> MetaObs:
         """Return the observation in a payload. Its arrays view the payload, but for images that are decoded.
@@ -108,6 +112,8 @@ class PolicyLayout:
         delay = values.get("delay")
         if delay is not None and not delay.ndim:
             values["delay"] = delay.item()
+        if self._seed is not None and self.single:
+            values["episode_seed"] = require_seed(int(values["episode_seed"]))
         return MetaObs(**values)
 
 
@@ -194,10 +200,24 @@ def packed_observation(obs: Any) -> PackedObservation | None:
                 return None
             value = np.array(value, "<i8")
             found.append(LayoutField(name, "<i8", ()))
+        elif name == "episode_seed" and type(value) is int and 0 <= value < 1 << 63:
+            found.append(LayoutField(*_SEED))
+            value = np.array(value, np.int64)
         else:
             return None
         values[name] = value
     return PackedObservation(tuple(found), values, header_timestep) if found else None
+
+
+def require_seed(seed: int) -> int:
+    """Return the seed of an episode.
+
+    Raises:
+        InvalidParams: It is negative, or has more than 63 bits.
+    """
+    if not 0 <= seed < 1 << 63:
+        raise InvalidParams(f"episode_seed is {seed}, expected 0 to {(1 << 63) - 1}")
+    return seed
 
 
 def _text_shape(value: Any) -> tuple[int, ...] | None:

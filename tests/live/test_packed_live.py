@@ -301,9 +301,9 @@ def test_a_layout_that_asks_for_too_much_or_for_nonsense_is_refused(
 
 
 def test_a_field_that_no_observation_has_is_left_alone(raw: RawClient, policy: SeeingPolicy) -> None:
-    layout = Layout(0, [*LAYOUT.fields, LayoutField("episode_seed", "<i8", ())])
+    layout = Layout(0, [*LAYOUT.fields, LayoutField("of_a_later_version", "<i8", ())])
     assert raw.ask({"method": "layout", **layout.to_wire()})["ctrl_space"] == "joint"
-    values = {"state": STATE, "image": IMAGE, "episode_seed": np.array(3)}
+    values = {"state": STATE, "image": IMAGE, "of_a_later_version": np.array(3)}
     raw.sock.sendall(b"".join(layout.request_frame(values)))
     (length,) = struct.unpack("!I", raw._exactly(4))
     assert raw._exactly(length)[0] == 2

@@ -535,6 +535,7 @@ def test_statistics_tell_of_the_episode() -> None:
         "aggregated_actions": 0,
         "aggregated_steps": 0,
         "dropped_actions": 2,
+        "stale_actions": 0,
         "requests": 2,
         "must_go_requests": 1,
         "filtered": 0,
@@ -680,3 +681,68 @@ def test_the_loop_in_the_modules_docstring_runs_an_episode() -> None:
     exec(textwrap.dedent(loop), names)
     # The first chunk is waited for; after it the latency is hidden, and all predictions of a step are equal.
     assert executed == pytest.approx([float(step) for step in range(37)])
+
+
+# -- actions that are too old
+
+
+def test_an_action_that_is_too_old_is_not_executed_and_the_next_observation_must_go() -> None:
+    controller = begun(8, fps=10, max_action_age_s=0.3, on_empty_queue="wait", chunk_size_threshold=0)
+    assert run(controller, range(6)) == [0, 1, 2, 3, None, None]
+    assert controller.statistics.stale_actions == 4
+    request = asked(controller, 6)
+    assert (request.must_go, request.timestep) == (True, 4)
+    controller.deliver(request, chunk(40, 41), 7)
+    assert run(controller, range(7, 9)) == [40, 41]
+
+
+def test_the_age_of_an_action_is_read_off_the_clock_where_there_is_one() -> None:
+    controller = AsyncController(AsyncOptions(fps=10, max_action_age_s=0.3, on_empty_queue="wait"))
+    request = controller.next_request(0, SEEN, 100.0)
+    assert request is not None
+    controller.deliver(request, chunk(0, 1, 2, 3), 0)
+    # The robot's loop runs at a fifth of its rate.
+    taken = [value(controller.next_action(step, 100.0 + 0.5 * step)) for step in range(2)]
+    assert taken == [0, None]
+
+
+@pytest.mark.parametrize(
+    ("on_stale_action", "executed"),
+    [("hold", [1.0, 1.0]), ("zero", [0.0, 1.0]), ("wait", None), ("as_empty", [1.0, 1.0])],
+)
+def test_what_is_done_instead_of_an_old_action_is_chosen_by_name(
+    on_stale_action: str, executed: list[float] | None
+) -> None:
+    controller = AsyncController(
+        AsyncOptions(
+            fps=10, max_action_age_s=0.1, on_stale_action=on_stale_action, action_hold=("last", "last")
+        )
+    )
+    controller.deliver(asked(controller, 0), chunk(0, 1, 2), 0)
+    assert run(controller, range(2)) == [0, 1]
+    action = controller.next_action(2)
+    assert (None if action is None or action.action is None else action.action.tolist()) == executed
+
+
+def test_a_chunk_that_arrives_too_old_is_never_executed() -> None:
+    controller = AsyncController(AsyncOptions(fps=10, max_action_age_s=0.2, on_empty_queue="wait"))
+    request = asked(controller, 0)
+    assert run(controller, range(3)) == [None] * 3
+    controller.deliver(request, chunk(0, 1, 2, 3), 3)
+    assert run(controller, range(3, 5)) == [None] * 2
+    assert controller.statistics.stale_actions == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_action_age_s": 0.0}, "max_action_age_s is 0.0, expected a positive number or None"),
+        (
+            {"on_stale_action": "holt"},
+            "on_stale_action is 'holt', expected one of as_empty, hold, zero, wait. Did you mean 'hold'?",
+        ),
+    ],
+)
+def test_rules_for_old_actions_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        AsyncOptions(**options)

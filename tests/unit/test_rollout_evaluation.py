@@ -13,6 +13,7 @@ import imageio_ffmpeg
 import pytest
 from rollout_fakes import FakePolicyServer, FakePolicySession, FakeSimulatorServer, FakeSimulatorSession
 
+from policies.random.policy import RandomOptions, RandomPolicy
 from robowire.cli.main import main
 from robowire.errors import (
     BackendError,
@@ -24,6 +25,7 @@ from robowire.errors import (
     ResultsNotWritten,
     SpecMismatch,
 )
+from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
 from robowire.rollout.merging import merge_results
@@ -65,6 +67,40 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def written(path: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
     return summary
+
+
+class RandomSession(FakePolicySession):
+    """Asks the shipped random policy."""
+
+    def send_meta_obs(self, obs: MetaObs) -> list[MetaAction]:
+        chunk = RandomPolicy(RandomOptions(chunk_size=4, action_dim=2)).infer([obs])[0]
+        return [MetaAction("ee", "delta", action) for action in chunk]
+
+
+def test_a_random_policys_score_does_not_depend_on_how_many_environments_run(tmp_path: Path) -> None:
+    found = []
+    for num_envs in (1, 3):
+        run(
+            tmp_path / str(num_envs),
+            FakePolicyServer(session=lambda it: RandomSession(it)),
+            num_envs=num_envs,
+        )
+        episodes = rows(tmp_path / str(num_envs))
+        found.append([{key: value for key, value in row.items() if key not in CLOCKS} for row in episodes])
+    assert len(found[0]) == 10
+    assert found[0] == found[1]
+
+
+def test_the_noise_of_a_policy_is_another_one_in_each_episode(tmp_path: Path) -> None:
+    sent: list[tuple[int, Any]] = []
+
+    class Session(FakePolicySession):
+        def send_meta_obs(self, obs: MetaObs) -> list[MetaAction]:
+            sent.append((obs.timestep, obs.episode_seed))
+            return super().send_meta_obs(obs)
+
+    run(tmp_path, FakePolicyServer(session=Session), seed=3, num_episodes=3)
+    assert [seed for timestep, seed in sent if timestep == 0] == [3000, 3001, 3002]
 
 
 # counting

@@ -16,7 +16,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import LocalProtocolError
-from robowire.meta import RTC_FIELDS, MetaAction, MetaObs
+from robowire.meta import ADDED_FIELDS, MetaAction, MetaObs
 from robowire.wire.framing import frame_header
 from robowire.wire.pickle.dialect import Call, Dialect
 
@@ -224,7 +224,7 @@ class _Writer:
         self._tail.append(b")\x81}(")
         for name, opcodes in self._fields[type(record)]:
             value = getattr(record, name)
-            if value is None and name in RTC_FIELDS and type(record) is MetaObs:
+            if value is None and name in ADDED_FIELDS and type(record) is MetaObs:
                 continue  # as MetaObs.__getstate__ has it
             self._once(opcodes)
             self.value(value, depth + 1)

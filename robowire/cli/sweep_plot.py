@@ -48,7 +48,8 @@ def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
     right.margins(y=0.12)
     for axes in more:
         _panel(axes, rows, "jump_at_borders")
-        axes.set_ylabel("change of the action where a new chunk begins")
+        axes.set_ylabel("jump of the action at a new chunk")
+        axes.margins(y=0.3)
         axes.set_ylim(bottom=0)
     figure.suptitle(title, fontsize=11)
     handles, labels = left.get_legend_handles_labels()

@@ -15,7 +15,7 @@ from robowire.client.async_policy_client import AsyncPolicyClient
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import ConfigurationError, SpecMismatch
 from robowire.meta import MetaObs
-from robowire.serving.policy.server import PolicyServer
+from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import running_server
 
@@ -124,6 +124,27 @@ def test_a_prefix_that_cannot_be_is_refused(
             client.infer(replace(OBS, **fields))
         assert message in str(raised.value)
         assert client.infer(OBS).shape == (8, 2)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_delay_is_looked_at_in_each_request(server: PolicyServer, packed: bool) -> None:
+    long = np.ones((9, 2), np.float32)
+    with PolicyClient(*server.address) as client:
+        if not packed:
+            pickling(client)
+        for delay in (4, 0):
+            assert client.infer(replace(OBS, prefix=long, delay=delay)).shape == (8, 2)
+        for delay in (5, 9):
+            with pytest.raises(SpecMismatch, match="expected 0 to 4, rtc_max_delay_steps"):
+                client.infer(replace(OBS, prefix=long, delay=delay))
+
+
+def test_a_server_that_averages_offers_none_and_refuses_a_prefix(policy: CountingPolicy) -> None:
+    options = PolicyServerOptions(temporal_agg=True, drain_s=2.0)
+    with running_server(policy, options) as server, PolicyClient(*server.address) as client:
+        assert client.get_info()["rtc"] == "none"
+        with pytest.raises(SpecMismatch, match="continues no prefix"):
+            client.infer(replace(OBS, prefix=PREFIX, delay=1))
 
 
 def test_a_policy_without_it_refuses_a_prefix_and_an_asynchronous_client_that_would_send_one() -> None:

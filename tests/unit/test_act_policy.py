@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import policies.act
 from policies.act.checkpoint import Checkpoint, Statistics, load_checkpoint, save_checkpoint
 from policies.act.model import Act, ActSizes
 from policies.act.policy import ActPolicy, make_policy, select_device, split_batch
@@ -197,3 +198,14 @@ def test_a_prefix_is_answered_as_it_is_and_changes_what_follows(tmp_path: Path) 
     np.testing.assert_allclose(raw, given, rtol=1e-6)
     np.testing.assert_array_equal(none, plain)
     assert split_batch([seen, replace(seen, prefix=prefix, delay=2)], torch.device("cuda")) == [[0], [1]]
+
+
+def test_the_policy_of_the_conveyor_continues_a_prefix() -> None:
+    policy = make(Path(policies.act.__file__).with_name("conveyor"))
+    spec = policy.spec
+    assert (spec.rtc, spec.rtc_max_delay_steps, spec.chunk_size, spec.n_action_steps) == ("trained", 8, 16, 8)
+    seen = MetaObs(state=np.zeros(8, np.float32), image=np.zeros((2, 3, 96, 96), np.uint8))
+    prefix = np.full((8, 7), 0.25, np.float32)
+    (actions,) = policy.infer([replace(seen, prefix=prefix, delay=8)])
+    np.testing.assert_allclose(actions[:8], prefix, atol=1e-6)
+    assert np.isfinite(actions).all()

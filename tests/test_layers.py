@@ -65,7 +65,7 @@ EXTRAS: dict[str, set[str]] = {
     },
     "rollout": {"PIL"},
     "dashboard": {"gradio", "fastapi", "starlette", "PIL"},
-    "integrations": {"gymnasium"},
+    "integrations": {"gymnasium", "rerun"},
     "cli": {"PIL", "jinja2", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
 }
 # These run in a robot's or a simulator's interpreter.

@@ -114,13 +114,17 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     several = len(names) > 1 or "" not in suites
     if flags.resume and flags.output_dir is None:
         raise ConfigurationError("resume needs --output_dir, the folder with the episodes that there are")
+    if flags.rerun is not None and flags.record_video == "off":
+        raise ConfigurationError("rerun shows the episodes of --record_video, which is off")
     what = task_folder(names[0]) if not several else Path(named).stem if "" not in suites else "tasks"
     folder = Path(flags.output_dir or f"outputs/{time.strftime('%Y%m%d-%H%M%S')}-{what}")
     if not several:
         check_output_folder(_options(flags, simulator, names[0], folder))
     check_writable(folder)
-    run_one = _TaskRunner(flags, simulator, policy_opener(flags, program))
+    open_policy = policy_opener(flags, program)
     with ExitStack() as stack:
+        log = stack.enter_context(_rerun_log(flags))
+        run_one = _TaskRunner(flags, simulator, open_policy, log)
         address = stack.enter_context(simulator_server(program, flags, simulator, num_envs=flags.num_envs))
         page = stack.enter_context(evaluation_page(flags, address, folder))
         if page is not None:
@@ -140,6 +144,26 @@ def run(flags: EvaluateFlags, program: Program) -> int:
     if flags.report:
         _write_report(folder)
     return 0 if finished else 1
+
+
+@contextmanager
+def _rerun_log(flags: EvaluateFlags) -> Iterator[Any]:
+    """Yield the log of ``--rerun``, ``None`` without it; its file is complete afterwards.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+        MissingDependency: rerun-sdk is not installed.
+    """
+    if flags.rerun is None:
+        yield None
+        return
+    table = {"rerun": Entry("robowire.integrations.rerun_log:RerunLog", extra="rerun")}
+    log = load("log", "rerun", table)(Path(flags.rerun))
+    try:
+        yield log
+    finally:
+        log.close()
+        sys.stdout.write(f"rerun        {flags.rerun}: rerun {flags.rerun}\n")
 
 
 def _write_report(folder: Path) -> None:
@@ -222,8 +246,10 @@ class _TaskRunner:
         flags: EvaluateFlags,
         simulator: str,
         open_policy: Callable[[], PolicyClient | DirectPolicyClient],
+        log: Any = None,
     ) -> None:
         self._flags, self._simulator, self._open_policy = flags, simulator, open_policy
+        self._log = log
 
     def options(self, task: str, folder: Path) -> EvaluateOptions:
         """Return the options of a task."""
@@ -289,6 +315,7 @@ class _TaskRunner:
                     command_line=without_tokens(sys.argv),
                     on_start=on_start,
                     on_episode=on_episode,
+                    log=self._log and self._log.task(options.task),
                 )
             except SpecMismatch as exc:
                 bar.close()

@@ -170,6 +170,8 @@ class EvaluateFlags(DashboardFlags, RunFlags):
         stop_when: Claim such as "rate > 0.8": stop when it is decided, true or not, with at most 5 % error.
         shard: Part of the episodes to run here, such as 1/4; merge joins the parts.
         report: Write report.html into the folder at the end: rates, plots, videos of failures.
+        rerun: File for the viewer of rerun.io, such as episodes.rrd: images, states, actions and chunks of
+            the episodes of --record_video.
     """
 
     mode: str = field(default="sync", metadata=setting(choices=("sync", "async")))
@@ -194,6 +196,7 @@ class EvaluateFlags(DashboardFlags, RunFlags):
     stop_when: str | None = None
     shard: str | None = None
     report: bool = True
+    rerun: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import threading
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
+import numpy as np
+
 from robowire.client.async_controller import AsyncOptions, require_declared_hold
 from robowire.errors import (
     BackendError,
@@ -24,6 +26,7 @@ from robowire.errors import (
 )
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import (
+    EpisodeLog,
     EpisodeResult,
     Rollout,
     RolloutPolicy,
@@ -81,6 +84,7 @@ class RunnerContext:
         policy_wait_s: Seconds that the policy server may be away, each time.
         ffmpeg: Program that encodes videos; ``None`` records none.
         clock: Seconds, monotonic.
+        log: Takes the episodes whose videos are recorded; ``None`` for nothing.
         stopping: Set when the evaluation ends; every wait ends with it.
         one_inference: Held during an inference: the module ``evaluation`` says why.
     """
@@ -93,6 +97,7 @@ class RunnerContext:
     policy_wait_s: float
     ffmpeg: str | None
     clock: Callable[[], float]
+    log: EpisodeLog | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     one_inference: threading.Lock = field(default_factory=threading.Lock)
 
@@ -352,6 +357,9 @@ class EpisodeRunner:
             ):
                 raise _PolicyStateLost
             rollout.infer_ms.append(took_ms)
+            if self._context.log is not None and actions:
+                chunk = np.stack([np.asarray(action.action) for action in actions])
+                rollout.chunks.append((observation.timestep, chunk))
             return actions
 
         self._request(policy.reset)
@@ -433,6 +441,17 @@ class EpisodeRunner:
         try:
             path = self._context.folder.video(number, success=success)
             fps = self.simulator_spec.control_hz or _DEFAULT_FPS
+            log = self._context.log
+            steps = None
+            if log is not None:
+                steps = log.begin_episode(
+                    number,
+                    seed=rollout.seed,
+                    success=success,
+                    fps=fps,
+                    camera_names=self.simulator_spec.camera_names or (),
+                    chunks=rollout.chunks,
+                )
             with Mp4Writer(path, ffmpeg=ffmpeg, fps=fps) as writer:
                 record_video(
                     self._simulator,
@@ -440,6 +459,7 @@ class EpisodeRunner:
                     writer,
                     stopped=self._context.stopping.is_set,
                     hold=round(_HOLD_S * fps),
+                    log=steps,
                 )
         except RobowireError as exc:
             _log.warning("no video of episode %d: %s", number, exc)

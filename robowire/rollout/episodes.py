@@ -103,6 +103,50 @@ class FrameSink(Protocol):
         ...
 
 
+class StepSink(Protocol):
+    """Receiver of an episode's steps, in order."""
+
+    def __call__(
+        self, step: int, observation: MetaObs, action: MetaAction | None, reward: float | None
+    ) -> None:
+        """Take one step.
+
+        Args:
+            step: Its number, from 0.
+            observation: Observation before the action.
+            action: The action; ``None`` after the last one.
+            reward: The action's reward; ``None`` after the last one.
+        """
+        ...
+
+
+class EpisodeLog(Protocol):
+    """Receiver of whole episodes, for people who look at them; any thread may call it."""
+
+    def begin_episode(
+        self,
+        episode: int,
+        *,
+        seed: int,
+        success: bool,
+        fps: float,
+        camera_names: Sequence[str],
+        chunks: Sequence[tuple[int, np.ndarray]],
+    ) -> StepSink:
+        """Return what takes the steps of an episode that was executed.
+
+        Args:
+            episode: Its number.
+            seed: Its seed.
+            success: Its result.
+            fps: Control steps a second.
+            camera_names: Cameras of the observations' images, in their order.
+            chunks: Step of each observation that the policy was asked with, and the actions (n, action_dim)
+                that it answered.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """One row of ``episodes.jsonl``.
@@ -148,6 +192,8 @@ class Rollout:
         actions: Executed actions.
         rewards: One reward for each action.
         infer_ms: Milliseconds of each inference.
+        chunks: Step of each observation sent, and the actions (n, action_dim) it was answered with; kept
+            for a log only.
         success: Result, known once the episode ended.
         last: Observation after the last action, known once the episode ended.
         statistics: Queue statistics of an asynchronous episode.
@@ -159,6 +205,7 @@ class Rollout:
     actions: list[MetaAction] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     infer_ms: list[float] = field(default_factory=list)
+    chunks: list[tuple[int, np.ndarray]] = field(default_factory=list)
     success: bool | None = None
     last: MetaObs | None = None
     statistics: AsyncStatistics | None = None
@@ -166,8 +213,10 @@ class Rollout:
 
     def begin_again(self) -> None:
         """Clear everything but the seed and the initial state."""
-        for executed in (self.actions, self.rewards, self.infer_ms):
-            executed.clear()
+        self.actions.clear()
+        self.rewards.clear()
+        self.infer_ms.clear()
+        self.chunks.clear()
         self.success = self.last = self.statistics = self.late_steps = None
 
 
@@ -207,6 +256,7 @@ def record_video(
     *,
     stopped: Callable[[], bool],
     hold: int = 0,
+    log: StepSink | None = None,
 ) -> None:
     """Execute the seed and actions of a finished episode again, with a frame for ``sink`` after each step.
 
@@ -219,6 +269,7 @@ def record_video(
         sink: Takes the frames: see :func:`robowire.rollout.video_layout.compose_frame`.
         stopped: Whether to give up.
         hold: How often the last frame is repeated, so that the end can be seen.
+        log: Takes the steps too.
 
     Raises:
         VideoFailed: The second run differs from the first, or ``stopped`` became true.
@@ -241,8 +292,12 @@ def record_video(
         result = simulator.step(action)
         if float(result.reward) != reward:
             raise _not_repeated(f"reward {float(result.reward)!r} instead of {reward!r} at step {step}")
+        if log is not None:
+            log(step, observation, action, reward)
         observation, total = result.observation, total + reward
         frame = show(observation, step + 1)
+    if log is not None:
+        log(steps, observation, None, None)
     for _ in range(hold):
         sink.add(frame)
     assert rollout.last is not None

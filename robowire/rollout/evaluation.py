@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 from robowire.errors import ConfigurationError, EvaluationStopped, ResultsNotWritten
 from robowire.rollout.episode_runner import EpisodeRunner, OpenAsyncPolicy, RunnerContext
-from robowire.rollout.episodes import EpisodeResult, RolloutPolicy, RolloutSimulator
+from robowire.rollout.episodes import EpisodeLog, EpisodeResult, RolloutPolicy, RolloutSimulator
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation_report import EvaluationReport
 from robowire.rollout.results import ResultFolder
@@ -44,6 +44,7 @@ def evaluate(
     on_start: Callable[[dict[str, Any]], None] = lambda summary: None,
     on_episode: Callable[[EpisodeResult, dict[str, Any]], None] = lambda episode, summary: None,
     clock: Callable[[], float] = time.perf_counter,
+    log: EpisodeLog | None = None,
 ) -> dict[str, Any]:
     """Run the episodes, write the folder of results, and return what ``summary.json`` holds.
 
@@ -66,6 +67,7 @@ def evaluate(
         on_start: Called with the first summary, once policy and simulator were found to fit.
         on_episode: Called after each episode, from this thread, with it and the summary so far.
         clock: Seconds.
+        log: Takes the episodes whose videos are recorded, as these are: once more step by step.
 
     Raises:
         RobowireError: Before the first episode, with nothing written: there are results already, or such of
@@ -83,7 +85,7 @@ def evaluate(
         raise ConfigurationError(f"policy_wait_s is {policy_wait_s:g}, expected 0 or more seconds")
     folder = ResultFolder(options.output_dir, overwrite=options.overwrite, resume=options.resume)
     context = RunnerContext(
-        options, folder, open_policy, open_simulator, open_async_policy, policy_wait_s, ffmpeg, clock
+        options, folder, open_policy, open_simulator, open_async_policy, policy_wait_s, ffmpeg, clock, log
     )
     threads = _EpisodeThreads(context)
     first = EpisodeRunner(context)

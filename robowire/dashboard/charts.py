@@ -15,9 +15,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
 
 
 def number(value: float) -> str:
-    """Return three significant digits: ``1234``, ``12.3``, ``0.0123``."""
+    """Return three or four digits: ``12k``, ``1234``, ``12.3``, ``0.0123``."""
     if value == 0:
         return "0"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.0f}k"
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}"

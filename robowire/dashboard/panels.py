@@ -22,6 +22,7 @@ CSS = """
 .rw { font-size: 14px; line-height: 1.45; overflow-x: auto; }
 .rw table { border-collapse: collapse; width: 100%; }
 .rw th, .rw td { text-align: left; padding: 3px 10px 3px 0; white-space: nowrap; }
+.rw table, .rw thead, .rw tbody, .rw tr { border: 0 !important; }
 .rw table th, .rw table td { border: 0 !important; border-bottom: 1px solid #8884 !important; }
 .rw td.wrap { white-space: normal; overflow-wrap: anywhere; }
 .rw th { font-weight: 600; }
@@ -330,6 +331,8 @@ def _phases(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, floa
     counts: dict[str, float] = {}
     for sign, stats in ((1, last), (-1, first)):
         for row in stats.get("phases", ()):
+            if row["method"] == "get_status":  # this page's own
+                continue
             seconds[row["phase"]] = seconds.get(row["phase"], 0.0) + sign * row["seconds"]
             counts[row["phase"]] = counts.get(row["phase"], 0) + sign * row["count"]
     if not last.get("phases"):  # a server that does not tell: medians of what it does

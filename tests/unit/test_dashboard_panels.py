@@ -99,7 +99,7 @@ def test_phases_are_means_of_what_was_counted_between_two_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (1234.4, "1234"), (12.34, "12.3"), (0.01234, "0.0123")]
+    ("value", "text"), [(0, "0"), (20_000, "20k"), (1234.4, "1234"), (12.34, "12.3"), (0.01234, "0.0123")]
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert charts.number(value) == text

@@ -39,6 +39,7 @@ EXIT_CODES: Mapping[int, str] = {
 # The one prefix of each program; two commands of one program share their variables.
 ENVIRONMENT: Mapping[str, str] = {
     "policy": "ROBOWIRE",
+    "inspect": "ROBOWIRE_INSPECT",
     "simulator, doctor, fleet": "ROBOWIRE_SIM",
     "fleet status, fleet scale, fleet stop": "ROBOWIRE_FLEET",
     "ping, info, infer, bench, debug, replay, evaluate, lerobot-eval, compare, merge, "
@@ -53,6 +54,14 @@ SERVER_COMMANDS: Mapping[str, Command] = {
         env_prefix="ROBOWIRE",
         python=(3, 10),
         log_level="info",
+    ),
+    "inspect": Command(
+        "say what a folder of a checkpoint is, what it needs and what it answers",
+        options="robowire.cli.inspect_checkpoint:InspectFlags",
+        run="robowire.cli.inspect_checkpoint:run",
+        env_prefix="ROBOWIRE_INSPECT",
+        python=(3, 10),
+        log_level="error",
     ),
     "simulator": Command(
         "run simulators for clients, each in a process of its own",

@@ -134,6 +134,7 @@ def test_every_command_lets_the_environment_beat_the_file(
     monkeypatch.setenv(f"{command.env_prefix}_LOG_LEVEL", "debug")
     required = {
         "compare": ["a", "b"],
+        "inspect": ["a"],
         "merge": ["a", "b"],
         "report": ["a"],
         "fleet scale": ["2"],

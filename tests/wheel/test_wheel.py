@@ -28,7 +28,7 @@ import importlib, pkgutil, sys
 import robowire
 SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers", "dashboard"}
 SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags",
-                   "background_writer", "replay"}
+                   "background_writer", "replay", "inspect_checkpoint"}
 NEED_EXTRAS = {"frontends", "guard", "page", "page_server", "cluster", "gymnasium_env", "remote_env",
                "remote_vector_env", "carla_env",
                "action_spaces", "evaluate",

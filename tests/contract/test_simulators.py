@@ -91,8 +91,8 @@ def assert_same_bits(one: list[Observation], other: list[Observation]) -> None:
 
 
 def test_every_simulator_in_the_table_is_tested() -> None:
-    # They have no arm, or two with other actions: tests/contract/test_environments.py, tests/live/test_aloha.py,
-    # and test_carla.py where there is a server.
+    # They have no arm, or two with other actions: tests/contract/test_environments.py, live/test_aloha.py
+    # and, where there is a server, test_carla.py.
     elsewhere = {"aloha", "carla", "gymnasium", "highway"}
     assert {name for name, _, _ in CASES.values()} | elsewhere == SIMULATORS.keys()
 

@@ -8,6 +8,7 @@ does, at half the cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BACKBONES", "DILATED", "FrozenBatchNorm", "ResNet", "backbone_of"]
+__all__ = ["BACKBONES", "DILATED", "FrozenBatchNorm", "PatchResNet", "ResNet", "backbone_of"]
 
 
 class FrozenBatchNorm(nn.Module):
@@ -181,13 +182,38 @@ def _small() -> ResNet:
     return ResNet(stem=(5, 4, 32), max_pool=False, stages=((64, 1, 2), (128, 1, 2)), norm=_group_norm)
 
 
+class PatchResNet(ResNet):
+    """A residual network that adds to each cell of its first convolution where the cell is, as ViT does.
+
+    Padding tells a shallow network nothing of the middle of an image, and ACT's attention gives values no
+    positions, so that nothing else would.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, num_channels, h, w) of normalised ``images`` (B, 3, H, W)."""
+        x = self.bn1(self.conv1(images))
+        x = functional.relu(x + _cosines(*x.shape[1:], device=x.device), inplace=True)
+        for number in range(1, self.num_stages + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+
+def _cosines(width: int, height: int, columns: int, device: torch.device) -> Tensor:
+    """Return (width, height, columns): cosines of rising frequency, half of the channels along each axis."""
+    frequency = math.pi * torch.arange(1, width // 2 + 1, device=device) / 2
+    y = torch.cos(frequency[:, None] * ((torch.arange(height, device=device) + 0.5) / height))
+    x = torch.cos(frequency[:, None] * ((torch.arange(columns, device=device) + 0.5) / columns))
+    shape = (width // 2, height, columns)
+    return torch.cat([y[:, :, None].expand(shape), x[:, None, :].expand(shape)])
+
+
 def _tiny() -> ResNet:
     """Return a network of 0.25 million parameters.
 
     A 96x128 image costs 14 million multiplications, where ``small`` costs 23 million and passes four times as
     many cells through memory, and becomes 6x8 features.
     """
-    return ResNet(stem=(9, 8, 64), max_pool=False, stages=((128, 1, 2),), norm=_group_norm)
+    return PatchResNet(stem=(9, 8, 64), max_pool=False, stages=((128, 1, 2),), norm=_group_norm)
 
 
 BACKBONES: dict[str, Callable[[], ResNet]] = {

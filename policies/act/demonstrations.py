@@ -175,20 +175,26 @@ class Demonstrations:
             shifts: Pixels to move each image by, int (B, cameras, 2); what enters repeats the edge.
             device: Device of the result.
         """
-        steps = frames[:, None] + np.arange(chunk_size)
-        is_pad = steps >= self.ends[frames][:, None]
-        actions = self._actions[np.minimum(steps, len(self._actions) - 1)]
-        actions[is_pad] = 0
-        images = self._images_of(frames)
+        images = self.images(frames)
         if shifts is not None:
             height, width = images.shape[-2:]
             rows = (np.arange(height) + shifts[..., :1]).clip(0, height - 1)  # (B, cameras, H)
             columns = (np.arange(width) + shifts[..., 1:]).clip(0, width - 1)
             for index in np.ndindex(shifts.shape[:2]):
                 images[index] = images[index][:, rows[index]][:, :, columns[index]]
-        return Batch(
+        qpos, actions, is_pad = self.targets(frames, chunk_size, device)
+        return Batch(qpos, normalise_images(torch.from_numpy(images).to(device)), actions, is_pad)
+
+    def targets(
+        self, frames: np.ndarray, chunk_size: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``qpos``, ``actions`` and ``is_pad`` of a :class:`Batch`, for those who have the images."""
+        steps = frames[:, None] + np.arange(chunk_size)
+        is_pad = steps >= self.ends[frames][:, None]
+        actions = self._actions[np.minimum(steps, len(self._actions) - 1)]
+        actions[is_pad] = 0
+        return (
             torch.from_numpy(self._qpos[frames]).to(device),
-            normalise_images(torch.from_numpy(images).to(device)),
             torch.from_numpy(actions).to(device),
             torch.from_numpy(is_pad).to(device),
         )
@@ -273,7 +279,7 @@ class Demonstrations:
                         target[:] = recorded.transpose(0, 3, 1, 2)
         return images
 
-    def _images_of(self, frames: np.ndarray) -> np.ndarray:
+    def images(self, frames: np.ndarray) -> np.ndarray:
         """Return uint8 (B, cameras, 3, H, W), a fresh array."""
         if self._images is not None:
             chosen: np.ndarray = self._images[frames]

@@ -120,7 +120,7 @@ def test_compressed_images_are_decoded(tmp_path: Path, form: str, in_memory: boo
     for colors, red in (("rgb", 0), ("bgr", 2)):
         data = Demonstrations([path], ("top",), image_colors=colors, max_image_bytes=limit)
         assert data.in_memory is in_memory
-        image = data._images_of(np.array([4]))[0, 0]
+        image = data.images(np.array([4]))[0, 0]
         assert (image.shape, image.dtype) == ((3, HEIGHT, WIDTH), np.uint8)
         means = image.mean((1, 2))
         assert means[red] == pytest.approx(200, abs=4)
@@ -259,7 +259,7 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     paths = [write(tmp_path, number=number) for number in range(4)]
     monkeypatch.setattr("policies.act.demonstrations.MAX_OPEN_FILES", 2)
     data = Demonstrations(paths, None, max_image_bytes=0)
-    images = data._images_of(np.arange(4 * STEPS))
+    images = data.images(np.arange(4 * STEPS))
     assert images.shape == (4 * STEPS, 2, 3, HEIGHT, WIDTH)
     assert len(data._files) == 2
     data.close()

@@ -191,8 +191,9 @@ class PatchResNet(ResNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, num_channels, h, w) of normalised ``images`` (B, 3, H, W)."""
-        x = self.bn1(self.conv1(images))
-        x = functional.relu(x + _cosines(*x.shape[1:], device=x.device), inplace=True)
+        x: Tensor = self.bn1(self.conv1(images))
+        width, height, columns = x.shape[1:]
+        x = functional.relu(x + _cosines(width, height, columns, x.device), inplace=True)
         for number in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{number}")(x)
         return x

@@ -120,4 +120,6 @@ def test_a_recorded_episode_holds_what_training_reads(tmp_path: Path) -> None:
     assert (qpos.dtype, action.dtype) == (np.float32, np.float32)
     assert qpos.shape == action.shape
     assert 90 < len(qpos) < 220
+    # Without a limit inverse kinematics turned the right forearm of this episode by half a turn.
+    assert np.abs(action[:, [3, 10]]).max() < 1.1
     assert list(tmp_path.iterdir()) == [path]

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from policies.act.backbone import BACKBONES
 from policies.act.checkpoint import Checkpoint, load_checkpoint, replace_file, save_checkpoint
 from policies.act.demonstrations import COLORS, Batch, Demonstrations
+from policies.act.loss_plot import plot_losses
 from policies.act.model import Act, ActSizes
 from policies.act.policy import select_device
 from robowire.errors import ConfigurationError
@@ -368,6 +369,7 @@ def train(options: TrainOptions, *, on_save: Callable[[int], object] = lambda st
         report["minutes"] = round(minutes_before + (time.monotonic() - started) / 60, 2)
         save_checkpoint(output_dir, checkpoint)
         replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
+        plot_losses(report["history"], output_dir / "loss.png")
         training.save_state(output_dir / STATE_FILE, report)
         on_save(done)
     return report

@@ -1,37 +1,26 @@
 """Record demonstrations: ``python -m benchmark.aloha.record --num_episodes 200 --output_dir DIR``.
 
-One HDF5 file an episode, in the layout of the original ACT: ``observations/qpos`` and ``observations/qvel``
-(T, 14) float32, ``observations/images/<camera>`` (T, H, W, 3) uint8, RGB, ``action`` (T, action_dim) float32.
-Row t is the expert's answer to observation t; what was executed strayed from it (see ``expert.Disturbance``).
-The attribute ``embodiment`` is JSON: the task's spec and the seed.
-
-An episode's seed is its name, and everything in the file follows from it. Seeds begin at 1000000, so that no
-evaluation, whose seeds begin at 0, ever shows a policy the same cube.
+Files as ``benchmark.arms.demonstrations`` writes them, with ``observations/qpos`` and ``observations/qvel``
+(T, 14). Row t is the expert's answer to observation t; what was executed strayed from it (see
+``expert.Disturbance``).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-import os
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
-from tqdm import tqdm
 
 from benchmark.aloha import make_simulator
 from benchmark.aloha.expert import Disturbance, JointExpert
 from benchmark.aloha.simulator import AlohaSimulator
-from robowire.errors import ConfigurationError, RobowireError
+from benchmark.arms.demonstrations import HELP, check_recording, run_program, write_episode
+from benchmark.arms.demonstrations import record as record_missing
 from robowire.interfaces import TaskOptions
-from robowire.registry import nearest
 from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
 from robowire.specs import SimulatorSpec
 
@@ -62,61 +51,26 @@ class RecordOptions:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        if self.task not in _TASKS:
-            raise ConfigurationError(
-                f"there is no expert for task {self.task!r}.{nearest(self.task, _TASKS)} "
-                f"Known: {', '.join(_TASKS)}"
-            )
-        at_least = {
-            "num_episodes": 1,
-            "image_height": 1,
-            "image_width": 1,
-            "workers": 1,
-            "noise": 0,
-            "stray": 0,
-        }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"--{name} is {getattr(self, name)}, expected at least {least}")
-        if self.seed < FIRST_DEMONSTRATION_SEED:
-            raise ConfigurationError(
-                f"--seed is {self.seed}, expected at least {FIRST_DEMONSTRATION_SEED}: others evaluate"
-            )
+        check_recording(self, _TASKS, image_height=1, image_width=1, noise=0, stray=0)
 
 
 _HELP = {
-    "output_dir": "folder for the episodes; created; episodes that are in it already are kept",
+    "output_dir": HELP["output_dir"],
     "task": "what to demonstrate: " + ", ".join(_TASKS),
-    "num_episodes": "episodes to try; those that fail are not kept",
-    "seed": "of the first episode; each further one has the next",
-    "camera_names": "cameras to record",
+    "num_episodes": HELP["num_episodes"],
+    "seed": HELP["seed"],
+    "camera_names": HELP["camera_names"],
     "image_height": "pixels",
     "image_width": "pixels",
     "noise": "standard deviation of executed joints around the expert's, in radians",
     "stray": "standard deviation of how far joints are sent from where episodes begin, in radians",
-    "workers": "processes",
+    "workers": HELP["workers"],
 }
 
 
 def record(options: RecordOptions) -> tuple[int, int]:
     """Record what is missing in ``output_dir``; returns how many episodes were kept, and how many failed."""
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = range(options.seed, options.seed + options.num_episodes)
-    missing = [seed for seed in seeds if not _path(folder, seed).exists()]
-    # As the table of simulators has it; the workers read it when they import MuJoCo.
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
-    kept = failed = 0
-    with ProcessPoolExecutor(
-        options.workers, multiprocessing.get_context("spawn"), _begin_worker, (options,)
-    ) as pool:
-        episodes = [pool.submit(_record_in_worker, seed) for seed in missing]
-        with tqdm(as_completed(episodes), total=len(missing), unit="episode") as progress:
-            for episode in progress:
-                success = episode.result()
-                kept, failed = kept + success, failed + (not success)
-                progress.set_postfix(failed=failed)
-    return kept, failed
+    return record_missing(options, _open_worker)
 
 
 def record_episode(
@@ -147,43 +101,16 @@ def record_episode(
     # A cube that was only touched and fell again is no demonstration.
     if not succeeded or not result.info["success"]:
         return False
-    _write(path, spec, seed, rows, images)
+    write_episode(path, spec, seed, rows, images)
     return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record as the flags say; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.aloha.record", description="Record demonstrations of a scripted expert."
-    )
-    for name, text in _HELP.items():
-        default: Any = getattr(RecordOptions, name, None)
-        many = isinstance(default, tuple)
-        parser.add_argument(
-            f"--{name}",
-            type=str if many or default is None else type(default),
-            nargs="+" if many else None,
-            default=default,
-            required=default is None,
-            help=text if default is None else f"{text} (default: {' '.join(default) if many else default})",
-        )
-    flags = vars(parser.parse_args(argv))
-    try:
-        options = RecordOptions(**{**flags, "camera_names": tuple(flags["camera_names"])})
-        kept, failed = record(options)
-    except RobowireError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return 2
-    sys.stderr.write(f"recorded {kept} episodes in {options.output_dir}; {failed} failed and were not kept\n")
-    return 0
+    return run_program("benchmark.aloha.record", RecordOptions, _HELP, record, argv)
 
 
-# The simulator of a worker process; its own, because neither MuJoCo nor OpenGL is shared between processes.
-_worker: tuple[AlohaSimulator, SimulatorSpec, RecordOptions]
-
-
-def _begin_worker(options: RecordOptions) -> None:
-    global _worker
+def _open_worker(options: RecordOptions) -> Callable[[int, Path], bool]:
     simulator = make_simulator()
     spec = simulator.load_task(
         options.task,
@@ -193,41 +120,7 @@ def _begin_worker(options: RecordOptions) -> None:
             image_width=options.image_width,
         ),
     )
-    _worker = (simulator, spec, options)
-
-
-def _record_in_worker(seed: int) -> bool:
-    simulator, spec, options = _worker
-    return record_episode(simulator, spec, options, seed, _path(Path(options.output_dir), seed))
-
-
-def _path(folder: Path, seed: int) -> Path:
-    return folder / f"episode_{seed}.hdf5"
-
-
-def _write(
-    path: Path,
-    spec: SimulatorSpec,
-    seed: int,
-    rows: dict[str, list[np.ndarray]],
-    images: dict[str, list[np.ndarray]],
-) -> None:
-    """Write an episode whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    with h5py.File(unfinished, "w") as file:
-        file.attrs["sim"] = True
-        file.attrs["embodiment"] = json.dumps({**spec.to_wire(), "seed": seed})
-        for name, values in rows.items():
-            file[name if name == "action" else f"observations/{name}"] = np.stack(values)
-        for camera, frames in images.items():
-            # One frame is one chunk, since training reads single frames; a table in one colour packs well.
-            file.create_dataset(
-                f"observations/images/{camera}",
-                data=np.stack(frames),
-                chunks=(1, *frames[0].shape),
-                compression="gzip",
-            )
-    os.replace(unfinished, path)
+    return partial(record_episode, simulator, spec, options)
 
 
 if __name__ == "__main__":

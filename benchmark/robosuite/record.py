@@ -1,37 +1,26 @@
 """Record demonstrations: ``python -m benchmark.robosuite.record --num_episodes 200 --output_dir DIR``.
 
-One HDF5 file an episode, in the layout of the original ACT: ``observations/qpos`` (T, state_dim) float32,
-``observations/images/<camera>`` (T, H, W, 3) uint8, RGB, upright, ``action`` (T, action_dim) float32, as a
-``MetaAction`` has it. Row t is the expert's answer to observation t; what was executed strayed from it (see
-``expert.Disturbance``). The attribute ``embodiment`` is JSON: the task's spec and the seed.
-
-An episode's seed is its name, and everything in the file follows from it. Seeds begin at 1000000, so that no
-evaluation, whose seeds begin at 0, ever shows a policy the same cube.
+Files as ``benchmark.arms.demonstrations`` writes them, with ``observations/qpos`` (T, state_dim) and
+``action`` (T, action_dim) as a ``MetaAction`` has it. Row t is the expert's answer to observation t; what was
+executed strayed from it (see ``expert.Disturbance``).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-import os
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
-from tqdm import tqdm
 
+from benchmark.arms.demonstrations import HELP, check_recording, run_program, write_episode
+from benchmark.arms.demonstrations import record as record_missing
 from benchmark.robosuite import make_simulator
 from benchmark.robosuite.expert import ConveyorExpert, Disturbance, LiftExpert
-from robowire.errors import ConfigurationError, RobowireError
 from robowire.interfaces import Simulator, TaskOptions
 from robowire.meta import MetaAction
-from robowire.registry import nearest
 from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
 from robowire.specs import SimulatorSpec
 
@@ -61,51 +50,25 @@ class RecordOptions:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        if self.task not in _EXPERTS:
-            raise ConfigurationError(
-                f"there is no expert for task {self.task!r}.{nearest(self.task, _EXPERTS)} "
-                f"Known: {', '.join(sorted(_EXPERTS))}"
-            )
-        at_least = {"num_episodes": 1, "image_size": 1, "workers": 1, "noise": 0, "stray": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"--{name} is {getattr(self, name)}, expected at least {least}")
-        if self.seed < FIRST_DEMONSTRATION_SEED:
-            raise ConfigurationError(
-                f"--seed is {self.seed}, expected at least {FIRST_DEMONSTRATION_SEED}: others evaluate"
-            )
+        check_recording(self, _EXPERTS, image_size=1, noise=0, stray=0)
 
 
 _HELP = {
-    "output_dir": "folder for the episodes; created; episodes that are in it already are kept",
+    "output_dir": HELP["output_dir"],
     "task": "what to demonstrate: " + ", ".join(sorted(_EXPERTS)),
-    "num_episodes": "episodes to try; those that fail are not kept",
-    "seed": "of the first episode; each further one has the next",
-    "camera_names": "cameras to record",
+    "num_episodes": HELP["num_episodes"],
+    "seed": HELP["seed"],
+    "camera_names": HELP["camera_names"],
     "image_size": "height and width of the images, in pixels",
     "noise": "standard deviation of the executed motion around the expert's; 1 is a full command",
     "stray": "standard deviation of the motion that takes the hand away from the usual start, likewise",
-    "workers": "processes",
+    "workers": HELP["workers"],
 }
 
 
 def record(options: RecordOptions) -> tuple[int, int]:
     """Record what is missing in ``output_dir``; returns how many episodes were kept, and how many failed."""
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = range(options.seed, options.seed + options.num_episodes)
-    missing = [seed for seed in seeds if not _path(folder, seed).exists()]
-    kept = failed = 0
-    with ProcessPoolExecutor(
-        options.workers, multiprocessing.get_context("spawn"), _begin_worker, (options,)
-    ) as pool:
-        episodes = [pool.submit(_record_in_worker, seed) for seed in missing]
-        with tqdm(as_completed(episodes), total=len(missing), unit="episode") as progress:
-            for episode in progress:
-                success = episode.result()
-                kept, failed = kept + success, failed + (not success)
-                progress.set_postfix(failed=failed)
-    return kept, failed
+    return record_missing(options, _open_worker)
 
 
 def record_episode(
@@ -135,44 +98,20 @@ def record_episode(
             left, succeeded = _STEPS_AFTER_SUCCESS, True
     if not succeeded:
         return False
-    _write(path, spec, seed, np.stack(states), np.stack(images), np.stack(actions))
+    cameras = {
+        camera: [image[index].transpose(1, 2, 0) for image in images]
+        for index, camera in enumerate(spec.camera_names or ())
+    }
+    write_episode(path, spec, seed, {"qpos": states, "action": actions}, cameras)
     return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record as the flags say; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.robosuite.record", description="Record demonstrations of a scripted expert."
-    )
-    for name, text in _HELP.items():
-        default: Any = getattr(RecordOptions, name, None)
-        many = isinstance(default, tuple)
-        parser.add_argument(
-            f"--{name}",
-            type=str if many or default is None else type(default),
-            nargs="+" if many else None,
-            default=default,
-            required=default is None,
-            help=text if default is None else f"{text} (default: {' '.join(default) if many else default})",
-        )
-    flags = vars(parser.parse_args(argv))
-    try:
-        options = RecordOptions(**{**flags, "camera_names": tuple(flags["camera_names"])})
-        kept, failed = record(options)
-    except RobowireError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return 2
-    sys.stderr.write(f"recorded {kept} episodes in {options.output_dir}; {failed} failed and were not kept\n")
-    return 0
+    return run_program("benchmark.robosuite.record", RecordOptions, _HELP, record, argv)
 
 
-# The simulator of a worker process; its own, because neither MuJoCo nor OpenGL is shared between processes.
-_worker: tuple[Simulator, SimulatorSpec, RecordOptions]
-
-
-def _begin_worker(options: RecordOptions) -> None:
-    global _worker
-    os.environ.setdefault("MUJOCO_GL", "osmesa")  # as the table of simulators has it
+def _open_worker(options: RecordOptions) -> Callable[[int, Path], bool]:
     simulator = make_simulator()
     spec = simulator.load_task(
         options.task,
@@ -180,38 +119,11 @@ def _begin_worker(options: RecordOptions) -> None:
             camera_names=options.camera_names, image_height=options.image_size, image_width=options.image_size
         ),
     )
-    _worker = (simulator, spec, options)
-
-
-def _record_in_worker(seed: int) -> bool:
-    simulator, spec, options = _worker
-    return record_episode(simulator, spec, options, seed, _path(Path(options.output_dir), seed))
+    return partial(record_episode, simulator, spec, options)
 
 
 def _own(simulator: Simulator, spec: SimulatorSpec, action: np.ndarray) -> np.ndarray:
     return simulator.from_meta_action(MetaAction(spec.ctrl_space or "", spec.ctrl_type or "", action))
-
-
-def _path(folder: Path, seed: int) -> Path:
-    return folder / f"episode_{seed}.hdf5"
-
-
-def _write(
-    path: Path, spec: SimulatorSpec, seed: int, states: np.ndarray, images: np.ndarray, actions: np.ndarray
-) -> None:
-    """Write an episode whole or not at all; ``images`` is (T, cameras, 3, height, width)."""
-    unfinished = path.with_suffix(".unfinished")
-    with h5py.File(unfinished, "w") as file:
-        file.attrs["sim"] = True
-        file.attrs["embodiment"] = json.dumps({**spec.to_wire(), "seed": seed})
-        file["observations/qpos"] = states
-        file["action"] = actions
-        for index, camera in enumerate(spec.camera_names or ()):
-            frames = images[:, index].transpose(0, 2, 3, 1)
-            # One frame is one chunk, since training reads single frames; a table in one colour packs well.
-            name, chunk = f"observations/images/{camera}", (1, *frames.shape[1:])
-            file.create_dataset(name, data=frames, chunks=chunk, compression="gzip")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def _ensemble_coefficient(where: Path, config: Mapping[str, Any]) -> float | Non
 def _check_settings(where: Path, config: Mapping[str, Any]) -> None:
     if config.get("type") != "act":
         raise ConfigurationError(
-            f"{where} is a policy of LeRobot's type {config.get('type')!r}, known is 'act'"
+            f"{where} is a policy of LeRobot's type {config.get('type')!r}, known is 'act': "
+            "--policy lerobot runs others with lerobot's own code"
         )
     for name, value in _FIXED.items():
         if name in config and config[name] != value:

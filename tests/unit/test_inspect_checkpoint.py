@@ -38,4 +38,4 @@ def test_what_keeps_a_folder_from_being_served_is_said(
     assert main(["inspect", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "a folder of LeRobot, type diffusion, statistics in buffers of weights that policy 'act'" in told
-    assert "known is 'act'" in told
+    assert "known is 'act': --policy lerobot runs others" in told

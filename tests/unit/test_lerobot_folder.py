@@ -161,7 +161,12 @@ def test_it_answers_with_its_own_statistics_and_all_its_decoder_layers(either: P
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("type", "diffusion", "DIR/config.json is a policy of LeRobot's type 'diffusion', known is 'act'"),
+        (
+            "type",
+            "diffusion",
+            "DIR/config.json is a policy of LeRobot's type 'diffusion', known is 'act': "
+            "--policy lerobot runs others with lerobot's own code",
+        ),
         ("pre_norm", True, "does not fit ACT: model.encoder.norm.weight is missing"),
         ("pre_norm", "yes", "pre_norm is 'yes', expected true or false"),
         ("feedforward_activation", "glu", "activation is 'glu', expected one of gelu, relu"),

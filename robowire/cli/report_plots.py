@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from robowire.cli.sweep_plot import COLOURS, MARKERS
 from robowire.rollout.statistics import wilson_interval
@@ -103,6 +103,8 @@ def distribution_plot(values: Mapping[str, Sequence[float]], *, label: str) -> s
     # 1, 2 and 5 of each decade: a range of less than a decade has labels too.
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
+    # Its labels are written between ours where the axis is short.
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(label)
     axes.set_ylabel("share of inferences")

@@ -39,7 +39,7 @@ _PHASES = {3: ("decode", "execute", "encode"), 4: ("decode", "wait", "infer", "e
 _REASONS = ("died", "timeout", "client_left")
 
 # What a gauge reads: one number, or one for each value of its label.
-Reading = Union[float, Mapping[str, float]]
+Reading = Union[float, "Mapping[str, float]"]
 
 
 class Metrics:

@@ -12,7 +12,7 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgpack
 import numpy as np
@@ -109,7 +109,10 @@ def upgrade(server: PolicyServer) -> socket.socket:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
-    assert sock.recv(65536).startswith(b"HTTP/1.1 101")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):  # and nothing of the frames behind it
+        head += sock.recv(1)
+    assert head.startswith(b"HTTP/1.1 101")
     return sock
 
 
@@ -519,20 +522,18 @@ def test_messages_are_answered_in_their_order_however_they_are_cut(server: Polic
             *(masked(third), masked(third), masked(first)),
         )
     )
-    with upgrade(server) as sock:
-        sock.recv(65536)  # the metadata
+    with upgrade(server) as sock, sock.makefile("rb") as received:
         sock.sendall(masked(first))
-        sock.recv(65536)
+        list(frames(received, 2))  # the metadata, and the answer
         for i in range(0, len(stream), step):
             sock.sendall(stream[i : i + step])
-        found = [reply for opcode, reply in frames(sock, 9) if opcode == 2]
+        found = [reply for opcode, reply in frames(received, 9) if opcode == 2]
     states = [float(decode(reply)["actions"][0, 0]) for reply in found]
     assert states == [float(STATE[0]) + i for i in (0, 1, 0, 1, 2, 2, 0)]
 
 
-def frames(sock: socket.socket, count: int) -> Iterator[tuple[int, bytes]]:
+def frames(stream: BinaryIO, count: int) -> Iterator[tuple[int, bytes]]:
     """Yield opcode and data of a server's frames."""
-    stream = sock.makefile("rb")
     for _ in range(count):
         first, length = stream.read(2)
         if length > 125:

@@ -146,6 +146,8 @@ def test_get_info_tells_all_that_a_client_must_know(client: RawClient) -> None:
         "device": "cpu",
         "model_name": None,
         "temporal_agg": False,
+        "rtc": "none",
+        "rtc_max_delay_steps": 0,
         "max_payload": 64 * 1024 * 1024,
         "image_encodings": ["jpeg", "png"],
         "version": __version__,
@@ -308,14 +310,6 @@ def test_a_chunk_that_is_the_policys_own_comes_once(client: RawClient) -> None:
         "status",
         "timestep",
     ]
-
-
-def test_what_real_time_chunking_sends_is_left_alone_by_a_policy_that_cannot_inpaint(
-    client: RawClient,
-) -> None:
-    asked = obs(1, 2, 3)
-    vars(asked).update(prefix=np.zeros((2, 3), np.float32), delay=2)
-    np.testing.assert_array_equal(values(client.ask_pickled(asked))[0], [1, 2, 3])
 
 
 def test_several_clients_at_once_each_get_their_own_answers(server: PolicyServer) -> None:

@@ -217,7 +217,7 @@ def test_print_config_shows_what_would_be_used() -> None:
         (["policy", "--port", "70000", "--policy", "random"], "port is 70000, expected 0 to 65535"),
         (
             ["policy", "--policy", "atc"],
-            "no policy is called 'atc'. Did you mean 'act'? Known: act, random, remote, replay",
+            "no policy is called 'atc'. Did you mean 'act'? Known: act, lerobot, random, remote, replay",
         ),
         (["policy", "--config", "no.yaml"], "there is no file 'no.yaml': check --config"),
         (

@@ -135,7 +135,7 @@ def test_an_unknown_dataset_id_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_option_is_refused(folder: Path) -> None:
-    message = "policy 'act' has no option 'nhead'. Did you mean 'nheads'? Known: nheads"
+    message = "policy 'act' has no option 'nhead'. Did you mean 'nheads'? Known: nheads, ema"
     assert refusal(folder, extra={"nhead": 8}) == message
 
 

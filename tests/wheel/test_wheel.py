@@ -29,8 +29,8 @@ import robowire
 SERVER_SIDE = {"serving", "rollout", "fleet", "integrations", "servers", "dashboard"}
 SERVER_COMMANDS = {"policy", "simulator", "doctor", "fleet", "serve", "output_folder", "evaluation_flags",
                    "background_writer", "replay", "inspect_checkpoint"}
-NEED_EXTRAS = {"frontends", "guard", "page", "page_server", "cluster", "gymnasium_env", "remote_env",
-               "remote_vector_env", "carla_env",
+NEED_EXTRAS = {"frontends", "guard", "page", "page_server", "cluster", "policy_actors", "gymnasium_env",
+               "remote_env", "remote_vector_env", "carla_env", "rerun_log",
                "action_spaces", "evaluate",
                "merge", "report", "report_plots", "sweep", "sweep_plot",
                "compare", "paired", "lerobot_eval", "simulator_contract",
@@ -160,7 +160,7 @@ def test_an_extra_installs_what_the_wheel_can_use(metadata: Message) -> None:
     extras = metadata.get_all("Provides-Extra", [])
     wires = ["act-zmq", "center", "gr00t", "http", "lerobot", "openpi", "vla-eval", "vlastudio"]
     assert sorted(extras) == sorted(
-        [*wires, "config", "dashboard", "evaluate", "images", "plots", "ray", "report", "trainers"]
+        [*wires, "config", "dashboard", "evaluate", "images", "plots", "ray", "report", "rerun", "trainers"]
     )
 
 

@@ -76,6 +76,8 @@ _MAX_INSTRUCTIONS = 256 * 1024
 _DELAYED_CALLS = 16
 _SPARE_THREADS = 16
 
+# How long a call that was cancelled may take to end here.
+_CANCELLED_CALL_S = 0.2
 # A connection without a call is closed after this; LeRobot's client always has one.
 _IDLE_CONNECTION_S = 300.0
 # A robot that lost power never closes its connection: ask after a minute, give up 20 s later.
@@ -444,7 +446,8 @@ class _Receiving:
         self._frontend, self._client, self._context = frontend, client, context
 
     def __enter__(self) -> None:
-        if not self._client.receiving.acquire(blocking=False):
+        # A call that was cancelled ends here a little after its client knows it.
+        if not self._client.receiving.acquire(timeout=_CANCELLED_CALL_S):
             raise Overloaded("this connection sends a message already")
         self._frontend.begin_receiving(self._context)
 

@@ -67,6 +67,7 @@ class Server:
         self.port = _free_port()
         self._words, self._log = words, log
         self._closing = threading.Event()
+        self._starting = threading.Lock()
         self.process = self._start()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
@@ -92,9 +93,10 @@ class Server:
 
     def close(self) -> None:
         """End it."""
-        self._closing.set()
-        with suppress(ProcessLookupError):
-            self.process.terminate()
+        with self._starting:  # or a process that is being started outlives this
+            self._closing.set()
+            with suppress(ProcessLookupError):
+                self.process.terminate()
         self._thread.join(_PATIENCE_S)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -111,9 +113,10 @@ class Server:
     def _keep(self) -> None:
         while True:
             self.process.wait()
-            if self._closing.is_set():
-                return
-            self.process = self._start()
+            with self._starting:
+                if self._closing.is_set():
+                    return
+                self.process = self._start()
 
 
 class Proxy:

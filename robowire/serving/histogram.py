@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -39,6 +39,13 @@ class Histogram:
         self._counts += np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._counts))
         self.count += array.size
         self.sum += float(array.sum())
+
+    def add_counts(self, counts: Mapping[int, int]) -> None:
+        """Count each value as often as it is said to have come."""
+        for value, count in counts.items():
+            self._counts[np.searchsorted(self._bounds, value)] += count
+            self.count += count
+            self.sum += value * count
 
     def lines(self, name: str, labels: dict[str, str]) -> Iterator[str]:
         """Yield ``_bucket``, ``_sum`` and ``_count`` of the metric ``name``."""

@@ -362,8 +362,7 @@ class Metrics:
             now["batch_size_mean"],
         )
         sizes = Histogram(_BATCH_BOUNDS)
-        for size, count in now["batch_sizes"].items():
-            sizes.add(np.full(count, size))
+        sizes.add_counts(now["batch_sizes"])
         with self._lock:
             text.histograms("robowire_batch_size", "Observations in a batch.", [({}, sizes)])
             text.histograms(

@@ -17,8 +17,9 @@ from benchmark.aloha.conventions import (
 from benchmark.aloha.package import PACKAGE, models_folder
 from benchmark.aloha.physics import Physics
 from benchmark.aloha.tasks import SUCCESS_REWARD, TASKS, Task
+from benchmark.arms.commands import numbers_of
 from benchmark.arms.rendering import Renderer
-from robowire.errors import InvalidParams, NoTaskLoaded, SnapshotMismatch, SpecMismatch, TaskNotFound
+from robowire.errors import InvalidParams, NoTaskLoaded, SnapshotMismatch, TaskNotFound
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
@@ -242,16 +243,7 @@ class AlohaSimulator:
             SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
         """
         _, _, spec = self._loaded()
-        for field in ("ctrl_space", "ctrl_type"):
-            found, expected = action[field], getattr(spec, field)
-            if found != expected:
-                raise SpecMismatch(f"{field} of the action is {found!r}, expected {expected!r}")
-        shape = None if action.action is None else np.shape(action.action)
-        if shape != (spec.action_dim,):
-            raise SpecMismatch(
-                f"the action has shape {shape}, expected ({spec.action_dim},): {spec.action_layout}"
-            )
-        return np.array(action.action, np.float32)
+        return numbers_of(action, spec)
 
     def close(self) -> None:
         """Free the model and the OpenGL context."""

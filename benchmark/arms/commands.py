@@ -19,7 +19,15 @@ from robowire.errors import InvalidParams, SpecMismatch
 from robowire.meta import MetaAction
 from robowire.specs import SimulatorSpec
 
-__all__ = ["ARM_COMMANDS", "ArmCommand", "control_rate", "own_action", "to_gripper_command", "upright"]
+__all__ = [
+    "ARM_COMMANDS",
+    "ArmCommand",
+    "control_rate",
+    "numbers_of",
+    "own_action",
+    "to_gripper_command",
+    "upright",
+]
 
 DEFAULT_CONTROL_HZ = 20.0
 
@@ -66,13 +74,8 @@ def to_gripper_command(opening: np.ndarray | float) -> np.ndarray | float:
     return 1.0 - 2.0 * opening
 
 
-def own_action(action: MetaAction, spec: SimulatorSpec, grippers: Sequence[int]) -> np.ndarray:
-    """Return robosuite's own action, float32 (action_dim,).
-
-    Args:
-        action: Of a policy.
-        spec: Of the loaded task.
-        grippers: Which entries are commands to a gripper.
+def numbers_of(action: MetaAction, spec: SimulatorSpec) -> np.ndarray:
+    """Return a copy of the numbers of an action, float32 (action_dim,).
 
     Raises:
         SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
@@ -86,7 +89,21 @@ def own_action(action: MetaAction, spec: SimulatorSpec, grippers: Sequence[int])
         raise SpecMismatch(
             f"the action has shape {shape}, expected ({spec.action_dim},): {spec.action_layout}"
         )
-    own = np.array(action.action, np.float32)
+    return np.array(action.action, np.float32)
+
+
+def own_action(action: MetaAction, spec: SimulatorSpec, grippers: Sequence[int]) -> np.ndarray:
+    """Return robosuite's own action, float32 (action_dim,).
+
+    Args:
+        action: Of a policy.
+        spec: Of the loaded task.
+        grippers: Which entries are commands to a gripper.
+
+    Raises:
+        SpecMismatch: ``ctrl_space``, ``ctrl_type`` or the length is not the loaded task's.
+    """
+    own = numbers_of(action, spec)
     own[list(grippers)] = to_gripper_command(own[list(grippers)])
     return own
 

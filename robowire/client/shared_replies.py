@@ -6,13 +6,10 @@ import os
 
 from robowire.errors import InvalidParams, RemoteProtocolError
 from robowire.transport.shared_memory import ReceivedRegion
-from robowire.wire.framing import is_free
+from robowire.wire.framing import KeptBuffers
 from robowire.wire.shared_reply import SHARED_REPLY, SharedReply
 
 __all__ = ["SharedReplies"]
-
-# Largest memory that is kept for the next reply, as of those that come over the socket.
-_KEPT_MAX = 8 * 1024 * 1024
 
 
 class SharedReplies:
@@ -25,7 +22,7 @@ class SharedReplies:
     def __init__(self, max_payload: int) -> None:
         self._max_payload = max_payload
         self._regions: dict[int, ReceivedRegion] = {}
-        self._kept: list[list[bytearray]] = []
+        self._buffers = KeptBuffers()
 
     def whole(self, payload: bytearray, descriptor: int | None) -> bytearray:
         """Return the reply that a payload stands for, or the payload itself.
@@ -64,25 +61,15 @@ class SharedReplies:
                 self._regions[said.slot] = region
             if said.slot not in self._regions:
                 raise RemoteProtocolError(f"a shared reply is in slot {said.slot}, which has no memory")
-            whole = self._buffer(said.length)
+            whole = self._buffers.take(said.length)
             self._regions[said.slot].read_into(memoryview(whole), 0)
         except InvalidParams as exc:
             raise RemoteProtocolError(f"the reply in shared memory cannot be read: {exc}") from None
         return whole
 
-    def _buffer(self, size: int) -> bytearray:
-        """Return memory for a reply: that of an earlier one where its size is the same and it is free."""
-        # Two, since the caller has the last observation still when it asks for the next one.
-        for kept in self._kept:
-            if len(kept[0]) == size and is_free(kept):
-                return kept[0]
-        made = bytearray(size)
-        if size <= _KEPT_MAX:
-            self._kept = [*self._kept[-1:], [made]]
-        return made
-
     def close(self) -> None:
         """Close the memory. May be called twice."""
         for region in self._regions.values():
             region.close()
-        self._regions, self._kept = {}, []
+        self._regions = {}
+        self._buffers.clear()

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_LINE",
     "MAX_MAX_PAYLOAD",
     "FrameDecoder",
+    "KeptBuffers",
     "TextLine",
     "frame_header",
     "is_free",
@@ -63,6 +64,31 @@ _ALONE = _references([bytearray(1)]) if _COUNTS else 0
 def is_free(kept: list[bytearray]) -> bool:
     """Return whether nothing but this list refers to its one buffer, not even a view of it."""
     return _COUNTS and _references(kept) == _ALONE
+
+
+class KeptBuffers:
+    """Memory for the payloads of one connection: that of an earlier one, where nobody holds it any more.
+
+    Memory that is new each time costs as much as a copy into it. Two are kept, since the reader of the last
+    payload may hold it until the next one is there.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[list[bytearray]] = []
+
+    def take(self, size: int) -> bytearray:
+        """Return memory of ``size`` bytes, whose content may be anything."""
+        for kept in self._kept:
+            if len(kept[0]) == size and is_free(kept):
+                return kept[0]
+        made = bytearray(size)
+        if size <= _KEPT_MAX:
+            self._kept = [*self._kept[-1:], [made]]
+        return made
+
+    def clear(self) -> None:
+        """Keep none."""
+        self._kept = []
 
 
 class TextLine(str):

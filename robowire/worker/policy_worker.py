@@ -23,7 +23,6 @@ from robowire.errors import (
     BackendError,
     RemoteProtocolError,
     RequestError,
-    RobowireError,
     TransportError,
     TruncatedFrame,
 )
@@ -34,7 +33,6 @@ from robowire.wire.framing import MAX_MAX_PAYLOAD
 from robowire.wire.messages import error_reply, ok
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
-from robowire.wire.text_safety import printable
 from robowire.worker.fingerprint import imported_packages, versions
 from robowire.worker.parent_process import end_with_parent
 from robowire.worker.policy_frames import (
@@ -47,6 +45,7 @@ from robowire.worker.policy_frames import (
     read_call,
     read_observations,
 )
+from robowire.worker.refused_start import SEND_TIMEOUT_S, message_of, refuse_start
 from robowire.worker.shared_memory import SharedMemory
 
 __all__ = ["ANSWER_REGION", "CALL_REGION", "PolicyWorker", "main"]
@@ -57,9 +56,6 @@ CALL_REGION, ANSWER_REGION = 0, 1
 
 # As for the replies of simulators: far below this a copy through the socket costs the same.
 SHARED_MIN = 64 * 1024
-
-# The server reads an answer as soon as it comes; longer than this it is not alive.
-_SEND_TIMEOUT_S = 60.0
 
 
 class PolicyWorker:
@@ -116,7 +112,7 @@ class PolicyWorker:
             return nothing, type(exc)(str(exc))
         except Exception as exc:  # the top of the policy's own code
             logger.exception("the policy failed")
-            return nothing, BackendError(f"the policy failed: {_message(exc)}")
+            return nothing, BackendError(f"the policy failed: {message_of(exc)}")
 
     def _asked(self, number: int) -> Policy | EpisodeSession:
         if not number:
@@ -131,11 +127,6 @@ class PolicyWorker:
         if length < SHARED_MIN:
             return NO_REGION, memoryview(bytearray(length))
         return ANSWER_REGION, self._regions[ANSWER_REGION].allocate(length)
-
-
-def _message(exc: BaseException) -> str:
-    message = printable(exc, 300)
-    return f"{type(exc).__name__}: {message}" if message else type(exc).__name__
 
 
 def _load(order: Mapping[str, Any]) -> Policy:
@@ -179,18 +170,14 @@ def main(argv: Sequence[str]) -> None:
             policy = _load(order)
             described = _described(policy, order["options"])
         except Exception as exc:  # importing and building a policy may raise anything
-            # Our own errors are whole sentences, and their traceback would lead into our files.
-            ours = isinstance(exc, RobowireError)
-            logger.error("cannot start: %s", exc, exc_info=not ours)
-            reason = str(exc) if ours else f"policy {order['name']!r} cannot start: {_message(exc)}"
-            connection.send(encode_frame(error_reply(BackendError(reason))), timeout_s=_SEND_TIMEOUT_S)
+            refuse_start(connection, f"policy {order['name']!r}", exc)
             return
         worker = PolicyWorker(policy, regions)
-        connection.send(encode_frame(described), timeout_s=_SEND_TIMEOUT_S)
+        connection.send(encode_frame(described), timeout_s=SEND_TIMEOUT_S)
         while True:
             answer = worker.call(read_call(_receive(connection)))
             if answer:
-                connection.send(answer, timeout_s=_SEND_TIMEOUT_S)
+                connection.send(answer, timeout_s=SEND_TIMEOUT_S)
     except EOFError:
         pass
     except (TransportError, TruncatedFrame) as exc:
@@ -205,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _receive(connection: Connection) -> bytearray:
     # The rest of a call follows its first byte at once, or the server is dead and the socket ends.
-    payload = connection.receive(wait_s=None, finish_s=_SEND_TIMEOUT_S)
+    payload = connection.receive(wait_s=None, finish_s=SEND_TIMEOUT_S)
     if payload is None:
         raise EOFError
     if not isinstance(payload, bytearray):

@@ -43,11 +43,12 @@ from robowire.wire.methods import LoadTask, handlers, worker_parameters
 from robowire.wire.packed_simulator import STEP_REQUEST, StepReplyWriter, read_step_request
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode, encode_frame
-from robowire.wire.text_safety import printable, quoted
+from robowire.wire.text_safety import quoted
 from robowire.worker.fingerprint import fingerprint, imported_packages, versions
 from robowire.worker.mujoco_probe import probe
 from robowire.worker.parent_process import end_with_parent
 from robowire.worker.process_frames import NO_REGION, answer_frame, split_call
+from robowire.worker.refused_start import SEND_TIMEOUT_S, message_of, refuse_start
 from robowire.worker.shared_memory import SharedMemory
 from robowire.worker.snapshots import (
     Continuations,
@@ -65,9 +66,6 @@ logger = logging.getLogger(__name__)
 # Through the socket a reply is copied twice more. Measured for one call: 0.17 ms shared and 0.19 ms through
 # the socket at 64 KiB, 0.40 and 1.00 ms at 3 MiB; far below 64 KiB there is no difference.
 SHARED_MIN = 64 * 1024
-
-# The server reads an answer as soon as it comes; longer than this it is not alive.
-_SEND_TIMEOUT_S = 60.0
 
 _PACKED_STEP = bytes((STEP_REQUEST,))
 
@@ -111,7 +109,7 @@ class SimulatorWorker:
             raise
         except Exception as exc:  # a simulator may raise anything, and the next method may work
             logger.exception("%r failed", method)
-            raise BackendError(f"{method} failed in {self._name}: {_message(exc)}") from exc
+            raise BackendError(f"{method} failed in {self._name}: {message_of(exc)}") from exc
 
     def _list_tasks(self, suite: str | None) -> dict[str, Any]:
         return {"tasks": list(self._simulator.list_tasks(suite))}
@@ -294,11 +292,6 @@ def _check_keys(keys: Sequence[str], observation: Mapping[str, Any]) -> None:
             )
 
 
-def _message(exc: BaseException) -> str:
-    message = printable(exc, 300)
-    return f"{type(exc).__name__}: {message}" if message else type(exc).__name__
-
-
 def main(argv: Sequence[str]) -> None:
     """Import the simulator that ``argv`` describes and answer calls until the server closes the socket.
 
@@ -324,11 +317,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             simulator = load_simulator(name, {name: entry})
         except Exception as exc:  # importing and building a simulator may raise anything
-            # Our own errors are whole sentences, and their traceback would lead into our files.
-            ours = isinstance(exc, RobowireError)
-            logger.error("cannot start: %s", exc, exc_info=not ours)
-            reason = str(exc) if ours else f"simulator {name!r} cannot start: {_message(exc)}"
-            connection.send(encode_frame(error_reply(BackendError(reason))), timeout_s=_SEND_TIMEOUT_S)
+            refuse_start(connection, f"simulator {name!r}", exc)
             return
         answers.send(ok(), NO_REGION)
         _serve(connection, answers, SimulatorWorker(name, entry, simulator))
@@ -344,7 +333,7 @@ def main(argv: Sequence[str]) -> None:
 def _serve(connection: Connection, answers: _Answers, worker: SimulatorWorker) -> None:
     while True:
         # The rest of a request follows its first byte at once, or the server is dead and the socket ends.
-        payload = connection.receive(wait_s=None, finish_s=_SEND_TIMEOUT_S)
+        payload = connection.receive(wait_s=None, finish_s=SEND_TIMEOUT_S)
         if payload is None:
             return
         assert isinstance(payload, bytearray)
@@ -359,7 +348,7 @@ def _serve(connection: Connection, answers: _Answers, worker: SimulatorWorker) -
         try:
             answers.send(worker.call(call.method, call.params), region, known)
         except RequestError as exc:
-            connection.send(encode_frame(error_reply(exc)), timeout_s=_SEND_TIMEOUT_S)
+            connection.send(encode_frame(error_reply(exc)), timeout_s=SEND_TIMEOUT_S)
 
 
 class _Answers:
@@ -400,7 +389,7 @@ class _Answers:
                 at += len(buffer)
             buffers = [view]
         over = bool(reply.get("terminated") or reply.get("truncated"))
-        self._connection.send(answer_frame(over, shared, buffers), timeout_s=_SEND_TIMEOUT_S)
+        self._connection.send(answer_frame(over, shared, buffers), timeout_s=SEND_TIMEOUT_S)
 
     def close(self) -> None:
         """Free the memory."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect
 from server_process import ROOT
 
 from robowire import MetaObs, PolicyClient, SimulatorClient
@@ -72,16 +71,6 @@ def summary(wanted: int) -> dict[str, Any]:
 
 def episode(number: int, *, success: bool, video: str | None = None) -> EpisodeResult:
     return EpisodeResult(number, number, success, 20, 1.0, None, (5.0,), 2.0, video)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    assert program is not None, "the tests of pages need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -264,10 +253,10 @@ def test_an_evaluation_grows_as_its_episodes_reach_the_disk(dashboard: Dashboard
     expect(panel).to_contain_text("1 of 2 = 50.0%")
     expect(panel).to_contain_text("0.095 to 0.905")
     expect(panel.locator('[data-name="episodes"]')).to_have_text("2 of 4")
-    results.video(1, success=False).write_bytes(b"no film")
+    results.video(1, success=False).write_bytes(b"no video")
     expect(panel.locator("video")).to_have_attribute("src", "/videos/videos/episode_001_failure.mp4")
     reply = page.request.get(f"{dashboard.url}videos/videos/episode_001_failure.mp4")
-    assert reply.body() == b"no film"
+    assert reply.body() == b"no video"
     assert page.request.get(f"{dashboard.url}videos/summary.json").status == 404
     assert page.request.get(f"{dashboard.url}videos/..%2f..%2fetc%2fpasswd").status == 404
     results.close()

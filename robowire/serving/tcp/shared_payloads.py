@@ -7,14 +7,11 @@ from typing import Any
 
 from robowire.errors import InvalidParams
 from robowire.transport.shared_memory import ReceivedRegion
-from robowire.wire.framing import is_free
+from robowire.wire.framing import KeptBuffers
 from robowire.wire.messages import ok
 from robowire.wire.packed import IN_SHARED_MEMORY, INFER_REQUEST, SHARE_MEMORY, read_share_memory
 
 __all__ = ["SharedPayloads"]
-
-# Largest memory that is kept for the next payload, as of those that come over the socket.
-_KEPT_MAX = 8 * 1024 * 1024
 
 
 class SharedPayloads:
@@ -27,7 +24,7 @@ class SharedPayloads:
     def __init__(self, max_payload: int) -> None:
         self._max_payload = max_payload
         self._region: ReceivedRegion | None = None
-        self._kept: list[list[bytearray]] = []
+        self._buffers = KeptBuffers()
 
     @staticmethod
     def is_share(payload: bytearray) -> bool:
@@ -82,23 +79,11 @@ class SharedPayloads:
                 f"a request of {len(payload)} bytes, and {end - begin} in shared memory, expected "
                 f"at least {begin}, and together at most {self._max_payload}"
             )
-        made = self._buffer(size)
+        made = self._buffers.take(size)
         made[:begin] = memoryview(payload)[:begin]
         made[1] &= ~IN_SHARED_MEMORY
         self._region.read_into(memoryview(made)[begin:end], begin)
         made[end:] = memoryview(payload)[begin:]
-        return made
-
-    def _buffer(self, size: int) -> bytearray:
-        """Return memory for a payload: that of an earlier one where its size is the same and it is free."""
-        # Memory that is new each time costs as much as the copy into it. Two, since the thread that ran the
-        # last inference may hold its observations until the next one begins.
-        for kept in self._kept:
-            if len(kept[0]) == size and is_free(kept):
-                return kept[0]
-        made = bytearray(size)
-        if size <= _KEPT_MAX:
-            self._kept = [*self._kept[-1:], [made]]
         return made
 
     def close(self) -> None:
@@ -106,4 +91,4 @@ class SharedPayloads:
         if self._region is not None:
             self._region.close()
             self._region = None
-        self._kept = []
+        self._buffers.clear()

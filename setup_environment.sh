@@ -115,7 +115,7 @@ install_environment() {
 }
 
 # Without build isolation: setuptools is in the lock, so this needs no network.
-# The import hook of an editable installation is asked after sys.path, where a script that lies beside a checkout named
+# The import hook of an editable installation is asked after sys.path, where a script that lies next to a checkout named
 # robowire has that folder as an empty namespace package. So the package gets an entry in sys.path too, of its own:
 # with the checkout's folder there, policies/ and benchmark/ of users would be found in ours.
 install_robowire() {

@@ -1,4 +1,4 @@
-"""The losses of a training as an image, written at each save beside the checkpoint."""
+"""The losses of a training as an image, written at each save next to the checkpoint."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ __all__ = ["DashboardCommandFlags", "ServerPage", "evaluation_page", "run", "ser
 
 F = TypeVar("F")
 
-# An evaluation's page stands beside those of the servers on the same machine.
+# An evaluation's page has a port next to those of the servers on the same machine.
 _OTHER_PORTS = 20
 
 

@@ -222,7 +222,7 @@ def images(view: View, wanted: Sequence[str]) -> str:
 def _view_of(view: View, key: str) -> str:
     shown = view.shown(key) or {"message": "asked for"}
     row = view.sessions().get(key, {})
-    pictures = "".join(
+    images = "".join(
         f'<figure class="view"><img src="{_source(image)}" alt="{_text(name)} of {_text(key)}">'
         f"<figcaption>{_text(name)}</figcaption></figure>"
         for name, image in shown.get("images", {}).items()
@@ -235,7 +235,7 @@ def _view_of(view: View, key: str) -> str:
     return (
         f'<div data-session="{_text(key)}"><p><b>{_text(key)}</b> {_text(row.get("task", "")[:60])} '
         f"{_state(row.get('state', 'ended'))} step {_text(row.get('steps', ''))}</p>"
-        f'{message}<div class="cameras">{pictures}</div>{plot}</div>'
+        f'{message}<div class="cameras">{images}</div>{plot}</div>'
     )
 
 

@@ -355,7 +355,7 @@ class Service(ABC, Generic[S]):
         }
 
     def load(self) -> dict[str, int]:
-        """Return what waits and what there is room for, by name."""
+        """Return what waits and how much may, by name."""
         return {}
 
     def session_rows(self) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ def in_lock_step(clients: int, *, gap_s: float = 0.002, share: float = 0.5) -> A
     return arrivals
 
 
-def wait_until(arrivals: Arrivals, now: float, waiting: int = 1, room: int = 15) -> float:
+def wait_until(arrivals: Arrivals, now: float, waiting: int = 1, places: int = 15) -> float:
     """Return when a batch begins without those who are still missing, nobody arriving meanwhile."""
-    arrivals.wait_for(now, waiting, room)
+    arrivals.wait_for(now, waiting, places)
     while wait_s := arrivals.wait_s(now):
         now += wait_s
     return now

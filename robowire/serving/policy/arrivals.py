@@ -103,20 +103,20 @@ class Arrivals:
         if not self._instant:
             self._costs.add(rows, seconds)
 
-    def wait_for(self, now: float, waiting: int, room: int) -> bool:
+    def wait_for(self, now: float, waiting: int, places: int) -> bool:
         """Choose the clients that the next batch waits for.
 
         Args:
             now: When the device is free and an observation is there.
             waiting: Observations that wait.
-            room: How many more the batch can take.
+            places: How many more the batch can take.
 
         Returns:
             Whether there is one.
         """
         self._awaited.clear()
         longest_s = self._share * self._seconds
-        if room < 1 or longest_s < _LEAST_WAIT_S:
+        if places < 1 or longest_s < _LEAST_WAIT_S:
             return False
         self._fixed_s = fixed_s = min(self._costs.fixed_s, self._seconds)
         expected: list[tuple[float, Hashable]] = []
@@ -134,7 +134,7 @@ class Arrivals:
         # A wait delays those that are there, and spares each that is awaited the time until the device is
         # free again: the fixed part of a batch, less the wait. Rows take as long either way.
         expected.sort(key=lambda item: item[0])
-        del expected[room:]
+        del expected[places:]
         best, count = 0.0, 0
         for number, (at, _) in enumerate(expected, 1):
             gain_s = number * fixed_s - (number + waiting) * (at - now)

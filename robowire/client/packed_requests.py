@@ -7,9 +7,11 @@ a pickle; both kinds may be mixed.
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, NamedTuple, Sequence
+from contextlib import suppress
+from typing import Any, Callable, NamedTuple, Sequence, Tuple
 
 from robowire.errors import LocalProtocolError, RequestError
+from robowire.meta import MetaObs
 from robowire.specs import ctrl_type_name
 from robowire.transport.shared_memory import SharedRegion
 from robowire.transport.stream import Buffer
@@ -23,11 +25,15 @@ from robowire.wire.packed import (
     read_chunk_reply,
 )
 from robowire.wire.packed_policy import PackedObservation
+from robowire.wire.packed_template import RequestTemplate
 from robowire.wire.pickle.reader import loads
 
 __all__ = ["PackedRequests"]
 
 _log = logging.getLogger(__name__)
+
+# A frame, and what reads the payload that answers it.
+Request = Tuple[Sequence[Buffer], Callable[[bytearray], Any]]
 
 # Below it the socket is as fast.
 _SHARED_MIN = 64 * 1024
@@ -35,8 +41,7 @@ _SHARED_MIN = 64 * 1024
 
 class _Declared(NamedTuple):
     layout: Layout
-    ctrl_space: str
-    ctrl_type: str
+    read: Callable[[bytearray], Any]  # of the payloads that answer it
 
 
 class PackedRequests:
@@ -56,13 +61,23 @@ class PackedRequests:
         self._share = share
         self._region: SharedRegion | None = None
         self._declared: dict[tuple[LayoutField, ...], _Declared] = {}
+        self._latest: tuple[LayoutField, ...] = ()  # of the last request
+        self._template: RequestTemplate | None = None  # where the last two requests had the same fields
+        self._without_template: set[tuple[LayoutField, ...]] = set()
 
-    def request(
-        self, packed: PackedObservation
-    ) -> tuple[Sequence[Buffer], Callable[[bytearray], Any]] | None:
+    def like_last(self, obs: MetaObs) -> Request | None:
+        """Return what :meth:`request` returns, for an observation like the last two; ``None`` for others."""
+        frame = None if self._template is None else self._template.frame(obs)
+        return None if frame is None else (frame, self._declared[self._latest].read)
+
+    def request(self, packed: PackedObservation, obs: MetaObs | None = None) -> Request | None:
         """Return the frame of an observation, and what reads the payload that answers it.
 
         Declares the observation's layout where it is new.
+
+        Args:
+            packed: The observation.
+            obs: What it was made of, where its images are sent as they are.
 
         Returns:
             ``None`` where all layouts are in use: the observation must go as a pickle.
@@ -76,21 +91,28 @@ class PackedRequests:
                 return None
             layout = packed.make_layout(len(self._declared))
             reply = self._call("layout", layout.to_wire())
-            declared = _Declared(
-                layout, str(reply.get("ctrl_space")), str(ctrl_type_name(reply.get("ctrl_type")))
-            )
+            declared = _Declared(layout, _reader(reply.get("ctrl_space"), reply.get("ctrl_type")))
             self._declared[packed.fields] = declared
-
-        def read(payload: bytearray) -> Any:
-            if not payload or payload[0] != CHUNK_REPLY:
-                return loads(payload)
-            return read_chunk_reply(payload, declared.ctrl_space, declared.ctrl_type)
-
         layout = declared.layout
-        frame = layout.request_frame(packed.values, timestep=packed.timestep)
-        if self._share is not None and layout.fixed_size >= _SHARED_MIN and self._has_region(layout):
+        again, self._latest, self._template = packed.fields == self._latest, packed.fields, None
+        shared = self._share is not None and layout.fixed_size >= _SHARED_MIN and self._has_region(layout)
+        if again and obs is not None and packed.fields not in self._without_template:
+            self._template = self._make_template(obs, packed, layout, shared)
+        frame: Sequence[Buffer] = layout.request_frame(packed.values, timestep=packed.timestep)
+        if shared:
             frame = self._shared(layout, frame)
-        return frame, read
+        return frame, declared.read
+
+    def _make_template(
+        self, obs: MetaObs, packed: PackedObservation, layout: Layout, shared: bool
+    ) -> RequestTemplate | None:
+        memory = self._region.memory if shared and self._region is not None else None
+        with suppress(ValueError):
+            template = RequestTemplate(obs, packed, layout, memory)
+            if template.frame(obs) is not None:
+                return template
+        self._without_template.add(packed.fields)  # such as a timestep of numpy's: not tried each time
+        return None
 
     def _has_region(self, layout: Layout) -> bool:
         """Return whether there is memory that holds the layout; make it where the server takes it."""
@@ -139,3 +161,15 @@ class PackedRequests:
         rest[:4] = frame_header(len(rest) - 4)
         rest[5] |= IN_SHARED_MEMORY
         return [rest]
+
+
+def _reader(ctrl_space: Any, ctrl_type: Any) -> Callable[[bytearray], Any]:
+    """Return what reads the replies to a layout, from the reply to its declaration."""
+    space, kind = str(ctrl_space), str(ctrl_type_name(ctrl_type))
+
+    def read(payload: bytearray) -> Any:
+        if not payload or payload[0] != CHUNK_REPLY:
+            return loads(payload)
+        return read_chunk_reply(payload, space, kind)
+
+    return read

@@ -89,6 +89,7 @@ _NUMBERS = re.compile(r"[<>|](?:b1|[iu][1248]|f[248])")
 _REQUEST = struct.Struct("<BBHIq")
 _REPLY = struct.Struct("<BBHIIIqdI12x")
 _HAS_RAW, _BATCHED = 1, 2
+_FLOAT32 = np.dtype("<f4")
 
 # Below this the copy into the header's buffer costs less than one more entry in sendmsg's list.
 _BY_REFERENCE_MIN = 4 * 1024
@@ -489,6 +490,11 @@ def read_chunk_reply(payload: bytearray, ctrl_space: str, ctrl_type: str) -> Act
     if len(payload) < _REPLY.size or payload[0] != CHUNK_REPLY:
         raise RemoteProtocolError(f"a reply of {len(payload)} bytes is not a packed chunk")
     _, flags, _, steps, rows, dim, timestep, infer_ms, raw_steps = _REPLY.unpack_from(payload)
+    duration = None if infer_ms != infer_ms else infer_ms
+    size = steps * dim * 4
+    if size and not flags and rows == 1 and not raw_steps and len(payload) == _REPLY.size + size:
+        actions = np.ndarray((steps, dim), _FLOAT32, payload, _REPLY.size)  # the common case
+        return ActionChunk(actions, ctrl_space, ctrl_type, None, timestep, duration)
     batched, has_raw = bool(flags & _BATCHED), bool(flags & _HAS_RAW)
     if not steps * rows * dim:  # no answer, and numpy has a limit for such arrays too
         raise RemoteProtocolError(f"a packed reply holds no actions: {steps} x {rows} x {dim}")
@@ -511,4 +517,4 @@ def read_chunk_reply(payload: bytearray, ctrl_space: str, ctrl_type: str) -> Act
     when: Any = timestep
     if batched:
         when = np.ndarray((rows, 1), "<i8", payload, steps_at)
-    return ActionChunk(actions, ctrl_space, ctrl_type, raw, when, None if infer_ms != infer_ms else infer_ms)
+    return ActionChunk(actions, ctrl_space, ctrl_type, raw, when, duration)

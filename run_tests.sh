@@ -9,6 +9,7 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 ./setup_peers.sh all
 ./setup_environment.sh .venv requirements/docs.lock.txt
 ./setup_environment.sh .venv requirements/dashboard.lock.txt
+./setup_environment.sh .venv requirements/otel.lock.txt
 # A browser for the tests of pages, and promtool, of the package prometheus, for those of metrics and alerts.
 packages=()
 command -v chromium > /dev/null || packages+=(chromium)

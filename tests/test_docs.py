@@ -33,7 +33,7 @@ FRAMES = re.findall(r"^# one frame: (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.
 
 
 def test_there_is_something_to_check() -> None:
-    assert (len(PYTHON), len(FRAMES)) == (3, 13)
+    assert (len(PYTHON), len(FRAMES)) == (3, 14)
 
 
 @pytest.mark.parametrize("index", range(len(PYTHON)))

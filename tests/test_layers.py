@@ -12,13 +12,17 @@ import robowire
 
 ROOT = Path(__file__).resolve().parents[1]
 
-VALUES = ("errors", "meta", "specs", "registry", "address", "images", "chunking", "version", "interfaces")
+VALUES = (
+    *("errors", "meta", "specs", "registry", "address", "images", "chunking", "version", "interfaces"),
+    "tracing",
+)
 
 # For each folder or module of robowire/: what it may import from the rest of robowire. A folder may always
 # import itself; whatever is not named here fails.
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "version": (),
+    "tracing": ("errors", "version"),
     "meta": (),
     "address": ("errors",),
     "specs": ("errors",),
@@ -64,6 +68,7 @@ EXTRAS: dict[str, set[str]] = {
         *("websockets", "zmq", "grpc", "yaml", "cv2"),
     },
     "rollout": {"PIL"},
+    "tracing": {"opentelemetry"},
     "dashboard": {"gradio", "fastapi", "starlette", "PIL"},
     "integrations": {"gymnasium", "rerun"},
     "cli": {"PIL", "jinja2", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
@@ -79,6 +84,7 @@ PYTHON_3_8_FILES = (
         "cli/command.py",
         "cli/connection_flags.py",
         "cli/main.py",
+        "cli/tracing_flags.py",
     ),
     *("cli/parser.py", "cli/ping.py", "cli/info.py", "cli/infer.py", "cli/bench.py", "cli/debug.py"),
     "cli/connection_flags.py",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from robowire.address import parse_address
 from robowire.cli.parser import setting
+from robowire.cli.tracing_flags import TracingFlags
 from robowire.client.image_options import ImageOptions
 from robowire.client.policy_client import PolicyClient
 from robowire.client.server_client import ServerClient
@@ -60,7 +61,7 @@ class TlsFlags:
 
 
 @dataclass(frozen=True)
-class ConnectionFlags(TlsFlags):
+class ConnectionFlags(TlsFlags, TracingFlags):
     """Server to connect to.
 
     Attributes:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from robowire.cli.command import Command, Program
 from robowire.cli.log_lines import configure_logging
 from robowire.cli.parser import parse
+from robowire.cli.tracing_flags import TracingFlags
 from robowire.errors import ConfigurationError, MissingDependency, RobowireError, UnknownName
 from robowire.registry import Entry, nearest
 from robowire.version import __version__
@@ -267,7 +269,10 @@ def _run_command(program: Program, arguments: Sequence[str]) -> int:
         prefix = program.name
         run_it = command.load_run(name)
         prefix = f"{program.name} {name}"
-        return int(run_it(options, program))
+        with ExitStack() as running:
+            if isinstance(options, TracingFlags):
+                running.enter_context(options.traced(f"robowire-{name.replace(' ', '-')}"))
+            return int(run_it(options, program))
     except RobowireError as exc:
         sys.stderr.write(f"{prefix}: {exc}\n")
         return 2 if isinstance(exc, _WRONG_CALL) else 1

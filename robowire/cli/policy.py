@@ -14,6 +14,7 @@ from robowire.cli.command import Program
 from robowire.cli.dashboard import server_page
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
+from robowire.cli.tracing_flags import TracingFlags
 from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError, MissingDependency, UnknownName
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
@@ -30,7 +31,7 @@ __all__ = ["PolicyFlags", "make_policy_server", "run"]
 
 
 @dataclass(frozen=True)
-class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions, DashboardFlags):
+class PolicyFlags(PolicyFrontendOptions, RecordFlags, ProcessOptions, DashboardFlags, TracingFlags):
     """Flags of ``policy``.
 
     Attributes:

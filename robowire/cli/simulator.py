@@ -15,6 +15,7 @@ from robowire.cli.dashboard import server_page
 from robowire.cli.parser import environment_values
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
+from robowire.cli.tracing_flags import TracingFlags
 from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError
 from robowire.frontends.center.tasks import server_settings
@@ -36,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags, DashboardFlags):
+class SimulatorFlags(TaskOptions, SimulatorFrontendOptions, RecordFlags, DashboardFlags, TracingFlags):
     """Flags of ``simulator``. Clients may override how a task is built.
 
     Attributes:

@@ -322,7 +322,7 @@ class PolicyClient:
 
     def _request(self, value: Any) -> Any:
         buffers = encode_frame(value)  # first: what can't be encoded opens no connection
-        return self._with_retries(lambda: self._exchange(buffers))
+        return self._with_retries(lambda: self._exchange(buffers, method="reset"))
 
     def _request_chunk(self, obs: MetaObs) -> Any:
         """Return the reply to an observation, which goes packed where both sides can."""
@@ -407,9 +407,15 @@ class PolicyClient:
             level, effect = logging.WARNING, "what the old one kept, such as temporal ensembling, is lost"
         _log.log(level, "the episode goes on in a new session of %s: %s", self._session.address, effect)
 
-    def _exchange(self, buffers: Sequence[Buffer], read: Callable[[bytearray], Any] | None = None) -> Any:
+    def _exchange(
+        self,
+        buffers: Sequence[Buffer],
+        read: Callable[[bytearray], Any] | None = None,
+        *,
+        method: str = "infer",
+    ) -> Any:
         """Return the decoded reply to one frame. After any failure the connection is closed."""
-        reply = self._session.exchange(buffers, read=read)
+        reply = self._session.exchange(buffers, read=read, method=method)
         if isinstance(reply, dict) and "status" in reply:
             raise_for_status(reply)
         return reply

@@ -315,7 +315,9 @@ class ResumableSession:
         else:
             buffers = encode_frame({"method": method, **params})
         try:
-            reply = self._session.exchange(buffers, timeout_s=timeout_s, what=repr(method), read=read)
+            reply = self._session.exchange(
+                buffers, timeout_s=timeout_s, what=repr(method), read=read, method=method
+            )
         except ConnectionLost as exc:
             self.end("the connection was lost")
             raise ConnectionLost(f"{exc}. {method!r} may have been executed, so it was not repeated") from exc

@@ -22,6 +22,7 @@ from robowire.errors import (
     RequestTimeout,
     Unauthenticated,
 )
+from robowire.tracing.spans import active_tracing
 from robowire.transport.connection import Connection, require_seconds
 from robowire.transport.shared_memory import SharedRegion
 from robowire.transport.stream import Buffer
@@ -31,6 +32,7 @@ from robowire.wire.messages import hello, raise_for_status
 from robowire.wire.packed import share_memory
 from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.pickle.writer import encode_frame
+from robowire.wire.trace_context import trace_context_frame
 
 if TYPE_CHECKING:
     import ssl
@@ -132,6 +134,8 @@ class ClientSession:
         self._reader = TemplateReader()
         self._shared: SharedReplies | None = None  # of a connection on which replies may lie in memory
         self._process = os.getpid()
+        self._tracing = active_tracing()
+        self._tells_trace = False  # the server of this connection takes trace contexts
         self.timeout_s = timeout_s
         self.connect_timeout_s = connect_timeout_s
         self._host, self._port = host, port
@@ -170,6 +174,7 @@ class ClientSession:
             TlsFailed: TLS is refused by one side, or only one side speaks it.
         """
         self.close()
+        self._tells_trace = False
         self._process = os.getpid()
         self._connection = self._open_connection(
             host or self._host,
@@ -195,9 +200,14 @@ class ClientSession:
             Unauthenticated: The server wants the token in clear, which others could read; or it does not know
                 the token itself.
         """
+        if self._tracing is not None:
+            said["trace_context"] = 1
 
         def say(**more: Any) -> Any:
-            return self.exchange(encode_frame(hello(**said, **more)), timeout_s=timeout_s)
+            reply = self.exchange(encode_frame(hello(**said, **more)), timeout_s=timeout_s, method="hello")
+            if self._tracing is not None and isinstance(reply, dict):
+                self._tells_trace = reply.get("trace_context") == 1
+            return reply
 
         if token is None:
             return say()
@@ -238,7 +248,9 @@ class ClientSession:
         Raises:
             RequestError: The server's own error, as its class.
         """
-        reply = raise_for_status(self.exchange(encode_frame({"method": method, **(params or {})})))
+        reply = raise_for_status(
+            self.exchange(encode_frame({"method": method, **(params or {})}), method=method)
+        )
         return {key: value for key, value in reply.items() if key != "status"}
 
     def accept_shared_replies(self) -> None:
@@ -280,6 +292,7 @@ class ClientSession:
         timeout_s: float | None = None,
         what: str = "The request",
         read: Callable[[bytearray], Any] | None = None,
+        method: str = "infer",
     ) -> Any:
         """Return the decoded reply to one frame. After a failure the connection is closed.
 
@@ -287,6 +300,7 @@ class ClientSession:
             buffers: The request's frame.
             timeout_s: Seconds to wait until the reply begins; ``None`` means the session's.
             what: How a message names the request.
+            method: How its span is called, where requests are traced.
             read: Decodes the reply's payload; ``None`` where it is a pickle.
 
         Raises:
@@ -294,6 +308,23 @@ class ClientSession:
             ConnectionLost: The connection ended before the reply was complete.
             RemoteProtocolError: The reply can't be read.
         """
+        if self._tracing is None:
+            return self._exchange(buffers, timeout_s, what, read)
+        with self._tracing.client_span(method, self.address) as span:
+            if self._tells_trace:
+                buffers = [trace_context_frame(span.headers()), *buffers]
+            reply = self._exchange(buffers, timeout_s, what, read)
+            if isinstance(reply, dict) and reply.get("status") == "error":
+                span.fail(str(reply.get("error_type")), str(reply.get("message")))
+            return reply
+
+    def _exchange(
+        self,
+        buffers: Sequence[Buffer],
+        timeout_s: float | None,
+        what: str,
+        read: Callable[[bytearray], Any] | None,
+    ) -> Any:
         connection = self.connection
         if connection is None:
             raise LocalProtocolError(f"not connected to {self.address}: call connect first")

@@ -33,6 +33,7 @@ from robowire.serving.process_memory import memory_of_tree
 from robowire.serving.recorder import Recorder
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.token_guard import TokenGuard
+from robowire.tracing.spans import active_tracing
 from robowire.wire.auth import (
     check_nonce,
     check_proof,
@@ -96,6 +97,7 @@ class Service(ABC, Generic[S]):
         log: Latest log lines, for a dashboard; ``None`` for none. Set before the service starts.
         control: Whether a dashboard may end sessions. Set before the service starts.
         listening: Name and address of each frontend; set by the runner.
+        tracing: Makes spans of requests; ``None`` for none. That of the process.
     """
 
     kind = ""
@@ -110,6 +112,7 @@ class Service(ABC, Generic[S]):
         self.metrics.gauge(
             "requests_in_progress", "Requests that are being answered.", lambda: self.requests_in_hand
         )
+        self.tracing = active_tracing()
         self.recorder: Recorder | None = None
         self.log: LogBuffer | None = None
         self.control = False
@@ -141,6 +144,9 @@ class Service(ABC, Generic[S]):
         """Free what a session holds. Called once, whatever ended the connection."""
         self._sessions.pop(session.id, None)
         self.metrics.session_closed(session.peer.wire)
+        if session.span is not None:
+            session.span.fail("connection_lost", "the connection ended before the reply was sent")
+            self.end_span(session)
 
     @abstractmethod
     def _make_session(self, number: int, peer: Peer, *, authenticated: bool) -> S:
@@ -189,16 +195,22 @@ class Service(ABC, Generic[S]):
         """
         session.requests += 1
         method, began = exchange.method, time.monotonic()
+        if self.tracing is not None and session.span is None:
+            self.begin_span(session)
+        span = session.span
         try:
             self._begin_request(session, greets=method == "hello")
             try:
                 request = exchange.read()
                 method, read = request.method, time.monotonic()
-                value = (
-                    self._execute(session, request)
-                    if method != "hello"
-                    else self._challenge(session, request.params) or self._hello(session, request.params)
-                )
+                if method == "hello":
+                    value = self._challenge(session, request.params) or self._hello(session, request.params)
+                elif span is None:
+                    value = self._execute(session, request)
+                else:
+                    span.phase("decode", span.received, read)
+                    with span.current():
+                        value = self._execute(session, request)
                 executed = time.monotonic()
                 reply = exchange.reply(value)
             finally:
@@ -215,7 +227,12 @@ class Service(ABC, Generic[S]):
             self.metrics.error(error.error_type)
             self._count_failure(session, method, error, began)
             return exchange.failure(error)
-        encode_s = time.monotonic() - executed
+        ended = time.monotonic()
+        encode_s = ended - executed
+        if span is not None:
+            if method != "infer":
+                span.phase("execute", read, executed)
+            span.phase("encode", executed, ended)
         if isinstance(value, ActionChunk) and value.infer_ms is not None:
             infer_s = value.infer_ms / 1e3
             wait_s = max(executed - read - infer_s, 0.0)
@@ -230,6 +247,53 @@ class Service(ABC, Generic[S]):
         session.method = method if method in self.methods else "unknown"
         seconds = time.monotonic() - began
         self.metrics.answered(session.peer.wire, session.method, error.error_type, (seconds,))
+        if session.span is not None:
+            session.span.fail(error.error_type, printable(error))
+
+    def begin_span(
+        self, session: S, headers: Mapping[str, str] | None = None, *, receive_s: float = 0.0
+    ) -> None:
+        """Begin the span of a request that was received just now, where requests are traced.
+
+        Frontends call it before they read the request, and :meth:`end_span` when the reply was sent.
+
+        Args:
+            session: Who sent it.
+            headers: ``traceparent`` and ``tracestate`` of the request, on wires that have such headers.
+            receive_s: Seconds from its first byte to its last.
+        """
+        if self.tracing is None:
+            return
+        if headers is None:
+            headers, session.trace_headers = session.trace_headers, {}
+        session.span = self.tracing.request(
+            "request",
+            headers,
+            receive_s=receive_s,
+            **{
+                "robowire.server": self.kind,
+                "robowire.frontend": session.peer.wire,
+                "robowire.session": session.id,
+                "client.address": session.peer.address.rpartition(":")[0],
+            },
+        )
+
+    def end_span(self, session: S, *, send_s: float = 0.0, **attributes: int) -> None:
+        """End the span of a request, whose reply was sent just now.
+
+        Args:
+            session: Who sent it.
+            send_s: Seconds that sending took.
+            **attributes: Of the span, such as ``bytes_sent``.
+        """
+        span, session.span = session.span, None
+        if span is None:
+            return
+        ended = time.monotonic()
+        if send_s:
+            span.phase("send", ended - send_s, ended)
+        span.span.update_name(session.method or "unknown")
+        span.end(ended, **{f"robowire.{name}": value for name, value in attributes.items()})
 
     @contextmanager
     def request_in_hand(self, session: S | None = None, *, greets: bool = False) -> Iterator[None]:
@@ -279,9 +343,11 @@ class Service(ABC, Generic[S]):
                 "or TLS, or start the server with --plain_token"
             )
         time.sleep(self.token_delay_s(host))  # in this client's own thread
+        session.tells_trace = self.tracing is not None and params.get("trace_context") == 1
+        traced = {"trace_context": 1} if session.tells_trace else {}
         if response is None or self._token is None:
             self.require_token(token, host)
-            return session.hello(params, server=self.kind)
+            return {**session.hello(params, server=self.kind), **traced}
         nonces, session.nonces = session.nonces, None  # for one attempt
         if nonces is None:
             raise InvalidParams("a response needs a challenge: say hello with 'challenge' first")
@@ -289,6 +355,7 @@ class Service(ABC, Generic[S]):
             check_proof(response, client_proof(self._token, *nonces))
         return {
             **session.hello(params, server=self.kind),
+            **traced,
             "proof": server_proof(self._token, *nonces),
         }
 

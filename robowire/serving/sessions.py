@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from robowire.errors import InvalidParams, Unauthenticated
 from robowire.serving.session_activity import SessionActivity
+from robowire.tracing.spans import RequestSpan
 from robowire.transport.shared_memory import shared_memory_works
 from robowire.version import __version__
 from robowire.wire.messages import PROTOCOL_VERSION, ok
@@ -63,6 +64,9 @@ class Session:
         reader: Reads the client's pickles.
         activity: What people see of it.
         watches: Whether it is a dashboard's, which is not shown itself.
+        tells_trace: Whether the client may say of which trace a request is.
+        trace_headers: What it said of the next request; empty for nothing.
+        span: Of the request in hand; ``None`` where requests are not traced.
     """
 
     packs: ClassVar[bool] = False
@@ -83,6 +87,9 @@ class Session:
     reader: TemplateReader = field(default_factory=TemplateReader)
     activity: SessionActivity = field(default_factory=SessionActivity)
     watches: bool = False
+    tells_trace: bool = False
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    span: RequestSpan | None = None
 
     def __str__(self) -> str:
         return f"client #{self.id}"

@@ -160,7 +160,10 @@ def test_an_extra_installs_what_the_wheel_can_use(metadata: Message) -> None:
     extras = metadata.get_all("Provides-Extra", [])
     wires = ["act-zmq", "center", "gr00t", "http", "lerobot", "openpi", "vla-eval", "vlastudio"]
     assert sorted(extras) == sorted(
-        [*wires, "config", "dashboard", "evaluate", "images", "plots", "ray", "report", "rerun", "trainers"]
+        [
+            *(*wires, "config", "dashboard", "evaluate", "images", "otel", "plots", "ray", "report", "rerun"),
+            "trainers",
+        ]
     )
 
 

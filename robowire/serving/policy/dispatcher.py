@@ -35,6 +35,7 @@ from robowire.serving.policy.validation import (
     checked_actions,
     observation_kind,
 )
+from robowire.tracing.spans import RequestSpan, active_tracing
 
 __all__ = ["DispatchOptions", "Dispatcher"]
 
@@ -100,6 +101,7 @@ class _Ticket:
     since: float
     has_left: Callable[[], bool]
     alone: bool  # the only row of its request
+    span: RequestSpan | None  # of its request, where that is traced
     # The first entry counts: (n, action_dim) and seconds, or the error; and who is answered next. SimpleQueue
     # is written in C: a Future, which waits in Python, wakes the waiting thread 5 to 15 us later.
     answers: SimpleQueue[_Answer] = field(default_factory=SimpleQueue)
@@ -147,6 +149,7 @@ class Dispatcher:
         self._options = options
         self._metrics = metrics
         self._clock = clock
+        self._tracing = active_tracing()
         self._max_batch_size = options.max_batch_size or (
             policy.max_batch_size if isinstance(policy, Batched) else DEFAULT_MAX_BATCH_SIZE
         )
@@ -210,6 +213,7 @@ class Dispatcher:
                 else:
                     check_values(observation)
         tickets: list[_Ticket] = []
+        span = None if self._tracing is None else self._tracing.current_request()
         with self._lock:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
@@ -218,7 +222,8 @@ class Dispatcher:
             alone = len(observations) == 1
             if not (alone and self._take_policy(started)):
                 tickets = [
-                    _Ticket(observation, client, started, has_left, alone) for observation in observations
+                    _Ticket(observation, client, started, has_left, alone, span)
+                    for observation in observations
                 ]
                 self._queue.put(
                     [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
@@ -229,7 +234,7 @@ class Dispatcher:
                 if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
                     self._changed.notify_all()
         if not tickets:
-            chunk, seconds = self._infer_here(observations[0], client, started)
+            chunk, seconds = self._infer_here(observations[0], client, started, span)
         elif len(tickets) == 1:
             chunk, seconds = tickets[0].wait()
         if len(tickets) <= 1:  # the common case, which needs no copy
@@ -289,13 +294,20 @@ class Dispatcher:
         self._arrivals.stop_waiting()  # the dispatcher's thread asks again
         return self._busy
 
-    def _infer_here(self, observation: MetaObs, client: Hashable, since: float) -> tuple[np.ndarray, float]:
+    def _infer_here(
+        self, observation: MetaObs, client: Hashable, since: float, span: RequestSpan | None
+    ) -> tuple[np.ndarray, float]:
         """Return (n, action_dim) and seconds, computed in the caller's thread, which has the policy."""
         seconds: float | None = None
         started = self._clock()
         ended = started
         try:
-            (chunk,) = checked_actions(self._policy.infer([observation]), 1, self.spec)
+            answered = (
+                self._policy.infer([observation])
+                if span is None
+                else self._infer_traced([observation], [(span, since)])
+            )
+            (chunk,) = checked_actions(answered, 1, self.spec)
             ended = self._clock()
             seconds = ended - started
         except RequestError:
@@ -316,6 +328,13 @@ class Dispatcher:
         if not np.logical_and.reduce(np.isfinite(chunk), axis=None):
             raise _not_finite()
         return chunk, seconds
+
+    def _infer_traced(
+        self, observations: Sequence[MetaObs], rows: Sequence[tuple[RequestSpan | None, float]]
+    ) -> np.ndarray:
+        assert self._tracing is not None
+        with self._tracing.inference(rows):
+            return self._policy.infer(observations)
 
     def close(self, *, timeout_s: float) -> None:
         """Accept nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
@@ -372,9 +391,13 @@ class Dispatcher:
         """Answer every ticket of a batch, one way or another."""
         started = self._clock()
         try:
-            chunks = checked_actions(
-                self._policy.infer([ticket.observation for ticket in batch]), len(batch), self.spec
+            observations = [ticket.observation for ticket in batch]
+            answered = (
+                self._policy.infer(observations)
+                if self._tracing is None
+                else self._infer_traced(observations, [(ticket.span, ticket.since) for ticket in batch])
             )
+            chunks = checked_actions(answered, len(batch), self.spec)
         except Exception as exc:
             if isinstance(exc, _NOT_TRIED_AGAIN):
                 for ticket in batch:

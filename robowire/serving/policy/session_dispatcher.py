@@ -30,6 +30,7 @@ from robowire.meta import MetaObs
 from robowire.serving.metrics import Metrics
 from robowire.serving.policy.dispatcher import LOOK_AFTER_S, DispatchOptions
 from robowire.serving.policy.validation import check_observation, check_values, checked_actions
+from robowire.tracing.spans import active_tracing
 from robowire.wire.text_safety import printable
 
 __all__ = ["SessionDispatcher"]
@@ -68,6 +69,7 @@ class SessionDispatcher:
         self._max_waiting = options.max_waiting
         self._metrics = metrics
         self._clock = clock
+        self._tracing = active_tracing()
         self._changed = threading.Condition()  # guards what follows
         self._clients: dict[Hashable, _Client] = {}
         self._in_hand = 0
@@ -130,7 +132,12 @@ class SessionDispatcher:
                 if waited_s > LOOK_AFTER_S and has_left():
                     raise InternalError("the client left before the policy answered")
                 begun = self._clock()
-                actions = self._infer(own.session, observations)
+                request = None if self._tracing is None else self._tracing.current_request()
+                if request is None or self._tracing is None:
+                    actions = self._infer(own.session, observations)
+                else:
+                    with self._tracing.inference([(request, started)] * rows):
+                        actions = self._infer(own.session, observations)
                 infer_ms = (self._clock() - begun) * 1e3
         finally:
             with self._changed:

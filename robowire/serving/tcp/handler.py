@@ -36,6 +36,7 @@ from robowire.wire.framing import TextLine
 from robowire.wire.messages import error_reply
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import printable, quoted
+from robowire.wire.trace_context import is_trace_context, read_trace_context
 
 if TYPE_CHECKING:
     from robowire.serving.tcp.server import TcpServer
@@ -175,12 +176,17 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         if descriptor is not None and (isinstance(event, TextLine) or not self._shared.is_share(event)):
             os.close(descriptor)
             descriptor = None
+        if session.tells_trace and not isinstance(event, TextLine) and is_trace_context(event):
+            session.trace_headers = read_trace_context(event)
+            return True
         if isinstance(event, TextLine):
             logger.debug("< #%d %s", session.id, quoted(event, 40))
             more = event.strip().upper() != "QUIT"
             buffers: Sequence[Buffer] = [answer_line(event, session, self.server.service)]
         else:
             logger.debug("< #%d %d bytes", session.id, len(event))
+            if self.server.service.tracing is not None:
+                self.server.service.begin_span(session, receive_s=connection.receive_s)
             try:
                 buffers = (
                     self._answer_shared(session, event, descriptor)
@@ -201,14 +207,17 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         else:
             self._send_descriptor(session, buffers)
         sent = stream.bytes_sent - sent_before
+        received, send_s = stream.bytes_received - received_before, time.monotonic() - answered
         self.server.service.metrics.request(
-            bytes_received=stream.bytes_received - received_before,
+            bytes_received=received,
             bytes_sent=sent,
             frontend=self.server.name,
             method="text" if isinstance(event, TextLine) else session.method or "unknown",
             receive_s=connection.receive_s,
-            send_s=time.monotonic() - answered,
+            send_s=send_s,
         )
+        if session.span is not None:
+            self.server.service.end_span(session, send_s=send_s, bytes_received=received, bytes_sent=sent)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
@@ -223,8 +232,11 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             os.close(descriptor)
 
     def _count_unreadable(self, error: RemoteProtocolError) -> None:
-        logger.warning("%s sent what cannot be read: %s", self._open_session(), printable(error))
+        session = self._open_session()
+        logger.warning("%s sent what cannot be read: %s", session, printable(error))
         self.server.service.metrics.error("unreadable")
+        if session.span is not None:
+            session.span.fail("unreadable", printable(error))
 
     def _answer(self, session: Session, payload: bytearray) -> Sequence[Buffer]:
         assert self.server.codec is not None

@@ -209,7 +209,7 @@ class Service(ABC, Generic[S]):
                     value = self._execute(session, request)
                 else:
                     span.phase("decode", span.received, read)
-                    with span.current():
+                    with span.current() if method == "infer" else span.child("execute"):
                         value = self._execute(session, request)
                 executed = time.monotonic()
                 reply = exchange.reply(value)
@@ -230,8 +230,6 @@ class Service(ABC, Generic[S]):
         ended = time.monotonic()
         encode_s = ended - executed
         if span is not None:
-            if method != "infer":
-                span.phase("execute", read, executed)
             span.phase("encode", executed, ended)
         if isinstance(value, ActionChunk) and value.infer_ms is not None:
             infer_s = value.infer_ms / 1e3

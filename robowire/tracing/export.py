@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator
 from urllib.parse import urlsplit
@@ -20,6 +21,9 @@ EXPORTERS = ("none", "otlp", "console")
 
 _MISSING = "traces need OpenTelemetry: pip install 'robowire[otel]', in a checkout pip install --no-deps -r "
 _MISSING += "requirements/otel.lock.txt"
+
+# How long the end of a program waits until its last spans are sent.
+_END_S = 2.0
 
 # Where a collector takes OTLP over HTTP, below its address.
 _PATH = "/v1/traces"
@@ -63,7 +67,12 @@ def traced(exporter: str, *, service: str, endpoint: str | None = None) -> Itera
         yield
     finally:
         activate(None)
+        # The exporter would try for 10 s to reach a collector that is away.
+        give_up = threading.Timer(_END_S, chosen.shutdown)
+        give_up.start()
         provider.shutdown()
+        give_up.cancel()
+        give_up.join()
 
 
 def check_endpoint(endpoint: str) -> None:

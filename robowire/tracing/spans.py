@@ -156,26 +156,35 @@ class Tracing:
             return
         links = [self._trace.Link(request.span.get_span_context()) for request in requests]
         offset_ns = requests[0].offset_ns
-        batch = self._tracer.start_span(
-            "batch",
-            context=self._context.Context(),
-            links=links,
-            attributes=size,
-            start_time=int(started * 1e9) + offset_ns,
+        span = self._start(
+            "batch", self._context.Context(), int(started * 1e9) + offset_ns, attributes=size, links=links
         )
-        token = self._context.attach(self._trace.set_span_in_context(batch, self._context.Context()))
+        batch = RequestSpan(self, span, started, offset_ns)
         try:
-            yield
+            with batch.current():
+                yield
         except BaseException as exc:
-            self._fail(batch, error_code(exc), str(exc))
+            batch.fail(error_code(exc), str(exc))
             raise
         finally:
-            self._context.detach(token)
             ended = time.monotonic()
-            batch.end(int(ended * 1e9) + offset_ns)
-            link = [self._trace.Link(batch.get_span_context())]
+            batch.end(ended)
+            link = [self._trace.Link(span.get_span_context())]
             for request in requests:
                 request.phase("infer", started, ended, size, links=link)
+
+    def worked(self, began: float, executed: float, method: str, pid: int) -> None:
+        """Make the span of what a worker process did for the request of this thread.
+
+        Args:
+            began: When the call came there.
+            executed: When it was executed.
+            method: What was called.
+            pid: Number of the process.
+        """
+        request = self.current_request()
+        if request is not None:
+            request.phase(f"{method} in worker", began, executed, {"process.pid": pid})
 
     def _fail(self, span: Span, code: str, message: str) -> None:
         span.set_attribute("error.type", code)

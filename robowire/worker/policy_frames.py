@@ -8,7 +8,10 @@
               24 u64 bytes of the arrays     32  layout, words, arrays
     answer    0  u8 1 actions, 2 error             1  u8 whether arrays of the call are still referred to
               2  u8 region of the numbers, 255: they follow    3  u8 dimensions    4  u32 zero
-              8  u64 bytes of the numbers or the error   16  u64 for each dimension, then numbers or error
+              8  u64 bytes of the numbers or the error   16  f64 when the call came
+              24 f64 when it was executed                32  u64 for each dimension, then numbers or error
+
+Moments are seconds of ``time.monotonic``, whose clock both processes have.
 
 The rows of a call share the shape and dtype of every array, so each field is one block, rows one after the
 other, that begins at a multiple of 64 bytes. The layout names the fields in JSON, the same bytes for every
@@ -54,7 +57,7 @@ INFER, RESET, END = 1, 2, 3
 ACTIONS, ERROR = 1, 2
 
 _CALL = struct.Struct("<BBHIIIIIQ")
-_ANSWER = struct.Struct("<BBBBIQ")
+_ANSWER = struct.Struct("<BBBBIQdd")
 _ALIGNMENT = 64
 _MAX_DIMENSIONS = 8
 _MAX_LAYOUTS = 64  # kinds of observations that are remembered: a client chooses them
@@ -97,6 +100,8 @@ class AnswerHead(NamedTuple):
         shape: Of the actions.
         length: Bytes of the numbers or the error.
         size: Bytes of this head.
+        began: When the call came.
+        executed: When it was executed.
     """
 
     kind: int
@@ -105,6 +110,8 @@ class AnswerHead(NamedTuple):
     shape: tuple[int, ...]
     length: int
     size: int
+    began: float
+    executed: float
 
 
 class CallWriter:
@@ -214,7 +221,12 @@ def read_observations(call: Call, arrays: np.ndarray, layouts: dict[bytes, Layou
 
 
 def actions_frame(
-    actions: np.ndarray, *, kept: bool, allocate: Callable[[int], tuple[int, memoryview]]
+    actions: np.ndarray,
+    *,
+    kept: bool,
+    allocate: Callable[[int], tuple[int, memoryview]],
+    began: float = 0.0,
+    executed: float = 0.0,
 ) -> list[Buffer]:
     """Return the frame of an answer; the numbers are written to what ``allocate`` returns.
 
@@ -222,10 +234,12 @@ def actions_frame(
         actions: float32, in C order.
         kept: Whether arrays of the call are still referred to.
         allocate: As for :meth:`CallWriter.write`.
+        began: When the call came.
+        executed: When it was executed.
     """
     region, memory = allocate(actions.nbytes)
     np.frombuffer(memory, np.float32)[:] = actions.reshape(-1)
-    head = _ANSWER.pack(ACTIONS, kept, region, actions.ndim, 0, actions.nbytes)
+    head = _ANSWER.pack(ACTIONS, kept, region, actions.ndim, 0, actions.nbytes, began, executed)
     head += struct.pack(f"<{actions.ndim}Q", *actions.shape)
     inline = (memory,) if region == NO_REGION else ()
     return [frame_header(len(head) + sum(map(len, inline))) + head, *inline]
@@ -235,7 +249,7 @@ def error_frame(reply: Mapping[str, Any], *, kept: bool) -> list[Buffer]:
     """Return the frame of an error."""
     error = encode(reply)
     length = sum(map(len, error))
-    head = _ANSWER.pack(ERROR, kept, NO_REGION, 0, 0, length)
+    head = _ANSWER.pack(ERROR, kept, NO_REGION, 0, 0, length, 0.0, 0.0)
     return [frame_header(len(head) + length) + head, *error]
 
 
@@ -246,13 +260,13 @@ def read_answer_head(payload: bytearray) -> AnswerHead:
         RemoteProtocolError: It is none.
     """
     if len(payload) >= _ANSWER.size:
-        kind, kept, region, dimensions, _, length = _ANSWER.unpack_from(payload)
+        kind, kept, region, dimensions, _, length, began, executed = _ANSWER.unpack_from(payload)
         size = _ANSWER.size + 8 * dimensions
         if kind in (ACTIONS, ERROR) and dimensions <= _MAX_DIMENSIONS and size <= len(payload):
             shape = struct.unpack_from(f"<{dimensions}Q", payload, _ANSWER.size)
             inline = length if region == NO_REGION else 0
             if len(payload) == size + inline and (kind == ERROR or length == 4 * prod(shape)):
-                return AnswerHead(kind, bool(kept), region, shape, length, size)
+                return AnswerHead(kind, bool(kept), region, shape, length, size, began, executed)
     raise RemoteProtocolError(f"an answer of {len(payload)} bytes is none")
 
 

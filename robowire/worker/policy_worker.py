@@ -14,6 +14,7 @@ import logging
 import platform
 import socket
 import sys
+import time
 import weakref
 from typing import Any, Mapping, Sequence
 
@@ -83,18 +84,20 @@ class PolicyWorker:
             if session is not None:
                 session.close()
             return []
+        began = time.monotonic()
         shared = call.region != NO_REGION
         memory = self._regions[call.region].view(call.length) if shared else call.inline
         # An array, since every view of it refers to it; of a memoryview numpy takes another one.
         arrays = np.frombuffer(memory, np.uint8)
         alive = weakref.ref(arrays)
         actions, error = self._infer(call, arrays)
+        executed = time.monotonic()
         del arrays
         # What a policy keeps of an observation must not change when the next one is written there.
         kept = shared and alive() is not None and (gc.collect(), alive())[1] is not None
         if error is not None:
             return error_frame(error_reply(error), kept=kept)
-        return actions_frame(actions, kept=kept, allocate=self._allocate)
+        return actions_frame(actions, kept=kept, allocate=self._allocate, began=began, executed=executed)
 
     def close(self) -> None:
         """Close the sessions."""

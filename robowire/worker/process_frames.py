@@ -4,7 +4,10 @@
 
     call      0  u8 region to answer in, 255 for none    1  a pickled call, or a packed step
     answer    0  u8 1   1  u8 whether the episode ended  2  u8 region, 255 for none   3  u8 zero
-              4  u32 zero   8  u64 length   16  the reply, where it is in no region
+              4  u32 zero   8  u64 length  16  f64 when the call came  24  f64 when it was executed
+              32  the reply, where it is in no region
+
+Moments are seconds of ``time.monotonic``, whose clock both processes have; 0 where nothing was called.
 
 An error is answered by a pickle, whose first byte is 0x80.
 """
@@ -22,7 +25,7 @@ __all__ = ["NO_REGION", "AnswerHead", "answer_frame", "call_frame", "read_answer
 
 NO_REGION = 255
 
-_HEAD = struct.Struct("<BBBBIQ")
+_HEAD = struct.Struct("<BBBBIQdd")
 _ANSWER = 1
 
 
@@ -34,12 +37,16 @@ class AnswerHead(NamedTuple):
         region: Number of the shared memory that holds it; ``NO_REGION`` where it follows the head.
         length: Its bytes.
         size: Bytes of this head.
+        began: When the call came.
+        executed: When it was executed.
     """
 
     over: bool
     region: int
     length: int
     size: int
+    began: float
+    executed: float
 
 
 def call_frame(region: int, call: Sequence[Buffer]) -> list[Buffer]:
@@ -54,11 +61,13 @@ def split_call(payload: bytearray) -> tuple[int, bytearray]:
     return payload[0], payload[1:]
 
 
-def answer_frame(over: bool, region: int, reply: Sequence[Buffer]) -> list[Buffer]:
+def answer_frame(
+    over: bool, region: int, reply: Sequence[Buffer], *, began: float = 0.0, executed: float = 0.0
+) -> list[Buffer]:
     """Return the frame of an answer, with the reply in it where it is in no region."""
     length = sum(map(len, reply))
     inline = reply if region == NO_REGION else ()
-    head = _HEAD.pack(_ANSWER, over, region, 0, 0, length)
+    head = _HEAD.pack(_ANSWER, over, region, 0, 0, length, began, executed)
     return [frame_header(len(head) + (length if inline else 0)) + head, *inline]
 
 
@@ -72,7 +81,7 @@ def read_answer(payload: bytearray) -> AnswerHead | None:
         return None
     if len(payload) < _HEAD.size or payload[0] != _ANSWER:
         raise RemoteProtocolError(f"an answer of {len(payload)} bytes is none")
-    _, over, region, _, _, length = _HEAD.unpack_from(payload)
+    _, over, region, _, _, length, began, executed = _HEAD.unpack_from(payload)
     if region == NO_REGION and length != len(payload) - _HEAD.size:
         raise RemoteProtocolError(f"an answer has {len(payload)} bytes, expected {_HEAD.size + length}")
-    return AnswerHead(bool(over), region, length, _HEAD.size)
+    return AnswerHead(bool(over), region, length, _HEAD.size, began, executed)

@@ -17,6 +17,7 @@ import os
 import platform
 import socket
 import sys
+import time
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
@@ -336,6 +337,7 @@ def _serve(connection: Connection, answers: _Answers, worker: SimulatorWorker) -
         payload = connection.receive(wait_s=None, finish_s=SEND_TIMEOUT_S)
         if payload is None:
             return
+        began = time.monotonic()
         assert isinstance(payload, bytearray)
         region, payload = split_call(payload)
         call: Request
@@ -346,7 +348,7 @@ def _serve(connection: Connection, answers: _Answers, worker: SimulatorWorker) -
         else:
             call = parse_call(loads(payload))
         try:
-            answers.send(worker.call(call.method, call.params), region, known)
+            answers.send(worker.call(call.method, call.params), region, known, began=began)
         except RequestError as exc:
             connection.send(encode_frame(error_reply(exc)), timeout_s=SEND_TIMEOUT_S)
 
@@ -364,8 +366,18 @@ class _Answers:
         self._regions = regions
         self._packer = StepReplyWriter()
 
-    def send(self, reply: Mapping[str, Any], region: int, known: int | None = None) -> None:
-        """Send a reply, packed where ``known`` names the layout that the client knows."""
+    def send(
+        self, reply: Mapping[str, Any], region: int, known: int | None = None, *, began: float = 0.0
+    ) -> None:
+        """Send a reply to a call that was executed just now.
+
+        Args:
+            reply: What is sent, packed where ``known`` is given.
+            region: Memory that may be used.
+            known: Number of the layout that the client knows.
+            began: When the call came.
+        """
+        executed = time.monotonic()
         shared = NO_REGION
 
         def allocate(length: int) -> memoryview:
@@ -389,7 +401,8 @@ class _Answers:
                 at += len(buffer)
             buffers = [view]
         over = bool(reply.get("terminated") or reply.get("truncated"))
-        self._connection.send(answer_frame(over, shared, buffers), timeout_s=SEND_TIMEOUT_S)
+        frame = answer_frame(over, shared, buffers, began=began, executed=executed)
+        self._connection.send(frame, timeout_s=SEND_TIMEOUT_S)
 
     def close(self) -> None:
         """Free the memory."""

@@ -21,6 +21,7 @@ from robowire.meta import MetaObs
 from robowire.registry import Entry
 from robowire.serving.worker_process import WorkerProcess
 from robowire.specs import PolicySpec
+from robowire.tracing.spans import active_tracing
 from robowire.wire.messages import raise_for_status
 from robowire.wire.pickle.reader import loads
 from robowire.wire.pickle.writer import Buffer, encode_frame
@@ -110,6 +111,7 @@ class PolicyProcess:
     def __init__(self, source: PolicySource, *, label: str) -> None:
         self._source = source
         self._label = label
+        self._tracing = active_tracing()
         self._end: str | None = None  # how the process ended, in words
         self._killed_for: str | None = None
         self._lock = threading.Lock()  # held during a call, and while the process is ended
@@ -235,6 +237,8 @@ class PolicyProcess:
             self._shared = False
         if head.kind == ERROR:
             raise_for_status(loads(payload[head.size :]))
+        if self._tracing is not None:
+            self._tracing.worked(head.began, head.executed, "infer", self.pid)
         numbers: np.ndarray
         if head.region == NO_REGION:
             # The payload is nobody else's: the array may view it.

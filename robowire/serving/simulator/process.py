@@ -17,6 +17,7 @@ from typing import Any
 from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
 from robowire.registry import Entry
 from robowire.serving.worker_process import WorkerProcess
+from robowire.tracing.spans import active_tracing
 from robowire.wire.messages import raise_for_status
 from robowire.wire.packed_simulator import step_request
 from robowire.wire.pickle.reader import loads
@@ -93,6 +94,7 @@ class SimulatorProcess:
     ) -> None:
         self.name = name
         self._client_has_left = client_has_left
+        self._tracing = active_tracing()
         self._ready = False
         self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was requested
         self._end: str | None = None  # how the process ended, in words
@@ -228,6 +230,8 @@ class SimulatorProcess:
             if head is None:
                 raise_for_status(loads(payload))
                 raise RemoteProtocolError("the process answered without a reply")
+            if self._tracing is not None and head.began:
+                self._tracing.worked(head.began, head.executed, method, self.pid)
             if head.region == NO_REGION:
                 return Answer(memoryview(payload)[head.size :], head.over)
             if head.region >= len(self._regions):

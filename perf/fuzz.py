@@ -69,6 +69,7 @@ from robowire.wire.messages import ok
 from robowire.wire.methods import METHODS
 from robowire.wire.packed import (
     IN_SHARED_MEMORY,
+    LENT,
     Layout,
     chunk_reply_frame,
     read_chunk_reply,
@@ -619,7 +620,8 @@ def _send_descriptors(fuzzer: Fuzzer, name: str, target: Target, address: Addres
         if target.service == "policy" and rng.random() < 0.6:
             payload = fuzzer.packed(declared)
             if rng.random() < 0.7 and len(payload) > 16:
-                payload = bytes([payload[0], payload[1] | IN_SHARED_MEMORY]) + payload[2:16]
+                flags = payload[1] | IN_SHARED_MEMORY | rng.choice((0, LENT))
+                payload = bytes([payload[0], flags]) + payload[2:16]
         if rng.random() < 0.2:
             payload = fuzzer.mutated(payload)
         parts.append((_framed(payload), rng.choice([0, 1, 1, 3]) if rng.random() < 0.6 else 0))

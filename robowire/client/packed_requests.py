@@ -19,7 +19,9 @@ from robowire.wire.framing import frame_header
 from robowire.wire.packed import (
     CHUNK_REPLY,
     IN_SHARED_MEMORY,
+    LENT,
     MAX_LAYOUTS,
+    STILL_LENT,
     Layout,
     LayoutField,
     read_chunk_reply,
@@ -38,6 +40,10 @@ Request = Tuple[Sequence[Buffer], Callable[[bytearray], Any]]
 # Below it the socket is as fast.
 _SHARED_MIN = 64 * 1024
 
+# So often new memory takes the place of that which the server may still refer to, as where a policy keeps
+# observations. Then it copies every request, which costs less than new memory.
+_KEPT_TIMES = 3
+
 
 class _Declared(NamedTuple):
     layout: Layout
@@ -49,17 +55,19 @@ class PackedRequests:
 
     Args:
         call: Sends a request by name and returns the reply's fields; raises the server's own error.
-        share: Passes memory to the server; ``None`` where the connection can't.
+        share: Passes memory to the server, and returns the reply; ``None`` where the connection can't.
     """
 
     def __init__(
         self,
         call: Callable[[str, dict[str, Any]], dict[str, Any]],
-        share: Callable[[SharedRegion], None] | None = None,
+        share: Callable[[SharedRegion], dict[str, Any]] | None = None,
     ) -> None:
         self._call = call
         self._share = share
         self._region: SharedRegion | None = None
+        self._lends = False  # the server reads the images of a request where they are
+        self._kept_times = 0
         self._declared: dict[tuple[LayoutField, ...], _Declared] = {}
         self._latest: tuple[LayoutField, ...] = ()  # of the last request
         self._template: RequestTemplate | None = None  # where the last two requests had the same fields
@@ -91,7 +99,7 @@ class PackedRequests:
                 return None
             layout = packed.make_layout(len(self._declared))
             reply = self._call("layout", layout.to_wire())
-            declared = _Declared(layout, _reader(reply.get("ctrl_space"), reply.get("ctrl_type")))
+            declared = _Declared(layout, self._reader(reply.get("ctrl_space"), reply.get("ctrl_type")))
             self._declared[packed.fields] = declared
         layout = declared.layout
         again, self._latest, self._template = packed.fields == self._latest, packed.fields, None
@@ -108,7 +116,7 @@ class PackedRequests:
     ) -> RequestTemplate | None:
         memory = self._region.memory if shared and self._region is not None else None
         with suppress(ValueError):
-            template = RequestTemplate(obs, packed, layout, memory)
+            template = RequestTemplate(obs, packed, layout, memory, lent=self._lends)
             if template.frame(obs) is not None:
                 return template
         self._without_template.add(packed.fields)  # such as a timestep of numpy's: not tried each time
@@ -126,7 +134,7 @@ class PackedRequests:
             self._share = None
             return False
         try:
-            self._share(region)
+            lends = self._share(region).get("lends") == 1
         except RequestError as exc:
             _log.info("the server takes no shared memory: %s", exc)
             self._share = None
@@ -139,7 +147,16 @@ class PackedRequests:
         if self._region is not None:
             self._region.close()
         self._region = region
+        self._lends = lends and self._kept_times < _KEPT_TIMES
         return True
+
+    def _give_up_region(self) -> None:
+        """Leave the memory to the server, which something there still refers to."""
+        self._template = None  # it views the memory
+        self._kept_times += 1
+        if self._region is not None:
+            self._region.close()
+            self._region = None
 
     def _shared(self, layout: Layout, frame: Sequence[Buffer]) -> list[Buffer]:
         """Write the fixed fields of a frame into the memory and return what is left to send."""
@@ -159,17 +176,21 @@ class PackedRequests:
                 rest += view[max(layout.fixed_size - at, 0) :]
             at = end
         rest[:4] = frame_header(len(rest) - 4)
-        rest[5] |= IN_SHARED_MEMORY
+        rest[5] |= IN_SHARED_MEMORY | (LENT if self._lends else 0)
         return [rest]
 
+    def _reader(self, ctrl_space: Any, ctrl_type: Any) -> Callable[[bytearray], Any]:
+        """Return what reads the replies to a layout, from the reply to its declaration."""
+        space, kind = str(ctrl_space), str(ctrl_type_name(ctrl_type))
 
-def _reader(ctrl_space: Any, ctrl_type: Any) -> Callable[[bytearray], Any]:
-    """Return what reads the replies to a layout, from the reply to its declaration."""
-    space, kind = str(ctrl_space), str(ctrl_type_name(ctrl_type))
+        def read(payload: bytearray) -> Any:
+            if not payload or payload[0] != CHUNK_REPLY:
+                if self._lends:  # such a reply does not say whether the memory is free
+                    self._give_up_region()
+                return loads(payload)
+            if self._lends and payload[1] & STILL_LENT:
+                payload[1] &= ~STILL_LENT
+                self._give_up_region()
+            return read_chunk_reply(payload, space, kind)
 
-    def read(payload: bytearray) -> Any:
-        if not payload or payload[0] != CHUNK_REPLY:
-            return loads(payload)
-        return read_chunk_reply(payload, space, kind)
-
-    return read
+        return read

@@ -261,8 +261,8 @@ class ClientSession:
         connection.stream.takes_descriptors = True
         self._shared = SharedReplies(connection.decoder.max_payload)
 
-    def share(self, region: SharedRegion) -> None:
-        """Pass memory to the server, over a Unix socket. A connection that fails is closed.
+    def share(self, region: SharedRegion) -> dict[str, Any]:
+        """Pass memory to the server, over a Unix socket, and return the reply. One that fails is closed.
 
         Raises:
             RequestError: The server does not take it.
@@ -278,7 +278,7 @@ class ClientSession:
             if reply is None:
                 raise ConnectionLost(f"{self.address} closed the connection on shared memory; see its log")
             assert isinstance(reply, bytearray)  # clients' decoders read no text
-            raise_for_status(self._reader.loads(reply))
+            return raise_for_status(self._reader.loads(reply))
         except RequestError:
             raise
         except BaseException:

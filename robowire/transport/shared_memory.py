@@ -1,9 +1,8 @@
 """Memory that two processes of one host share, as a sealed ``memfd``. Linux only; sends and receives nothing.
 
-The sender maps its region and writes. The receiver copies out of the descriptor by ``preadv`` and maps
-nothing: whatever the sender does meanwhile, no read beyond an end can raise SIGBUS in it, and what was copied
-can't change under a check. It still refuses what is no sealed ``memfd`` of the announced size, since reading
-a pipe, a socket or a file of FUSE could block.
+Both sides map it. The receiver refuses what is no sealed ``memfd`` of the announced size: its pages cannot go
+away under a read, which would raise SIGBUS, and it is neither a file that could block nor one of huge pages.
+What the receiver must check, it copies first, since the sender may change it at any time.
 
 A region has no name: it is gone when both processes have closed it or ended, however they ended.
 """
@@ -14,9 +13,12 @@ import mmap
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from robowire.errors import InvalidParams, LocalProtocolError
+from robowire.wire.framing import is_free
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,55 +88,64 @@ class SharedRegion:
 
 
 class ReceivedRegion:
-    """Memory of another process, which may change at any time: it is only ever copied.
+    """Memory of another process, which may change at any time: copy before you check.
 
     Args:
-        descriptor: As it was received; owned by this object from now on, and closed if it is refused.
+        descriptor: As it was received; owned by this object, and closed when this returns.
         size: Bytes that the sender announced.
         max_size: Most bytes to accept.
 
     Attributes:
         size: As announced.
+        writable: Whether views of it are writable, as those of a payload's own memory are.
 
     Raises:
-        InvalidParams: It is no sealed memory of that size.
+        InvalidParams: It is no sealed memory of that size, or cannot be mapped.
     """
 
     def __init__(self, descriptor: int, size: int, *, max_size: int) -> None:
-        self._descriptor = descriptor
         self.size = size
         try:
             if not 0 < size <= max_size:
                 raise InvalidParams(f"shared memory of {size} bytes, expected 1 to {max_size}")
             _require_sealed(descriptor, size)
-        except BaseException:
-            self.close()
-            raise
+            try:
+                mapped, self.writable = mmap.mmap(descriptor, size), True
+            except OSError:  # sealed against our writing
+                mapped, self.writable = mmap.mmap(descriptor, size, prot=mmap.PROT_READ), False
+        except OSError as exc:
+            raise InvalidParams(f"the shared memory cannot be mapped: {exc.strerror or exc}") from exc
+        finally:
+            os.close(descriptor)
+        self._map = [mapped]  # one: whether views of it are left shows in how often it is referred to
+
+    def view(self) -> Any:
+        """Return the memory, for arrays that view it: ``np.ndarray(shape, dtype, view, offset)``."""
+        return self._map[0]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no array is left that views the memory."""
+        return is_free(self._map)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on.
 
         Raises:
-            InvalidParams: The region does not reach so far, or can't be read.
+            InvalidParams: The region does not reach so far, or is closed.
         """
-        if offset < 0 or offset + len(buffer) > self.size:
-            raise InvalidParams(
-                f"bytes {offset} to {offset + len(buffer)} of shared memory that has {self.size}"
-            )
-        while buffer:
-            try:
-                copied = os.preadv(self._descriptor, [buffer], offset)
-            except OSError as exc:
-                raise InvalidParams(f"the shared memory cannot be read: {exc.strerror or exc}") from exc
-            if copied == 0:  # sealed against it; a kernel that does not hold to it must not make us loop
-                raise InvalidParams("the shared memory ended")
-            buffer, offset = buffer[copied:], offset + copied
+        size = len(buffer)
+        if offset < 0 or offset + size > self.size or not self._map:
+            raise InvalidParams(f"bytes {offset} to {offset + size} of shared memory that has {self.size}")
+        if size:  # numpy releases the interpreter's lock meanwhile
+            into: np.ndarray = np.ndarray(size, np.uint8, buffer)
+            into[...] = np.ndarray(size, np.uint8, self._map[0], offset)
 
     def close(self) -> None:
-        """Close the descriptor. May be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Give the memory back, once no array views it. May be called twice."""
+        if self._map and self.is_free:
+            self._map[0].close()
+        self._map = []  # closed under an array the memory would be gone; so it goes with the last of them
 
 
 def _require_sealed(descriptor: int, size: int) -> None:

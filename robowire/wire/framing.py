@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from typing import Any
 
 from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
 
@@ -51,7 +52,7 @@ _KEPT_MIN, _KEPT_MAX = 32 * 1024, 8 * 1024 * 1024
 _LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
-def _references(kept: list[bytearray]) -> int:
+def _references(kept: list[Any]) -> int:
     return sys.getrefcount(kept[0])
 
 
@@ -61,8 +62,8 @@ _COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda
 _ALONE = _references([bytearray(1)]) if _COUNTS else 0
 
 
-def is_free(kept: list[bytearray]) -> bool:
-    """Return whether nothing but this list refers to its one buffer, not even a view of it."""
+def is_free(kept: list[Any]) -> bool:
+    """Return whether nothing but this list refers to its one buffer, not even a view or an array of it."""
     return _COUNTS and _references(kept) == _ALONE
 
 

@@ -36,13 +36,16 @@ __all__ = [
     "IMAGE_KINDS",
     "INFER_REQUEST",
     "IN_SHARED_MEMORY",
+    "LENT",
     "MAX_LAYOUTS",
     "PACKED_VERSION",
     "SHARE_MEMORY",
+    "STILL_LENT",
     "TEXT_KIND",
     "FixedField",
     "Layout",
     "LayoutField",
+    "LentPayload",
     "RequestHeader",
     "VariableField",
     "array_bytes",
@@ -66,6 +69,10 @@ INFER_REQUEST, CHUNK_REPLY = 0x01, 0x02
 # A request whose flags have the bit leaves the fixed fields out: they lie in the region, at the same offsets.
 SHARE_MEMORY = 0x05
 IN_SHARED_MEMORY = 0x80
+# A second bit of those flags: the client leaves the memory as it is until the reply has come, so that the
+# server may read images where they are. A flag of the reply: something of the server still refers to them,
+# and the client writes there no more.
+LENT, STILL_LENT = 0x40, 0x80
 _SHARE = struct.Struct("<B7xQ")
 
 # Layouts of one connection, numbered from 0. A client has one for a single observation and one for each size
@@ -90,6 +97,10 @@ _REQUEST = struct.Struct("<BBHIq")
 _REPLY = struct.Struct("<BBHIIIqdI12x")
 _HAS_RAW, _BATCHED = 1, 2
 _FLOAT32 = np.dtype("<f4")
+
+# Smaller fields are copied out of lent memory too: arrays of bytes have no value that is not valid, and only
+# images are worth it.
+_VIEWED_MIN = 4 * 1024
 
 # Below this the copy into the header's buffer costs less than one more entry in sendmsg's list.
 _BY_REFERENCE_MIN = 4 * 1024
@@ -152,6 +163,16 @@ class RequestHeader(NamedTuple):
         if zero:
             raise InvalidParams("bytes 4 to 7 of a packed request are not zero")
         return cls(kind, flags, layout, timestep)
+
+
+class LentPayload(bytearray):
+    """A request without its fixed fields, which lie in memory that the client has lent.
+
+    Attributes:
+        memory: The client's memory, which it may change all the same.
+    """
+
+    memory: Any
 
 
 class Layout:
@@ -218,8 +239,15 @@ class Layout:
             "fields": [[field.name, field.kind, list(field.shape)] for field in self.fields],
         }
 
+    @property
+    def has_images(self) -> bool:
+        """Whether a field is large enough, and of a dtype, to be read in memory that a client lends."""
+        return any(map(_is_viewed, self.fixed))
+
     def values(self, payload: bytearray) -> dict[str, Any]:
         """Return the values of a request by name. Nothing is copied: arrays view the payload.
+
+        Of a :class:`LentPayload`, large arrays of bytes view the client's memory, and the others are copied.
 
         Returns:
             An array for each field of numbers. For texts a ``str``, or a list of them where the shape is
@@ -228,6 +256,8 @@ class Layout:
         Raises:
             InvalidParams: The payload has another length, or a text is not UTF-8.
         """
+        if type(payload) is LentPayload:
+            return self._lent_values(payload)
         if not self.variable:
             if len(payload) != self.fixed_size:
                 raise self._wrong_length(len(payload), self.fixed_size)
@@ -244,7 +274,26 @@ class Layout:
         values: dict[str, Any] = {
             name: np.ndarray(shape, dtype, payload, offset) for name, dtype, shape, offset, _ in self.fixed
         }
-        begin = self.fixed_size
+        return self._with_items(values, payload, lengths, self.fixed_size)
+
+    def _lent_values(self, payload: LentPayload) -> dict[str, Any]:
+        begin = self.data_offset
+        if len(payload) < begin:
+            raise self._wrong_length(len(payload), begin)
+        lengths = self._lengths.unpack_from(payload, _REQUEST.size)
+        if len(payload) != begin + sum(lengths):
+            raise self._wrong_length(len(payload) - begin + self.fixed_size, self.fixed_size + sum(lengths))
+        values: dict[str, Any] = {}
+        for field in self.fixed:
+            array: np.ndarray = np.ndarray(field.shape, field.dtype, payload.memory, field.offset)
+            # What must be checked is copied first: the client may change it meanwhile.
+            values[field.name] = array if _is_viewed(field) else array.copy()
+        return self._with_items(values, payload, lengths, begin) if self.variable else values
+
+    def _with_items(
+        self, values: dict[str, Any], payload: bytearray, lengths: Sequence[int], begin: int
+    ) -> dict[str, Any]:
+        """Add the variable fields, whose items begin at ``begin``, and return the values."""
         if self._only_text:  # the common case; short texts are copied faster than viewed
             try:
                 values[self._only_text] = payload[begin:].decode()
@@ -406,6 +455,10 @@ def _count(field: LayoutField) -> int:
     raise InvalidParams(
         f"the shape of {quoted(field.name, 50)}, which is {field.kind}, is {field.shape}, expected {expected}"
     )
+
+
+def _is_viewed(field: FixedField) -> bool:
+    return field.dtype == np.uint8 and field.nbytes >= _VIEWED_MIN
 
 
 def _items(field: VariableField, value: Any) -> Sequence[bytes | memoryview]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from robowire.meta import MetaObs
 from robowire.wire.framing import frame_header
-from robowire.wire.packed import IN_SHARED_MEMORY, TEXT_KIND, Layout, array_bytes
+from robowire.wire.packed import IN_SHARED_MEMORY, LENT, TEXT_KIND, Layout, array_bytes
 from robowire.wire.packed_policy import PackedObservation
 from robowire.wire.pickle.writer import Buffer
 
@@ -42,13 +42,20 @@ class RequestTemplate:
         layout: Of its request.
         memory: Where the fixed fields are written, at their offsets, for a server that shares it; ``None``
             where they are sent.
+        lent: The memory is left as it is until the reply has come.
 
     Raises:
         ValueError: Such observations get no template: a batch of texts, or encoded images.
     """
 
     def __init__(
-        self, obs: MetaObs, packed: PackedObservation, layout: Layout, memory: memoryview | None = None
+        self,
+        obs: MetaObs,
+        packed: PackedObservation,
+        layout: Layout,
+        memory: memoryview | None = None,
+        *,
+        lent: bool = False,
     ) -> None:
         if [field[:3] for field in layout.variable] not in ([], [("raw_lang", TEXT_KIND, ())]):
             raise ValueError("observations with several texts, or encoded images, get no template")
@@ -74,7 +81,7 @@ class RequestTemplate:
                     self._between.append(buffer)
                 end = offset + nbytes
         else:
-            self._head[_FLAGS_AT] |= IN_SHARED_MEMORY
+            self._head[_FLAGS_AT] |= IN_SHARED_MEMORY | (LENT if lent else 0)
             small = {field.name: (memory, field.offset) for field in layout.fixed}
         # Only now: a bytearray that is viewed cannot grow.
         self._arrays: list[tuple[_Like, np.ndarray]] = []

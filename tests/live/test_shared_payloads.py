@@ -26,13 +26,13 @@ from seeing_policy import SeeingPolicy
 
 from robowire.chunking import ActionChunk
 from robowire.client.policy_client import PolicyClient
-from robowire.errors import InvalidParams
+from robowire.errors import InvalidParams, SpecMismatch
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.tcp.shared_payloads import SharedPayloads
 from robowire.testing import running_server
 from robowire.transport.shared_memory import ReceivedRegion, SharedRegion, shared_memory_works
-from robowire.wire.packed import IN_SHARED_MEMORY, SHARE_MEMORY, Layout, LayoutField
+from robowire.wire.packed import IN_SHARED_MEMORY, LENT, SHARE_MEMORY, Layout, LayoutField
 
 pytestmark = pytest.mark.skipif(not shared_memory_works(), reason="needs memfd, which Linux has")
 
@@ -46,8 +46,10 @@ LAYOUT = Layout(0, [LayoutField("state", "<f4", (7,)), LayoutField("image", "|u1
 
 
 @pytest.fixture
-def policy() -> SeeingPolicy:
-    return SeeingPolicy(SPEC)
+def policy() -> Iterator[SeeingPolicy]:
+    policy = SeeingPolicy(SPEC)
+    yield policy
+    policy.seen.clear()  # what it keeps is memory of the clients, with a descriptor each
 
 
 @pytest.fixture
@@ -77,11 +79,15 @@ class UnixClient(RawClient):
         assert self.hello(packed=1, reply="chunk")["shared_memory"] == 1
         assert self.ask({"method": "layout", **LAYOUT.to_wire()})["status"] == "ok"
 
-    def infer_shared(self, more: bytes = b"") -> bytes:
-        head = struct.pack("<BBHIq", 1, IN_SHARED_MEMORY, 0, 0, 3)
+    def infer_shared(self, more: bytes = b"", flags: int = IN_SHARED_MEMORY) -> bytes:
+        head = struct.pack("<BBHIq", 1, flags, 0, 0, 3)
         self.send_payload(head + more)
         (length,) = struct.unpack("!I", self._exactly(4))
         return bytes(self._exactly(length))
+
+
+# Of fcntl, which does not name it before Python 3.12.
+_FUTURE_WRITE = 0x0010
 
 
 def descriptors_of_this_process() -> int:
@@ -91,8 +97,6 @@ def descriptors_of_this_process() -> int:
 def test_a_policy_gets_what_it_gets_over_tcp(server: PolicyServer, policy: SeeingPolicy) -> None:
     with PolicyClient(*server.address) as tcp, PolicyClient("unix:s") as unix:
         chunks: list[ActionChunk] = [client.infer_chunk(OBS) for client in (tcp, unix)]
-        assert unix._packed is not None
-        assert unix._packed._region is not None
     first, second = policy.seen
     for name in ("image", "state"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
@@ -105,21 +109,76 @@ def test_an_observation_that_a_policy_keeps_is_not_written_over(
     server: PolicyServer, policy: SeeingPolicy
 ) -> None:
     with PolicyClient("unix:s") as client:
+        for number in range(7):
+            client.infer(MetaObs(image=IMAGE ^ np.uint8(number), state=STATE, timestep=number))
+        assert client._packed is not None
+        assert client._packed._region is not None  # requests are copied now, and the memory stays
+    assert [type(obs.image.base) for obs in policy.seen] == 3 * [mmap.mmap] + 4 * [bytearray]
+    for number, obs in enumerate(policy.seen):
+        np.testing.assert_array_equal(obs.image, IMAGE ^ np.uint8(number))
+
+
+class CopyingPolicy:
+    """Keeps copies, and where the images were."""
+
+    spec = SPEC
+
+    def __init__(self, *, any_thread: bool) -> None:
+        self.any_thread = any_thread
+        self.where: list[tuple[type, int]] = []
+        self.copies: list[MetaObs] = []
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        (obs,) = observations
+        assert obs.image is not None
+        self.where.append((type(obs.image.base), obs.image.__array_interface__["data"][0]))
+        self.copies.append(replace(obs, image=obs.image.copy()))
+        obs.image[...] = 0  # as a policy may that is given memory of its own
+        return np.zeros((1, 5, 7), np.float32)
+
+
+@pytest.mark.parametrize("any_thread", [True, False])
+def test_images_stay_where_the_client_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_thread: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = CopyingPolicy(any_thread=any_thread)
+    options = PolicyServerOptions(drain_s=1.0, unix_socket="s")
+    with running_server(policy, options), PolicyClient("unix:s") as client:
+        for number in range(1, 6):
+            image = IMAGE ^ np.uint8(number)
+            client.infer(MetaObs(image=image, state=STATE, raw_lang="lift " * number, timestep=number))
+            np.testing.assert_array_equal(image, IMAGE ^ np.uint8(number))
+        assert client._packed is not None
+        assert client._packed._kept_times == 0
+    assert set(policy.where) == {(mmap.mmap, policy.where[0][1])}
+    for number, obs in enumerate(policy.copies, 1):
+        np.testing.assert_array_equal(obs.image, IMAGE ^ np.uint8(number))
+        np.testing.assert_array_equal(obs.state, STATE)
+        assert (obs.raw_lang, obs.timestep) == ("lift " * number, number)
+
+
+def test_after_an_error_the_client_uses_other_memory(server: PolicyServer) -> None:
+    with PolicyClient("unix:s") as client:
         client.infer(OBS)
-        client.infer(MetaObs(image=255 - IMAGE, state=STATE, raw_lang="lift the cübe", timestep=4))
-    np.testing.assert_array_equal(policy.seen[0].image, IMAGE)
-    np.testing.assert_array_equal(policy.seen[1].image, 255 - IMAGE)
+        with pytest.raises(SpecMismatch, match="state"):
+            client.infer(replace(OBS, state=np.full(7, np.nan, np.float32)))
+        assert client._packed is not None
+        assert client._packed._region is None
+        assert client.infer(OBS).shape == (5, 7)
 
 
 def test_a_larger_layout_gets_a_larger_region(server: PolicyServer, policy: SeeingPolicy) -> None:
     batch = MetaObs(image=np.stack([IMAGE, IMAGE]), state=np.stack([STATE, STATE]), timestep=3)
     with PolicyClient("unix:s") as client:
         client.infer(OBS)
+        policy.seen.clear()  # else it keeps the memory
         before = descriptors_of_this_process()
         assert client.infer(batch).shape == (5, 2, 7)
+        policy.seen.clear()
         client.infer(OBS)
+        policy.seen.clear()
         assert descriptors_of_this_process() == before
-    assert len(policy.seen) == 4
 
 
 def test_a_region_beyond_max_payload_goes_by_the_socket(server: PolicyServer) -> None:
@@ -227,11 +286,25 @@ def test_a_request_without_region_layout_or_header_is_a_typed_error(server: Poli
     with UnixClient() as client, SharedRegion(LAYOUT.fixed_size) as region:
         client.begin()
         client.share([region.descriptor], region.size)
-        assert b"expected 1843248" in client.infer_shared(b"more bytes than the layout has items")
+        for flags in (IN_SHARED_MEMORY, IN_SHARED_MEMORY | LENT):
+            assert b"expected 1843248" in client.infer_shared(b"more bytes than the layout has items", flags)
+        assert b"which mean nothing here" in client.infer_shared(b"", LENT)
 
 
+def test_memory_that_is_sealed_against_writing_is_copied(server: PolicyServer, policy: SeeingPolicy) -> None:
+    with UnixClient() as client, SharedRegion(LAYOUT.fixed_size) as region:
+        region.memory[:] = bytes(region.size)
+        os.close(region.descriptor)
+        region.descriptor = _memfd(region.size, fcntl.F_SEAL_SHRINK | _FUTURE_WRITE)
+        client.begin()
+        assert client.share([region.descriptor], region.size)["status"] == "ok"
+        assert client.infer_shared(b"", IN_SHARED_MEMORY | LENT)[:2] == b"\x02\x00"
+    assert type(policy.seen[0].image.base) is bytearray
+
+
+@pytest.mark.parametrize("flags", [IN_SHARED_MEMORY, IN_SHARED_MEMORY | LENT])
 def test_values_are_checked_although_the_writer_changes_them(
-    server: PolicyServer, policy: SeeingPolicy
+    server: PolicyServer, policy: SeeingPolicy, flags: int
 ) -> None:
     with UnixClient() as client, SharedRegion(LAYOUT.fixed_size) as region:
         client.begin()
@@ -246,7 +319,7 @@ def test_values_are_checked_although_the_writer_changes_them(
 
         writer = threading.Thread(target=change)
         writer.start()
-        replies = [client.infer_shared() for _ in range(40)]
+        replies = [client.infer_shared(b"", flags) for _ in range(40)]
         going = False
         writer.join()
         place.release()
@@ -257,7 +330,7 @@ def test_values_are_checked_although_the_writer_changes_them(
     assert len(policy.seen) == len(good)
 
 
-def test_a_killed_client_leaves_nothing(server: PolicyServer) -> None:
+def test_a_killed_client_leaves_nothing(server: PolicyServer, policy: SeeingPolicy) -> None:
     before = descriptors_of_this_process()
     code = (
         "import numpy as np, time; from robowire.client.policy_client import PolicyClient; "
@@ -270,6 +343,7 @@ def test_a_killed_client_leaves_nothing(server: PolicyServer) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGKILL)
+    policy.seen.clear()  # else it keeps the memory
     wait_until(lambda: descriptors_of_this_process() <= before)
 
 

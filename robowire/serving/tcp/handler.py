@@ -256,7 +256,9 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         except InvalidParams as exc:
             self.server.service.count_error(exc, str(session))
             return encode_frame(error_reply(exc))
-        return self._answer(session, payload)
+        buffers = self._answer(session, payload)
+        del payload
+        return self._shared.answered(buffers)
 
     def _answer_http(self, line: str) -> None:
         """Answer a health check; name the other wires that begin with a line, and refuse them."""

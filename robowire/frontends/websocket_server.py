@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -105,10 +105,12 @@ class WebSocketClient:
     Attributes:
         session: Session of the service.
         state: What the frontend remembers of this connection; ``None`` at first.
+        headers: Of the request that upgraded the connection.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, headers: Mapping[str, str]) -> None:
         self.session = session
+        self.headers = headers
         self.state: Any = None
 
 
@@ -394,7 +396,7 @@ class WebSocketServer(ABC):
         peer = Peer(connection.peer, connection.local_host, connection.has_left, wire=self.name)
         session = self.service.open_session(peer)
         session.authenticated = True  # or the upgrade would have been refused
-        client, opened = WebSocketClient(session), time.monotonic()
+        client, opened = WebSocketClient(session, _trace_headers(connection)), time.monotonic()
         ending = ""
         try:
             more = await self._answer(connection, client, None)
@@ -466,6 +468,8 @@ class WebSocketServer(ABC):
             connection.recv_messages.put(Frame(Opcode.BINARY, bytes(message)))
             return
         started = connection.heard_at = time.monotonic()
+        if self.service.tracing is not None:
+            self.service.begin_span(client.session, client.headers)
         logs = logger.isEnabledFor(logging.DEBUG)
         if logs:
             logger.debug("< #%d %d bytes", client.session.id, len(message))
@@ -474,13 +478,11 @@ class WebSocketServer(ABC):
         except Exception as exc:
             connection.begin(self._give_up(connection, client.session, exc))
             return
-        sent = 0
+        sent, answered = 0, time.monotonic()
         for part in reply.messages:
             connection.transport.write(message_frame(part))
             sent += len(part)
-        self.service.metrics.request(
-            bytes_received=len(message), bytes_sent=sent, frontend=self.name, method=client.session.method
-        )
+        self._count(client, len(message), sent, time.monotonic() - answered)
         if logs:
             milliseconds = (time.monotonic() - started) * 1e3
             logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)
@@ -511,6 +513,8 @@ class WebSocketServer(ABC):
                 reply = await self._workers.run(self.greet, client)
             else:
                 logger.debug("< #%d %d bytes", client.session.id, received)
+                if self.service.tracing is not None:
+                    self.service.begin_span(client.session, client.headers)
                 if self._answers_at_once(received):
                     reply = self.answer(client, message)
                 else:
@@ -522,13 +526,7 @@ class WebSocketServer(ABC):
         finally:
             connection.busy = False
         if message is not None:
-            self.service.metrics.request(
-                bytes_received=received,
-                bytes_sent=sent,
-                frontend=self.name,
-                method=client.session.method or "unknown",
-                send_s=time.monotonic() - answered,
-            )
+            self._count(client, received, sent, time.monotonic() - answered)
             milliseconds = (time.monotonic() - started) * 1e3
             logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)
         if reply.close is not None:
@@ -536,6 +534,18 @@ class WebSocketServer(ABC):
             await connection.close(code, reason)
             return False
         return True
+
+    def _count(self, client: WebSocketClient, received: int, sent: int, send_s: float) -> None:
+        session = client.session
+        self.service.metrics.request(
+            bytes_received=received,
+            bytes_sent=sent,
+            frontend=self.name,
+            method=session.method or "unknown",
+            send_s=send_s,
+        )
+        if session.span is not None:
+            self.service.end_span(session, send_s=send_s, bytes_received=received, bytes_sent=sent)
 
     async def _send(self, connection: _Connection, part: bytes | str) -> None:
         timer = self._loop.call_later(
@@ -545,6 +555,12 @@ class WebSocketServer(ABC):
             await connection.send(part)
         finally:
             timer.cancel()
+
+
+def _trace_headers(connection: ServerConnection) -> dict[str, str]:
+    """Return the headers of the upgrade that say of which trace a connection's requests are."""
+    headers = {} if connection.request is None else connection.request.headers
+    return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 
 
 class _Timer:

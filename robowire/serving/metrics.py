@@ -60,6 +60,7 @@ class Metrics:
         self._new_requests: deque[tuple[str, int, int, str, float | None, float | None]] = deque()
         self._new_answers: deque[tuple[str, str, str, tuple[float, ...]]] = deque()
         self._new_operations: deque[tuple[str, float]] = deque()
+        self._new_phases: deque[tuple[str, str, str, float]] = deque()
         self._new_batches: deque[tuple[Sequence[float], float | None]] = deque()
         self._numbers: dict[str, itertools.count[int]] = {}
         self._gauges: dict[str, tuple[str, str, Callable[[], Reading]]] = {}
@@ -152,6 +153,18 @@ class Metrics:
         self._new_answers.append((frontend, method, outcome, seconds))
         self._count_soon(self._new_answers)
 
+    def phase(self, frontend: str, method: str, phase: str, seconds: float) -> None:
+        """Count a phase of a request that is in no call of :meth:`request` and :meth:`answered`.
+
+        Args:
+            frontend: Name of the wire.
+            method: Name of the method, one of the service's own.
+            phase: ``"receive"``, ``"send"``, ...
+            seconds: Its duration.
+        """
+        self._new_phases.append((frontend, method, phase, seconds))
+        self._count_soon(self._new_phases)
+
     def error(self, error_type: str) -> None:
         """Count an error, by its code on the wire, or ``unreadable`` for a payload that got no answer."""
         with self._lock:
@@ -218,6 +231,8 @@ class Metrics:
             self._answers[frontend, method, outcome].add(table.sum(1))
             for phase, column in zip(_PHASES.get(columns, ()), table.T):
                 self._phases[frontend, method, phase].add(column)
+        for frontend, method, phase, seconds in _taken(self._new_phases):
+            phases[frontend, method, phase].append(seconds)
         for key, values in phases.items():
             self._phases[key].add(values)
         for operation, duration in _taken(self._new_operations):

@@ -33,7 +33,7 @@ from robowire.serving.process_memory import memory_of_tree
 from robowire.serving.recorder import Recorder
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.token_guard import TokenGuard
-from robowire.tracing.spans import active_tracing
+from robowire.tracing.spans import RequestSpan, active_tracing
 from robowire.wire.auth import (
     check_nonce,
     check_proof,
@@ -193,10 +193,14 @@ class Service(ABC, Generic[S]):
         Raises:
             RemoteProtocolError: The request cannot be read; the frontend closes the connection.
         """
-        session.requests += 1
-        method, began = exchange.method, time.monotonic()
         if self.tracing is not None and session.span is None:
             self.begin_span(session)
+            try:
+                return self.answer(session, exchange)
+            finally:
+                self.end_span(session)
+        session.requests += 1
+        method, began = exchange.method, time.monotonic()
         span = session.span
         try:
             self._begin_request(session, greets=method == "hello")
@@ -238,6 +242,8 @@ class Service(ABC, Generic[S]):
         else:
             phases = read - began, executed - read, encode_s
         session.method = method if method in self.methods else "unknown"
+        if span is not None:
+            span.span.update_name(session.method)
         self.metrics.answered(session.peer.wire, session.method, "ok", phases)
         return reply
 
@@ -246,6 +252,7 @@ class Service(ABC, Generic[S]):
         seconds = time.monotonic() - began
         self.metrics.answered(session.peer.wire, session.method, error.error_type, (seconds,))
         if session.span is not None:
+            session.span.span.update_name(session.method)
             session.span.fail(error.error_type, printable(error))
 
     def begin_span(
@@ -253,7 +260,8 @@ class Service(ABC, Generic[S]):
     ) -> None:
         """Begin the span of a request that was received just now, where requests are traced.
 
-        Frontends call it before they read the request, and :meth:`end_span` when the reply was sent.
+        Frontends call it before they read the request, and :meth:`end_span` when the reply was sent. For
+        those that do not, :meth:`answer` does.
 
         Args:
             session: Who sent it.
@@ -276,21 +284,24 @@ class Service(ABC, Generic[S]):
             },
         )
 
-    def end_span(self, session: S, *, send_s: float = 0.0, **attributes: int) -> None:
+    def end_span(
+        self, session: S, span: RequestSpan | None = None, *, send_s: float = 0.0, **attributes: int
+    ) -> None:
         """End the span of a request, whose reply was sent just now.
 
         Args:
             session: Who sent it.
+            span: By default the session's, which has none from then on.
             send_s: Seconds that sending took.
             **attributes: Of the span, such as ``bytes_sent``.
         """
-        span, session.span = session.span, None
+        if span is None:
+            span, session.span = session.span, None
         if span is None:
             return
         ended = time.monotonic()
         if send_s:
             span.phase("send", ended - send_s, ended)
-        span.span.update_name(session.method or "unknown")
         span.end(ended, **{f"robowire.{name}": value for name, value in attributes.items()})
 
     @contextmanager

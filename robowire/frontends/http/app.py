@@ -22,6 +22,7 @@ from robowire.frontends.http.execution import execute
 from robowire.frontends.http.formats import to_json
 from robowire.frontends.http.request import AnyRequest, ObservingRequest
 from robowire.frontends.http_limits import LimitsMiddleware, error_response
+from robowire.frontends.http_phases import PhasesMiddleware, current_phases
 from robowire.images import is_encoded
 from robowire.registry import family_and_task, nearest
 from robowire.serving.simulator.service import SimulatorService
@@ -95,6 +96,12 @@ def make_app(
         for route in app.routes:
             route.matches({"type": "http", "method": "GET", "path": "/", "root_path": ""})
     app.add_middleware(
+        PhasesMiddleware,
+        service=service,
+        frontend="http",
+        paths=(*_PUBLIC, "/health", "/healthz", "/metrics"),
+    )
+    app.add_middleware(
         LimitsMiddleware,
         service=service,
         options=service.options,
@@ -105,6 +112,8 @@ def make_app(
     @app.exception_handler(RequestError)
     async def failed(_: Request, error: RequestError) -> Response:
         service.metrics.error(error.error_type)
+        if (phases := current_phases()) is not None:
+            phases.failed(error.error_type, printable(error))
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)

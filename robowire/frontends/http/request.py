@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from robowire.frontends.http.default_session import DefaultSession
 from robowire.frontends.http.execution import execute
 from robowire.frontends.http.formats import MSGPACK, read_body, to_file, to_json, to_msgpack
 from robowire.frontends.http_limits import read_http_body
+from robowire.frontends.http_phases import HttpPhases, current_phases
 from robowire.serving.simulator.service import SimulatorService
 from robowire.wire import messages
 from robowire.wire.methods import check_params, take_number
@@ -41,6 +42,7 @@ class HttpRequest:
         default: Session of requests that name none; ``None`` where there is no such session.
         images: Whether the reply holds the bytes of images.
         arrays: Whether arrays of a reply in JSON are their bytes, not nested lists.
+        phases: What it takes.
     """
 
     service: SimulatorService
@@ -49,6 +51,7 @@ class HttpRequest:
     body: bytes
     content_type: str
     accept: str
+    phases: HttpPhases
     default: DefaultSession | None = None
     images: bool = False
     arrays: bool = False
@@ -59,7 +62,8 @@ class HttpRequest:
         Raises:
             InvalidParams: The body cannot be read.
         """
-        params = read_body(self.body, self.content_type)
+        with self.phases.decoding():
+            params = read_body(self.body, self.content_type)
         named = params.pop("session", None)
         if named is not None and not isinstance(named, str):
             raise InvalidParams(f"session is {quoted(named)}, expected text")
@@ -99,19 +103,34 @@ class HttpRequest:
     def answer(self, reply: Any) -> Response:
         """Return the reply as JSON, or as MessagePack where the client accepts it."""
         if "msgpack" in self.accept:
-            return self._respond(to_msgpack(reply, images=self.images), MSGPACK)
-        return self._respond(to_json(reply, images=self.images, arrays=self.arrays), "application/json")
+            return self._respond(lambda: (to_msgpack(reply, images=self.images), MSGPACK))
+        return self._respond(
+            lambda: (to_json(reply, images=self.images, arrays=self.arrays), "application/json")
+        )
 
     def image(self, reply: Mapping[str, Any], name: str) -> Response:
         """Return an image of the reply as a file, or the reply if the client accepts something else."""
         if "msgpack" in self.accept:
             return self.answer(reply)
         if "application/json" in self.accept:
-            return self._respond(to_json(reply, images=True, arrays=self.arrays), "application/json")
-        return self._respond(*to_file(reply[name]))
+            return self._respond(
+                lambda: (to_json(reply, images=True, arrays=self.arrays), "application/json")
+            )
+        return self._respond(lambda: to_file(reply[name]))
 
-    def _respond(self, content: bytes, media_type: str) -> Response:
-        self.service.metrics.request(bytes_received=len(self.body), bytes_sent=len(content), frontend="http")
+    def _respond(self, encode: Callable[[], tuple[bytes, str]]) -> Response:
+        phases = self.phases
+        with phases.encoding():
+            content, media_type = encode()
+        # Before the reply is sent: who has it finds it counted.
+        phases.answered()
+        self.service.metrics.request(
+            bytes_received=len(self.body),
+            bytes_sent=len(content),
+            frontend="http",
+            method=phases.method,
+            receive_s=phases.receive_s if phases.method else None,
+        )
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-store"})
 
 
@@ -134,6 +153,7 @@ async def _read_request(
         body=await read_http_body(request, limit=MAX_BODY, timeout_s=service.options.frame_timeout_s),
         content_type=request.headers.get("content-type", ""),
         accept=request.headers.get("accept", "").lower(),
+        phases=current_phases() or HttpPhases(service, "http", request.headers),
         default=request.app.state.default_session,
     )
 

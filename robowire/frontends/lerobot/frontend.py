@@ -337,7 +337,7 @@ class LerobotFrontend:
 
     def _ready(self, client: Client, messages: Iterator[bytes], context: Any) -> bytes:
         client.reset()
-        return self._counted(self._service.answer(client.session, _Reset()))
+        return self._answered(client, _Reset(), context)
 
     def _send_policy_instructions(self, client: Client, messages: Iterator[bytes], context: Any) -> bytes:
         with self._receiving(client, context):
@@ -359,15 +359,17 @@ class LerobotFrontend:
     def _send_observations(self, client: Client, messages: Iterator[bytes], context: Any) -> bytes:
         _require_instructions(client)
         joiner = PieceJoiner(self._options.max_payload)
-        payload, received = None, 0
+        payload, received, began = None, 0, 0.0
         with self._receiving(client, context):
             for message in messages:
+                began = began or time.monotonic()  # the library has received the first piece
                 received += len(message)
                 payload = joiner.add(message)
                 if payload is not None:
                     break
         if payload is None:
             raise RemoteProtocolError("an observation ended before its last piece")
+        self._service.metrics.phase(self.name, "infer", "receive", time.monotonic() - began)
         with self._service.request_in_hand(client.session):
             client.session.requests += 1
             kept = client.put(decode_observation(payload))
@@ -391,9 +393,35 @@ class LerobotFrontend:
                 actions_per_chunk=client.actions_per_chunk,
                 control_hz=self._control_hz,
             )
-            return self._counted(self._service.answer(client.session, exchange))
+            return self._answered(client, exchange, context)
         finally:
             client.inferring.release()
+
+    def _answered(self, client: Client, exchange: _Reset | _Inference, context: Any) -> bytes:
+        """Return the service's reply, counted, and count when it was sent."""
+        service, session = self._service, client.session
+        if service.tracing is not None:
+            metadata = {
+                name: value for name, value in context.invocation_metadata() if isinstance(value, str)
+            }
+            service.begin_span(session, metadata)
+        try:
+            reply = self._counted(service.answer(session, exchange))
+        except BaseException:
+            service.end_span(session)
+            raise
+        method, span, answered = session.method, session.span, time.monotonic()
+        session.span = None
+
+        def sent() -> None:
+            send_s = time.monotonic() - answered
+            service.metrics.phase(self.name, method, "send", send_s)
+            if span is not None:
+                service.end_span(session, span, send_s=send_s, bytes_sent=len(reply))
+
+        if not context.add_callback(sent):  # the call has ended already
+            sent()
+        return reply
 
     def _counted(self, reply: bytes | RequestError, received: int = 0) -> bytes:
         """Return a reply, counted, or raise the error that the service has counted."""

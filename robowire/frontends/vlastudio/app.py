@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from robowire.errors import ConfigurationError, InternalError, RequestError
 from robowire.frontends.http_limits import STATUS, LimitsMiddleware, error_response, read_http_body
+from robowire.frontends.http_phases import HttpPhases, PhasesMiddleware, current_phases
 from robowire.frontends.key_map import load_key_map
 from robowire.frontends.named_observations import resize_with_pad
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
@@ -39,7 +40,12 @@ def make_app(
 ) -> ASGIApp:
     """Return the application that sends the calls to a service, each in a thread of ``workers``."""
     return LimitsMiddleware(
-        _VlastudioApp(service, sessions, options, workers),
+        PhasesMiddleware(
+            _VlastudioApp(service, sessions, options, workers),
+            service,
+            frontend="vlastudio",
+            paths=("/health",),
+        ),
         service,
         options,
         allowed_hosts=options.http_allowed_hosts,
@@ -166,20 +172,33 @@ class _VlastudioApp:
         watch = asyncio.create_task(presence.watch())
         try:
             status, reply = await asyncio.get_running_loop().run_in_executor(
-                self._workers, self._infer, body, presence.peer()
+                self._workers, self._infer, body, presence.peer(), current_phases()
             )
         finally:
             watch.cancel()
-        self._service.metrics.request(bytes_received=len(body), bytes_sent=len(reply), frontend="vlastudio")
+        phases = current_phases()
+        self._service.metrics.request(
+            bytes_received=len(body),
+            bytes_sent=len(reply),
+            frontend="vlastudio",
+            method="" if phases is None else phases.method,
+            receive_s=None if phases is None or not phases.method else phases.receive_s,
+        )
         return Response(reply, status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
-    def _infer(self, body: bytes, peer: Peer) -> tuple[int, bytes]:
+    def _infer(self, body: bytes, peer: Peer, phases: HttpPhases | None) -> tuple[int, bytes]:
         """Answer one call, in a thread of its own."""
         with self._service.request_in_hand():  # before anything is read
             call = read_call(body)
         with self._sessions.borrow(call.client, call.episode, peer) as session:
             exchange = _InferenceExchange(call, self)
-            return self._service.answer(session, exchange)
+            if phases is None:
+                return self._service.answer(session, exchange)
+            session.span = phases.span
+            try:
+                return self._service.answer(session, exchange)
+            finally:
+                phases.method, session.span = session.method, None
 
     def _health(self) -> Response:
         if self._service.draining:

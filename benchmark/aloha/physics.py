@@ -90,6 +90,13 @@ class Physics:
             for other in second
         )
 
+    def pixel(self, camera: str, point: np.ndarray, *, height: int, width: int) -> np.ndarray:
+        """Return column and row of a point (3,) in an image of this size, (2,), as continuous numbers."""
+        view, fixed = self.data.camera(camera), self.model.camera(camera)
+        right, up, back = (point - view.xpos) @ view.xmat.reshape(3, 3)
+        focal = height / 2 / np.tan(np.deg2rad(float(fixed.fovy[0])) / 2)
+        return np.array((width / 2 - focal * right / back, height / 2 + focal * up / back))
+
     def save(self) -> np.ndarray:
         """Return the integration state with the solver's warm start, float64 (n,). A fresh array."""
         state = np.empty(mujoco.mj_stateSize(self.model, _INTEGRATION))

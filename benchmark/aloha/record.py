@@ -2,7 +2,8 @@
 
 Files as ``benchmark.arms.demonstrations`` writes them, with ``observations/qpos`` and ``observations/qvel``
 (T, 14). Row t is the expert's answer to observation t; what was executed strayed from it (see
-``expert.Disturbance``).
+``expert.Disturbance``). ``observations/pixels`` (T, 4 * objects) is where the images of ``top`` and ``angle``
+show the middle of each object: column and row in each, as :meth:`AlohaSimulator.pixel` counts them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from benchmark.arms.demonstrations import HELP, check_recording, run_program, wr
 from benchmark.arms.demonstrations import record as record_missing
 from robowire.interfaces import TaskOptions
 from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
-from robowire.specs import SimulatorSpec
 
 __all__ = ["RecordOptions", "main", "record", "record_episode"]
 
 # Not the end-effector task: its grippers follow their poses through a soft weld, for seconds.
 _TASKS = ("transfer_cube",)
+
+# Cameras that do not move.
+_PIXEL_CAMERAS = ("top", "angle")
 
 # After success the left gripper closes and the right one lets go.
 _STEPS_AFTER_SUCCESS = 15
@@ -59,7 +62,7 @@ _HELP = {
     "task": "what to demonstrate: " + ", ".join(_TASKS),
     "num_episodes": HELP["num_episodes"],
     "seed": HELP["seed"],
-    "camera_names": HELP["camera_names"],
+    "camera_names": HELP["camera_names"] + "; none for no images, which takes a tenth of the time",
     "image_height": "pixels",
     "image_width": "pixels",
     "noise": "standard deviation of executed joints around the expert's, in radians",
@@ -73,35 +76,37 @@ def record(options: RecordOptions) -> tuple[int, int]:
     return record_missing(options, _open_worker)
 
 
-def record_episode(
-    simulator: AlohaSimulator, spec: SimulatorSpec, options: RecordOptions, seed: int, path: Path
-) -> bool:
+def record_episode(simulator: AlohaSimulator, options: RecordOptions, seed: int, path: Path) -> bool:
     """Demonstrate one episode and, if it succeeds, write it to ``path``; returns whether it did."""
-    expert = JointExpert(spec.task)
+    expert = JointExpert(simulator.spec.task)
     disturbance = Disturbance(seed, noise=options.noise, stray=options.stray)
     observation = simulator.reset(seed=seed)
     for action in disturbance.start(observation["qpos"]):
-        observation = simulator.step(action).observation
+        observation = simulator.step_unseen(action).observation
 
-    rows: dict[str, list[np.ndarray]] = {"qpos": [], "qvel": [], "action": []}
+    rows: dict[str, list[np.ndarray]] = {"qpos": [], "qvel": [], "pixels": [], "action": []}
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in options.camera_names}
     left, succeeded = _MAX_STEPS, False
     while left:
         left -= 1
         action = expert.action(observation)
-        for name, values in (*observation.items(), ("action", action)):
+        objects = observation["env_state"].reshape(-1, 7)[:, :3]
+        pixels = np.concatenate(
+            [simulator.pixel(name, place) for place in objects for name in _PIXEL_CAMERAS]
+        )
+        for name, values in (*observation.items(), ("pixels", pixels), ("action", action)):
             if name in rows:
                 rows[name].append(values.astype(np.float32))
-        for camera, frames in images.items():
-            frames.append(observation[f"{camera}_image"])
-        result = simulator.step(disturbance(action))
+        for name, image in simulator.images().items():
+            images[name.removesuffix("_image")].append(image)
+        result = simulator.step_unseen(disturbance(action))
         observation = result.observation
         if result.info["success"] and not succeeded:
             left, succeeded = _STEPS_AFTER_SUCCESS, True
     # A cube that was only touched and fell again is no demonstration.
     if not succeeded or not result.info["success"]:
         return False
-    write_episode(path, spec, seed, rows, images)
+    write_episode(path, simulator.spec, seed, rows, images)
     return True
 
 
@@ -112,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _open_worker(options: RecordOptions) -> Callable[[int, Path], bool]:
     simulator = make_simulator()
-    spec = simulator.load_task(
+    simulator.load_task(
         options.task,
         TaskOptions(
             camera_names=options.camera_names,
@@ -120,7 +125,7 @@ def _open_worker(options: RecordOptions) -> Callable[[int, Path], bool]:
             image_width=options.image_width,
         ),
     )
-    return partial(record_episode, simulator, spec, options)
+    return partial(record_episode, simulator, options)
 
 
 if __name__ == "__main__":

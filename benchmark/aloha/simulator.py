@@ -149,7 +149,7 @@ class AlohaSimulator:
             )
         physics.reset(task.start_poses(chosen_seed(seed)))
         self._steps = 0
-        return self._observation()
+        return self.observe()
 
     def step(self, action: np.ndarray) -> StepResult:
         """Execute a joint action, float (14,), or an end-effector action, float (16,), for 20 ms.
@@ -159,9 +159,48 @@ class AlohaSimulator:
         Raises:
             InvalidParams: The action has another shape, holds something not finite, or a quaternion of zeros.
         """
-        result = self._advance(action)
+        result = self.step_unseen(action)
         self._add_images(result.observation)
         return result
+
+    def step_unseen(self, action: np.ndarray) -> StepResult:
+        """Do as :meth:`step`, but draw no images."""
+        task, physics, spec = self._loaded()
+        action = checked_action(action, spec.action_dim)
+        if task.ctrl_space == "joint":
+            physics.data.ctrl[:] = _joint_command(action)
+        else:
+            _follow(physics, action)
+        physics.advance()
+        self._steps += 1
+        reward = task.reward(physics.touching)
+        success = reward == SUCCESS_REWARD
+        return StepResult(
+            observation=self._numbers(),
+            reward=float(reward),
+            terminated=success,
+            truncated=self._steps >= spec.max_episode_steps,
+            info={"success": success},
+        )
+
+    def images(self) -> dict[str, np.ndarray]:
+        """Return the images of this instant alone, as an observation has them."""
+        images: dict[str, np.ndarray] = {}
+        self._add_images(images)
+        return images
+
+    def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
+        """Return where an image of ``camera`` shows a point, (2,): column and row, as continuous numbers.
+
+        The middle of the first pixel is (0.5, 0.5). What hides the point does not count.
+
+        Args:
+            camera: Its name; one that does not move with an arm.
+            point: Metres, in the world, (3,).
+        """
+        _, physics, spec = self._loaded()
+        height, width = spec.image_height or DEFAULT_IMAGE_HEIGHT, spec.image_width or DEFAULT_IMAGE_WIDTH
+        return physics.pixel(camera, point, height=height, width=width)
 
     def step_chunk(self, actions: Sequence[np.ndarray]) -> tuple[list[float], StepResult]:
         """Do as :meth:`step` for each action, up to the end of the episode, but render after the last only.
@@ -169,7 +208,7 @@ class AlohaSimulator:
         Returns:
             The reward of every action that was executed, and what the last one gave.
         """
-        rewards, result = advance_chunk(self._advance, actions)
+        rewards, result = advance_chunk(self.step_unseen, actions)
         self._add_images(result.observation)
         return rewards, result
 
@@ -197,7 +236,7 @@ class AlohaSimulator:
             ) from exc
         physics.restore(integration)
         self._steps = steps
-        return self._observation()
+        return self.observe()
 
     def fingerprint(self) -> dict[str, str]:
         """Return what a saved state depends on, in addition to the spec."""
@@ -262,27 +301,8 @@ class AlohaSimulator:
             raise NoTaskLoaded("load_task must come first")
         return self._task, self._physics, self._spec
 
-    def _advance(self, action: np.ndarray) -> StepResult:
-        """Do as :meth:`step`, but for the images."""
-        task, physics, spec = self._loaded()
-        action = checked_action(action, spec.action_dim)
-        if task.ctrl_space == "joint":
-            physics.data.ctrl[:] = _joint_command(action)
-        else:
-            _follow(physics, action)
-        physics.advance()
-        self._steps += 1
-        reward = task.reward(physics.touching)
-        success = reward == SUCCESS_REWARD
-        return StepResult(
-            observation=self._numbers(),
-            reward=float(reward),
-            terminated=success,
-            truncated=self._steps >= spec.max_episode_steps,
-            info={"success": success},
-        )
-
-    def _observation(self) -> dict[str, np.ndarray]:
+    def observe(self) -> dict[str, np.ndarray]:
+        """Return the observation of this instant."""
         observation = self._numbers()
         self._add_images(observation)
         return observation

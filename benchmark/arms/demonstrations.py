@@ -186,7 +186,7 @@ def run_program(
         parser.add_argument(
             f"--{name}",
             type=str if many or default is None else type(default),
-            nargs="+" if many else None,
+            nargs="*" if many else None,
             default=default,
             required=default is None,
             help=text if default is None else f"{text} (default: {' '.join(default) if many else default})",

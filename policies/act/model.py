@@ -300,7 +300,7 @@ class Act(nn.Module):
         dim = sizes.hidden_dim
         self.transformer = Transformer(sizes, dropout)
         self.encoder = Encoder(EncoderLayer(sizes, dropout), sizes.enc_layers)
-        body = BACKBONES[sizes.backbone]()
+        body: Any = BACKBONES[sizes.backbone]()
         if sizes.dilation:
             body.dilate_last_stage()
         # One network sees every camera. The nesting spells the original's names: backbones.0.0.body.conv1 ...

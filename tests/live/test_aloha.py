@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from benchmark.registry import SIMULATORS
+from policies.registry import POLICIES
 from robowire.errors import InvalidParams, SnapshotMismatch, SpecMismatch
-from robowire.interfaces import TaskOptions
+from robowire.interfaces import PolicyOptions, TaskOptions
 from robowire.meta import MetaAction
 from robowire.registry import load
 
@@ -99,19 +100,46 @@ def test_the_expert_hands_the_cube_over_and_lets_go(simulator: Any, seed: int) -
     assert np.linalg.norm(right - cube) > 0.1
 
 
+def test_the_shipped_policy_hands_the_cube_over(simulator: Any) -> None:
+    policy = load("policy", "act", POLICIES)(
+        PolicyOptions(model_name_or_path="policies/act/transfer_cube", device="cpu")
+    )
+    simulator.load_task("transfer_cube", TaskOptions(camera_names=policy.spec.camera_names))
+    simulator.reset(seed=0)
+    rewards: list[float] = []
+    while not rewards or (rewards[-1] < 4 and len(rewards) < 200):
+        (actions,) = policy.infer([simulator.to_meta_obs(simulator.observe())])
+        rewards += simulator.step_chunk(list(actions[: policy.spec.n_action_steps]))[0]
+    assert rewards[-1] == 4
+
+
+@pytest.mark.parametrize("camera", ["top", "angle"])
+def test_a_pixel_is_where_the_image_shows_the_cube(simulator: Any, camera: str) -> None:
+    simulator.load_task("transfer_cube", TaskOptions(camera_names=(camera,)))
+    simulator.reset(seed=3)
+    for _ in range(20):  # it falls onto the table
+        observation = simulator.step_unseen(np.zeros(14)).observation
+    red, green = np.moveaxis(simulator.images()[f"{camera}_image"][..., :2], -1, 0)
+    rows, columns = np.nonzero((red > 120) & (green < 90))
+    pixel = simulator.pixel(camera, observation["env_state"][:3])
+    # The nearest face looks larger than the others.
+    np.testing.assert_allclose((columns.mean() + 0.5, rows.mean() + 0.5), pixel, atol=0.6)
+
+
 def test_a_recorded_episode_holds_what_training_reads(tmp_path: Path) -> None:
     from benchmark.aloha.record import RecordOptions, record_episode
 
     own = load("simulator", "aloha", SIMULATORS)()
     options = RecordOptions(output_dir=str(tmp_path), camera_names=())
-    spec = own.load_task("transfer_cube", STATE_ONLY)
+    own.load_task("transfer_cube", STATE_ONLY)
     path = tmp_path / "episode_1000001.hdf5"
-    assert record_episode(own, spec, options, 1_000_001, path)
+    assert record_episode(own, options, 1_000_001, path)
     own.close()
     with h5py.File(path) as file:
         embodiment = json.loads(file.attrs["embodiment"])
         qpos, action = file["observations/qpos"][:], file["action"][:]
         assert file["observations/qvel"].shape == qpos.shape
+        assert file["observations/pixels"].shape == (len(qpos), 4)
     assert (embodiment["task"], embodiment["seed"], embodiment["control_hz"]) == (
         "transfer_cube",
         1000001,

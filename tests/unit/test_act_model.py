@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies.act.backbone import BACKBONES, FrozenBatchNorm
+from policies.act.backbone import BACKBONES, FrozenBatchNorm, PointFinder
 from policies.act.model import Act, ActSizes, normalise_images
 
 TINY: dict[str, Any] = {
@@ -69,12 +69,42 @@ def test_images_are_normalised_as_imagenets() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "pixels", "cells"),
-    [("small", 96, 6), ("small", 128, 8), ("tiny", 96, 6), ("resnet18", 96, 3), ("resnet18", 224, 7)],
+    [
+        ("point", 96, 1),
+        ("small", 96, 6),
+        ("small", 128, 8),
+        ("tiny", 96, 6),
+        ("resnet18", 96, 3),
+        ("resnet18", 224, 7),
+    ],
 )
 def test_a_backbone_makes_a_grid_of_features(backbone: str, pixels: int, cells: int) -> None:
     network = BACKBONES[backbone]()
     with torch.inference_mode():
         assert network(torch.zeros(1, 3, pixels, pixels)).shape == (1, network.num_channels, cells, cells)
+
+
+def test_the_place_that_is_found_is_the_middle_of_what_scores_highest() -> None:
+    finder = PointFinder()
+    with torch.inference_mode():
+        for parameter in finder.parameters():
+            parameter.zero_()
+        # Red scores 50 more than black.
+        finder.conv1.weight[0, 0, 1, 1] = 50.0
+        finder.conv2.weight[0, 0, 1, 1] = 1.0
+        images = torch.zeros(2, 3, 24, 32)
+        images[0, 0, 3:6, 10:12] = 1.0
+        images[1, 0, 20, 31] = 1.0
+        places = finder.find(images)
+        features = finder(images)
+    expected = [[11 / 16 - 1, 4.5 / 12 - 1], [31.5 / 16 - 1, 20.5 / 12 - 1]]
+    np.testing.assert_allclose(places.numpy(), expected, atol=1e-6)
+    assert features.shape == (2, finder.num_channels, 1, 1)
+    np.testing.assert_allclose(features[:, :2, 0, 0].numpy(), expected, atol=1e-6)
+    # Cameras are told apart by the mean colour: red of 6 and of 1 of 768 pixels.
+    np.testing.assert_allclose(
+        features[:, -3:, 0, 0].numpy(), np.array([[6 / 768, 0, 0], [1 / 768, 0, 0]]) * 10 + 13, atol=1e-5
+    )
 
 
 def test_frozen_batch_norm_has_nothing_to_train() -> None:
@@ -92,8 +122,8 @@ def test_frozen_batch_norm_has_nothing_to_train() -> None:
         ({"nheads": 3}, "hidden_dim is 16, expected a multiple of nheads (3) and of 4"),
         (
             {"backbone": "vgg"},
-            "backbone is 'vgg', expected one of resnet101, resnet152, resnet18, resnet34, resnet50, small, "
-            "tiny",
+            "backbone is 'vgg', expected one of point, resnet101, resnet152, resnet18, resnet34, resnet50, "
+            "small, tiny",
         ),
         ({"activation": "glu"}, "activation is 'glu', expected one of gelu, relu"),
         ({"pre_norm": 1}, "pre_norm is 1, expected true or false"),

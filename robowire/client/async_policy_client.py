@@ -15,12 +15,14 @@ While the queue is empty, a warning every few seconds says since when, and why.
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import logging
 import os
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 import numpy as np
@@ -209,7 +211,9 @@ class AsyncPolicyClient:
         self._stopping.clear()
         self.reset()
         self._failure = self._failed = None
-        self._thread = threading.Thread(target=self._run, name="async policy client", daemon=True)
+        # In this thread's context: its requests are in the trace, if any, of what started it.
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name="async policy client", daemon=True)
         self._thread.start()
 
     def step(self, observation: MetaObs) -> MetaAction:

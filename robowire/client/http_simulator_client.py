@@ -37,6 +37,7 @@ from robowire.images import decode_images
 from robowire.interfaces import StepResult
 from robowire.meta import MetaAction, MetaObs
 from robowire.specs import SimulatorSpec
+from robowire.tracing.spans import client_span
 from robowire.wire.messages import raise_for_status
 from robowire.wire.text_safety import printable, quoted
 
@@ -251,9 +252,20 @@ class HttpSimulatorClient:
             headers["Authorization"] = f"Bearer {self._token}"
         sent = None if body is None else json.dumps(body, allow_nan=False).encode()
         path += "&" if "?" in path else "?"
-        what = f"{verb} {path.partition('?')[0]} of {join_address(self._host, self._port)}"
+        address = join_address(self._host, self._port)
+        name = path.partition("?")[0]
+        with client_span(name.strip("/").partition("/")[0], address) as span:
+            if span is not None:
+                headers.update(span.headers())
+            return self._exchange(f"{self._path}{path}arrays=base64", verb, sent, headers, name, address)
+
+    def _exchange(
+        self, target: str, verb: str, sent: bytes | None, headers: dict[str, str], name: str, address: str
+    ) -> dict[str, Any]:
+        assert self._connection is not None
+        what = f"{verb} {name} of {address}"
         try:
-            self._connection.request(verb, f"{self._path}{path}arrays=base64", sent, headers)
+            self._connection.request(verb, target, sent, headers)
             answer = self._connection.getresponse()
             content = answer.read(_MAX_REPLY + 1)
         except socket.timeout:

@@ -42,6 +42,7 @@ from robowire.rollout.seeds import episode_seed
 from robowire.rollout.video import Mp4Writer
 from robowire.rollout.virtual_clock import AsyncClock, VirtualClock, run_virtual_episode
 from robowire.specs import PolicySpec, SimulatorSpec, declared_hold, require_match
+from robowire.tracing.spans import work
 
 __all__ = ["POLICY_FIELDS", "EpisodeRunner", "OpenAsyncPolicy", "RunnerContext", "plain", "select"]
 
@@ -215,7 +216,9 @@ class EpisodeRunner:
             if self.simulator_spec.init_states:
                 # In turn, as published evaluations of LIBERO take them: episode 0 is the same one everywhere.
                 rollout.init_state = number % self.simulator_spec.init_states
-            self._run_episode(rollout)
+            with work("episode", episode=number, seed=rollout.seed, task=self._options.task) as span:
+                self._run_episode(rollout)
+                span.update(success=rollout.success, steps=len(rollout.actions))
             if rollout.success is None:
                 return None
         except EvaluationStopped:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, TracerProvider
 
-__all__ = ["ClientSpan", "RequestSpan", "Tracing", "activate", "active_tracing"]
+__all__ = ["ClientSpan", "RequestSpan", "Tracing", "activate", "active_tracing", "client_span", "work"]
 
 # The exception to the rule that no module has state: clients are made in many places, some of them in others'
 # programs, and as OpenTelemetry's own provider this is set once, by the program.
@@ -36,6 +36,44 @@ def activate(tracing: Tracing | None) -> None:
     """Let clients and services that are made from now on use this tracing; ``None`` for none."""
     global _active
     _active = tracing
+
+
+@contextmanager
+def work(name: str, **attributes: Any) -> Iterator[dict[str, Any]]:
+    """Make a span of what this thread does in the block, such as an episode; requests are inside it.
+
+    Nothing is done where no tracing is active.
+
+    Args:
+        name: What is done.
+        **attributes: Of the span, named ``robowire.<name>`` there.
+
+    Yields:
+        Where the block may put further attributes.
+    """
+    further: dict[str, Any] = {}
+    tracing = _active
+    if tracing is None:
+        yield further
+        return
+    with tracing.span(name, _named(attributes)) as span:
+        yield further
+        span.set_attributes(_named(further))
+
+
+@contextmanager
+def client_span(name: str, address: str) -> Iterator[ClientSpan | None]:
+    """Make a span of a request, as :meth:`Tracing.client_span`; ``None`` where no tracing is active."""
+    tracing = _active
+    if tracing is None:
+        yield None
+    else:
+        with tracing.client_span(name, address) as span:
+            yield span
+
+
+def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"robowire.{name}": value for name, value in attributes.items() if value is not None}
 
 
 class Tracing:
@@ -78,7 +116,7 @@ class Tracing:
             span.end()
 
     @contextmanager
-    def span(self, name: str, **attributes: Any) -> Iterator[Span]:
+    def span(self, name: str, attributes: Mapping[str, Any]) -> Iterator[Span]:
         """Make a span of this process's own work, such as an episode; spans made in the block are inside."""
         with self._tracer.start_as_current_span(name, attributes=attributes) as span:
             yield span

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ContextManager
 
@@ -17,15 +18,28 @@ from server_process import ROOT, ServerProcess, environment
 
 from policies.registry import POLICIES
 from robowire.cli.main import main
+from robowire.client.http_simulator_client import HttpSimulatorClient
 from robowire.client.policy_client import PolicyClient
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import SpecMismatch
+from robowire.frontends.http.options import HttpOptions
+from robowire.frontends.http.server import HttpServer
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.serving.policy.process import PolicySource
 from robowire.serving.policy.process_policy import ProcessOptions, ProcessPolicy, start_policy
 from robowire.serving.policy.server import PolicyServerOptions
-from robowire.testing import EchoPolicy, running_server, running_simulator_server
+from robowire.serving.simulator.options import SimulatorServerOptions
+from robowire.serving.simulator.server import SimulatorServer
+from robowire.serving.simulator.service import SimulatorService
+from robowire.specs import PolicySpec
+from robowire.testing import (
+    FAKE_SIMULATORS,
+    ConstantPolicy,
+    EchoPolicy,
+    running_server,
+    running_simulator_server,
+)
 from robowire.tracing.export import traced
 
 pytest.importorskip("opentelemetry.sdk", reason="needs the extra otel: requirements/otel.lock.txt")
@@ -145,6 +159,48 @@ def test_a_batch_and_its_requests_link_to_each_other(collector: Collector) -> No
         # Each trace has read the time of day for itself.
         assert infer.started == pytest.approx(batch.started, abs=1e6)
         assert infer.ended == pytest.approx(batch.ended, abs=1e6)
+
+
+def test_an_episode_holds_the_requests_to_both_servers(collector: Collector, tmp_path: Path) -> None:
+    spec = PolicySpec(action_dim=3, ctrl_space="ee", ctrl_type="delta", chunk_size=5)
+    with running_server(ConstantPolicy(spec)) as server:
+        run_client(
+            *("evaluate", "--address", f"localhost:{server.address[1]}"),
+            *("--simulator", "robowire.testing.fake_simulator:make_simulator", "--task", "reach"),
+            *("--num_episodes", "1", "--num_envs", "1", "--max_episode_steps", "10", "--seed", "3"),
+            *("--mode", "async", "--fps", "50", "--output_dir", str(tmp_path), "--report", "false"),
+            *("--record_video", "off", "--otlp_endpoint", collector.url),
+        )
+    episode = collector.only("episode")
+    said = {"episode": 0, "seed": 3000, "task": "reach", "success": False, "steps": 10}
+    assert episode.attributes == {f"robowire.{name}": value for name, value in said.items()}
+    requests = [span.name for span in collector.inside(episode)]
+    # The client of an asynchronous policy asks in a thread of its own.
+    assert requests.count("step") == 10
+    assert "infer" in requests
+    # evaluate has started the simulator server itself.
+    assert len(collector.named("step in worker")) == 10
+    assert {span.trace for span in collector.named("step in worker")} == {episode.trace}
+
+
+def test_a_client_over_http_sends_its_trace(collector: Collector) -> None:
+    options = SimulatorServerOptions(host="127.0.0.1", port=0, drain_s=2)
+
+    def over_http(service: SimulatorService) -> HttpServer:
+        return HttpServer(service, HttpOptions(host="127.0.0.1", port=0))
+
+    with ExitStack() as running:
+        running.enter_context(here(collector))
+        server = running.enter_context(SimulatorServer(FAKE_SIMULATORS, options, frontends=[over_http]))
+        url = "http://{}:{}".format(*server.frontends[1].address)
+        client = running.enter_context(HttpSimulatorClient(url))
+        client.select_simulator("fake")
+        client.load_task("reach")
+        client.reset(seed=1)
+        client.step(np.zeros(3))
+    sent, answered = sorted(collector.named("step"), key=lambda span: -span.kind)
+    assert (sent.kind, answered.kind) == (CLIENT, SERVER)
+    assert (answered.trace, answered.parent) == (sent.trace, sent.id)
 
 
 def test_an_error_is_on_the_spans_of_both_sides(collector: Collector) -> None:

@@ -43,11 +43,12 @@ from robowire.frontends.zmtp import (
     parse_ready,
     ready_command,
 )
-from robowire.serving.service import Service
+from robowire.serving.service import Exchange, Service
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.handler import ConnectionHandler
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.options import TcpOptions
+from robowire.serving.tcp.polled_handler import MAX_POLLED_PAYLOAD, Leave
 from robowire.serving.tcp.server import TcpServer
 from robowire.transport.stream import Stream
 from robowire.wire.pickle.writer import Buffer
@@ -171,7 +172,7 @@ class ZmtpConnection:
             if isinstance(event, Message):
                 return event
             if isinstance(event, Command):
-                self._answer_command(event)
+                self.answer_command(event)
 
     def send(self, envelope: Sequence[Buffer], body: Sequence[Buffer], *, timeout_s: float) -> None:
         """Send a message.
@@ -180,10 +181,7 @@ class ZmtpConnection:
             RequestTimeout: The peer did not take it in time.
             ConnectionLost: The connection ended.
         """
-        buffers = message(envelope, body)
-        if sum(map(len, buffers)) <= _JOINED:  # one buffer takes the stream fewer calls
-            buffers = [b"".join(buffers)]
-        self.stream.send(buffers, timeout_s)
+        self.stream.send(_joined(message(envelope, body)), timeout_s)
 
     def begin_busy(self) -> None:
         """Let another thread answer heartbeats until :meth:`end_busy`."""
@@ -192,6 +190,46 @@ class ZmtpConnection:
     def end_busy(self) -> None:
         """Use the connection again."""
         self._using.acquire()
+
+    def try_end_busy(self) -> bool:
+        """Do what :meth:`end_busy` does, and return whether nobody had to be waited for."""
+        return self._using.acquire(blocking=False)
+
+    def receive_now(self) -> Message | Command | None:
+        """Return the next message or command where it is complete. Waits for nothing.
+
+        Raises:
+            Leave: The peer has ended the stream, or broken the framing while a request was in hand.
+            ConnectionLost: The connection broke.
+            RemoteProtocolError: The peer broke the framing.
+        """
+        if self._broken is not None:
+            raise Leave
+        decoder, stream = self.decoder, self.stream
+        event: object
+        while True:
+            missing = 0
+            if decoder.ahead:
+                event = decoder.read_ahead()
+            else:
+                buffer = decoder.get_buffer()
+                received = stream.recv_now(buffer)
+                if received == 0:
+                    raise Leave
+                missing = len(buffer) - (received or 0)
+                event = None if received is None else decoder.buffer_updated(received)
+            if isinstance(event, (Message, Command)):
+                stream.expect(1)
+                return event
+            if missing:
+                if decoder.in_body:
+                    stream.expect(missing)
+                return None
+
+    def answer_command(self, event: Command) -> None:
+        """Answer a heartbeat; other commands are of other sockets, or answers to what is not sent here."""
+        if event.name == b"PING":
+            self.stream.send([command(b"PONG", event.data[2:18])], _REFUSAL_S)
 
     def answer_pings(self) -> None:
         """Answer the heartbeats that have come while the connection is busy; reads nothing of a message."""
@@ -210,7 +248,7 @@ class ZmtpConnection:
                 else:
                     break
                 if isinstance(event, Command):
-                    self._answer_command(event)
+                    self.answer_command(event)
         except ProtocolError as exc:
             self._broken = exc
         except TransportError:
@@ -230,10 +268,10 @@ class ZmtpConnection:
             return False, None
         return True, decoder.buffer_updated(received)
 
-    def _answer_command(self, event: Command) -> None:
-        # The rest of the protocol's commands are of other sockets, or answers to what is not sent here.
-        if event.name == b"PING":
-            self.stream.send([command(b"PONG", event.data[2:18])], _REFUSAL_S)
+
+def _joined(buffers: list[Buffer]) -> list[Buffer]:
+    """Return the same bytes, in one buffer where they are few: it takes the stream fewer calls."""
+    return [b"".join(buffers)] if sum(map(len, buffers)) <= _JOINED else buffers
 
 
 class _Handler(ConnectionHandler):
@@ -256,7 +294,7 @@ class _Handler(ConnectionHandler):
         try:
             self.zmtp = ZmtpConnection(self._stream, max_payload=server.options.max_payload)
             self.zmtp.shake_hands(timeout_s=min(server.options.frame_timeout_s, _HANDSHAKE_S))
-            while self._exchange():
+            while self._exchange() and self._lend():
                 pass
         except RemoteProtocolError as exc:
             server.service.metrics.error("unreadable")
@@ -271,24 +309,33 @@ class _Handler(ConnectionHandler):
     def _exchange(self) -> bool:
         """Serve one request, and return whether there may be another."""
         server, session, options = self.server, self._session, self.server.options
-        received_before, sent_before = self._stream.bytes_received, self._stream.bytes_sent
         trusted = session.authenticated if session is not None else not server.service.needs_token
         limit = options.max_payload
         if not trusted and server.unauthenticated_max_payload is not None:
             limit = min(limit, server.unauthenticated_max_payload)
         self.zmtp.decoder.max_payload = limit + _ENVELOPE
+        asked = time.monotonic()
         try:
             event = self.zmtp.receive(
-                wait_s=options.session_timeout_s if trusted else options.frame_timeout_s,
-                finish_s=options.frame_timeout_s,
+                wait_s=self._remaining(options.session_timeout_s if trusted else options.frame_timeout_s),
+                finish_s=self._remaining(options.frame_timeout_s),
                 on_large=None if trusted else partial(server.receives_large, self),
             )
         except FrameTooLarge as exc:
             self._refuse_large(exc, limit)
             return False
+        self._waited_s = 0.0
         if event is None:
             return False
-        started = time.monotonic()
+        if trusted:
+            self._note_request(time.monotonic() - asked)
+        return self._serve(event, trusted=trusted)
+
+    def _serve(self, event: Message | Command, *, trusted: bool = True) -> bool:  # type: ignore[override]
+        if isinstance(event, Command):
+            self.zmtp.answer_command(event)
+            return True
+        server, options, started = self.server, self.server.options, time.monotonic()
         session = self._open_session()
         envelope, bodies = event.split()
         logs = logger.isEnabledFor(logging.DEBUG)
@@ -304,17 +351,46 @@ class _Handler(ConnectionHandler):
         if reply is not None:
             buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
             self.zmtp.send(envelope, buffers, timeout_s=options.send_timeout_s)
-        sent = self._stream.bytes_sent - sent_before
-        server.service.metrics.request(
-            bytes_received=self._stream.bytes_received - received_before,
-            bytes_sent=sent,
-            frontend=server.name,
-            method=session.method or "unknown",
-            send_s=time.monotonic() - answered,
-        )
+        _, sent = self._count(send_s=time.monotonic() - answered)
         if logs:
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
+
+    # -- the poller's thread ---------------------------------------------------------------------------------
+
+    @property
+    def _mid_frame(self) -> bool:
+        return self.zmtp.decoder.mid_message
+
+    def _receive_now(self) -> Message | Command | None:  # type: ignore[override]
+        return self.zmtp.receive_now()
+
+    def _known_exchange(self, event: Message | Command) -> Exchange[Any] | None:  # type: ignore[override]
+        if isinstance(event, Command):
+            return None
+        self._envelope, bodies = event.split()
+        if len(bodies) != 1 or not self._envelope or len(bodies[0]) > MAX_POLLED_PAYLOAD:
+            return None
+        assert self._session is not None
+        return self.server.known_exchange(self._session, bodies[0])
+
+    def _buffers(self, reply: Sequence[Buffer] | bytes) -> Sequence[Buffer]:
+        buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
+        return _joined(message(self._envelope, buffers))
+
+    def _suspended(self) -> None:
+        self.server.begin_busy(self)
+        self.zmtp.begin_busy()
+
+    def _resume(self, *, wait: bool = True) -> bool:
+        if wait:
+            self.zmtp.end_busy()
+        elif not self.zmtp.try_end_busy():
+            return False
+        self.server.end_busy(self)
+        return True
+
+    # -- its own thread --------------------------------------------------------------------------------------
 
     def _answer_request(
         self, session: Session, body: bytearray, *, trusted: bool
@@ -414,6 +490,15 @@ class ZmqRouter(TcpServer, ABC):
         Raises:
             RemoteProtocolError: It cannot be read; the connection is closed, and a REQ client waits for ever.
         """
+
+    def known_exchange(self, session: Any, body: bytearray) -> Exchange[Any] | None:
+        """Return the exchange of a request that takes little time to read; ``None`` for another.
+
+        Args:
+            session: Session of the client, which has shown the token.
+            body: The request's one frame; as it was where ``None`` is returned.
+        """
+        return None
 
     @abstractmethod
     def failure(self, error: RequestError) -> Sequence[Buffer] | bytes:

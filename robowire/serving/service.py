@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from robowire.address import is_loopback
@@ -45,7 +46,7 @@ from robowire.wire.auth import (
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import printable
 
-__all__ = ["Exchange", "Service"]
+__all__ = ["Deferred", "Exchange", "Service"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,19 @@ class Exchange(Protocol[R_co]):
     def failure(self, error: RequestError) -> R_co:
         """Return the reply that reports an error, encoded."""
         ...
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """The value of a request that another thread computes.
+
+    Attributes:
+        is_done: Whether ``finish`` can be called; the session's ``on_done`` is called when it can.
+        finish: Returns the value, or raises the request's error.
+    """
+
+    is_done: Callable[[], bool]
+    finish: Callable[[], Any]
 
 
 class Service(ABC, Generic[S]):
@@ -199,6 +213,21 @@ class Service(ABC, Generic[S]):
                 return self.answer(session, exchange)
             finally:
                 self.end_span(session)
+        try:
+            next(self.answering(session, exchange))
+        except StopIteration as stop:
+            reply: R = stop.value
+            return reply
+        raise AssertionError("a request was deferred though its session does not defer")
+
+    def answering(self, session: S, exchange: Exchange[R]) -> Generator[Deferred, None, R]:
+        """Answer one request in steps: yield what has to be done before the next step, return the reply.
+
+        Nothing is yielded for a session whose ``on_done`` is ``None``.
+
+        Raises:
+            RemoteProtocolError: As :meth:`answer` does.
+        """
         session.requests += 1
         method, began = exchange.method, time.monotonic()
         span = session.span
@@ -215,6 +244,9 @@ class Service(ABC, Generic[S]):
                     span.phase("decode", span.received, read)
                     with span.current() if method == "infer" else span.child("execute"):
                         value = self._execute(session, request)
+                if isinstance(value, Deferred):
+                    yield value
+                    value = value.finish()
                 executed = time.monotonic()
                 reply = exchange.reply(value)
             finally:
@@ -376,9 +408,14 @@ class Service(ABC, Generic[S]):
         session.nonces = check_nonce(params["challenge"]), new_nonce()
         return {"status": "challenge", "challenge": session.nonces[1]}
 
+    @property
+    def defers(self) -> bool:
+        """Whether an inference waits for nothing in the thread of a session that has an ``on_done``."""
+        return False
+
     @abstractmethod
     def _execute(self, session: S, request: Request) -> Any:
-        """Return the reply to an authorised request.
+        """Return the reply to an authorised request, or a :class:`Deferred` one.
 
         Raises:
             RequestError: The request's own error.

@@ -67,6 +67,8 @@ class Session:
         tells_trace: Whether the client may say of which trace a request is.
         trace_headers: What it said of the next request; empty for nothing.
         span: Of the request in hand; ``None`` where requests are not traced.
+        on_done: Called by another thread when an inference that was deferred can be answered; ``None`` while
+            the thread that answers the session's requests may wait.
     """
 
     packs: ClassVar[bool] = False
@@ -90,6 +92,7 @@ class Session:
     tells_trace: bool = False
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     span: RequestSpan | None = None
+    on_done: Callable[[], None] | None = None
 
     def __str__(self) -> str:
         return f"client #{self.id}"

@@ -147,6 +147,7 @@ class Stream:
         self._gathers = hasattr(sock, "sendmsg")  # not on Windows
         self._kernel_timeouts = _KERNEL_TIMEOUTS and isinstance(sock, socket.socket)
         self._is_unix = hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
+        self._low_water = 1
         self._longest_send_s = _UNIX_SEND_WAIT_S if self._is_unix else _LONGEST_WAIT_S
         # Seconds that the kernel has; 0 waits for ever.
         self._waits = {"SO_RCVTIMEO": 0.0, "SO_SNDTIMEO": 0.0}
@@ -316,6 +317,63 @@ class Stream:
             raise self._failed(exc, timeout_s, "sent nothing for") from exc
         self.bytes_received += received
         return received
+
+    @property
+    def polls(self) -> bool:
+        """Whether ``recv_now``, ``send_now`` and ``expect`` work: on Linux, without TLS."""
+        return self._kernel_timeouts and self._tls is None
+
+    def expect(self, nbytes: int) -> None:
+        """Let a poll of this stream report it as readable once so many bytes are there; over TCP."""
+        if nbytes != self._low_water and not self._is_unix:
+            self._low_water = nbytes
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
+            except OSError as exc:
+                raise self._lost(exc) from exc
+
+    def recv_now(self, buffer: memoryview) -> int | None:
+        """Do what :meth:`recv_into` does with what has come; ``None`` where nothing has.
+
+        Not over TLS, and not where descriptors are taken.
+
+        Raises:
+            ConnectionLost: The connection broke.
+        """
+        try:
+            received = self.sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise self._lost(exc) from exc
+        self.bytes_received += received
+        return received
+
+    def send_now(self, buffers: Sequence[Buffer]) -> list[memoryview]:
+        """Send as much as the kernel takes without a wait, and return what is left. Not over TLS.
+
+        Raises:
+            ConnectionLost: The connection ended.
+        """
+        try:
+            if len(buffers) == 1:
+                sent = self.sock.send(buffers[0], socket.MSG_DONTWAIT)
+                self.bytes_sent += sent
+                if sent == len(buffers[0]):
+                    return []
+            else:
+                sent = self.sock.sendmsg(buffers[:_MAX_BUFFERS], (), socket.MSG_DONTWAIT)
+                self.bytes_sent += sent
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise self._lost(exc) from exc
+        views = [memoryview(buffer) for buffer in buffers]
+        while views and sent >= len(views[0]):
+            sent -= len(views.pop(0))
+        if views:
+            views[0] = views[0][sent:]
+        return views
 
     def _recv_descriptor(self, buffer: memoryview, nbytes: int, flags: int) -> int:
         """Do what ``recv_into`` does, and keep a descriptor that comes with the bytes."""

@@ -22,7 +22,7 @@ from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
 from robowire.wire.packed import INFER_REQUEST, RequestHeader, chunk_reply_frame
 from robowire.wire.packed_policy import PolicyLayout, require_seed
-from robowire.wire.pickle.templates import TemplateReader
+from robowire.wire.pickle.templates import MISS, TemplateReader
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import quoted
 
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _UINT8 = np.dtype(np.uint8)
+_INFER = bytes((INFER_REQUEST,))
 
 _NO_ARRAYS = ("raw_lang", "timestep", "delay", "episode_seed")
 _ARRAY_FIELDS = tuple(item.name for item in fields(MetaObs) if item.name not in _NO_ARRAYS)
@@ -261,6 +262,10 @@ class AnyExchange(Protocol):
 class Codec(Protocol):
     """What makes exchanges of payloads, for one port."""
 
+    def known_exchange(self, payload: bytearray, session: Negotiated) -> AnyExchange | None:
+        """Return the exchange of a payload that takes little time to read; ``None`` for another."""
+        ...
+
     def exchange(self, payload: bytearray, session: Negotiated) -> AnyExchange:
         """Return the exchange that a payload begins. The payload is given away: large arrays view it.
 
@@ -272,6 +277,10 @@ class Codec(Protocol):
 
 class CallCodec:
     """Methods by name: the fleet's port."""
+
+    def known_exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange | None:
+        """Return nothing: every request of this port may take long."""
+        return None
 
     def exchange(self, payload: bytearray, session: Negotiated) -> PickleExchange:
         """Return the exchange that a payload begins."""
@@ -318,6 +327,19 @@ class PolicyCodec:
         if session.packed and payload and payload[0] == INFER_REQUEST:
             return PackedExchange(payload, session, self)
         return PolicyExchange(session.reader.loads(payload), session, self)
+
+    def known_exchange(self, payload: bytearray, session: Negotiated) -> AnyExchange | None:
+        """Return the exchange of a payload that is as an earlier one, and so takes little time to read.
+
+        Returns:
+            ``None`` for another, which is as it was.
+        """
+        if session.packed and payload[:1] == _INFER:
+            layout = session.layouts.get(int.from_bytes(payload[2:4], "little"))
+            known = layout is not None and layout.checked is not None and not layout.decodes
+            return PackedExchange(payload, session, self) if known else None
+        value = session.reader.known(payload)
+        return None if value is MISS else PolicyExchange(value, session, self)
 
     def checked_image(self, what: str, image: Any) -> Any:
         """Return an image of bytes, from one of floats where it may be converted; others as they are.

@@ -65,6 +65,11 @@ class PolicyLayout:
         """Bytes of an observation's decoded images."""
         return sum(math.prod(field.shape) for field in self._images)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether images are decoded, which takes long."""
+        return bool(self._images)
+
     @classmethod
     def read(cls, params: Mapping[str, Any]) -> PolicyLayout:
         """Return the layout in the parameters of a request.

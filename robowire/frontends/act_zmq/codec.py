@@ -19,7 +19,7 @@ from robowire.wire.arrays import describe
 from robowire.wire.codecs import PolicyCodec, read_act
 from robowire.wire.messages import Request
 from robowire.wire.pickle.reader import loads
-from robowire.wire.pickle.templates import TemplateReader
+from robowire.wire.pickle.templates import MISS, TemplateReader
 from robowire.wire.pickle.writer import Buffer, encode
 from robowire.wire.text_safety import printable
 
@@ -33,6 +33,7 @@ class ActExchange:
         body: The request's pickle; given away, images view it.
         codec: Says which cameras there are, and what images of floats are.
         reader: Reads the client's pickles.
+        value: What the pickle holds, where it was read before.
 
     Attributes:
         method: ``"infer"``; what it really is shows when it is read.
@@ -40,8 +41,11 @@ class ActExchange:
 
     method = "infer"
 
-    def __init__(self, body: bytearray, codec: PolicyCodec, reader: TemplateReader) -> None:
+    def __init__(
+        self, body: bytearray, codec: PolicyCodec, reader: TemplateReader, *, value: Any = MISS
+    ) -> None:
         self._body: bytearray | None = body
+        self._value = value
         self._codec = codec
         self._reader = reader
 
@@ -52,8 +56,10 @@ class ActExchange:
             InvalidParams: It is none of the wire's, or its parts contradict each other.
         """
         body, self._body = self._body, None
+        value, self._value = self._value, MISS
         assert body is not None
-        value = _load(body, self._reader.loads)
+        if value is MISS:
+            value = _load(body, self._reader.loads)
         if isinstance(value, str) and value == "RESET":
             return Request("reset")
         if isinstance(value, dict) and "qpos" in value:

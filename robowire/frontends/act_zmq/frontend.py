@@ -11,6 +11,7 @@ from robowire.frontends.zmq_router import ZmqRouter
 from robowire.serving.policy.service import PolicyService, PolicySession
 from robowire.serving.tcp.handler import UNAUTHENTICATED_MAX_PAYLOAD
 from robowire.wire.codecs import PolicyCodec
+from robowire.wire.pickle.templates import MISS
 from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["ActZmqFrontend"]
@@ -50,6 +51,11 @@ class ActZmqFrontend(ZmqRouter):
         """Return the reply to one request."""
         session.temporal_agg = True
         return self.policy_service.answer(session, ActExchange(body, self._codec, session.reader))
+
+    def known_exchange(self, session: PolicySession, body: bytearray) -> ActExchange | None:
+        """Return the exchange of an observation that is as an earlier one of the client."""
+        value = session.reader.known(body)
+        return None if value is MISS else ActExchange(body, self._codec, session.reader, value=value)
 
     def token_of(self, body: bytearray) -> object:
         """Return the token in a request; called until one was right."""

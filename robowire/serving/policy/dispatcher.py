@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -37,7 +38,7 @@ from robowire.serving.policy.validation import (
 )
 from robowire.tracing.spans import RequestSpan, active_tracing
 
-__all__ = ["DispatchOptions", "Dispatcher"]
+__all__ = ["DispatchOptions", "Dispatcher", "PendingInference"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ _FORGET = 8.0
 
 # Robots send one kind of observation. A client that invents some must not fill our memory.
 _MAX_KINDS = 64
+
+# A caller that does not wait runs a policy itself that takes less than handing it over: two switches of
+# threads, and the cost of them to all others.
+_AT_ONCE_S = 0.0005
 
 # What a policy in a process of its own raises where the process, not one observation, is at fault.
 _NOT_TRIED_AGAIN = (PolicyProcessEnded, Overloaded, ShuttingDown)
@@ -102,13 +107,16 @@ class _Ticket:
     has_left: Callable[[], bool]
     alone: bool  # the only row of its request
     span: RequestSpan | None  # of its request, where that is traced
+    pending: PendingInference | None = None  # of a caller that does not wait
     # The first entry counts: (n, action_dim) and seconds, or the error; and who is answered next. SimpleQueue
     # is written in C: a Future, which waits in Python, wakes the waiting thread 5 to 15 us later.
     answers: SimpleQueue[_Answer] = field(default_factory=SimpleQueue)
 
     def answer(self, answer: tuple[np.ndarray, float] | RequestError) -> None:
-        """Wake its thread, which wakes no other one."""
+        """Wake its thread, which wakes no other one; or tell the caller that does not wait."""
         self.answers.put((answer, None))
+        if self.pending is not None:
+            self.pending.note_answer()
 
     def wait(self) -> tuple[np.ndarray, float]:
         answer, following = self.answers.get()
@@ -124,6 +132,45 @@ class _Ticket:
 # sixteen that are woken at once take the interpreter's lock from each other at every system call, which takes
 # twice as many switches of threads.
 _Answer = tuple["tuple[np.ndarray, float] | RequestError", "tuple[_Ticket, _Answer] | None"]
+
+
+class PendingInference:
+    """An inference whose caller does not wait for it.
+
+    Args:
+        on_done: Called once, by the thread that answers the last of them.
+        finish: Makes the result of the rows' answers.
+    """
+
+    def __init__(
+        self, on_done: Callable[[], None], finish: Callable[[Sequence[_Ticket]], ActionChunk]
+    ) -> None:
+        self._tickets: Sequence[_Ticket] = ()
+        self._left = 0
+        self._on_done = on_done
+        self._finish = finish
+
+    def await_rows(self, tickets: Sequence[_Ticket]) -> None:
+        """Note which answers it needs, before any of them can come."""
+        self._tickets, self._left = tickets, len(tickets)
+        for ticket in tickets:
+            ticket.pending = self
+
+    def note_answer(self) -> None:
+        """Count an answer. The dispatcher's thread calls it, or the one that closes the dispatcher."""
+        self._left -= 1
+        if self._left == 0:
+            self._on_done()
+
+    @property
+    def done(self) -> bool:
+        """Whether :meth:`result` has it all."""
+        return self._left <= 0
+
+    def result(self) -> ActionChunk:
+        """Return what :meth:`Dispatcher.submit` returns, or raise what it raises. Does not wait."""
+        tickets, self._tickets = self._tickets, ()  # which refer to this one: their memory is needed again
+        return self._finish(tickets)
 
 
 class Dispatcher:
@@ -203,6 +250,31 @@ class Dispatcher:
             BackendError: The policy failed on one of them.
             ShuttingDown: The server accepts no new requests.
         """
+        result = self.begin(observations, client=client, has_left=has_left, kind=kind)
+        assert isinstance(result, ActionChunk)
+        return result
+
+    def begin(
+        self,
+        observations: Sequence[MetaObs],
+        *,
+        client: Hashable,
+        has_left: Callable[[], bool],
+        kind: Hashable | None,
+        on_done: Callable[[], None] | None = None,
+    ) -> ActionChunk | PendingInference:
+        """Do what :meth:`submit` does, and wait for nothing where ``on_done`` is given.
+
+        Args:
+            observations: As :meth:`submit` takes them, and the three that follow.
+            client: The same.
+            has_left: The same.
+            kind: The same.
+            on_done: Called by another thread when the result is there; ``None`` to wait for it.
+
+        Returns:
+            The chunk; or what has it later.
+        """
         started = self._clock()
         if kind is None and len(observations) == 1:
             kind = self._checked_kind(observations[0])
@@ -214,17 +286,23 @@ class Dispatcher:
                     check_values(observation)
         tickets: list[_Ticket] = []
         span = None if self._tracing is None else self._tracing.current_request()
+        alone = len(observations) == 1
+        # A caller that does not wait has others to serve meanwhile.
+        may_run = alone and (on_done is None or self._latest_s < _AT_ONCE_S)
+        pending = None
         with self._lock:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
             if client is not None and not self._arrivals.instant:
                 self._arrivals.arrived(client, started)
-            alone = len(observations) == 1
-            if not (alone and self._take_policy(started)):
+            if not (may_run and self._take_policy(started)):
                 tickets = [
                     _Ticket(observation, client, started, has_left, alone, span)
                     for observation in observations
                 ]
+                if on_done is not None:
+                    pending = PendingInference(on_done, partial(self._result, started))
+                    pending.await_rows(tickets)
                 self._queue.put(
                     [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
                     now=started,
@@ -233,16 +311,23 @@ class Dispatcher:
                 # While others are awaited, waking the dispatcher for each arrival would delay them.
                 if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
                     self._changed.notify_all()
-        if not tickets:
-            chunk, seconds = self._infer_here(observations[0], client, started, span)
-        elif len(tickets) == 1:
+        if pending is not None:
+            return pending
+        if tickets:
+            return self._result(started, tickets)
+        chunk, seconds = self._infer_here(observations[0], client, started, span)
+        return self._chunk(started, chunk[:, np.newaxis], seconds)
+
+    def _result(self, started: float, tickets: Sequence[_Ticket]) -> ActionChunk:
+        """Return the chunk of the rows' answers, for which it waits."""
+        if len(tickets) == 1:  # the common case, which needs no copy
             chunk, seconds = tickets[0].wait()
-        if len(tickets) <= 1:  # the common case, which needs no copy
-            actions = chunk[:, np.newaxis]
-        else:
-            answers = [ticket.wait() for ticket in tickets]
-            seconds = max(seconds for _, seconds in answers)
-            actions = np.stack([chunk for chunk, _ in answers], axis=1)
+            return self._chunk(started, chunk[:, np.newaxis], seconds)
+        answers = [ticket.wait() for ticket in tickets]
+        seconds = max(seconds for _, seconds in answers)
+        return self._chunk(started, np.stack([chunk for chunk, _ in answers], axis=1), seconds)
+
+    def _chunk(self, started: float, actions: np.ndarray, seconds: float) -> ActionChunk:
         self._report(self._metrics.observe("infer", self._clock() - started))
         # MetaAction's own defaults, where a policy leaves open what its actions are.
         ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
@@ -426,7 +511,7 @@ class Dispatcher:
                 self._arrivals.answered(ticket.client, ended)
         for ticket, chunk, is_finite in zip(reversed(batch), chunks[::-1], finite[::-1]):
             answer = (chunk, seconds) if is_finite else _not_finite()
-            if ticket.alone:
+            if ticket.alone and ticket.pending is None:
                 following = ticket, (answer, following)
             else:
                 # Its request waits for rows of other batches too, so nobody may wait for it.

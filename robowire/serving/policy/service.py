@@ -24,7 +24,7 @@ from robowire.serving.policy.replicas import ReplicatedPolicy
 from robowire.serving.policy.session_dispatcher import SessionDispatcher
 from robowire.serving.policy.validation import check_observation, observation_kind
 from robowire.serving.recorder import SessionRecording, recorded
-from robowire.serving.service import Service
+from robowire.serving.service import Deferred, Service
 from robowire.serving.session_activity import named_images
 from robowire.serving.sessions import Peer, Session
 from robowire.version import __version__
@@ -133,8 +133,8 @@ class PolicyService(Service[PolicySession]):
         """Number of actions in a reply."""
         return 1 if self._temporal_agg else min(self._options.chunk_size, self.dispatcher.spec.chunk_size)
 
-    def infer(self, session: PolicySession, request: Request) -> ActionChunk:
-        """Return the next actions for the observations of one request.
+    def infer(self, session: PolicySession, request: Request) -> ActionChunk | Deferred:
+        """Return the next actions for the observations of one request, deferred where its session defers.
 
         Raises:
             SpecMismatch: An observation does not fit the policy.
@@ -147,7 +147,7 @@ class PolicyService(Service[PolicySession]):
             self._recording(session),
             "infer",
             lambda: {"observations": list(request.observations), "batched": request.batched},
-            lambda: self._infer(session, request),
+            lambda: self._infer_now(session, request),
             _values,
         )
 
@@ -159,10 +159,35 @@ class PolicyService(Service[PolicySession]):
             )
         return session.recording
 
-    def _infer(self, session: PolicySession, request: Request) -> ActionChunk:
+    @property
+    def defers(self) -> bool:
+        """Whether an inference waits for nothing in the thread of a session that has an ``on_done``."""
+        # A recording and a trace follow a request in one thread.
+        return isinstance(self.dispatcher, Dispatcher) and self.recorder is None and self.tracing is None
+
+    def _infer(self, session: PolicySession, request: Request) -> ActionChunk | Deferred:
+        if session.on_done is None or not isinstance(self.dispatcher, Dispatcher):
+            return self._infer_now(session, request)
+        begun = self.dispatcher.begin(
+            request.observations,
+            client=session.id,
+            has_left=session.peer.has_left,
+            kind=request.kind,
+            on_done=session.on_done,
+        )
+        if isinstance(begun, ActionChunk):
+            return self._inferred(session, request, begun)
+        pending = begun
+        return Deferred(lambda: pending.done, lambda: self._inferred(session, request, pending.result()))
+
+    def _infer_now(self, session: PolicySession, request: Request) -> ActionChunk:
         chunk = self.dispatcher.submit(
             request.observations, client=session.id, has_left=session.peer.has_left, kind=request.kind
         )
+        return self._inferred(session, request, chunk)
+
+    def _inferred(self, session: PolicySession, request: Request, chunk: ActionChunk) -> ActionChunk:
+        """Return what is answered to a request, of the policy's whole chunk."""
         activity = session.activity
         activity.step(chunk.infer_ms or 0.0)
         activity.task = request.observations[0].raw_lang
@@ -305,7 +330,7 @@ class PolicyService(Service[PolicySession]):
         session.layouts[layout.layout.number] = layout
         return ok(ctrl_space=spec.ctrl_space or "ee", ctrl_type=spec.ctrl_type or "delta")
 
-    def _execute(self, session: PolicySession, request: Request) -> ActionChunk | dict[str, Any]:
+    def _execute(self, session: PolicySession, request: Request) -> ActionChunk | Deferred | dict[str, Any]:
         # Parameters are ignored: none of these methods has any, and a newer client may send some.
         if request.method == "infer" and request.observations:
             return self.infer(session, request)

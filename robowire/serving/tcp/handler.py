@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import socketserver
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robowire.address import is_loopback
 from robowire.errors import (
@@ -28,18 +27,17 @@ from robowire.serving.tcp.foreign_greetings import (
     foreign_line,
     foreign_sentence,
 )
+from robowire.serving.tcp.polled_handler import MAX_POLLED_PAYLOAD, Leave, PolledHandler
 from robowire.serving.tcp.shared_payloads import SharedPayloads
 from robowire.serving.text import HTTP_PATHS, answer_line, http_response
 from robowire.transport.connection import Connection
 from robowire.transport.stream import Stream
+from robowire.wire.codecs import AnyExchange
 from robowire.wire.framing import TextLine
 from robowire.wire.messages import error_reply
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import printable, quoted
 from robowire.wire.trace_context import is_trace_context, read_trace_context
-
-if TYPE_CHECKING:
-    from robowire.serving.tcp.server import TcpServer
 
 __all__ = ["ConnectionHandler"]
 
@@ -56,17 +54,15 @@ _FOREIGN_S = 1.0
 _HOLD_S = 60.0
 
 
-class ConnectionHandler(socketserver.BaseRequestHandler):
+class ConnectionHandler(PolledHandler):
     """Serve one connection, in a thread of its own.
 
     The session opens with the first request: a health check, which closes after one line of HTTP, is none.
     """
 
-    server: TcpServer
-    request: socket.socket
-
     def setup(self) -> None:
         """Prepare the socket."""
+        super().setup()
         self._session: Session | None = None
         self._ending = ""
         self._shared = SharedPayloads(self.server.options.max_payload)
@@ -105,7 +101,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             if self._speaks_zmtp():
                 self._refuse_foreign("zmtp")
                 return
-            while self._exchange():
+            while self._exchange() and self._lend():
                 pass
         except TlsFailed as exc:
             logger.warning("%s", exc)
@@ -152,26 +148,30 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         A method of its own, so that nothing holds a payload when the next one is received.
         """
         session, connection, options = self._session, self._connection, self.server.options
-        stream = connection.stream
-        received_before, sent_before = stream.bytes_received, stream.bytes_sent
         # A client without the token may neither make us allocate memory nor keep its place.
         trusted = session.authenticated if session is not None else not self.server.service.needs_token
         limit = options.max_payload if trusted else min(UNAUTHENTICATED_MAX_PAYLOAD, options.max_payload)
         connection.decoder.max_payload = limit
+        asked = time.monotonic()
         event = connection.receive(
-            wait_s=options.session_timeout_s if trusted else options.frame_timeout_s,
-            finish_s=options.frame_timeout_s,
+            wait_s=self._remaining(options.session_timeout_s if trusted else options.frame_timeout_s),
+            finish_s=self._remaining(options.frame_timeout_s),
         )
+        self._waited_s = 0.0
         if event is None:
             return False
-        started = time.monotonic()
+        if trusted:
+            self._note_request(time.monotonic() - asked)
+        return self._serve(event, trusted=trusted)
+
+    def _serve(self, event: bytearray | TextLine, *, trusted: bool = True) -> bool:
+        started, connection, stream = time.monotonic(), self._connection, self._stream
         if isinstance(event, TextLine) and (
-            event.startswith("GET ") or (session is None and foreign_line(event) is not None)
+            event.startswith("GET ") or (self._session is None and foreign_line(event) is not None)
         ):
             self._answer_http(event)
             return False
-        session = self._open_session()
-        more = True
+        session, more = self._open_session(), True
         descriptor = stream.take_descriptor() if stream.takes_descriptors else None
         if descriptor is not None and (isinstance(event, TextLine) or not self._shared.is_share(event)):
             os.close(descriptor)
@@ -203,16 +203,12 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
                 buffers, more = encode_frame(error_reply(self.server.overloaded())), False
         answered = time.monotonic()
         if session.descriptor is None:
-            connection.send(buffers, timeout_s=options.send_timeout_s)
+            connection.send(buffers, timeout_s=self.server.options.send_timeout_s)
         else:
             self._send_descriptor(session, buffers)
-        sent = stream.bytes_sent - sent_before
-        received, send_s = stream.bytes_received - received_before, time.monotonic() - answered
-        self.server.service.metrics.request(
-            bytes_received=received,
-            bytes_sent=sent,
-            frontend=self.server.name,
-            method="text" if isinstance(event, TextLine) else session.method or "unknown",
+        send_s = time.monotonic() - answered
+        received, sent = self._count(
+            method="text" if isinstance(event, TextLine) else session.method,
             receive_s=connection.receive_s,
             send_s=send_s,
         )
@@ -221,6 +217,42 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
+
+    @property
+    def _mid_frame(self) -> bool:
+        return self._connection.decoder.mid_frame
+
+    def _may_be_lent(self) -> bool:
+        # One that shares memory tells the region of each reply.
+        return super()._may_be_lent() and self._session is not None and not self._session.shares
+
+    def _receive_now(self) -> bytearray | TextLine | None:
+        stream, decoder = self._stream, self._connection.decoder
+        while True:
+            buffer = decoder.get_buffer()
+            received = stream.recv_now(buffer)
+            if received == 0:
+                raise Leave
+            event = None if received is None else decoder.buffer_updated(received)
+            if event is not None:
+                stream.expect(1)
+                return event
+            missing = len(buffer) - (received or 0)
+            if missing:
+                if decoder.in_payload:
+                    stream.expect(missing)
+                return None
+
+    def _known_exchange(self, event: bytearray | TextLine) -> AnyExchange | None:
+        if not isinstance(event, bytearray) or len(event) > MAX_POLLED_PAYLOAD:
+            return None
+        session, codec = self._session, self.server.codec
+        assert session is not None
+        assert codec is not None
+        return codec.known_exchange(event, session)
+
+    def _buffers(self, reply: Sequence[Buffer]) -> Sequence[Buffer]:
+        return reply
 
     def _send_descriptor(self, session: Session, buffers: Sequence[Buffer]) -> None:
         """Send a reply and the descriptor that goes with it."""

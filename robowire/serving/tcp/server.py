@@ -1,8 +1,9 @@
 """The TCP frontend: a ``socketserver.ThreadingTCPServer`` with limits, TLS and a drain.
 
 One thread accepts, and each connection has a thread of its own, which runs a
-:class:`~robowire.serving.tcp.handler.ConnectionHandler`. A peer that breaks the framing, stalls, or sends
-what can't be read loses its connection; no other peer waits for it.
+:class:`~robowire.serving.tcp.handler.ConnectionHandler`. Where several clients of a policy ask quickly, their
+threads lend their connections to one (:mod:`robowire.serving.tcp.poller`). A peer that breaks the framing,
+stalls, or sends what can't be read loses its connection; no other peer waits for it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from robowire.serving.tcp.foreign_greetings import GreetingLog
 from robowire.serving.tcp.handler import ConnectionHandler
 from robowire.serving.tcp.listener import listen
 from robowire.serving.tcp.options import TcpOptions
+from robowire.serving.tcp.poller import Poller
 from robowire.serving.text import http_response
 from robowire.transport.connection import Connection
 from robowire.transport.stream import Stream
@@ -71,6 +73,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
         codec: As given.
         tls: Context of the TLS handshake; ``None`` for plain TCP.
         greetings: Peers of other wires that the log has named.
+        poller: Serves connections whose clients ask quickly.
 
     Raises:
         ConfigurationError: The address can't be listened on, or a TLS file can't be used.
@@ -112,6 +115,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
         self._thread = threading.Thread(
             target=self.serve_forever, args=(_POLL_S,), name="accept", daemon=True
         )
+        self.poller = Poller(self.name)
         self._accept_failed = False
         self._listening = True
         # Guards what follows.
@@ -140,6 +144,8 @@ class TcpServer(socketserver.ThreadingTCPServer):
 
     def start(self) -> None:
         """Accept connections in a thread."""
+        if Poller.available and self.service.defers:
+            self.poller.open()
         self._thread.start()
 
     def stop_listening(self) -> None:
@@ -175,6 +181,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
             self.stop_listening()
         if self._thread.ident is not None:
             self._thread.join()
+        self.poller.close()
         with self._lock:
             threads = [*self._threads_of.values(), *self._refusals.values()]
         _join(threads, time.monotonic() + _ENDING_S)
@@ -269,6 +276,11 @@ class TcpServer(socketserver.ThreadingTCPServer):
                 "a connection from %s met a bug of this server",
                 client_address[0] if client_address else self.address[0],
             )
+
+    @property
+    def polls(self) -> bool:
+        """Whether the poller serves connections now: there are several, and the service defers."""
+        return Poller.available and self.service.defers and len(self._handlers) > 1
 
     def opened(self, handler: ConnectionHandler) -> None:
         """Remember a connection whose handler has begun, so that a drain ends it."""

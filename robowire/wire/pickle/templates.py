@@ -31,7 +31,7 @@ from robowire.wire.pickle.reader import (
 )
 from robowire.wire.pickle.scanner import _BLOB_MIN, _COUNTED, _FRAME_LENGTH
 
-__all__ = ["TemplateReader"]
+__all__ = ["MISS", "TemplateReader"]
 
 # A template of 64 actions that CPython wrote has 6 kB outside its holes and 64 holes. With these bounds one
 # takes about 150 kB at most, and a connection's four of them less than what a single observation does.
@@ -53,7 +53,8 @@ _DOUBLE = struct.Struct(">d")
 _STORES = frozenset(b"\x94qr")
 _CONSTANTS = frozenset({type(None), bool, int, float, str, bytes})
 _RECORDS = frozenset({MetaObs, MetaAction, _VlaStudioMetaObs})
-_MISS = object()
+# What no payload is read as.
+MISS = object()
 
 Maker = Callable[[Any, bytearray], Any]
 
@@ -74,13 +75,10 @@ class TemplateReader:
         """
         if type(payload) is not bytearray:
             payload = bytearray(payload)
+        value = self.known(payload)
+        if value is not MISS:
+            return value
         length = len(payload)
-        template = self._templates.get(length)
-        if template is not None:
-            value = template.read(payload)
-            if value is not _MISS:
-                self._credit = min(self._credit + 1, _MAX_CREDIT)
-                return value
         value = loads(payload)
         if length in self._seen:
             if self._credit >= _COST:
@@ -89,6 +87,16 @@ class TemplateReader:
             if len(self._seen) == _SEEN_LENGTHS:
                 del self._seen[next(iter(self._seen))]
             self._seen[length] = None
+        return value
+
+    def known(self, payload: bytearray) -> Any:
+        """Return the value of a payload that a template fits, which takes little time; else ``MISS``."""
+        template = self._templates.get(len(payload))
+        if template is None:
+            return MISS
+        value = template.read(payload)
+        if value is not MISS:
+            self._credit = min(self._credit + 1, _MAX_CREDIT)
         return value
 
     def _learn(self, payload: bytearray, length: int) -> None:
@@ -115,9 +123,9 @@ class _Template:
         self._make = make
 
     def read(self, payload: bytearray) -> Any:
-        """Return the value of a payload of the template's length, or ``_MISS`` where it is another."""
+        """Return the value of a payload of the template's length, or ``MISS`` where it is another."""
         found = self._layout.unpack(payload)
-        return self._make(found, payload) if self._pick(found) == self._skeleton else _MISS
+        return self._make(found, payload) if self._pick(found) == self._skeleton else MISS
 
 
 class _Unfit(Exception):

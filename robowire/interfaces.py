@@ -21,6 +21,7 @@ __all__ = [
     "Named",
     "Policy",
     "PolicyOptions",
+    "Preparing",
     "Restorable",
     "SessionPolicy",
     "Simulator",
@@ -271,6 +272,22 @@ class Chunked(Protocol):
         Returns:
             The reward of every action that was executed, and what the last one gave: bit for bit what
             ``step`` would have, images included.
+        """
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """What a :class:`Simulator` also offers, if processes forked from a prepared one start sooner."""
+
+    def prepare(self, task_name: str, options: TaskOptions) -> None:
+        """Do once what loading a task takes in a new process, and leave no task loaded.
+
+        For what forks can share: imports, compiled functions, caches. Not for what they cannot: an OpenGL
+        context, a thread, a connection.
+
+        Raises:
+            RobowireError: As ``load_task``.
         """
         ...
 

@@ -99,6 +99,14 @@ class RobosuiteSimulator:
             raise InvalidParams(f"robosuite has no suites, so suite must be None, not {suite!r}")
         return environments.tasks()
 
+    def prepare(self, task_name: str, options: TaskOptions) -> None:
+        """Import, compile and read once what a task needs; most of it is numba's registries and meshes.
+
+        Without cameras no OpenGL context is made.
+        """
+        self.load_task(task_name, replace(options, camera_names=()))
+        self.close()
+
     def load_task(self, task_name: str, options: TaskOptions) -> SimulatorSpec:
         """Build the task, closing the one before; returns its spec.
 

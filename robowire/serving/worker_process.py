@@ -1,7 +1,7 @@
 """One process that runs a module of :mod:`robowire.worker`: start, output, memory and end. Knows no protocol.
 
-It is a new process, not a fork: another Python may run it, and it has no threads, GL contexts or locks of the
-server.
+It is a new process, or a fork of one, but no fork of the server: another Python may run it, and it has no
+threads, GL contexts or locks of the server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +59,8 @@ class WorkerProcess:
         python: Interpreter to run it with.
         regions: Number of regions of shared memory.
         region_size: Bytes that each has for ever; 0 for regions that are empty at first and grow.
+        fork: Starts the process instead, with a socket and shared memory, and returns it as a ``Popen``; the
+            first three arguments are those of the process that it is forked from.
 
     Attributes:
         pid: Number of the process, and of its group.
@@ -80,6 +82,7 @@ class WorkerProcess:
         python: str,
         regions: int,
         region_size: int = 0,
+        fork: Callable[[Sequence[int]], Any] | None = None,
     ) -> None:
         self.label = label
         self._name = name
@@ -87,7 +90,7 @@ class WorkerProcess:
         try:
             with ExitStack() as undo:  # frees what was made, if the rest fails
                 self._make_regions(regions, region_size, undo)
-                self._start(module, start, python, undo)
+                self._start(module, start, python, fork, undo)
                 undo.pop_all()
         except (OSError, RuntimeError) as exc:  # out of files, processes or threads
             reason = getattr(exc, "strerror", None) or exc
@@ -100,21 +103,32 @@ class WorkerProcess:
             undo.callback(region.close)
             self.regions.append(region)
 
-    def _start(self, module: str, start: Mapping[str, Any], python: str, undo: ExitStack) -> None:
+    def _start(
+        self,
+        module: str,
+        start: Mapping[str, Any],
+        python: str,
+        fork: Callable[[Sequence[int]], Any] | None,
+        undo: ExitStack,
+    ) -> None:
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         descriptors = [region.fd for region in self.regions]
         with theirs:
             told = json.dumps({**start, "socket": theirs.fileno(), "memory": descriptors})
-            self._popen = subprocess.Popen(
-                # Unbuffered, so that the last output arrives; with faulthandler, so that a crash has some.
-                [python, "-u", "-X", "faulthandler", "-m", module, told],
-                stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), *descriptors),
-                env=worker_environment(),
-                start_new_session=True,  # Ctrl-C is for the server; children are killed with it
+            self._popen: Any = (
+                subprocess.Popen(
+                    # Unbuffered, so that the last output arrives; faulthandler, so that a crash has some.
+                    [python, "-u", "-X", "faulthandler", "-m", module, told],
+                    stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(theirs.fileno(), *descriptors),
+                    env=worker_environment(),
+                    start_new_session=True,  # Ctrl-C is for the server; children are killed with it
+                )
+                if fork is None
+                else fork([theirs.fileno(), *descriptors])
             )
         undo.push(self._popen)  # waits for it
         undo.callback(self._popen.kill)

@@ -60,7 +60,7 @@ from robowire.worker.snapshots import (
     unpack,
 )
 
-__all__ = ["SimulatorWorker", "main"]
+__all__ = ["SimulatorWorker", "main", "read_start", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -303,20 +303,37 @@ def main(argv: Sequence[str]) -> None:
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     start = json.loads(argv[0])
-    name, entry = (
-        start["name"],
-        Entry(start["target"], start["extra"], start["environ"], install=start.get("install", "")),
-    )
-    connection = Connection(socket.socket(fileno=start["socket"]), max_payload=MAX_MAX_PAYLOAD)
-    regions = [SharedMemory(fd) for fd in start["memory"]]
+    name, entry = read_start(start)
+    run(name, entry, start["socket"], start["memory"])
+
+
+def read_start(start: Mapping[str, Any]) -> tuple[str, Entry]:
+    """Return name and entry of the simulator that a worker is told to run."""
+    entry = Entry(start["target"], start["extra"], start["environ"], install=start.get("install", ""))
+    return start["name"], entry
+
+
+def run(
+    name: str, entry: Entry, descriptor: int, memory: Sequence[int], simulator: Simulator | None = None
+) -> None:
+    """Answer calls until the server closes the socket.
+
+    Args:
+        name: Name of the simulator.
+        entry: Its row of the table.
+        descriptor: Of the socket; owned by this function, as are the next.
+        memory: Descriptors of shared memory.
+        simulator: One without a task; ``None`` imports and makes it.
+    """
+    connection = Connection(socket.socket(fileno=descriptor), max_payload=MAX_MAX_PAYLOAD)
+    regions = [SharedMemory(fd) for fd in memory]
     for region in regions:
         if region.size:
             region.view(0)  # mapped before the server seals it against further maps
     answers = _Answers(connection, regions)
-    simulator: Simulator | None = None
     try:
         try:
-            simulator = load_simulator(name, {name: entry})
+            simulator = simulator or load_simulator(name, {name: entry})
         except Exception as exc:  # importing and building a simulator may raise anything
             refuse_start(connection, f"simulator {name!r}", exc)
             return

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from benchmark.registry import SIMULATORS
 from robowire.client.simulator_client import SimulatorClient
+from robowire.errors import NoTaskLoaded
+from robowire.interfaces import Preparing, TaskOptions
 from robowire.meta import MetaAction, MetaObs
+from robowire.registry import load_simulator
 from robowire.testing import running_simulator_server
 
 SIZE = 64
@@ -73,3 +77,13 @@ def test_forks_of_lift_go_on_bit_for_bit_in_processes_of_their_own() -> None:
                 name: value.tobytes() for name, value in last.items()
             }
             assert walk(child) == walk(parent)
+
+
+def test_what_is_prepared_for_forks_leaves_no_task_and_no_context() -> None:
+    simulator = load_simulator("robosuite", SIMULATORS)
+    assert isinstance(simulator, Preparing)
+    simulator.prepare("Lift", TaskOptions(image_height=96, image_width=96))
+    with pytest.raises(NoTaskLoaded):
+        simulator.reset(seed=0)
+    assert simulator._renderer is None  # type: ignore[attr-defined]
+    simulator.close()

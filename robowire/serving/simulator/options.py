@@ -27,6 +27,9 @@ class SimulatorServerOptions(TcpOptions):
         snapshot_dir: Folder of snapshots, which several servers may share; memory by default.
         warm: Processes to keep ready in addition to the sessions, with the simulators selected last imported
             and their last task built and reset once; 0 keeps none.
+        fork_sessions: Fork simulators from one process that has the family imported and prepared, once a task
+            was loaded: they start in a fraction of the time and share memory, but end with that process. For
+            families that can be prepared (robosuite); others start as without it.
         max_session_mb: Memory of one session's simulator, in megabytes; one that holds more is replaced by a
             new process at the next reset or restore; 0 means no limit.
     """
@@ -46,6 +49,7 @@ class SimulatorServerOptions(TcpOptions):
     snapshot_dir: str | None = None
     # Each takes as much memory as a session, in use or not.
     warm: int = 0
+    fork_sessions: bool = False
     max_session_mb: float = 0.0
 
     def __post_init__(self) -> None:

@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from robowire.errors import BackendError, RequestError, ShuttingDown
+from robowire.errors import BackendError, RequestError, RobowireError, ShuttingDown
 from robowire.registry import Entry
 from robowire.serving.simulator.process import SimulatorProcess
+from robowire.serving.simulator.template import SimulatorTemplate
 
 __all__ = ["ProcessPool"]
 
@@ -37,6 +38,8 @@ class ProcessPool:
         pythons: Interpreter of a simulator; one that is not named runs with the server's own.
         warm: Number of processes to keep ready, in addition to those in use.
         load_timeout_s: Seconds to import a simulator, and to build a task, ahead of time.
+        fork: Fork processes from one that has the simulator imported and prepared, once a task was loaded,
+            where the simulator can be prepared (:class:`robowire.interfaces.Preparing`).
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class ProcessPool:
         *,
         warm: int = 0,
         load_timeout_s: float = 300.0,
+        fork: bool = False,
     ) -> None:
         self._simulators = simulators
         self._pythons = pythons
@@ -60,6 +64,10 @@ class ProcessPool:
         self._ready: list[SimulatorProcess] = []  # warm, the oldest first
         self._in_hand: SimulatorProcess | None = None  # the process that the warming thread works on
         self._warmer: threading.Thread | None = None
+        self._fork = fork
+        self._templates: dict[str, SimulatorTemplate | None] = {}  # None: it is being made, or can't be
+        self._preparing: list[SimulatorTemplate] = []
+        self._makers: list[threading.Thread] = []
 
     def take(self, name: str, *, label: str, client_has_left: Callable[[], bool]) -> SimulatorProcess:
         """Return a process of a simulator, a warm one if there is one; the caller closes it.
@@ -82,6 +90,14 @@ class ProcessPool:
         with self._changed:
             self._tasks[name] = params
             self._changed.notify_all()
+            if not self._fork or self._closing or name in self._templates:
+                return
+            self._templates[name] = None
+            maker = threading.Thread(
+                target=self._make_template, args=(name, params), name="template", daemon=True
+            )
+            self._makers.append(maker)
+            maker.start()
 
     def ready(self) -> dict[str, int]:
         """Return how many processes of each simulator are warm."""
@@ -101,27 +117,81 @@ class ProcessPool:
             self._closing = True
             if self._in_hand is not None:
                 self._in_hand.kill()
+            for template in self._preparing:
+                template.kill()
             self._changed.notify_all()
         if self._warmer is not None:
             self._warmer.join()
+        for maker in self._makers:
+            maker.join()
         for process in self._ready:
             process.kill()  # it has no request to finish
             process.close()
         self._ready = []
         self._starter.shutdown()
+        for made in filter(None, self._templates.values()):
+            made.close()
+        self._templates = {}
 
     def _start(self, name: str, *, label: str, client_has_left: Callable[[], bool]) -> SimulatorProcess:
+        start = partial(
+            SimulatorProcess,
+            name,
+            self._simulators[name],
+            label=label,
+            python=self._python(name),
+            client_has_left=client_has_left,
+        )
+        template = self._template(name)
+        if template is not None:
+            try:
+                return start(template=template)
+            except BackendError as exc:
+                logger.warning("%s is started anew, not forked: %s", name, exc)
         try:
-            return self._starter.submit(
-                SimulatorProcess,
-                name,
-                self._simulators[name],
-                label=label,
-                python=self._pythons.get(name, sys.executable),
-                client_has_left=client_has_left,
-            ).result()
+            return self._starter.submit(start).result()
         except RuntimeError as exc:  # the executor was shut down
             raise ShuttingDown("the server shuts down and starts no simulators") from exc
+
+    def _python(self, name: str) -> str:
+        return self._pythons.get(name, sys.executable)
+
+    def _template(self, name: str) -> SimulatorTemplate | None:
+        """Return the process to fork a simulator from; ``None`` where there is none."""
+        with self._changed:
+            template = self._templates.get(name)
+            if template is None or not template.ended():
+                return template
+            del self._templates[name]  # the next task that is loaded makes another
+        logger.warning("the process that %s was forked from has ended", name)
+        template.close()
+        return None
+
+    def _make_template(self, name: str, params: Mapping[str, Any]) -> None:
+        try:
+            make = partial(SimulatorTemplate, name, self._simulators[name], params, python=self._python(name))
+            template = self._starter.submit(make).result()  # in a thread that outlives it
+        except (RobowireError, RuntimeError) as exc:
+            logger.info("simulators of %s are not forked: %s", name, exc)
+            return
+        with self._changed:
+            self._preparing.append(template)
+            if self._closing:
+                template.kill()
+        try:
+            template.wait_until_ready(timeout_s=self._load_timeout_s)
+        except RequestError as exc:
+            logger.info("simulators of %s are not forked: %s", name, exc)
+            return
+        finally:
+            with self._changed:
+                self._preparing.remove(template)
+        logger.info("simulators of %s are forked from process %d from now on", name, template.pid)
+        with self._changed:
+            if not self._closing:
+                self._templates[name] = template
+                return
+        template.close()
 
     # -- with the lock held ----------------------------------------------------------------------------------
 

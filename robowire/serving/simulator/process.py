@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
 from robowire.registry import Entry
@@ -25,7 +25,10 @@ from robowire.wire.pickle.writer import Buffer, encode
 from robowire.worker.process_frames import NO_REGION, call_frame, read_answer
 from robowire.worker.shared_memory import SharedMemory
 
-__all__ = ["Answer", "SimulatorProcess"]
+if TYPE_CHECKING:
+    from robowire.serving.simulator.template import SimulatorTemplate
+
+__all__ = ["Answer", "SimulatorProcess", "worker_start"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,17 @@ class Answer:
         return reply
 
 
+def worker_start(name: str, entry: Entry) -> dict[str, Any]:
+    """Return what a worker is told of the simulator that it runs."""
+    return {
+        "name": name,
+        "target": entry.target,
+        "extra": entry.extra,
+        "install": entry.install,
+        "environ": dict(entry.environ),
+    }
+
+
 class SimulatorProcess:
     """A simulator in a process of its own. One thread calls it; any thread may :meth:`kill` it.
 
@@ -75,6 +89,7 @@ class SimulatorProcess:
         label: Client of the session, for the log: ``client #3``.
         python: Interpreter to run it with; one other than ours needs numpy and what the simulator needs.
         client_has_left: Returns whether the client has disconnected; checked now and then during a call.
+        template: Process of the same simulator to fork it from; ``None`` starts a new one.
 
     Raises:
         BackendError: There is no such interpreter, or the system can't start another process.
@@ -91,6 +106,7 @@ class SimulatorProcess:
         label: str,
         python: str = sys.executable,
         client_has_left: Callable[[], bool] = lambda: False,
+        template: SimulatorTemplate | None = None,
     ) -> None:
         self.name = name
         self._client_has_left = client_has_left
@@ -99,16 +115,16 @@ class SimulatorProcess:
         self._ahead: tuple[dict[str, Any], Answer] | None = None  # a task built before it was requested
         self._end: str | None = None  # how the process ended, in words
         self.end_reason = ""
-        start = {
-            "name": name,
-            "target": entry.target,
-            "extra": entry.extra,
-            "install": entry.install,
-            "environ": dict(entry.environ),
-        }
         # Two regions: the last reply is kept where a client may ask for it again, and sent from where it is.
         self._worker = WorkerProcess(
-            _WORKER, start, name=name, label=label, python=python, regions=2, region_size=_REGION_SIZE
+            _WORKER,
+            worker_start(name, entry),
+            name=name,
+            label=label,
+            python=python,
+            regions=2,
+            region_size=_REGION_SIZE,
+            fork=None if template is None else template.fork,
         )
         self._regions = self._worker.regions
         self._lent: list[weakref.ref[memoryview] | None] = [None] * len(self._regions)

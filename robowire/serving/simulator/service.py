@@ -143,7 +143,11 @@ class SimulatorService(Service[SimulatorClientSession]):
         self._closing = False
         self._watch: threading.Thread | None = None  # ends sessions that no client resumed in time
         self.pool = ProcessPool(
-            self.simulators, self.pythons, warm=options.warm, load_timeout_s=options.load_timeout_s
+            self.simulators,
+            self.pythons,
+            warm=options.warm,
+            load_timeout_s=options.load_timeout_s,
+            fork=options.fork_sessions,
         )
         self._server_methods = handlers(self, methods_of_scope("server"))
         self._client_methods = handlers(self, methods_of_scope("connection"))

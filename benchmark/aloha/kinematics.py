@@ -19,6 +19,9 @@ _ARM_QPOS = 8  # six joints and two fingers
 # Of the damping: metres and radians a radian. Larger loses accuracy, smaller runs wild near singular poses.
 _DAMPING = 0.03
 _ITERATIONS = 10
+# How readily each joint moves. Near a straight wrist the forearm would turn to the end of its range, and the
+# waist swing with it.
+_READINESS = np.array((1.0, 1.0, 1.0, 0.1, 1.0, 1.0))
 # Radians a joint moves in one iteration.
 _MAX_MOVE = 0.3
 _FOREARM_ROLL, _MAX_ROLL = 3, 1.0
@@ -72,8 +75,9 @@ class ArmKinematics:
                 break
             mujoco.mj_jac(model, data, position, rotation, tool, self._link)
             jacobian = np.concatenate([position[:, numbers], rotation[:, numbers]])
-            square = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
-            move = jacobian.T @ np.linalg.solve(square, error)
+            weighted = jacobian * _READINESS
+            square = weighted @ jacobian.T + _DAMPING**2 * np.eye(6)
+            move = weighted.T @ np.linalg.solve(square, error)
             joints += move * min(1.0, _MAX_MOVE / max(np.abs(move).max(), 1e-9))
             joints = joints.clip(self._lowest, self._highest)
         return joints

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.aloha import make_simulator
-from benchmark.aloha.expert import Disturbance, JointExpert
+from benchmark.aloha.expert import EXPERTS, Disturbance, JointExpert
 from benchmark.aloha.simulator import AlohaSimulator
 from benchmark.arms.demonstrations import HELP, check_recording, run_program, write_episode
 from benchmark.arms.demonstrations import record as record_missing
@@ -26,14 +26,14 @@ from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
 
 __all__ = ["RecordOptions", "main", "record", "record_episode"]
 
-# Not the end-effector task: its grippers follow their poses through a soft weld, for seconds.
-_TASKS = ("transfer_cube",)
+# Not the end-effector tasks: their grippers follow their poses through a soft weld, for seconds.
+_TASKS = tuple(EXPERTS)
 
 # Cameras that do not move.
 _PIXEL_CAMERAS = ("top", "angle")
 
-# After success the left gripper closes and the right one lets go.
-_STEPS_AFTER_SUCCESS = 15
+# After success the left gripper closes and the right one lets go; a peg that touches its pin is there.
+_STEPS_AFTER_SUCCESS = {"transfer_cube": 15, "insertion": 0}
 # The longest of 200 disturbed episodes took 150 steps to success.
 _MAX_STEPS = 220
 
@@ -102,7 +102,7 @@ def record_episode(simulator: AlohaSimulator, options: RecordOptions, seed: int,
         result = simulator.step_unseen(disturbance(action))
         observation = result.observation
         if result.info["success"] and not succeeded:
-            left, succeeded = _STEPS_AFTER_SUCCESS, True
+            left, succeeded = _STEPS_AFTER_SUCCESS[options.task], True
     # A cube that was only touched and fell again is no demonstration.
     if not succeeded or not result.info["success"]:
         return False

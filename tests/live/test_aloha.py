@@ -100,6 +100,36 @@ def test_the_expert_hands_the_cube_over_and_lets_go(simulator: Any, seed: int) -
     assert np.linalg.norm(right - cube) > 0.1
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_expert_inserts_the_peg(simulator: Any, seed: int) -> None:
+    from benchmark.aloha.expert import JointExpert
+
+    simulator.load_task("insertion", STATE_ONLY)
+    observation, expert, rewards = simulator.reset(seed=seed), JointExpert("insertion"), [0.0]
+    while rewards[-1] < 4 and len(rewards) < 120:
+        result = simulator.step_unseen(expert.action(observation))
+        observation = result.observation
+        rewards.append(result.reward)
+    assert rewards[-1] == 4
+    # Held by both grippers before.
+    assert 2 in rewards
+
+
+def test_an_arm_that_was_pushed_comes_past_a_straight_wrist(simulator: Any) -> None:
+    from benchmark.aloha.expert import Disturbance, JointExpert
+
+    simulator.load_task("insertion", STATE_ONLY)
+    observation, expert = simulator.reset(seed=1_000_005), JointExpert("insertion")
+    for action in Disturbance(1_000_005, noise=0.005, stray=0.1).start(observation["qpos"]):
+        observation = simulator.step_unseen(action).observation
+    heights = []
+    for _ in range(40):
+        observation = simulator.step_unseen(expert.action(observation)).observation
+        heights.append(observation["gripper_pose"][0, 2])
+    # It turned the forearm to the end of its range, and went up to 0.6 m.
+    assert max(heights) < 0.32
+
+
 def test_the_shipped_policy_hands_the_cube_over(simulator: Any) -> None:
     policy = load("policy", "act", POLICIES)(
         PolicyOptions(model_name_or_path="policies/act/transfer_cube", device="cpu")
@@ -124,6 +154,20 @@ def test_a_pixel_is_where_the_image_shows_the_cube(simulator: Any, camera: str) 
     pixel = simulator.pixel(camera, observation["env_state"][:3])
     # The nearest face looks larger than the others.
     np.testing.assert_allclose((columns.mean() + 0.5, rows.mean() + 0.5), pixel, atol=0.6)
+
+
+def test_the_recorder_demonstrates_the_insertion(tmp_path: Path) -> None:
+    from benchmark.aloha.record import RecordOptions, record_episode
+
+    own = load("simulator", "aloha", SIMULATORS)()
+    options = RecordOptions(output_dir=str(tmp_path), task="insertion", camera_names=(), noise=0.005)
+    own.load_task("insertion", STATE_ONLY)
+    path = tmp_path / "episode_1000001.hdf5"
+    assert record_episode(own, options, 1_000_001, path)
+    own.close()
+    with h5py.File(path) as file:
+        assert 80 < len(file["action"]) < 150
+        assert file["observations/pixels"].shape == (len(file["action"]), 8)
 
 
 def test_a_recorded_episode_holds_what_training_reads(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a policy needs and gives, what a simulator gives and takes, and whether the two fit."""
+"""What a policy needs and gives, and what a simulator gives and takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Mapping, TypeVar  # evaluated on Python 3.8 by ``fields``
 
-from robowire.errors import InvalidParams, SpecMismatch
+from robowire.errors import InvalidParams
 
 __all__ = [
     "HOLDS",
@@ -15,7 +15,8 @@ __all__ = [
     "SimulatorSpec",
     "ctrl_type_name",
     "declared_hold",
-    "require_match",
+    "layout_names",
+    "layout_words",
 ]
 
 # What an entry of an action does while there is no new action; see ``Embodiment.action_hold``.
@@ -28,7 +29,10 @@ _CTRL_TYPES = (None, "absolute", "relative", "delta")
 _OTHER_CTRL_TYPES = {"abs": "absolute"}
 
 # Fields that older readers do not know, and that most specs do not have.
-_LEFT_OUT = ("action_hold", "temporal_ensemble_coeff")
+_LEFT_OUT = (
+    *("action_hold", "temporal_ensemble_coeff"),
+    *("state_names", "action_names", "state_units", "action_units", "state_signs", "action_signs"),
+)
 
 S = TypeVar("S", bound="Embodiment")
 
@@ -54,6 +58,15 @@ class Embodiment:
             a number that chooses one of several: it is repeated, and never averaged. ``"unknown"`` where the
             body does not say. ``None`` declares nothing; :func:`declared_hold` then reads
             ``action_layout``.
+        state_names: Name of each entry of the state, such as ``"joint_1"``, each once. With names on both
+            sides the entries are compared by name, and layouts no more.
+        action_names: The same for the action.
+        state_units: Unit of each entry of the state: ``"rad"``, ``"m"``, ``"closed0_open1"``, ...;
+            :data:`robowire.contract.UNITS` has those that can be converted, others are compared as words.
+        action_units: The same for the action.
+        state_signs: For each entry of the state 1, or -1 where it grows against the positive direction of the
+            joint in the robot's description.
+        action_signs: The same for the action.
     """
 
     camera_names: tuple[str, ...] | None = None
@@ -67,6 +80,12 @@ class Embodiment:
     ctrl_type: str | None = None
     control_hz: float | None = None
     action_hold: tuple[str, ...] | None = None
+    state_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    state_units: tuple[str, ...] | None = None
+    action_units: tuple[str, ...] | None = None
+    state_signs: tuple[int, ...] | None = None
+    action_signs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.camera_names is not None:
@@ -89,6 +108,28 @@ class Embodiment:
             object.__setattr__(self, "action_hold", tuple(hold))
             if self.action_dim not in (None, len(hold)):
                 raise ValueError(f"action_hold has {len(hold)} entries, but action_dim is {self.action_dim}")
+        for name in ("state_names", "state_units", "state_signs"):
+            self._set_entries(name, self.state_dim, "state_dim")
+        for name in ("action_names", "action_units", "action_signs"):
+            self._set_entries(name, self.action_dim, "action_dim")
+
+    def _set_entries(self, name: str, length: int | None, of: str) -> None:
+        """Make a list of one value for each number a tuple, or raise ``ValueError``."""
+        entries = getattr(self, name)
+        if entries is None:
+            return
+        if name.endswith("signs"):
+            if isinstance(entries, str) or not all(entry in (1, -1) for entry in entries):
+                raise ValueError(f"{name} is {entries!r}, expected a list of 1 and -1, or None")
+            entries = [int(entry) for entry in entries]
+        elif isinstance(entries, str) or not all(isinstance(entry, str) and entry for entry in entries):
+            raise ValueError(f"{name} is {entries!r}, expected a list of words, or None")
+        object.__setattr__(self, name, tuple(entries))
+        if name.endswith("names") and len(set(entries)) < len(entries):
+            twice = next(entry for entry in entries if list(entries).count(entry) > 1)
+            raise ValueError(f"{name} has {twice!r} twice")
+        if length not in (None, len(entries)):
+            raise ValueError(f"{name} has {len(entries)} entries, but {of} is {length}")
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data for ``get_info``: tuples as lists. Newer fields of ``None`` are left out."""
@@ -170,6 +211,51 @@ def ctrl_type_name(name: Any) -> Any:
     return _OTHER_CTRL_TYPES.get(name, name) if isinstance(name, str) else name
 
 
+def layout_words(layout: str | None) -> tuple[str, ...] | None:
+    """Return the word of each number of a layout: ``("pos", "pos", "gripper")`` for ``"pos(2) gripper(1)"``.
+
+    ``None`` for no layout, and for one that is not made of words with lengths.
+    """
+    if layout is None:
+        return None
+    found: list[str] = []
+    for word in re.sub(r"\w+:|;", " ", layout).split():
+        match = re.fullmatch(r"([a-z_]+)\((\d{1,4})\)", word)
+        if match is None:
+            return None
+        found += [match[1]] * int(match[2])
+    return tuple(found)
+
+
+def layout_names(layout: str) -> tuple[str, ...]:
+    """Return a name for each number of a layout of words with lengths.
+
+    ``"left: pos(3) quat(4) gripper(1)"`` gives ``left_pos_x`` ..., ``left_quat_w`` ... and ``left_gripper``;
+    joints are numbered from 1: ``joint_pos_1``.
+
+    Raises:
+        ValueError: It is not made of words with lengths.
+    """
+    names: list[str] = []
+    for group in layout.split(";"):
+        label, _, words = group.rpartition(":")
+        prefix = f"{label.strip()}_" if label else ""
+        for word in words.split():
+            match = re.fullmatch(r"([a-z_]+)\((\d{1,4})\)", word)
+            if match is None:
+                raise ValueError(f"layout has {word!r}, expected words with lengths such as joint_pos(7)")
+            count = int(match[2])
+            ends = [f"_{number}" for number in range(1, count + 1)]
+            if count == 3 and "joint" not in word:
+                ends = ["_x", "_y", "_z"]
+            elif count == 4 and "quat" in word:
+                ends = ["_w", "_x", "_y", "_z"]
+            elif count == 1:
+                ends = [""]
+            names += [f"{prefix}{match[1]}{end}" for end in ends]
+    return tuple(names)
+
+
 def declared_hold(spec: Embodiment) -> tuple[str, ...] | None:
     """Return what each entry of an action does while there is no new one; ``None`` where it is not declared.
 
@@ -180,37 +266,16 @@ def declared_hold(spec: Embodiment) -> tuple[str, ...] | None:
     """
     if spec.action_hold is not None:
         return None if "unknown" in spec.action_hold else spec.action_hold
-    if spec.action_layout is None or spec.ctrl_type is None:
+    words = layout_words(spec.action_layout)
+    if words is None or spec.ctrl_type is None:
         return None
-    words = re.sub(r"\w+:|;", " ", spec.action_layout).split()
     hold: list[str] = []
     for word in words:
-        found = re.fullmatch(r"([a-z_]+)\((\d{1,4})\)", word)
-        if found is None:
-            return None
-        if found[1].startswith("gripper"):
+        if word.startswith("gripper"):
             still = "last"
-        elif re.search(r"(^|_)(vel|velocity|torque|effort|force)$", found[1]):
+        elif re.search(r"(^|_)(vel|velocity|torque|effort|force)$", word):
             still = "zero"
         else:
             still = "zero" if spec.ctrl_type == "delta" else "last"
-        hold += [still] * int(found[2])
+        hold.append(still)
     return tuple(hold) if hold and spec.action_dim in (None, len(hold)) else None
-
-
-def require_match(policy: PolicySpec, simulator: SimulatorSpec) -> None:
-    """Refuse to run a policy on a body it was not made for.
-
-    Raises:
-        SpecMismatch: A field that both declare differs; the message names every such field with both values.
-    """
-    differences = []
-    for field in fields(Embodiment):
-        wanted, given = getattr(policy, field.name), getattr(simulator, field.name)
-        if wanted is not None and given is not None and wanted != given:
-            differences.append(f"{field.name}: the policy has {wanted!r}, the simulator {given!r}")
-    if differences:
-        raise SpecMismatch(
-            f"policy {policy.policy!r} does not fit task {simulator.task!r} of {simulator.simulator!r}: "
-            + "; ".join(differences)
-        )

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 VALUES = (
     *("errors", "meta", "specs", "registry", "address", "images", "chunking", "version", "interfaces"),
-    "tracing",
+    *("tracing", "contract"),
 )
 
 # For each folder or module of robowire/: what it may import from the rest of robowire. A folder may always
@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "images": ("errors",),
     "chunking": (),
     "interfaces": ("meta", "specs"),
+    "contract": ("chunking", "errors", "meta", "specs"),
     "wire": VALUES,
     "transport": ("wire", *VALUES),
     "client": ("transport", "wire", *VALUES),
@@ -106,6 +107,7 @@ RUNS_ON_3_8 = [
 # Bytes in and values out, or steps in and actions out.
 PURE = [
     *sorted(ROOT.glob("robowire/wire/**/*.py")),
+    ROOT / "robowire" / "contract.py",
     ROOT / "robowire" / "client" / "action_queue.py",
     ROOT / "robowire" / "client" / "async_controller.py",
     ROOT / "robowire" / "fleet" / "lifecycle.py",

@@ -32,6 +32,7 @@ __all__ = [
     "PHYSICS_STEPS",
     "START_FINGER_M",
     "START_QPOS",
+    "STATE_NAMES",
     "TOOL_OFFSET",
     "TOOL_QUATS",
     "finger_position",
@@ -45,6 +46,9 @@ PHYSICS_STEPS = 10
 _ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 # In the order of a state and a joint action.
 JOINT_NAMES = tuple(f"{side}_arm_{joint}" for side in ("left", "right") for joint in _ARM_JOINTS)
+
+# As data sets of LeRobot name the motors of ALOHA, in the order of the state and of a joint action.
+STATE_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM_JOINTS)
 
 # In the frame of the model's gripper link, metres; and the link's rotation where the tool has none, w first.
 TOOL_OFFSET = np.array((0.134706, 0.0, -0.00205))

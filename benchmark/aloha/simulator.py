@@ -11,6 +11,7 @@ import numpy as np
 from benchmark.aloha.conventions import (
     CONTROL_HZ,
     START_QPOS,
+    STATE_NAMES,
     finger_position,
     gripper_opening,
 )
@@ -23,7 +24,7 @@ from robowire.errors import InvalidParams, NoTaskLoaded, SnapshotMismatch, TaskN
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.specs import SimulatorSpec
+from robowire.specs import SimulatorSpec, layout_names
 from robowire.worker.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 
 __all__ = ["AlohaSimulator"]
@@ -43,6 +44,10 @@ _STATE_LAYOUT = "left: joint_pos(6) gripper_open(1); right: joint_pos(6) gripper
 _ACTION_LAYOUTS = {
     "joint": "left: joint_pos(6) gripper(1); right: joint_pos(6) gripper(1)",
     "ee": "left: pos(3) quat(4) gripper(1); right: pos(3) quat(4) gripper(1)",
+}
+_ACTION_UNITS = {
+    "joint": (("rad",) * 6 + ("closed0_open1",)) * 2,
+    "ee": (("m",) * 3 + ("quaternion",) * 4 + ("closed0_open1",)) * 2,
 }
 _ACTION_DIMS = {"joint": 14, "ee": 16}
 
@@ -123,6 +128,14 @@ class AlohaSimulator:
             ctrl_type="absolute",
             control_hz=CONTROL_HZ,
             action_hold=("last",) * action_dim,
+            state_names=STATE_NAMES,
+            action_names=STATE_NAMES
+            if task.ctrl_space == "joint"
+            else layout_names(_ACTION_LAYOUTS[task.ctrl_space]),
+            state_units=_ACTION_UNITS["joint"],
+            action_units=_ACTION_UNITS[task.ctrl_space],
+            state_signs=(1,) * 14,
+            action_signs=(1,) * action_dim,
             simulator="aloha",
             task=task_name,
             instruction=task.instruction,

@@ -17,11 +17,12 @@ import numpy as np
 
 from robowire.errors import InvalidParams, SpecMismatch
 from robowire.meta import MetaAction
-from robowire.specs import SimulatorSpec
+from robowire.specs import SimulatorSpec, layout_words
 
 __all__ = [
     "ARM_COMMANDS",
     "ArmCommand",
+    "command_units",
     "control_rate",
     "numbers_of",
     "own_action",
@@ -62,6 +63,12 @@ ARM_COMMANDS = {
     "JOINT_VELOCITY": ArmCommand("joint_vel({n})", "joint", "absolute"),
     "JOINT_TORQUE": ArmCommand("joint_torque({n})", "joint", "absolute"),
 }
+
+
+def command_units(layout: str) -> tuple[str, ...]:
+    """Return the unit of each number of a command with this layout: what the module's first lines say."""
+    units = {"gripper": "closed0_open1"}
+    return tuple(units.get(word, "normalised") for word in layout_words(layout) or ())
 
 
 def upright(image: np.ndarray) -> np.ndarray:

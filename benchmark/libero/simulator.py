@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.arms.commands import ARM_COMMANDS, control_rate, own_action, upright
+from benchmark.arms.commands import ARM_COMMANDS, command_units, control_rate, own_action, upright
 from benchmark.libero.assets import require_assets
 from benchmark.libero.conventions import (
     CONTROLLERS,
@@ -28,7 +28,7 @@ from robowire.errors import BackendError, InvalidParams, NoTaskLoaded
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.specs import SimulatorSpec
+from robowire.specs import SimulatorSpec, layout_names
 from robowire.worker.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 
 __all__ = ["RENDERING_VARIABLE", "LiberoSimulator", "make_simulator"]
@@ -134,6 +134,7 @@ class LiberoSimulator:
         self._controller = controller
         self._center = options.names == "center"
         command = ARM_COMMANDS[controller]
+        action_layout = f"{command.layout.format(n=JOINTS)} gripper(1)"
         self._spec = SimulatorSpec(
             camera_names=cameras,
             image_height=height if cameras else None,
@@ -141,11 +142,15 @@ class LiberoSimulator:
             state_dim=8,
             state_layout=STATE_LAYOUT,
             action_dim=int(self._env.env.action_dim),
-            action_layout=f"{command.layout.format(n=JOINTS)} gripper(1)",
+            action_layout=action_layout,
             ctrl_space=command.ctrl_space,
             ctrl_type=command.ctrl_type,
             control_hz=control_hz,
             action_hold=(command.hold,) * (int(self._env.env.action_dim) - 1) + ("last",),
+            state_names=layout_names(STATE_LAYOUT),
+            action_names=layout_names(action_layout),
+            state_units=("m",) * 3 + ("rad",) * 3 + ("m",) * 2,
+            action_units=command_units(action_layout),
             simulator="libero",
             task=task.name,
             instruction=task.instruction,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.arms import snapshots
-from benchmark.arms.commands import ARM_COMMANDS, control_rate, own_action, upright
+from benchmark.arms.commands import ARM_COMMANDS, command_units, control_rate, own_action, upright
 from benchmark.arms.rendering import RENDERING, Renderer
 from benchmark.robosuite import environments
 from benchmark.robosuite.conventions import gripper_opening
@@ -19,7 +19,7 @@ from robowire.errors import InvalidParams, NoTaskLoaded, TaskNotFound
 from robowire.interfaces import StepResult, TaskOptions
 from robowire.meta import MetaAction, MetaObs
 from robowire.registry import nearest
-from robowire.specs import SimulatorSpec
+from robowire.specs import SimulatorSpec, layout_names, layout_words
 from robowire.worker.simulator_input import advance_chunk, checked_action, chosen_seed, positive
 
 __all__ = ["RobosuiteSimulator"]
@@ -158,18 +158,25 @@ class RobosuiteSimulator:
         }
 
         command = ARM_COMMANDS[controller]
+        state_layout = _state_layout(self._arms)
+        action_layout = _action_layout(self._arms, command.layout)
+        joints = {"joint_pos": "rad", "gripper_open": "closed0_open1"}
         self._spec = SimulatorSpec(
             camera_names=cameras,
             image_height=height if cameras else None,
             image_width=width if cameras else None,
             state_dim=sum(_length(arm.joints) + bool(arm.gripper) for arm in self._arms),
-            state_layout=_state_layout(self._arms),
+            state_layout=state_layout,
             action_dim=int(self._env.action_dim),
-            action_layout=_action_layout(self._arms, command.layout),
+            action_layout=action_layout,
             ctrl_space=command.ctrl_space,
             ctrl_type=command.ctrl_type,
             control_hz=control_hz,
             action_hold=_action_hold(self._arms, int(self._env.action_dim), command.hold),
+            state_names=layout_names(state_layout),
+            action_names=layout_names(action_layout),
+            state_units=tuple(joints[word] for word in layout_words(state_layout) or ()),
+            action_units=command_units(action_layout),
             simulator="robosuite",
             task=task_name,
             instruction=_INSTRUCTIONS.get(task_name) or _words(task_name),

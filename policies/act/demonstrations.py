@@ -209,7 +209,13 @@ class Demonstrations:
         known: dict[str, Any] = {}
         for field in fields(Embodiment):
             known[field.name] = self.sources[0].get(field.name)
+            # Earlier recordings do not have these; one that has them speaks for all.
+            added = field.name.endswith(("_names", "_units", "_signs")) and field.name != "camera_names"
+            if added and known[field.name] is None:
+                known[field.name] = next(filter(None, (s.get(field.name) for s in self.sources)), None)
             for path, source in zip(paths, self.sources, strict=True):
+                if added and source.get(field.name) is None:
+                    continue
                 if source.get(field.name) != known[field.name]:
                     raise ConfigurationError(
                         f"{field.name} is {source.get(field.name)!r} in {path}, but {known[field.name]!r} in "

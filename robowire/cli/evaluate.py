@@ -99,6 +99,7 @@ def run_options(flags: RunFlags, simulator: str, task: str) -> dict[str, Any]:
         "controller": flags.controller,
         "camera_names": flags.camera_names,
         "image_size": pixels(flags.image_size),
+        "adapters": flags.adapter,
     }
 
 

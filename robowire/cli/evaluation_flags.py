@@ -100,6 +100,9 @@ class RunFlags(EpisodeServersFlags):
         camera_names: Cameras of the simulator, in the order of the policy's.
         image_size: Pixels that the simulator renders, 224 or 480x640 (height x width); default: the policy's,
             and others need --resize.
+        adapter: Mismatches of policy and task that are bridged, with commas: reorder (names in another
+            order), units (rad and deg, m and mm), signs (directions, grippers), rate (control_hz). Default:
+            each one is refused.
         policy_options: What a server of another wire (--address openpi://localhost:8000, or gr00t://,
             vla-eval://, lerobot://) does not say of itself, such as --policy_options.chunk_size 16.
     """
@@ -115,6 +118,7 @@ class RunFlags(EpisodeServersFlags):
     controller: str | None = None
     camera_names: tuple[str, ...] | None = None
     image_size: str | None = None
+    adapter: tuple[str, ...] = ()
     policy_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

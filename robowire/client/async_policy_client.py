@@ -23,7 +23,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Protocol, Sequence
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from robowire.client.async_controller import (
     ChunkRequest,
     require_declared_hold,
 )
+from robowire.client.bridged_policy_client import BridgedPolicyClient
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import (
     ConfigurationError,
@@ -47,7 +48,7 @@ from robowire.errors import (
     TransportError,
 )
 from robowire.meta import MetaAction, MetaObs
-from robowire.specs import PolicySpec, declared_hold
+from robowire.specs import Embodiment, PolicySpec, declared_hold
 from robowire.transport.connection import require_seconds
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class AsyncPolicyClient:
         jpeg_quality: 1 to 100.
         resize: Send images in the policy's own size, by Pillow's bilinear interpolation, stretched.
         client: Session to use in the place of one with ``host``, whose arguments then count for nothing.
+        body: What the robot gives and takes, where it says so: :meth:`start` compares it with the policy.
+        adapters: Which mismatches are bridged, names of :data:`robowire.contract.ADAPTERS`.
         clock: Seconds, monotonic.
 
     Raises:
@@ -148,6 +151,8 @@ class AsyncPolicyClient:
         jpeg_quality: int = 90,
         resize: bool = False,
         client: PolicyLink | None = None,
+        body: Embodiment | None = None,
+        adapters: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         require_seconds(patience_s=patience_s)
@@ -167,6 +172,8 @@ class AsyncPolicyClient:
             jpeg_quality=jpeg_quality,
             resize=resize,
         )
+        if body is not None:
+            self.fit(body, adapters)
         self._patience_s = patience_s
         self._added_latency_s = added_latency_s
         self._clock = clock
@@ -185,13 +192,23 @@ class AsyncPolicyClient:
         self._empty_since: float | None = None  # when a step found nothing to execute; None while there is
         self._reported = 0.0  # when that was logged last
 
+    def fit(self, body: Embodiment, adapters: Sequence[str] = ()) -> None:
+        """Compare the policy with a body at each connection, and bridge what these adapters bridge.
+
+        Called once, before :meth:`start`. Observations and actions are the body's from then on.
+
+        Raises:
+            ConfigurationError: There is no such adapter.
+        """
+        self._client = BridgedPolicyClient(self._client, body, adapters=adapters)
+
     def start(self) -> None:
         """Connect, and begin an episode.
 
         Raises:
             LocalProtocolError: It is started already.
             TransportError: The server cannot be reached: that it is there at the start is expected.
-            RequestError: It refuses the session.
+            RequestError: It refuses the session, or policy and body do not fit (``SpecMismatch``).
             ConfigurationError: ``on_empty_queue`` is ``"hold"``, but neither ``options`` nor the policy says
                 what stands still; or ``rtc`` is ``"trained"``, and the policy has no real-time chunking.
         """

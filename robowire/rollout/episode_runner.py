@@ -10,17 +10,20 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Callable, TypeVar
+from functools import partial
+from typing import Any, Callable, Sequence, TypeVar
 
 import numpy as np
 
 from robowire.client.async_controller import AsyncOptions, require_declared_hold
+from robowire.contract import Bridge, bridge
 from robowire.errors import (
     BackendError,
     ConfigurationError,
     ConnectFailed,
     ConnectionLost,
     EvaluationStopped,
+    InvalidParams,
     RobowireError,
     VideoFailed,
 )
@@ -41,7 +44,7 @@ from robowire.rollout.results import ResultFolder, finite
 from robowire.rollout.seeds import episode_seed
 from robowire.rollout.video import Mp4Writer
 from robowire.rollout.virtual_clock import AsyncClock, VirtualClock, run_virtual_episode
-from robowire.specs import PolicySpec, SimulatorSpec, declared_hold, require_match
+from robowire.specs import PolicySpec, SimulatorSpec, declared_hold
 from robowire.tracing.spans import work
 
 __all__ = ["POLICY_FIELDS", "EpisodeRunner", "OpenAsyncPolicy", "RunnerContext", "plain", "select"]
@@ -119,6 +122,7 @@ class EpisodeRunner:
             context.policy_wait_s, context.stopping, clock=context.clock, server="simulator server"
         )
         self._policy_spec = PolicySpec()
+        self._bridge: Bridge | None = None
         self._simulator: RolloutSimulator | None = None
         self._loaded = False
         self._failed_loads = _FAILED_LOADS - 1  # the very first load has to work, after its own attempts
@@ -151,23 +155,25 @@ class EpisodeRunner:
             raise
         self._policy = policy
         spec = PolicySpec.from_wire(self.policy_info)
-        self.n_action_steps = _action_steps(options.n_action_steps, spec.chunk_size, self.policy_info)
         if options.camera_names is not None:
             spec = replace(spec, camera_names=options.camera_names)
         self._policy_spec = spec
+        if self._loaded:  # a session after a lost one
+            self._fit()
+        else:
+            self.n_action_steps = _action_steps(options.n_action_steps, spec.chunk_size, self.policy_info)
 
     def load_task(self) -> None:
         """Open a session with the simulator server and load the task as the policy wants it.
 
         Raises:
-            SpecMismatch: The task does not fit the policy.
+            SpecMismatch: The task does not fit the policy, and no adapter of the options bridges it.
         """
-        options, wanted = self._options, self._policy_spec
-        if options.image_size is not None:
-            wanted = replace(wanted, image_height=options.image_size[0], image_width=options.image_size[1])
+        options, wanted = self._options, self._wanted()
         self._simulator = self._context.open_simulator()
         self._simulator.select_simulator(options.simulator)
-        self.simulator_spec = self._simulator.load_task(
+        load_task = partial(
+            self._simulator.load_task,
             options.task,
             robot=options.robot,
             controller=options.controller,
@@ -175,10 +181,18 @@ class EpisodeRunner:
             image_height=wanted.image_height,
             image_width=wanted.image_width,
             horizon=options.max_episode_steps,
-            control_hz=wanted.control_hz,
             observation_format="meta",
         )
-        require_match(wanted, self.simulator_spec)
+        # With the adapter the task keeps its own rate, for which its step limit was made.
+        control_hz = None if "rate" in options.adapters else wanted.control_hz
+        try:
+            self.simulator_spec = load_task(control_hz=control_hz)
+        except InvalidParams:
+            if control_hz is None:
+                raise
+            # Not at the policy's rate, perhaps: the comparison names both rates, and every other mismatch.
+            self.simulator_spec = load_task(control_hz=None)
+        wanted = self._fit()
         if options.asynchronous is not None:
             self.asynchronous = options.asynchronous.at(
                 self.simulator_spec.control_hz,
@@ -197,6 +211,30 @@ class EpisodeRunner:
             raise ConnectionLost("the simulator's process ended right after load_task")
         self.simulator_info = info
         self._loaded, self._failed_loads = True, 0
+
+    def _wanted(self) -> PolicySpec:
+        """Return what the task must give and take: the policy's spec with the images of the options."""
+        size = self._options.image_size
+        if size is None:
+            return self._policy_spec
+        return replace(self._policy_spec, image_height=size[0], image_width=size[1])
+
+    def _fit(self) -> PolicySpec:
+        """Compare policy and task, and return the policy's spec as the task sees it.
+
+        Raises:
+            SpecMismatch: They differ in what no adapter bridges.
+            ConfigurationError: The rate is bridged, and the server averages over time.
+        """
+        options, wanted = self._options, self._wanted()
+        self._bridge = bridge(wanted, self.simulator_spec, options.adapters)
+        info = self.policy_info
+        if self._bridge is not None:
+            self._bridge.require_timeable(info)
+            wanted = self._bridge.spec()
+            info = {**info, "n_action_steps": wanted.n_action_steps}
+        self.n_action_steps = _action_steps(options.n_action_steps, wanted.chunk_size, info)
+        return wanted
 
     def run(self, number: int) -> EpisodeResult | None:
         """Return one episode, run to its end; ``None`` where the evaluation was stopped in the middle.
@@ -339,12 +377,12 @@ class EpisodeRunner:
         def timed(observation: MetaObs) -> tuple[list[MetaAction], float]:
             begun = self._context.clock()  # of the attempt that was answered: waiting is no inference
             try:
-                answer = policy.send_meta_obs(replace(observation, episode_seed=rollout.seed))
+                answer = policy.send_meta_obs(replace(self._bridged(observation), episode_seed=rollout.seed))
             except (ConnectionLost, BackendError) as exc:
                 if self.policy_info.get("stateful"):  # asked again, it would answer something else
                     raise _PolicyStateLost(str(exc)) from exc
                 raise
-            actions = [self._labelled(action) for action in answer]
+            actions = [self._labelled(action) for action in self._bridged_actions(answer)]
             return actions, round((self._context.clock() - begun) * 1000, 3)
 
         def infer(observation: MetaObs) -> list[MetaAction]:
@@ -380,6 +418,8 @@ class EpisodeRunner:
         client = context.open_async_policy(
             clock.rules, lambda request: clock.latency.milliseconds(rollout.seed, request) / 1000
         )
+        if self._bridge is not None:
+            client.fit(self.simulator_spec, self._options.adapters)
         try:
             self._request(client.start)
             run_real_episode(
@@ -395,6 +435,15 @@ class EpisodeRunner:
             )
         finally:
             client.stop()
+
+    def _bridged(self, observation: MetaObs) -> MetaObs:
+        return observation if self._bridge is None else self._bridge.observation(observation)
+
+    def _bridged_actions(self, answer: Sequence[MetaAction]) -> Sequence[MetaAction]:
+        if self._bridge is None or not answer:
+            return answer
+        rows = self._bridge.actions(np.stack([np.asarray(action.action) for action in answer]))
+        return [replace(answer[0], action=row) for row in rows]
 
     def _labelled(self, answer: T) -> T:
         """Return an action under the simulator's names where the policy declares none.

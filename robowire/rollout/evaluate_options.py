@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from robowire.contract import check_adapters
 from robowire.errors import ConfigurationError
 from robowire.rollout.seeds import EPISODES_PER_SEED, episode_seed
 from robowire.rollout.sequential import Claim
@@ -42,6 +43,8 @@ class EvaluateOptions:
             the simulator waits for each chunk.
         stop_when: Claim, such as ``"rate > 0.8"``; the evaluation ends when it is decided, true or not.
         shard: Part of the episodes to run, such as ``"1/4"``: every fourth, from the first on.
+        adapters: Names of :data:`robowire.contract.ADAPTERS`: which mismatches of policy and task are
+            bridged; all others are refused.
         images: How images reach the policy server, such as ``"jpeg 90, resized"``: part of the fingerprint.
     """
 
@@ -64,6 +67,7 @@ class EvaluateOptions:
     stop_when: str | None = None
     shard: str | None = None
     images: str = "raw"
+    adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_envs", "n_action_steps", "max_episode_steps"):
@@ -86,6 +90,7 @@ class EvaluateOptions:
                 "n_action_steps is for the mode sync: in the mode async, actions_per_chunk and "
                 "chunk_size_threshold say how much of a chunk is executed"
             )
+        check_adapters(self.adapters)
         episode_seed(self.seed, 0)
         self.claim()
         self.numbers()

@@ -172,6 +172,8 @@ def _fingerprint(shown: dict[str, Any], client: dict[str, str], runner: EpisodeR
     options = {name: value for name, value in shown.items() if name not in _NO_EPISODE}
     if options.get("images") == "raw":  # as in results from before there was another way
         del options["images"]
+    if not options.get("adapters"):
+        options.pop("adapters", None)
     if options.get("image_size") is None:
         options.pop("image_size", None)
     asynchronous = runner.asynchronous

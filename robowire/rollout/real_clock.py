@@ -19,12 +19,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Protocol, Sequence
 
 from robowire.client.async_controller import AsyncStatistics
 from robowire.meta import MetaAction, MetaObs
 from robowire.rollout.episodes import Rollout, RolloutSimulator
 from robowire.rollout.virtual_clock import AsyncClock
+from robowire.specs import Embodiment
 
 __all__ = ["AsyncPolicySession", "RealClock", "run_real_episode"]
 
@@ -33,6 +34,10 @@ _log = logging.getLogger(__name__)
 
 class AsyncPolicySession(Protocol):
     """What the loop needs of a :class:`robowire.AsyncPolicyClient`, whose methods these are."""
+
+    def fit(self, body: Embodiment, adapters: Sequence[str] = ()) -> None:
+        """Bridge the policy to a body; called before ``start``, where something is to be bridged."""
+        ...
 
     def start(self) -> None:
         """Connect, and begin an episode."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from robowire.contract import require_match
 from robowire.errors import InvalidParams, SpecMismatch
-from robowire.specs import PolicySpec, SimulatorSpec, declared_hold, require_match
+from robowire.specs import PolicySpec, SimulatorSpec, declared_hold
 
 POLICY = PolicySpec(policy="act", camera_names=("top", "wrist"), action_dim=7, ctrl_space="ee", chunk_size=64)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import torch
 
 from policies.act.backbone import PointFinder
@@ -54,6 +55,21 @@ def test_a_checkpoint_comes_of_episodes_with_and_without_images(tmp_path: Path) 
     assert checkpoint.embodiment.camera_names == ("top", "angle")
     assert (checkpoint.model.sizes.backbone, checkpoint.n_action_steps) == ("point", 10)
     assert list(checkpoint.statistics) == ["seen"]
+
+
+def test_episodes_that_cannot_teach_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main(flags) == 2
+    assert capsys.readouterr().err == (
+        f"error: no *.hdf5 episodes in {tmp_path}: record some with benchmark.aloha.record\n"
+    )
+    write(tmp_path / "0.hdf5", 0, with_images=True)
+    with h5py.File(tmp_path / "0.hdf5", "a") as file:
+        del file["observations/pixels"]
+    assert main(flags) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: {tmp_path / '0.hdf5'} does not say where its images show the cube: record transfer_cube"
+    )
 
 
 def test_the_backbone_learns_to_find_the_red_square() -> None:

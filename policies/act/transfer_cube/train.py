@@ -29,6 +29,7 @@ from policies.act.backbone import PointFinder
 from policies.act.checkpoint import Checkpoint, Statistics, save_checkpoint
 from policies.act.demonstrations import MIN_STD, Demonstrations
 from policies.act.model import Act, ActSizes, normalise_images
+from robowire.errors import ConfigurationError
 
 __all__ = ["main"]
 
@@ -114,14 +115,22 @@ def look(finder: PointFinder, images: np.ndarray, places: Tensor) -> Seen:
     return Seen(torch.cat(colours).clone(), (torch.cat(found) - places).clone())
 
 
-def read_pixels(paths: list[Path], height: int, width: int) -> Tensor:
-    """Return where all frames of recorded episodes show the cube, (n, cameras, 2), -1 to 1."""
+def read_pixels(paths: list[Path]) -> Tensor:
+    """Return where all frames of recorded episodes show the cube: column and row, (n, cameras, 2).
+
+    Raises:
+        ConfigurationError: An episode does not say it.
+    """
     pixels = []
     for path in paths:
         with h5py.File(path) as file:
+            if "observations/pixels" not in file or file["observations/pixels"].shape[1:] != (4,):
+                raise ConfigurationError(
+                    f"{path} does not say where its images show the cube: record transfer_cube with "
+                    "benchmark.aloha.record, which writes observations/pixels (frames, 4)"
+                )
             pixels.append(file["observations/pixels"][:])
-    size = np.array((width, height), np.float32)
-    return torch.from_numpy(np.concatenate(pixels).reshape(-1, 2, 2) * 2 / size - 1)
+    return torch.from_numpy(np.concatenate(pixels).reshape(-1, 2, 2))
 
 
 def read_rows(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -151,19 +160,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save_every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")
     options = parser.parse_args(argv)
+    try:
+        _train(options, list(sys.argv[1:] if argv is None else argv))
+    except ConfigurationError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return 2
+    return 0
 
+
+def _episodes(folder: str) -> list[Path]:
+    """Return the episodes in a folder, in the order of their names."""
+    paths = sorted(Path(folder).glob("*.hdf5"))
+    if not paths:
+        raise ConfigurationError(f"no *.hdf5 episodes in {folder}: record some with benchmark.aloha.record")
+    return paths
+
+
+def _train(options: argparse.Namespace, flags: list[str]) -> None:
     started = time.monotonic()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    paths = sorted(Path(options.data_dir).glob("*.hdf5"))
-    more = [path for folder in options.more_dirs for path in sorted(Path(folder).glob("*.hdf5"))]
+    paths = _episodes(options.data_dir)
+    more = [path for folder in options.more_dirs for path in _episodes(folder)]
+    places = read_pixels([*paths, *more])
     data = Demonstrations(paths, ("top", "angle"))
     everything = np.arange(len(data.episode))
     images = np.concatenate([data.images(part) for part in np.array_split(everything, 64)])
     embodiment = data.embodiment
     height, width = images.shape[-2:]
-    places = read_pixels(paths, height, width)
+    places = places * 2 / torch.tensor((width, height)) - 1
     sizes = ActSizes(
         state_dim=embodiment.state_dim or 0,
         action_dim=embodiment.action_dim or 0,
@@ -178,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     model = Act(sizes, dropout=0.0)
     holder: Any = model.backbones[0]
     body: PointFinder = holder[0]["body"]
-    locate(body, images, places, steps=options.locate_steps, rng=rng)
+    locate(body, images, places[: len(images)], steps=options.locate_steps, rng=rng)
     some = rng.permutation(len(images))[:_LOOKED_AT]
     seen = look(body, images[some], places[some])
     located_minutes = (time.monotonic() - started) / 60
@@ -186,7 +212,6 @@ def main(argv: list[str] | None = None) -> int:
     del images
 
     qpos, actions, ends = read_rows([*paths, *more])
-    places = read_pixels([*paths, *more], height, width)
     statistics = Statistics(
         qpos_mean=qpos.mean(0, dtype=np.float64).astype(np.float32),
         qpos_std=qpos.std(0, dtype=np.float64).clip(MIN_STD).astype(np.float32),
@@ -210,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
-        "command": ["python", "-m", "policies.act.transfer_cube.train", *(argv or sys.argv[1:])],
+        "command": ["python", "-m", "policies.act.transfer_cube.train", *flags],
         "episodes": len(paths),
         "frames": len(everything),
         "episodes_without_images": len(more),
@@ -250,7 +275,6 @@ def main(argv: list[str] | None = None) -> int:
                 losses.clear()
                 save_checkpoint(output_dir, checkpoint)
                 (output_dir / "train.json").write_text(json.dumps(report, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

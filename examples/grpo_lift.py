@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from policies.registry import POLICIES
 from robowire import MetaAction, MetaObs, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.policy import PolicyFlags, make_policy_server
 from robowire.errors import RobowireError
+from robowire.progress import Progress
 from robowire.rollout.video import Mp4Writer
 from server import simulator_server_of_environment
 
@@ -133,10 +133,11 @@ def run_group(
                     return done
                 observation = simulator.restore(snapshot_id)
                 done.append(rollout(number, observation, simulator, policy, one_inference, flags))
-                bar.update()
+                progress.update()
 
     tokens = parent.fork(snapshot_id, min(flags.num_envs, flags.n))
-    with tqdm(total=flags.n, unit="rollout", desc=TASK) as bar, ThreadPoolExecutor(len(tokens)) as threads:
+    progress = Progress(TASK, flags.n, unit="rollout")
+    with progress, ThreadPoolExecutor(len(tokens)) as threads:
         rollouts = [done for worker in threads.map(work, tokens) for done in worker]
     return sorted(rollouts, key=lambda done: done.number)
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 VALUES = (
     *("errors", "meta", "specs", "registry", "address", "images", "chunking", "version", "interfaces"),
-    *("tracing", "contract"),
+    *("tracing", "contract", "progress"),
 )
 
 # For each folder or module of robowire/: what it may import from the rest of robowire. A folder may always
@@ -29,6 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "registry": ("errors", "specs", "interfaces"),
     "images": ("errors",),
     "chunking": (),
+    "progress": (),
     "interfaces": ("meta", "specs"),
     "contract": ("chunking", "errors", "meta", "specs"),
     "wire": VALUES,
@@ -63,6 +64,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 # What a folder may need in addition to numpy, when it is asked for something: an extra of pyproject.toml.
 EXTRAS: dict[str, set[str]] = {
     "images": {"PIL", "cv2"},
+    "progress": {"tqdm"},
     "fleet": {"ray"},
     "frontends": {
         *("fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"),
@@ -72,7 +74,7 @@ EXTRAS: dict[str, set[str]] = {
     "tracing": {"opentelemetry"},
     "dashboard": {"gradio", "fastapi", "starlette", "PIL"},
     "integrations": {"gymnasium", "rerun"},
-    "cli": {"PIL", "jinja2", "imageio_ffmpeg", "matplotlib", "scipy", "tqdm", "yaml"},
+    "cli": {"PIL", "jinja2", "imageio_ffmpeg", "matplotlib", "scipy", "yaml"},
 }
 # These run in a robot's or a simulator's interpreter.
 PYTHON_3_8 = (*VALUES, "wire", "transport", "client", "recording", "worker", "__init__")

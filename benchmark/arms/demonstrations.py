@@ -22,9 +22,9 @@ from typing import Any, Protocol, TypeVar
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from robowire.errors import ConfigurationError, RobowireError
+from robowire.progress import Progress
 from robowire.registry import nearest
 from robowire.rollout.seeds import FIRST_DEMONSTRATION_SEED
 from robowire.specs import SimulatorSpec
@@ -120,11 +120,13 @@ def record(
         options.workers, multiprocessing.get_context("spawn"), _begin_worker, (options, open_worker)
     ) as pool:
         episodes = [pool.submit(_record_in_worker, seed, path) for seed, path in missing.items()]
-        with tqdm(as_completed(episodes), total=len(missing), unit="episode") as progress:
-            for episode in progress:
+        with Progress(f"recording {options.task}", len(missing), unit="episode") as progress:
+            progress.note("starting the simulators")
+            for episode in as_completed(episodes):
                 success = episode.result()
                 kept, failed = kept + success, failed + (not success)
-                progress.set_postfix(failed=failed)
+                progress.note(f"failed {failed}")
+                progress.update()
     return kept, failed
 
 

@@ -24,11 +24,11 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from policies.act.checkpoint import Statistics
 from policies.act.model import normalise_images
 from robowire.errors import ConfigurationError
+from robowire.progress import track
 from robowire.specs import Embodiment
 
 __all__ = ["COLORS", "Batch", "Demonstrations", "free_memory"]
@@ -264,14 +264,13 @@ class Demonstrations:
         if max_bytes is None and free is not None:
             max_bytes = int(free * MEMORY_SHARE)
         if max_bytes is not None and size > max_bytes:
-            tqdm.write(
-                f"{what}, read from disk as they are needed: {_gigabytes(max_bytes)} of memory may be used",
-                file=sys.stderr,
+            sys.stderr.write(
+                f"{what}, read from disk as they are needed: {_gigabytes(max_bytes)} of memory may be used\n"
             )
             return None
-        tqdm.write(f"{what}, read into memory", file=sys.stderr)
+        sys.stderr.write(f"{what}, read into memory\n")
         images = np.empty(shape, np.uint8)
-        for number in tqdm(range(len(self._paths)), desc="reading episodes", unit="episode"):
+        for number in track(range(len(self._paths)), "reading episodes", unit="episode"):
             start = self._starts[number]
             length = int(np.count_nonzero(self.episode == number))
             with _reading(self._paths[number]), h5py.File(self._paths[number]) as file:

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from policies.act.backbone import BACKBONES
 from policies.act.checkpoint import Checkpoint, load_checkpoint, replace_file, save_checkpoint
@@ -38,6 +37,7 @@ from policies.act.loss_plot import plot_losses
 from policies.act.model import Act, ActSizes
 from policies.act.policy import select_device
 from robowire.errors import ConfigurationError
+from robowire.progress import Progress
 
 __all__ = ["TrainOptions", "Training", "main", "train"]
 
@@ -347,31 +347,25 @@ def train(options: TrainOptions, *, on_save: Callable[[int], object] = lambda st
     )
 
     losses: list[float] = []  # since the last save
-    progress = tqdm(
-        range(first, options.steps),
-        initial=first,
-        total=options.steps,
-        desc="training",
-        unit="step",
-        mininterval=1.0,
-    )
-    for number in progress:
-        losses.append(training.step(number))
-        if number % 20 == 0:
-            progress.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
-        done = number + 1
-        if done % options.save_every and done != options.steps:
-            continue
-        figures = {"step": done, "loss": float(np.mean(losses)), **training.validate()}
-        progress.write("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
-        losses.clear()
-        report["history"].append(figures)
-        report["minutes"] = round(minutes_before + (time.monotonic() - started) / 60, 2)
-        save_checkpoint(output_dir, checkpoint)
-        replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
-        plot_losses(report["history"], output_dir / "loss.png")
-        training.save_state(output_dir / STATE_FILE, report)
-        on_save(done)
+    with Progress("training", options.steps, unit="step", done=first, least_s=0) as progress:
+        for number in range(first, options.steps):
+            losses.append(training.step(number))
+            progress.update()
+            if number % 20 == 0:
+                progress.note(f"loss {np.mean(losses[-100:]):.4f}")
+            done = number + 1
+            if done % options.save_every and done != options.steps:
+                continue
+            figures = {"step": done, "loss": float(np.mean(losses)), **training.validate()}
+            progress.write("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
+            losses.clear()
+            report["history"].append(figures)
+            report["minutes"] = round(minutes_before + (time.monotonic() - started) / 60, 2)
+            save_checkpoint(output_dir, checkpoint)
+            replace_file(output_dir / "train.json", json.dumps(report, indent=2).encode() + b"\n")
+            plot_losses(report["history"], output_dir / "loss.png")
+            training.save_state(output_dir / STATE_FILE, report)
+            on_save(done)
     return report
 
 
@@ -465,7 +459,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(_parse(sys.argv[1:] if argv is None else argv))
     except ConfigurationError as exc:
-        tqdm.write(f"error: {exc}", file=sys.stderr)
+        sys.stderr.write(f"error: {exc}\n")
         return 2
     return 0
 

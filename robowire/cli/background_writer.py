@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 import time
 from queue import SimpleQueue
 
-__all__ = ["BackgroundLogHandler", "BackgroundWriter"]
+__all__ = ["BackgroundLogHandler", "BackgroundStream", "BackgroundWriter"]
 
 # Log lines of some minutes of a busy server; each is a few hundred bytes.
 _CAPACITY = 10_000
@@ -67,6 +68,34 @@ class BackgroundWriter:
             except OSError:  # the reader has gone, and with it the only place for an error message
                 pass
             self._writing = False
+
+
+class BackgroundStream(io.TextIOBase):
+    """A background writer as a text stream, whose calls return at once.
+
+    Args:
+        descriptor: File descriptor to write to.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._writer = BackgroundWriter(descriptor)
+
+    def write(self, text: str) -> int:
+        """Write a text soon."""
+        self._writer.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Return at once: the text follows when it can."""
+
+    def isatty(self) -> bool:
+        """Return whether a terminal shows the text."""
+        return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._descriptor
 
 
 class BackgroundLogHandler(logging.Handler):

@@ -12,9 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from robowire import AsyncPolicyClient, PolicyClient, SimulatorClient
 from robowire.address import parse_address
 from robowire.cli.command import Program
@@ -39,6 +36,7 @@ from robowire.errors import (
     UnknownName,
 )
 from robowire.interfaces import PolicyOptions
+from robowire.progress import Progress
 from robowire.registry import Entry, entries, family_and_task, load, load_policy
 from robowire.rollout.episodes import EpisodeResult
 from robowire.rollout.evaluate_options import EvaluateOptions
@@ -56,7 +54,6 @@ __all__ = [
     "run_options",
     "simulator_opener",
     "simulator_server",
-    "skip",
     "without_tokens",
 ]
 
@@ -214,8 +211,9 @@ def _run_tasks(
         check_output_folder(run_one.options(task, folders[task]))
     results: dict[str, dict[str, Any]] = {}
     try:
-        for task in tasks:
-            results[task] = run_one(task, folders[task], address)
+        for number, task in enumerate(tasks, 1):
+            label = f"task {number} of {len(tasks)}, {task}"
+            results[task] = run_one(task, folders[task], address, label=label)
     finally:
         if results:
             write_results(folder, results)
@@ -256,7 +254,9 @@ class _TaskRunner:
         """Return the options of a task."""
         return _options(self._flags, self._simulator, task, folder)
 
-    def __call__(self, task: str, folder: Path, address: tuple[str, int]) -> dict[str, Any]:
+    def __call__(
+        self, task: str, folder: Path, address: tuple[str, int], *, label: str = ""
+    ) -> dict[str, Any]:
         """Return the summary of a task's episodes."""
         options = self.options(task, folder)
         flags = self._flags
@@ -279,33 +279,35 @@ class _TaskRunner:
 
         def on_start(summary: dict[str, Any]) -> None:
             latest.update(summary)
-            tqdm.write(
+            progress.note("")
+            progress.write(
                 f"{summary['policy']['policy']} at {flags.policy_address} runs {options.task} on "
                 f"{options.simulator}; results go to {options.output_dir}"
             )
             if summary["episodes"]:
-                tqdm.write(f"{summary['episodes']} of {options.num_episodes} episodes existed already")
-                skip(bar, summary["episodes"])
+                progress.write(f"{summary['episodes']} of {options.num_episodes} episodes existed already")
+                progress.skip(summary["episodes"])
 
         def on_episode(episode: EpisodeResult, summary: dict[str, Any]) -> None:
             latest.update(summary)
-            bar.update()
+            progress.update()
             done, successes, errors = (summary[key] for key in ("episodes", "successes", "errors"))
             rate = f"{successes}/{done} = {successes / done:.0%}" if done else "none"
-            bar.set_postfix_str(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
+            progress.note(f"successes {rate}" + (f", ERRORS {errors}" if errors else ""))
             if (episode.late_steps or 0) > _LATE_SHARE * episode.steps and not late:
                 late.append(episode.episode)
-                tqdm.write(
+                progress.write(
                     f"WARNING: {episode.late_steps} of {episode.steps} steps of episode {episode.episode} "
                     f"were late: this machine does not hold {summary['options']['fps']:g} steps a second "
                     f"with {options.num_envs} environments, so latencies cost fewer steps than they should. "
                     "Use fewer --num_envs, a lower --fps, or --clock virtual",
-                    file=sys.stderr,
+                    sys.stderr,
                 )
 
-        bar = tqdm(total=len(options.numbers()), unit="episode", desc=options.task, dynamic_ncols=True)
-        with bar, logging_redirect_tqdm():
-            try:
+        progress = Progress(label or options.task, len(options.numbers()), unit="episode", least_s=0)
+        try:
+            with progress:
+                progress.note("loading the task")
                 latest = evaluate(
                     options,
                     open_policy=self._open_policy,
@@ -318,14 +320,12 @@ class _TaskRunner:
                     on_episode=on_episode,
                     log=self._log and self._log.task(options.task),
                 )
-            except SpecMismatch as exc:
-                bar.close()
-                raise ConfigurationError(str(exc)) from exc
-            except (EvaluationStopped, ResultsNotWritten, KeyboardInterrupt):
-                bar.close()
-                if latest:
-                    sys.stdout.write(report(latest, options.output_dir))
-                raise
+        except SpecMismatch as exc:
+            raise ConfigurationError(str(exc)) from exc
+        except (EvaluationStopped, ResultsNotWritten, KeyboardInterrupt):
+            if latest:
+                sys.stdout.write(report(latest, options.output_dir))
+            raise
         sys.stdout.write(report(latest, options.output_dir))
         return latest
 
@@ -391,14 +391,6 @@ def simulator_opener(flags: EpisodeServersFlags, host: str, port: int) -> Callab
         return SimulatorClient(host, port, token=flags.simulator_token, tls=tls, wait_s=flags.wait_s)
 
     return open_simulator
-
-
-def skip(bar: Any, episodes: int) -> None:
-    """Move a bar past episodes that were there before: they took no time now."""
-    bar.initial += episodes
-    bar.last_print_n += episodes
-    bar.n += episodes
-    bar.refresh()
 
 
 def report(summary: dict[str, Any], folder: Path) -> str:

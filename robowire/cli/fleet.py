@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robowire.address import parse_address
-from robowire.cli.background_writer import BackgroundWriter
+from robowire.cli.background_writer import BackgroundStream, BackgroundWriter
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import TlsFlags
 from robowire.cli.dashboard import server_page
@@ -23,8 +23,10 @@ from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError
 from robowire.fleet.fleet_client import ask_fleet
 from robowire.fleet.fleet_server import FleetServer
+from robowire.fleet.lifecycle import State
 from robowire.fleet.options import FleetOptions
 from robowire.fleet.table import table
+from robowire.progress import Progress
 from robowire.registry import Entry, family_and_task, nearest
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "show_fleet",
     "stop_fleet",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,51 @@ def make_fleet(flags: FleetFlags, simulators: Mapping[str, Entry], program: Sequ
         *(item.name for item in dataclasses.fields(DashboardFlags)),
     )
     words = _words(flags, SimulatorFlags, but=(*_SERVICE_PORTS, *own))
+    # A pipe that nobody reads must not stop the supervisor.
     output = BackgroundWriter(1)
     return FleetServer(
         flags,
         flags,
         [*command, *words, "--insecure"],
-        # The fleet has said it of all of them. A pipe that nobody reads must not stop its supervisor.
-        on_change=lambda rows: output.write(f"\n{table(rows)}\n"),
+        # The fleet has said it of all of them.
+        on_change=_Start(flags.num_services, output),
         variation=lambda index: _variation(flags, index),
     )
+
+
+class _Start:
+    """Shows how many servers are ready while the fleet starts; the table of their states at each change.
+
+    Args:
+        num_services: Number of servers that are started.
+        output: Takes the tables.
+    """
+
+    def __init__(self, num_services: int, output: BackgroundWriter) -> None:
+        self._output = output
+        self._progress = Progress(
+            "starting servers", num_services, unit="server", log=logger, stream=BackgroundStream(2)
+        )
+        self._num_services, self._ready = num_services, 0
+        self._started = self._over = False
+
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
+        """Take the rows of the servers whose states changed."""
+        if not self._over:
+            self._show_progress(rows)
+        self._output.write(f"\n{table(rows)}\n")
+
+    def _show_progress(self, rows: list[dict[str, Any]]) -> None:
+        if not self._started:
+            self._progress.__enter__()
+            self._started = True
+        ready = sum(row["state"] == State.HEALTHY.value for row in rows)
+        self._progress.update(ready - self._ready)
+        self._ready = ready
+        ends = any(row["state"] in (State.DRAINING.value, State.STOPPED.value) for row in rows)
+        if ready >= self._num_services or ends or not rows:
+            self._over = True
+            self._progress.__exit__(None, None, None)
 
 
 # Each server of a fleet needs ports of its own: the flag's for the first one, and the following numbers.

@@ -7,9 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from robowire.address import join_address
 from robowire.cli.command import Program
 from robowire.cli.evaluate import find_ffmpeg, simulator_server, without_tokens
@@ -18,6 +15,7 @@ from robowire.cli.output_folder import check_writable
 from robowire.cli.task_table import report, totals, write_results
 from robowire.errors import ConfigurationError, UnknownName
 from robowire.integrations.lerobot import EnvConfig, SimClient, SimClientConfig
+from robowire.progress import Progress
 from robowire.rollout.episodes import EpisodeResult
 
 __all__ = ["report", "run", "totals"]
@@ -30,28 +28,27 @@ def run(flags: LerobotEvalFlags, program: Program) -> int:
             sys.stderr.write(f"note: --{name} changes nothing: {reason}\n")
     folder = Path(flags.output_dir or f"outputs/lerobot-eval/{time.strftime('%Y%m%d-%H%M%S')}")
     check_writable(folder)
-    bar = tqdm(unit="episode", dynamic_ncols=True)
+    progress = Progress("starting", unit="episode", least_s=0)
 
     def on_episode(task: str, episode: EpisodeResult, summary: dict[str, Any]) -> None:
-        bar.set_description(task)
-        bar.update()
+        progress.rename(task)
+        progress.update()
 
-    served = simulator_server(program, flags, flags.env_type, num_envs=flags.num_envs)
-    with served as (host, port), bar, logging_redirect_tqdm():
+    with simulator_server(program, flags, flags.env_type, num_envs=flags.num_envs) as (host, port):
         client = SimClient(
             _config(flags, folder, f"{host}:{port}"),
             ffmpeg=find_ffmpeg(),
             command_line=tuple(without_tokens(sys.argv)),
             on_episode=on_episode,
         )
-        if not client.start():
-            return 1
-        bar.reset(len(client.tasks) * flags.n_episodes)
         try:
-            client.control_loop()
+            with progress:
+                if not client.start():
+                    return 1
+                progress.set_total(len(client.tasks) * flags.n_episodes)
+                client.control_loop()
         finally:
             client.stop()
-            bar.close()
             if client.results:
                 write_results(folder, client.results)
                 sys.stdout.write(report(client.results, folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from robowire.dashboard.options import DashboardFlags
 from robowire.errors import ConfigurationError, MissingDependency, UnknownName
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.interfaces import Policy, PolicyOptions
+from robowire.progress import Progress
 from robowire.registry import Entry, entries, load_policy, nearest
 from robowire.serving.freed_memory import keep_freed_memory
 from robowire.serving.policy.process import PolicySource
@@ -28,6 +30,8 @@ from robowire.serving.policy.server import PolicyServer
 from robowire.serving.tcp import listen
 
 __all__ = ["PolicyFlags", "make_policy_server", "run"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,17 @@ def _start_of(flags: PolicyFlags, number: int, source: PolicySource) -> Callable
     return lambda: ProcessPolicy(source, options, label=label)
 
 
+def _counted(start: Callable[[], Replica], progress: Progress) -> Callable[[], Replica]:
+    """Return the function, which counts in addition what it started."""
+
+    def start_and_count() -> Replica:
+        replica = start()
+        progress.update()
+        return replica
+
+    return start_and_count
+
+
 def _join_ray(flags: PolicyFlags) -> Callable[[], None]:
     """Join the Ray cluster, and return what leaves it.
 
@@ -189,6 +204,7 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         python = flags.policy_python or _environment_of(flags.policy, policies)
         devices = flags.devices or (flags.device,)
         replicas = flags.replicas or len(devices)
+        loading = Progress(f"loading policy {flags.policy}", log=logger)
         if flags.engine == "ray":
             closing.callback(_join_ray(flags))
         if replicas > 1 or flags.devices or flags.engine == "ray":
@@ -202,17 +218,21 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
                 )
                 for number in range(replicas)
             ]
-            policy = start_replicas(
-                [_start_of(flags, *numbered) for numbered in enumerate(sources)], on_close=closing.close
-            )
+            with Progress(f"loading policy {flags.policy}", replicas, unit="replica", log=logger) as progress:
+                starts = [_start_of(flags, number, source) for number, source in enumerate(sources)]
+                policy = start_replicas(
+                    [_counted(start, progress) for start in starts], on_close=closing.close
+                )
         elif python is None:
-            policy = load_policy(flags.policy, options, policies)
+            with loading:
+                policy = load_policy(flags.policy, options, policies)
         else:
-            policy = start_policy(
-                PolicySource(flags.policy, _row(flags.policy, policies), options, python),
-                flags,
-                label=f"policy {flags.policy}",
-            )
+            with loading:
+                policy = start_policy(
+                    PolicySource(flags.policy, _row(flags.policy, policies), options, python),
+                    flags,
+                    label=f"policy {flags.policy}",
+                )
     except BaseException:
         closing.close()
         listener.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from robowire.cli.parser import setting
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import ConfigurationError, RequestError
 from robowire.meta import MetaObs
+from robowire.progress import Progress
 from robowire.recording.difference import Difference, first_difference
 from robowire.recording.format import GAP, Recording, open_recordings
 from robowire.specs import SimulatorSpec, ctrl_type_name
@@ -24,8 +24,6 @@ __all__ = ["ReplayFlags", "run"]
 
 # Of a field in the table; longer ones are cut.
 _WIDTH = 40
-# Fewer requests are over before anybody reads a progress bar.
-_LONG = 50
 
 _ANSWER_FIELDS = ("actions", "ctrl_space", "ctrl_type", "raw_actions")
 _STEP_FIELDS = ("reward", "rewards", "terminated", "truncated", "info", "steps")
@@ -70,10 +68,10 @@ def run(flags: ReplayFlags, program: Program) -> int:
                 f"{recording.path.name}: {recording.torn}; {len(recording)} records can be read\n"
             )
     total = sum(map(len, recordings))
-    with _progress(total) as advance:
+    with Progress("replaying", total, unit="request") as progress:
         for recording in recordings:
             for number, method, difference in _replay(recording, flags):
-                advance()
+                progress.update()
                 compared += 1
                 if difference is None:
                     continue
@@ -261,21 +259,3 @@ def _table(rows: list[_Row], *, several: bool) -> str:
         for row, cell in zip(shown, cells)
     ]
     return "".join(f"{line}\n" for line in lines)
-
-
-class _progress(ExitStack):  # noqa: N801
-    """A progress bar for a person, where the recording is long and tqdm is installed."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self._bar: Any = None
-        if total >= _LONG and sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ModuleNotFoundError:
-                return
-            self._bar = self.enter_context(tqdm(total=total, unit="request", dynamic_ncols=True))
-
-    def __enter__(self) -> Any:
-        super().__enter__()
-        return lambda: None if self._bar is None else self._bar.update()

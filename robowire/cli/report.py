@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from tqdm import tqdm
 
 from robowire.cli.command import Program
 from robowire.cli.compare import Results, compare, read_results
@@ -26,6 +25,7 @@ from robowire.cli.report_plots import distribution_plot, histogram, rates_plot
 from robowire.cli.report_videos import data_url, last_image
 from robowire.cli.task_table import totals
 from robowire.errors import ConfigurationError
+from robowire.progress import Progress
 from robowire.rollout.results import read_rows
 from robowire.version import __version__
 
@@ -33,8 +33,6 @@ __all__ = ["render", "run", "write_report"]
 
 # Images on a contact sheet, for each folder; failed episodes come first.
 _MAX_IMAGES = 24
-# With fewer videos there is no wait to show progress of.
-_LONG = 4
 
 
 @dataclass(frozen=True)
@@ -248,8 +246,8 @@ def _media(subjects: Sequence[Subject], max_videos: int) -> list[dict[str, Any]]
     ffmpeg = find_ffmpeg()
     videos = {subject.name: _videos(subject) for subject in subjects}
     images = sum(min(len(found), _MAX_IMAGES) for found in videos.values())
-    with tqdm(total=images, desc="images of videos", unit="video", disable=images < _LONG) as bar:
-        return [_media_of(name, found, max_videos, ffmpeg, bar) for name, found in videos.items()]
+    with Progress("report: images of videos", images, unit="video") as progress:
+        return [_media_of(name, found, max_videos, ffmpeg, progress) for name, found in videos.items()]
 
 
 def _media_of(
@@ -257,12 +255,12 @@ def _media_of(
     videos: Sequence[tuple[Path, Mapping[str, Any]]],
     max_videos: int,
     ffmpeg: str | None,
-    bar: Any,
+    progress: Progress,
 ) -> dict[str, Any]:
     sheet = []
     for path, row in videos[:_MAX_IMAGES] if ffmpeg else ():
         image = last_image(path, ffmpeg=str(ffmpeg))
-        bar.update()
+        progress.update()
         if image is not None:
             sheet.append({**_caption(row), "image": data_url(image, "image/jpeg")})
     failures = [(path, row) for path, row in videos if not row["success"]]

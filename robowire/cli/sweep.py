@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from robowire.cli.command import Program
 from robowire.cli.evaluate import (
@@ -29,7 +27,6 @@ from robowire.cli.evaluate import (
     run_options,
     simulator_opener,
     simulator_server,
-    skip,
     without_tokens,
 )
 from robowire.cli.evaluation_flags import SweepFlags
@@ -39,6 +36,7 @@ from robowire.cli.sweep_plot import plot
 from robowire.client.action_queue import load_aggregate_function
 from robowire.client.async_controller import AsyncOptions
 from robowire.errors import ConfigurationError, SpecMismatch, UnknownName
+from robowire.progress import Progress
 from robowire.rollout.episodes import RolloutSimulator
 from robowire.rollout.evaluate_options import EvaluateOptions
 from robowire.rollout.evaluation import evaluate
@@ -221,7 +219,7 @@ def run(flags: SweepFlags, program: Program) -> int:
     sweep = _Sweep(flags, program, points, folder)
     served = simulator_server(program, flags, simulator, num_envs=flags.num_envs)
     try:
-        with served as (host, port), logging_redirect_tqdm():
+        with served as (host, port):
             sweep.run(simulator_opener(flags, host, port))
     except SpecMismatch as exc:
         raise ConfigurationError(str(exc)) from exc
@@ -263,12 +261,11 @@ class _Sweep:
     def run(self, open_simulator: Callable[[], RolloutSimulator]) -> None:
         """Evaluate each point, or the episodes that its folder lacks."""
         total = len(self._points) * self._flags.num_episodes
-        # Points differ in speed, so what is left takes about as long as the mean, not as the last few.
-        bar = tqdm(total=total, unit="episode", desc=self._flags.task, dynamic_ncols=True, smoothing=0)
-        with LoadedSimulators(open_simulator) as pool, bar:
-            for point in self._points:
-                bar.set_postfix_str(point.name)
-                self._evaluate(point, pool, bar)
+        progress = Progress(str(self._flags.task), total, unit="episode", least_s=0)
+        with LoadedSimulators(open_simulator) as pool, progress:
+            for number, point in enumerate(self._points, 1):
+                progress.note(f"point {number} of {len(self._points)}: {point.name}")
+                self._evaluate(point, pool, progress)
 
     def title(self) -> str:
         """Return the title of the plot."""
@@ -279,7 +276,7 @@ class _Sweep:
             f"{flags.num_episodes} episodes a point, seed {flags.seed}"
         )
 
-    def _evaluate(self, point: Point, pool: LoadedSimulators, bar: Any) -> None:
+    def _evaluate(self, point: Point, pool: LoadedSimulators, progress: Progress) -> None:
         flags = self._flags
         options = _options(flags, point, self.folder)
         summary = evaluate(
@@ -288,8 +285,8 @@ class _Sweep:
             open_simulator=pool.open,
             policy_wait_s=flags.policy_wait_s,
             command_line=without_tokens(sys.argv),
-            on_start=lambda summary: skip(bar, summary["episodes"]),
-            on_episode=lambda episode, summary: bar.update(),
+            on_start=lambda summary: progress.skip(summary["episodes"]),
+            on_episode=lambda episode, summary: progress.update(),
         )
         self._policy = summary["policy"]
         self.rows.append(figures(point, summary, read_rows(options.output_dir / "episodes.jsonl")))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from robowire.errors import ConfigurationError
+from robowire.progress import track
 from robowire.rollout.results import ResultFolder, episode_of_row, read_rows
 from robowire.rollout.statistics import summarise
 
@@ -50,7 +51,7 @@ def merge_results(parts: Sequence[Path], output: Path) -> dict[str, Any]:
     merged.pop("decision", None)
     folder.create(first["fingerprint"])
     try:
-        for number in sorted(found):
+        for number in track(sorted(found), f"merging into {output}", unit="episode"):
             part, row = found[number]
             folder.append_row(row)
             if row["video"] is not None and (part / row["video"]).exists():

@@ -88,7 +88,7 @@ def test_a_killed_sweep_goes_on_to_the_rows_of_one_that_was_not(port: str, log: 
     stdout, stderr = run(port, parts, log)
     assert rows(parts) == rows(whole)
     assert "latest_only, 0.5         200" in stdout
-    assert "15/15" in stderr
+    assert "15 of 15 episodes after " in stderr
 
     told = json.loads((parts / "sweep.json").read_text())
     with (parts / "sweep.csv").open() as file:

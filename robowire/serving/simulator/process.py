@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from robowire.errors import BackendError, ConnectionLost, RemoteProtocolError, RequestTimeout
+from robowire.progress import LEAST_S, Pace, duration_in_words
 from robowire.registry import Entry
 from robowire.serving.worker_process import WorkerProcess
 from robowire.tracing.spans import active_tracing
@@ -241,7 +242,7 @@ class SimulatorProcess:
     def _receive(self, method: str, timeout_s: float) -> Answer:
         """Return the answer to the call that was sent, or end the process and raise."""
         try:
-            payload = self._payload(self._wait(timeout_s))
+            payload = self._payload(self._wait(method, timeout_s))
             head = read_answer(payload)
             if head is None:
                 raise_for_status(loads(payload))
@@ -272,17 +273,30 @@ class SimulatorProcess:
                 return number
         return NO_REGION
 
-    def _wait(self, timeout_s: float) -> float:
-        """Wait for an answer, less long for a client that left, and return the remaining seconds."""
-        deadline = time.monotonic() + timeout_s
+    def _wait(self, method: str, timeout_s: float) -> float:
+        """Wait for an answer, less long for a client that left, and return the remaining seconds.
+
+        A call that takes long, such as a load_task, is in the log with its time.
+        """
+        begun, pace, mentioned = time.monotonic(), Pace(LEAST_S), False
+        deadline = begun + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             try:
                 self._connection.stream.peek(1, min(left, _LOOK_S))  # a third of what a selector costs
                 break
             except RequestTimeout:
+                elapsed_s = time.monotonic() - begun
+                if pace.due(elapsed_s):
+                    mentioned = True
+                    self._log_time(method, f"{duration_in_words(elapsed_s)} so far")
                 if self._client_has_left():
                     deadline = min(deadline, time.monotonic() + _LEFT_S)
+        if mentioned and left > 0:
+            self._log_time(method, f"done after {duration_in_words(time.monotonic() - begun)}")
         return max(left, 0.0)
+
+    def _log_time(self, method: str, text: str) -> None:
+        logger.info("%s: %s of simulator process %d: %s", self._worker.label, method, self.pid, text)
 
     def _payload(self, timeout_s: float) -> bytearray:
         payload = self._connection.receive(wait_s=timeout_s, finish_s=_FINISH_S)

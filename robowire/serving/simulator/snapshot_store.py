@@ -32,6 +32,7 @@ from robowire.errors import (
     RemoteProtocolError,
     SnapshotNotFound,
 )
+from robowire.progress import track
 from robowire.wire.pickle.reader import loads
 from robowire.wire.text_safety import printable, quoted
 
@@ -198,7 +199,9 @@ class SnapshotStore:
             self._described = {name: row for name, row in self._described.items() if name in files}
         return [
             {"snapshot_id": printable(name, 100), "bytes": file.size, **self._description(name, file)}
-            for name, file in sorted(files.items())
+            for name, file in track(
+                sorted(files.items()), "reading snapshots", unit="snapshot", log=logger, bar=False
+            )
         ]
 
     def _description(self, name: str, file: _File) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Tracing:
         """
         waited: dict[int, tuple[RequestSpan, float]] = {}
         for request, since in rows:
-            if request is not None:
+            if request is not None and request.recording:
                 waited.setdefault(id(request), (request, since))
         started = time.monotonic()
         for request, since in waited.values():
@@ -275,12 +275,14 @@ class RequestSpan:
         span: As given.
         received: As given.
         offset_ns: As given.
+        recording: Whether the sampler took it; else its phases are no spans.
     """
 
     def __init__(self, tracing: Tracing, span: Span, received: float, offset_ns: int) -> None:
         self.span = span
         self.received = received
         self.offset_ns = offset_ns
+        self.recording = span.is_recording()
         self._tracing = tracing
         self._inside = tracing._trace.set_span_in_context(span, tracing._context.Context())
 
@@ -313,6 +315,8 @@ class RequestSpan:
             attributes: Of the span.
             links: To other spans.
         """
+        if not self.recording:
+            return
         tracing, offset = self._tracing, self.offset_ns
         span = tracing._start(name, self._inside, int(started * 1e9) + offset, attributes, links)
         span.end(int(max(ended, started) * 1e9) + offset)
@@ -320,6 +324,10 @@ class RequestSpan:
     @contextmanager
     def child(self, name: str, attributes: Mapping[str, Any] | None = None) -> Iterator[RequestSpan]:
         """Make a span of what is done in the block; spans that this thread makes there are inside it."""
+        if not self.recording:
+            with self.current():
+                yield self
+            return
         tracing, offset = self._tracing, self.offset_ns
         span = tracing._start(name, self._inside, int(time.monotonic() * 1e9) + offset, attributes)
         inner = RequestSpan(tracing, span, self.received, offset)

@@ -203,6 +203,17 @@ def test_a_client_over_http_sends_its_trace(collector: Collector) -> None:
     assert (answered.trace, answered.parent) == (sent.trace, sent.id)
 
 
+def test_what_the_sampler_drops_makes_no_span_on_either_side(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    echo = running_server(EchoPolicy(state_dim=3))
+    with here(collector), echo as server, PolicyClient(*server.address) as client:
+        client.infer(MetaObs(state=np.zeros(3, np.float32)))
+        client.reset()
+    assert collector.spans == []
+
+
 def test_an_error_is_on_the_spans_of_both_sides(collector: Collector) -> None:
     with here(collector), running_server(EchoPolicy(state_dim=3)) as server, PolicyClient(
         *server.address

@@ -384,11 +384,9 @@ class Service(ABC, Generic[S]):
                 "or TLS, or start the server with --plain_token"
             )
         time.sleep(self.token_delay_s(host))  # in this client's own thread
-        session.tells_trace = self.tracing is not None and params.get("trace_context") == 1
-        traced = {"trace_context": 1} if session.tells_trace else {}
         if response is None or self._token is None:
             self.require_token(token, host)
-            return {**session.hello(params, server=self.kind), **traced}
+            return {**session.hello(params, server=self.kind), **self._agree_on_trace(session, params)}
         nonces, session.nonces = session.nonces, None  # for one attempt
         if nonces is None:
             raise InvalidParams("a response needs a challenge: say hello with 'challenge' first")
@@ -396,9 +394,14 @@ class Service(ABC, Generic[S]):
             check_proof(response, client_proof(self._token, *nonces))
         return {
             **session.hello(params, server=self.kind),
-            **traced,
+            **self._agree_on_trace(session, params),
             "proof": server_proof(self._token, *nonces),
         }
+
+    def _agree_on_trace(self, session: S, params: Mapping[str, Any]) -> dict[str, Any]:
+        # Of a client that has shown the token only: its frames are not answered, so nothing else ends them.
+        session.tells_trace = self.tracing is not None and params.get("trace_context") == 1
+        return {"trace_context": 1} if session.tells_trace else {}
 
     def _challenge(self, session: S, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the reply to a hello that asks for a challenge, where there is a token to know."""

@@ -14,6 +14,7 @@ from typing import ContextManager
 
 import numpy as np
 import pytest
+from raw_client import RawClient
 from server_process import ROOT, ServerProcess, environment
 
 from policies.registry import POLICIES
@@ -212,6 +213,22 @@ def test_what_the_sampler_drops_makes_no_span_on_either_side(
         client.infer(MetaObs(state=np.zeros(3, np.float32)))
         client.reset()
     assert collector.spans == []
+
+
+def test_a_client_without_the_token_sends_no_trace_context(collector: Collector) -> None:
+    frame = b"\x07" + b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    options = PolicyServerOptions(drain_s=2, token="a token of some length", plain_token=True)
+    with here(collector), running_server(EchoPolicy(state_dim=3), options) as server:
+        with RawClient(server.address) as stranger:
+            assert stranger.hello(token="wrong", trace_context=1)["error_type"] == "unauthenticated"
+            stranger.send_payload(frame)
+            assert stranger.receive()["error_type"] == "invalid_params"  # read as any payload is
+            assert stranger.closed()
+        with RawClient(server.address) as client:
+            assert client.hello(token=options.token, trace_context=1)["trace_context"] == 1
+            client.send_payload(frame)
+            assert client.ask({"method": "ping"}) == {"status": "ok"}
+    assert collector.only("ping").parent == "b7ad6b7169203331"
 
 
 def test_an_error_is_on_the_spans_of_both_sides(collector: Collector) -> None:

@@ -50,7 +50,9 @@ class TemporalEnsembler:
         self._weights = np.zeros(0)  # of the predictions of a step, the oldest first
         self._totals: list[float] = []  # of the first 0, 1, 2 ... weights
         self._sums: np.ndarray | None = None  # float64 (chunk_size, action_dim); row 0 is the step now due
-        self._counts = np.zeros(0, dtype=np.int64)  # predictions summed in each row
+        self._chunks = 0  # of the episode
+        # Of the next chunk's steps, (chunk_size, 1): the same from the chunk_size-th chunk on.
+        self._next_weights = np.zeros((0, 1))
 
     def update(self, chunk: np.ndarray) -> np.ndarray:
         """Take the chunk predicted at this step and return this step's action.
@@ -71,19 +73,21 @@ class TemporalEnsembler:
             if len(self._weights) != len(chunk):
                 self._weights = np.exp(-self.k * np.arange(len(chunk)))
                 self._totals = [0.0, *(self._weights[:n].sum() for n in range(1, len(chunk) + 1))]
-            self._counts = np.zeros(len(chunk), dtype=np.int64)
+            self._chunks = 0
         if chunk.shape != self._sums.shape:
             raise ValueError(
                 f"the chunk has shape {chunk.shape}, this episode's others {self._sums.shape}: reset first"
             )
         # The count, not the values, says how many chunks reached a step: an action of zeros is an action.
-        sums, counts = self._sums, self._counts
-        sums += self._weights[counts][:, np.newaxis] * chunk
-        counts += 1
-        action: np.ndarray = sums[0] / self._totals[counts[0]]
+        sums, latest = self._sums, len(chunk) - 1
+        if self._chunks <= latest:  # the last step is reached by no earlier chunk, the one before it by one
+            counts = np.minimum(self._chunks, np.arange(latest, -1, -1))
+            self._next_weights = self._weights[counts][:, np.newaxis]
+        sums += self._next_weights * chunk
+        action: np.ndarray = sums[0] / self._totals[min(self._chunks, latest) + 1]
+        self._chunks += 1
         sums[:-1] = sums[1:]
-        counts[:-1] = counts[1:]
-        sums[-1] = counts[-1] = 0
+        sums[-1] = 0
         return action.astype(chunk.dtype)
 
     def reset(self) -> None:

@@ -341,6 +341,8 @@ class _Handler(ConnectionHandler):
         logs = logger.isEnabledFor(logging.DEBUG)
         if logs:
             logger.debug("< #%d %d bytes", session.id, sum(map(len, bodies)))
+        if server.service.tracing is not None:
+            server.service.begin_span(session)
         if len(bodies) != 1 or not envelope:
             session.requests += 1
             reply, more = server.miscounted(session, len(envelope), len(bodies)), True
@@ -351,7 +353,10 @@ class _Handler(ConnectionHandler):
         if reply is not None:
             buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
             self.zmtp.send(envelope, buffers, timeout_s=options.send_timeout_s)
-        _, sent = self._count(send_s=time.monotonic() - answered)
+        send_s = time.monotonic() - answered
+        received, sent = self._count(send_s=send_s)
+        if session.span is not None:
+            server.service.end_span(session, send_s=send_s, bytes_received=received, bytes_sent=sent)
         if logs:
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more

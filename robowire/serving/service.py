@@ -275,7 +275,7 @@ class Service(ABC, Generic[S]):
             phases = read - began, executed - read, encode_s
         session.method = method if method in self.methods else "unknown"
         if span is not None:
-            span.span.update_name(session.method)
+            span.span.update_name("hello" if method == "hello" else session.method)
         self.metrics.answered(session.peer.wire, session.method, "ok", phases)
         return reply
 

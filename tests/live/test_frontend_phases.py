@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import zmq
 from frontend_server import port_of, running_frontends
 from raw_client import wait_until
 from websockets.sync.client import connect
@@ -194,3 +196,28 @@ def test_a_step_over_http_is_in_the_trace_that_its_client_names(
         phases = collector.inside(step)
         assert [phase.name for phase in phases] == ["receive", "decode", "execute step", "encode", "send"]
         assert [span.name for span in collector.inside(phases[2])] == ["step in worker"]
+
+
+def test_an_inference_over_zeromq_which_has_no_headers_begins_a_trace() -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="needs the extra otel: requirements/otel.lock.txt")
+    from otlp_collector import Collector
+
+    from robowire.tracing.export import traced
+
+    with Collector() as collector:
+        with ExitStack() as running:
+            running.enter_context(traced("otlp", service="here", endpoint=collector.url))
+            server = running.enter_context(running_frontends(EchoPolicy(), act_zmq_port=0))
+            client = running.enter_context(running.enter_context(zmq.Context()).socket(zmq.REQ))
+            client.setsockopt(zmq.LINGER, 0)
+            client.connect(f"tcp://127.0.0.1:{port_of(server, 'act_zmq')}")
+            for _ in range(10):  # one that asks quickly has its thread all the same
+                client.send(pickle.dumps({"qpos": STATE, "images": {}}))
+                assert client.poll(5000)
+                client.recv()
+        spans = [span for span in collector.named("infer") if span.kind == 2]
+        assert [span.parent for span in spans] == [""] * 10
+        assert len({span.trace for span in spans}) == 10
+        for span in spans:
+            phases = [phase.name for phase in collector.inside(span)]
+            assert phases == ["decode", "wait", "infer", "encode", "send"]

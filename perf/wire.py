@@ -66,6 +66,7 @@ CONTENDERS = {
     "grpc": Contender("gRPC and pickle", "grpc", "grpc", peer=True),
     "naive": Contender("naive server and client of our wire", "naive", "naive", peer=True),
     "robowire": Contender("robowire", "robowire", "robowire"),
+    "threads": Contender("robowire, a thread for each client", "robowire_threads", "robowire"),
     "stock": Contender("robowire, asked by the naive client", "robowire", "naive"),
     "unix": Contender("robowire, Unix socket", "robowire_unix", "robowire_unix"),
 }

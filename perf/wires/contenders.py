@@ -165,6 +165,14 @@ def serve_robowire(address: str) -> None:
     _serve_robowire(None)
 
 
+def serve_robowire_threads(address: str) -> None:
+    """Serve over TCP with a thread for each client, as where there is no poller."""
+    from robowire.serving.tcp.poller import Poller
+
+    Poller.available = False
+    _serve_robowire(None)
+
+
 def serve_robowire_unix(address: str) -> None:
     """Serve over TCP and at the path ``address``."""
     _serve_robowire(address)
@@ -332,6 +340,7 @@ SERVERS = {
     "zmq_pickle": serve_zmq_pickle,
     "grpc": serve_grpc,
     "robowire": serve_robowire,
+    "robowire_threads": serve_robowire_threads,
     "robowire_unix": serve_robowire_unix,
 }
 CLIENTS = {

@@ -25,8 +25,8 @@ __all__ = ["PolledHandler"]
 logger = logging.getLogger(__name__)
 
 # A client that sends its next request within this time of the last reply is quick: one in the closed loop of
-# a fast simulator, or of a benchmark. A robot that asks twice a second has a thread that waits for it.
-_QUICK_S = 0.1
+# a simulator, or one of hundreds. A robot that asks once a second has a thread that waits for it.
+_QUICK_S = 0.5
 # So many quick requests in a row, and the connection is lent. One that came back after few requests must be
 # quick for twice as long the next time, up to a bound.
 _QUICK_REQUESTS = 4

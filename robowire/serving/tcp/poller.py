@@ -22,11 +22,8 @@ __all__ = ["Polled", "Poller"]
 
 logger = logging.getLogger(__name__)
 
-# How often it looks for connections that have become slow, and how long a frame that has begun may take.
+# How often it looks for connections that have become slow.
 _LOOK_S = 0.25
-
-# A connection that sent nothing for so long goes back to its thread, which waits at no cost.
-_IDLE_S = 1.0
 
 # Readable, or the other side ended its half.
 _EVENTS = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0)
@@ -52,8 +49,8 @@ class Polled(Protocol):
         """
         ...
 
-    def idle_s(self, now: float) -> tuple[float, bool]:
-        """Return the seconds since something was sent or received, and whether a frame has begun."""
+    def is_slow(self, now: float) -> bool:
+        """Return whether its own thread is to wait for what comes next."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -168,8 +165,7 @@ class Poller:
 
     def _give_back_slow(self, now: float) -> None:
         for connection in list(self._served.values()):
-            seconds, begun = connection.idle_s(now)
-            if not connection.pending and seconds > (_LOOK_S if begun else _IDLE_S):
+            if not connection.pending and connection.is_slow(now):
                 self._give_back(connection)
 
     def _give_back(self, connection: Polled) -> None:

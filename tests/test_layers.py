@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 VALUES = (
     *("errors", "meta", "specs", "registry", "address", "images", "chunking", "version", "interfaces"),
-    *("tracing", "contract", "progress"),
+    *("tracing", "contract", "progress", "lerobot_names"),
 )
 
 # For each folder or module of robowire/: what it may import from the rest of robowire. A folder may always
@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "chunking": (),
     "progress": (),
     "interfaces": ("meta", "specs"),
+    "lerobot_names": ("errors",),
     "contract": ("chunking", "errors", "meta", "specs"),
     "wire": VALUES,
     "transport": ("wire", *VALUES),
@@ -89,7 +90,15 @@ PYTHON_3_8_FILES = (
         "cli/main.py",
         "cli/tracing_flags.py",
     ),
-    *("cli/parser.py", "cli/ping.py", "cli/info.py", "cli/infer.py", "cli/bench.py", "cli/debug.py"),
+    *(
+        "cli/parser.py",
+        "cli/ping.py",
+        "cli/spec_sentences.py",
+        "cli/info.py",
+        "cli/infer.py",
+        "cli/bench.py",
+        "cli/debug.py",
+    ),
     "cli/connection_flags.py",
 )
 PACKAGE = sorted(ROOT.glob("robowire/**/*.py"))

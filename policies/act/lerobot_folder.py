@@ -30,6 +30,7 @@ from policies.act.checkpoint import (
 )
 from policies.act.model import Act, ActSizes
 from robowire.errors import ConfigurationError
+from robowire.lerobot_names import lerobot_names
 
 __all__ = ["load_lerobot"]
 
@@ -140,6 +141,7 @@ def load_lerobot(folder: Path, *, camera_names: tuple[str, ...] | None, nheads: 
             "camera_names": [_camera(name) for name in cameras],
             "image_height": height,
             "image_width": width,
+            **lerobot_names(folder, config, {"state": sizes.state_dim, "action": sizes.action_dim}),
         },
         camera_names,
         sizes,

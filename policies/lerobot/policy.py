@@ -37,6 +37,7 @@ from lerobot.policies.utils import populate_queues
 
 from robowire.errors import ConfigurationError
 from robowire.interfaces import EpisodeSession, PolicyOptions
+from robowire.lerobot_names import lerobot_names
 from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.specs import PolicySpec
@@ -289,11 +290,20 @@ def make_policy(options: PolicyOptions) -> LeRobotPolicy:
             "ctrl_space": extra.ctrl_space,
             "ctrl_type": extra.ctrl_type,
             "control_hz": extra.control_hz,
+            **_declared(folder, config, extra.control_hz),
         },
         seed=extra.seed,
         camera_names=options.camera_names,
         digest=_digest(folder),
     )
+
+
+def _declared(folder: Path, config: PreTrainedConfig, control_hz: float | None) -> dict[str, Any]:
+    """Return the names of state and action and the rate, where the folder says them and no option does."""
+    numbers = {"state": config.input_features.get(_STATE), "action": config.output_features.get(_ACTION)}
+    dims = {kind: None if feature is None else feature.shape[0] for kind, feature in numbers.items()}
+    found = lerobot_names(folder, json.loads((folder / "config.json").read_bytes()), dims)
+    return found if control_hz is None else {**found, "control_hz": control_hz}
 
 
 def _check_files(folder: Path) -> None:

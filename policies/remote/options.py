@@ -55,6 +55,13 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
+def _signs(value: Any) -> tuple[int, ...]:
+    words = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(str(word) in ("1", "-1") for word in words):
+        raise ValueError("1 and -1, with commas between them")
+    return tuple(int(word) for word in words)
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "url": _text,
     "token": _text,
@@ -80,6 +87,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "ctrl_type": _text,
     "control_hz": _number,
     "action_hold": _names,
+    **{f"{kind}_{what}": _names for kind in ("state", "action") for what in ("names", "units")},
+    **{f"{kind}_signs": _signs for kind in ("state", "action")},
     "chunk_size": _count,
     "n_action_steps": _count,
 }

@@ -95,9 +95,9 @@ def make_spec(options: RemoteOptions, announced: Mapping[str, Any], *, policy: s
     """
     told = {name: value for name, value in announced.items() if name in _SPEC_NAMES and value is not None}
     told.pop("temporal_ensemble_coeff", None)  # what comes from there is averaged already
-    for name in ("camera_names", "action_hold"):
-        if name in told:
-            told[name] = tuple(told[name])
+    for name, value in told.items():
+        if isinstance(value, list):
+            told[name] = tuple(value)
     differences = []
     for name, value in options.spec.items():
         said = told.get(name)

@@ -10,10 +10,10 @@ from typing import Any
 
 from robowire.cli.command import Program
 from robowire.cli.parser import setting
+from robowire.cli.spec_sentences import spec_sentences
 from robowire.errors import ConfigurationError, RobowireError
 from robowire.interfaces import PolicyOptions
 from robowire.registry import load_policy
-from robowire.specs import PolicySpec
 
 __all__ = ["InspectFlags", "checkpoint_format", "run"]
 
@@ -89,30 +89,9 @@ def run(flags: InspectFlags, program: Program) -> int:
     if flags.json:
         sys.stdout.write(f"{json.dumps(found)}\n")
         return 0
-    for name, value in _sentences(kind, spec, program.example(*words)):
+    for name, value in [*spec_sentences(spec, kind), ("serve it", program.example(*words))]:
         sys.stdout.write(f"{name:<9}{value}\n")
     return 0
-
-
-def _sentences(kind: str, spec: PolicySpec, command: str) -> list[tuple[str, str]]:
-    cameras = "any" if spec.camera_names is None else ", ".join(spec.camera_names) or "none"
-    height, width = spec.image_height or "any", spec.image_width or "any"
-    state = f"{spec.state_dim or 'any'} numbers" + (f", {spec.state_layout}" if spec.state_layout else "")
-    control = " ".join(word for word in (spec.ctrl_space, spec.ctrl_type) if word) or "not said"
-    lines = [
-        ("format", kind),
-        ("policy", f"{spec.policy}, checkpoint {spec.checkpoint or 'unknown'}"),
-        ("needs", f"cameras {cameras}; uint8 RGB, height {height}, width {width}"),
-        ("", f"state {state}"),
-        ("answers", f"{spec.chunk_size} actions of {spec.action_dim} numbers; control {control}"),
-    ]
-    if spec.n_action_steps:
-        lines.append(("", f"{spec.n_action_steps} of them are executed"))
-    if spec.temporal_ensemble_coeff is not None:
-        lines.append(("", f"averaged over time with coefficient {spec.temporal_ensemble_coeff}"))
-    if spec.dataset_id is not None:
-        lines.append(("data set", spec.dataset_id))
-    return [*lines, ("serve it", command)]
 
 
 def _read(path: Path) -> dict[str, Any]:

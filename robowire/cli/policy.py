@@ -13,6 +13,7 @@ from typing import Any
 
 from robowire.cli.command import Program
 from robowire.cli.dashboard import server_page
+from robowire.cli.inspect_checkpoint import checkpoint_format
 from robowire.cli.record_flags import RecordFlags
 from robowire.cli.serve import connection_words, serve
 from robowire.cli.tracing_flags import TracingFlags
@@ -178,6 +179,14 @@ def _row(name: str, policies: Mapping[str, Entry]) -> Entry:
     return offered.get(name) or Entry(name)
 
 
+def _format_of(folder: str | None) -> str | None:
+    """Return what wrote the folder that is served; ``None`` where it is no folder of a known kind."""
+    try:
+        return None if folder is None else checkpoint_format(Path(folder).expanduser())
+    except ConfigurationError:
+        return None  # of a policy that knows its own files
+
+
 def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> PolicyServer:
     """Return the server of the policy that the flags name.
 
@@ -244,6 +253,7 @@ def make_policy_server(flags: PolicyFlags, policies: Mapping[str, Entry]) -> Pol
         listener=listener,
         device=str(getattr(policy, "device", flags.device)),
         model_name=None if folder is None else Path(folder).resolve().name,
+        checkpoint_format=_format_of(folder),
         frontends=frontends,
     )
     try:

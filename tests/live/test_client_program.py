@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from policies.registry import POLICIES
+from robowire.cli.policy import PolicyFlags, make_policy_server
 from robowire.meta import MetaObs
 from robowire.specs import PolicySpec
 from robowire.testing import ConstantPolicy, running_server
@@ -64,6 +66,20 @@ def test_ping_prints_every_round_trip_and_a_summary(port: str) -> None:
 def test_info_is_for_people_and_info_json_for_programs(port: str) -> None:
     assert re.search(r"^camera_names +top, wrist$", output("info", "--port", port), re.MULTILINE)
     assert json.loads(output("info", "--port", port, "--json"))["camera_names"] == ["top", "wrist"]
+
+
+def test_info_says_what_the_folder_that_is_served_is() -> None:
+    folder = ROOT / "policies" / "act" / "default"
+    flags = PolicyFlags(host="127.0.0.1", port=0, model_name_or_path=str(folder))
+    with make_policy_server(flags, POLICIES) as server:
+        port = str(server.address[1])
+        shown = output("info", "--port", port)
+        assert json.loads(output("info", "--port", port, "--json"))["checkpoint_format"] == "robowire"
+    lines = shown.splitlines()
+    assert lines[0] == "format   robowire"
+    assert "needs    cameras agentview, robot0_eye_in_hand; uint8 RGB, height 96, width 96" in lines
+    assert "answers  16 actions of 7 numbers; control ee delta at 20 Hz" in lines
+    assert any(line.strip().startswith("joint_pos_1 [rad], joint_pos_2 [rad]") for line in lines)
 
 
 def test_a_reader_that_has_enough_ends_the_program_without_a_word(port: str) -> None:

@@ -15,18 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision_operators import define_operators
 
-# torchvision asks for these operators of its own library, which does not load beside a torch for CPUs.
-if torch.version.cuda is None:
-    operators = torch.library.Library("torchvision", "DEF")
-    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+operators = define_operators()
 
-from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.policies.act.configuration_act import ACTConfig
-from lerobot.policies.act.modeling_act import ACTPolicy
-from lerobot.policies.act.processor_act import make_act_pre_post_processors
-from safetensors.torch import load_file, save_file
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature  # noqa: E402
+from lerobot.policies.act.configuration_act import ACTConfig  # noqa: E402
+from lerobot.policies.act.modeling_act import ACTPolicy  # noqa: E402
+from lerobot.policies.act.processor_act import make_act_pre_post_processors  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 folder, inputs, actions, era, settings = sys.argv[1:]
 folder, settings = Path(folder), json.loads(settings)

@@ -17,12 +17,9 @@ plugins, output, *flags = sys.argv[1:]
 sys.path[:0] = plugins.split(os.pathsep)
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp(), SDL_VIDEODRIVER="dummy")
 
-import torch  # noqa: E402
+from torchvision_operators import define_operators  # noqa: E402
 
-# torchvision asks for these operators of its own library, which does not load beside a torch for CPUs.
-operators = torch.library.Library("torchvision", "DEF")
-operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+operators = define_operators()
 
 from lerobot.scripts.lerobot_eval import main  # noqa: E402
 

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision_operators import define_operators
 
-if torch.version.cuda is None:
-    operators = torch.library.Library("torchvision", "DEF")
-    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+operators = define_operators()
 
-from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+from lerobot.configs.types import FeatureType, PolicyFeature  # noqa: E402
+from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors  # noqa: E402
 
 kind, folder, inputs, actions = sys.argv[1:]
 folder = Path(folder)

@@ -171,7 +171,11 @@ def test_it_answers_with_its_own_statistics_and_all_its_decoder_layers(either: P
         ("pre_norm", "yes", "pre_norm is 'yes', expected true or false"),
         ("feedforward_activation", "glu", "activation is 'glu', expected one of gelu, relu"),
         ("vision_backbone", "resnet34", "does not fit ACT: model.backbone.layer1.2.conv1.weight is missing"),
-        ("vision_backbone", "resnext50_32x4d", "backbone is 'resnext50_32x4d', expected one of resnet101, "),
+        (
+            "vision_backbone",
+            "resnext50_32x4d",
+            "backbone is 'resnext50_32x4d', expected one of ",
+        ),
         (
             "replace_final_stride_with_dilation",
             True,
@@ -254,3 +258,41 @@ def test_the_file_of_statistics_lies_in_the_folder(folder: Path) -> None:
     file = folder / "policy_preprocessor.json"
     edit(file, lambda content: content["steps"][3].update(state_file="../normalizer_processor.st"))
     assert "names no file of statistics (state_file) for normalizer_processor" in refusal(folder)
+
+
+# names of joints: config.json, else a copy of the data set's info.json
+
+NAMES = {"motors": ["left_waist", "left_elbow", "left_gripper"]}
+
+
+def spec_of(folder: Path) -> Any:
+    return make_policy(PolicyOptions(model_name_or_path=str(folder), device="cpu")).spec
+
+
+def test_names_of_the_data_set_become_the_policys(folder: Path) -> None:
+    assert (spec_of(folder).state_names, spec_of(folder).control_hz) == (None, None)
+    (folder / "meta").mkdir()
+    features = {"observation.state": {"names": NAMES}, "action": {"names": ["left_waist", "left_gripper"]}}
+    (folder / "meta" / "info.json").write_text(json.dumps({"fps": 50, "features": features}))
+    spec = spec_of(folder)
+    assert spec.state_names == ("left_waist", "left_elbow", "left_gripper")
+    assert (spec.action_names, spec.control_hz) == (("left_waist", "left_gripper"), 50)
+
+    edit(
+        folder / "config.json",
+        lambda config: config["output_features"]["action"].update(names=["left_elbow", "left_waist"]),
+    )
+    assert spec_of(folder).action_names == ("left_elbow", "left_waist")
+
+
+def test_names_of_another_data_set_are_refused(folder: Path) -> None:
+    (folder / "info.json").write_text(json.dumps({"features": {"action": {"names": ["a", "b", "c"]}}}))
+    with pytest.raises(ConfigurationError) as raised:
+        spec_of(folder)
+    assert str(raised.value) == (
+        f"{folder / 'info.json'} has 3 names for action, but the policy has 2 numbers: it belongs to another "
+        "data set"
+    )
+    (folder / "info.json").write_text(json.dumps({"features": {"action": {"names": ["a", "a"]}}}))
+    with pytest.raises(ConfigurationError, match=r"has a name of action twice: a, a$"):
+        spec_of(folder)

@@ -54,6 +54,7 @@ class PolicyServer(Runner[PolicyService]):
         listener: Listening socket to use, from :func:`robowire.serving.tcp.listen`; by default one is opened.
         device: Device the policy runs on, for ``get_info``.
         model_name: Name of its checkpoint, not its path, for ``get_info``; ``None`` where it has none.
+        checkpoint_format: What wrote it, in words, for ``get_info``; ``None`` where nobody can say.
         frontends: Functions that make a further frontend of the service.
 
     Raises:
@@ -68,6 +69,7 @@ class PolicyServer(Runner[PolicyService]):
         listener: socket.socket | None = None,
         device: str = "cpu",
         model_name: str | None = None,
+        checkpoint_format: str | None = None,
         frontends: Sequence[Callable[[PolicyService], Frontend]] = (),
     ) -> None:
         # First: a port in use must be found before anything takes time.
@@ -81,6 +83,7 @@ class PolicyServer(Runner[PolicyService]):
                 token=options.token,
                 device=device,
                 model_name=model_name,
+                checkpoint_format=checkpoint_format,
                 max_payload=options.max_payload,
             )
             codec = PolicyCodec(

@@ -84,6 +84,7 @@ class PolicyService(Service[PolicySession]):
         token: Token that clients must send; ``None`` for none.
         device: Device the policy runs on, for ``get_info``.
         model_name: Name of its checkpoint, not its path, for ``get_info``; ``None`` where it has none.
+        checkpoint_format: What wrote it, in words, for ``get_info``; ``None`` where nobody can say.
         max_payload: Largest request that the native wire accepts, in bytes, for ``get_info``.
 
     Attributes:
@@ -104,6 +105,7 @@ class PolicyService(Service[PolicySession]):
         metrics: Metrics | None = None,
         device: str = "cpu",
         model_name: str | None = None,
+        checkpoint_format: str | None = None,
         max_payload: int = DEFAULT_MAX_PAYLOAD,
     ) -> None:
         super().__init__(token=token, metrics=metrics)
@@ -111,6 +113,7 @@ class PolicyService(Service[PolicySession]):
         self.policy = policy
         self._device = device
         self._model_name = model_name
+        self._checkpoint_format = checkpoint_format
         self._max_payload = max_payload
         # The policy has been loaded, here or in a process of its own.
         self._versions = (
@@ -277,6 +280,8 @@ class PolicyService(Service[PolicySession]):
             # Only where there are several.
             **({"replicas": self.policy.describe()} if isinstance(self.policy, ReplicatedPolicy) else {}),
             "model_name": self._model_name,
+            # Only where it is known.
+            **({} if self._checkpoint_format is None else {"checkpoint_format": self._checkpoint_format}),
             "max_payload": self._max_payload,
             "image_encodings": list(IMAGE_KINDS) if has_pillow() else [],
             "conventions": _CONVENTIONS,

@@ -53,7 +53,8 @@ class MetaObs(_Record):
         raw_lang: The instruction, in words.
         timestep: Step of the episode, from 0; int array (B, 1) in a batch. -1 means the client does not say.
         prefix: For real-time chunking: the actions that will be executed from this observation on, float
-            (n, action_dim), as the policy answers them. Only the first ``delay`` count.
+            (n, action_dim), as the policy answers them. Only the first ``delay`` count; where ``get_info``
+            says ``rtc: "guided"``, those behind them too, up to the first that is not finite.
         prefix_raw: The same in the model's own space, normalised, where the client has it; it wins.
         delay: How many actions will have been executed when the reply arrives, at most n; int array (B, 1)
             in a batch. Counted in actions, never in seconds.

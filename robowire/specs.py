@@ -168,7 +168,8 @@ class PolicySpec(Embodiment):
             (:class:`robowire.chunking.TemporalEnsembler`), and the server does so. ``None`` for a policy
             whose chunks are executed as they are.
         rtc: Real-time chunking: ``"trained"`` where the policy continues the ``prefix`` of an observation,
-            as it learned to; ``"none"`` where it takes none.
+            as it learned to; ``"guided"`` where its sampling is guided towards the prefix, also behind
+            ``delay``; ``"none"`` where it takes none.
         rtc_max_delay_steps: Largest ``delay`` that it takes; 0 with ``"none"``.
     """
 

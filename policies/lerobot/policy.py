@@ -8,16 +8,18 @@ episode seed and timestep, so that an answer depends on nothing else. One that l
 has sessions. LeRobot takes those of the last control steps; here a client may ask once for several steps, so
 an earlier observation counts only where its timestep is the one before, and is else repeated, as LeRobot does
 at the beginning of an episode.
+
+One with LeRobot's real-time chunking (``lerobot.policies.rtc``, after arXiv 2506.07339) is guided towards the
+prefix of an observation: fully for the first ``delay`` actions, less and less up to the execution horizon.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ if torch.version.cuda is None:  # before lerobot is imported
     _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.configs.types import FeatureType
+from lerobot.configs.types import FeatureType, RTCAttentionSchedule
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.utils import populate_queues
 
 from robowire.errors import ConfigurationError
@@ -44,14 +47,18 @@ from robowire.specs import PolicySpec
 
 __all__ = ["LeRobotOptions", "LeRobotPolicy", "LeRobotSessionPolicy", "make_policy"]
 
-logger = logging.getLogger(__name__)
-
 _STATE, _ACTION, _IMAGES, _IMAGE = "observation.state", "action", "observation.images", "observation.image"
 _PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 _WEIGHTS = "model.safetensors"
+# Features that lerobot adds for cameras which a robot does not have; it fills them itself.
+_EMPTY_CAMERA = "observation.images.empty_camera_"
+
+_TOKENIZER = "tokenizer_processor"
 
 # These draw no noise. All others work on one row at a time.
 _DETERMINISTIC = ("act",)
+# These have lerobot's real-time chunking. pi0_fast has its settings too, but no sampling that they guide.
+_GUIDED = ("smolvla", "pi0", "pi05")
 
 Features = Mapping[str, Any]
 
@@ -65,12 +72,24 @@ class LeRobotOptions:
         ctrl_space: ``"ee"`` or ``"joint"``, what the actions are: a folder of LeRobot does not say.
         ctrl_type: ``"absolute"``, ``"relative"`` or ``"delta"``, likewise.
         control_hz: Actions per second, likewise.
+        vlm_model_name: Folder, or name on the hub, of the vision-language model and tokenizer, in place of
+            the one that the policy's folder names.
+        rtc_execution_horizon: Steps over which real-time chunking guides towards the chunk before; 0 for no
+            real-time chunking. This one and the next two are by default what the folder says, or lerobot's
+            own default.
+        rtc_max_guidance_weight: How strongly, at most.
+        rtc_prefix_attention_schedule: How the weights decrease from ``delay`` to the horizon: ``"linear"``,
+            ``"exp"``, ``"ones"`` (not at all) or ``"zeros"`` (at once).
     """
 
     seed: int = 0
     ctrl_space: str | None = None
     ctrl_type: str | None = None
     control_hz: float | None = None
+    vlm_model_name: str | None = None
+    rtc_execution_horizon: int | None = None
+    rtc_max_guidance_weight: float | None = None
+    rtc_prefix_attention_schedule: str | None = None
 
 
 class LeRobotPolicy:
@@ -101,7 +120,11 @@ class LeRobotPolicy:
         self._policy, self._preprocess, self._postprocess = policy, preprocess, postprocess
         self._seed = seed
         self.device = str(config.device)
-        inputs = dict(config.input_features)
+        inputs = {
+            name: feature
+            for name, feature in config.input_features.items()
+            if not name.startswith(_EMPTY_CAMERA)
+        }
         self._cameras = [name for name, feature in inputs.items() if feature.type is FeatureType.VISUAL]
         self._has_state = _STATE in inputs
         self._draws = config.type not in _DETERMINISTIC
@@ -119,6 +142,7 @@ class LeRobotPolicy:
             image=np.zeros((len(self._cameras), 3, height or 224, width or 224), np.uint8),
             raw_lang="do it",
         )
+        self._guided = config.type in _GUIDED and config.rtc_config is not None
         # Not every configuration says how long a chunk is.
         chunk_size, found_dim = self.infer([blank]).shape[1:]
         if found_dim != action_dim:
@@ -136,6 +160,12 @@ class LeRobotPolicy:
             chunk_size=chunk_size,
             n_action_steps=steps if isinstance(steps, int) and 1 <= steps <= chunk_size else None,
             checkpoint=digest,
+            # The server averages, for each session, where lerobot does it in the policy's select_action.
+            temporal_ensemble_coeff=getattr(config, "temporal_ensemble_coeff", None),
+            rtc="guided" if self._guided else "none",
+            rtc_max_delay_steps=0
+            if not self._guided
+            else min(config.rtc_config.execution_horizon, chunk_size),
             **body,
         )
 
@@ -146,7 +176,11 @@ class LeRobotPolicy:
         return self.predict([self.features(observations)], observations[0])
 
     def features(self, observations: Sequence[MetaObs]) -> Features:
-        """Return the preprocessed features of a batch."""
+        """Return the preprocessed features of a batch.
+
+        ``action`` is there where the policy is guided by the prefix of the one observation: (1, n,
+        action_dim), in the model's own space.
+        """
         batch: dict[str, Any] = {"task": [observation.raw_lang for observation in observations]}
         if self._has_state:
             states = np.stack([np.asarray(observation.state, np.float32) for observation in observations])
@@ -155,8 +189,15 @@ class LeRobotPolicy:
             images = torch.from_numpy(np.stack([np.asarray(o.image) for o in observations]))
             for index, name in enumerate(self._cameras):
                 batch[name] = images[:, index].to(torch.float32) / 255
+        left_over = self._left_over(observations[0])
+        if left_over is not None and observations[0].prefix_raw is None:
+            batch[_ACTION] = left_over[None]
+        found = dict(self._preprocess(batch))
         # The pipeline adds an action of None, as a batch of demonstrations has one.
-        return {name: value for name, value in self._preprocess(batch).items() if name != _ACTION}
+        given = found.pop(_ACTION, None)
+        if left_over is not None:
+            found[_ACTION] = left_over[None] if given is None else self._model_space(given)
+        return found
 
     @torch.no_grad()
     def predict(self, steps: Sequence[Features], latest: MetaObs) -> np.ndarray:
@@ -168,12 +209,16 @@ class LeRobotPolicy:
         """
         torch.manual_seed(self._noise_seed(latest))
         batch = dict(steps[-1])
+        left_over = batch.pop(_ACTION, None)
         if self._queue_keys:
             self._policy.reset()
             for step in steps:
                 batch = {**step, **self._combined(step)}
                 self._policy._queues = populate_queues(self._policy._queues, batch)
-        chunk = self._policy.predict_action_chunk(batch)
+        guidance = {}
+        if left_over is not None:
+            guidance = {"inference_delay": int(latest.delay), "prev_chunk_left_over": left_over}
+        chunk = self._policy.predict_action_chunk(batch, **guidance)
         if self._policy.config.type == "tdmpc":  # (chunk, B, action_dim), unlike the others
             chunk = chunk.transpose(0, 1)
         if self._repeats > 1:  # TD-MPC then executes its first action several times
@@ -192,6 +237,26 @@ class LeRobotPolicy:
         if _IMAGE in self._queue_keys and self._cameras:
             combined[_IMAGE] = step[self._cameras[0]]
         return combined
+
+    def _left_over(self, observation: MetaObs) -> torch.Tensor | None:
+        """Return the actions that guide the chunk, (n, action_dim), as they were sent; ``None`` without any.
+
+        Those behind ``delay`` count too, up to the first that is not finite.
+        """
+        given = observation.prefix if observation.prefix_raw is None else observation.prefix_raw
+        if not self._guided or given is None or observation.delay is None:
+            return None
+        rows = np.array(given[: self._policy.config.chunk_size], np.float32)
+        finite = np.isfinite(rows).all(axis=1)
+        count = len(rows) if finite.all() else int(finite.argmin())
+        return torch.from_numpy(rows[:count]).to(self.device) if count else None
+
+    def _model_space(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return normalised actions as the network has them."""
+        if getattr(self._policy.config, "adapt_to_pi_aloha", False):
+            changed: torch.Tensor = self._policy._pi_aloha_encode_actions_inv(actions.clone())
+            return changed
+        return actions
 
     def _noise_seed(self, latest: MetaObs) -> int:
         episode = getattr(latest, "episode_seed", None)
@@ -259,27 +324,25 @@ def make_policy(options: PolicyOptions) -> LeRobotPolicy:
         if hasattr(config, "pretrained_backbone_weights"):
             config.pretrained_backbone_weights = None  # its weights are in the folder: nothing is downloaded
         _check_config(folder, config)
+        overrides = {"device_processor": {"device": config.device}, **_choose_vlm(folder, config, extra)}
+        _choose_rtc(config, extra)
         policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
         preprocess, postprocess = make_pre_post_processors(
             config,
             pretrained_path=str(folder),
-            preprocessor_overrides={"device_processor": {"device": config.device}},
+            preprocessor_overrides=overrides,
         )
     except ConfigurationError:
         raise
     except Exception as exc:  # draccus, torch, safetensors and hubs raise whatever they like
         raise ConfigurationError(f"lerobot cannot load {folder}: {type(exc).__name__}: {exc}"[:800]) from exc
-    cameras = sum(feature.type is FeatureType.VISUAL for feature in config.input_features.values())
+    cameras = sum(
+        feature.type is FeatureType.VISUAL and not name.startswith(_EMPTY_CAMERA)
+        for name, feature in config.input_features.items()
+    )
     if options.camera_names is not None and len(options.camera_names) != cameras:
         raise ConfigurationError(
             f"camera_names has {len(options.camera_names)} entries, but {folder} was trained with {cameras}"
-        )
-    if getattr(config, "temporal_ensemble_coeff", None) is not None:
-        logger.warning(
-            "%s was trained for temporal ensembling with coefficient %s: a server does that with "
-            "--temporal_agg, and coefficient 0.01",
-            folder,
-            config.temporal_ensemble_coeff,
         )
     kind = LeRobotSessionPolicy if (getattr(config, "n_obs_steps", 1) or 1) > 1 else LeRobotPolicy
     return kind(
@@ -340,6 +403,51 @@ def _check_config(folder: Path, config: Any) -> None:
                 raise ConfigurationError(f"{where}: {name} has shape {feature.shape}, expected (3, H, W)")
         elif name != _STATE:
             raise ConfigurationError(f"{where} needs {name!r}, which no observation here holds")
+
+
+def _choose_vlm(folder: Path, config: Any, extra: LeRobotOptions) -> dict[str, dict[str, Any]]:
+    """Write the chosen vision-language model into ``config``; return overrides of the preprocessor."""
+    if extra.vlm_model_name is None:
+        return {}
+    names = [name for name in ("vlm_model_name", "tokenizer_name") if hasattr(config, name)]
+    steps = json.loads((folder / _PROCESSORS[0]).read_text())["steps"]
+    tokenizes = any(step.get("registry_name") == _TOKENIZER for step in steps)
+    if not names and not tokenizes:
+        raise ConfigurationError(f"vlm_model_name is given, but {config.type} in {folder} has no such model")
+    for name in names:
+        setattr(config, name, extra.vlm_model_name)
+    return {_TOKENIZER: {"tokenizer_name": extra.vlm_model_name}} if tokenizes else {}
+
+
+def _choose_rtc(config: Any, extra: LeRobotOptions) -> None:
+    """Switch lerobot's real-time chunking on where the policy has it: without a prefix it changes nothing."""
+    chosen = {
+        name: getattr(extra, f"rtc_{name}")
+        for name in ("execution_horizon", "max_guidance_weight", "prefix_attention_schedule")
+        if getattr(extra, f"rtc_{name}") is not None
+    }
+    if config.type not in _GUIDED:
+        if chosen:
+            raise ConfigurationError(
+                f"{config.type} of lerobot has no real-time chunking: {', '.join(chosen)}"
+            )
+        return
+    horizon = chosen.get("execution_horizon")
+    if horizon == 0:
+        config.rtc_config = None
+        return
+    if horizon is not None and not (isinstance(horizon, int) and horizon > 0):
+        raise ConfigurationError(f"rtc_execution_horizon is {horizon!r}, expected 0 or more steps")
+    schedule = chosen.get("prefix_attention_schedule")
+    if schedule is not None:
+        known = [item.value.lower() for item in RTCAttentionSchedule]
+        if schedule not in known:
+            raise ConfigurationError(
+                f"rtc_prefix_attention_schedule is {schedule!r}, expected one of {', '.join(known)}"
+            )
+        chosen["prefix_attention_schedule"] = RTCAttentionSchedule(schedule.upper())
+    found = RTCConfig() if config.rtc_config is None else config.rtc_config
+    config.rtc_config = replace(found, enabled=True, **chosen)
 
 
 def _device(name: str) -> str:

@@ -28,7 +28,7 @@ __all__ = [
 
 _CLOCKS = ("real", "virtual")
 _ON_EMPTY_QUEUE = ("hold", "zero", "wait")
-_RTC = ("none", "trained")
+_RTC = ("none", "trained", "guided")
 # A typing error must not delete results.
 _DELETES = setting(suggested=False)
 
@@ -161,8 +161,9 @@ class EvaluateFlags(DashboardFlags, RunFlags):
         aggregate_fn_name: Aggregation of overlapping chunks in the async mode: average, conservative,
             latest_only, weighted_average (default), or module:function.
         on_empty_queue: Action while the queue is empty in the async mode (hold).
-        rtc: Real-time chunking in the async mode: none (default), or trained, for a policy that learned to
-            continue the actions that are executed before its reply.
+        rtc: Real-time chunking in the async mode: none (default), trained, for a policy that learned to
+            continue the actions that are executed before its reply, or guided, for one of LeRobot whose
+            sampling is guided by them.
         delay_error: Steps added to each delay that real-time chunking sends, as if it was counted wrongly.
         max_action_age_s: Actions whose observation is older are not executed in the async mode.
         on_stale_action: What is executed instead of them: as_empty (default: what on_empty_queue says), hold,
@@ -214,7 +215,7 @@ class SweepFlags(RunFlags):
         actions_per_chunk: Actions used of each chunk, numbers or all.
         fps: Control steps a second; default: the simulator's control_hz.
         on_empty_queue: Action while the queue is empty.
-        rtc: Real-time chunking: none, trained, or both with a comma.
+        rtc: Real-time chunking: none, trained or guided, or several with commas.
         delay_error: Steps added to each delay that real-time chunking sends, such as 1,-1: further points, of
             a delay that is counted wrongly.
         output_dir: Folder for the results; one that holds a part of them is completed.

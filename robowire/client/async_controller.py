@@ -61,7 +61,6 @@ from robowire.registry import nearest
 from robowire.specs import HOLDS
 
 __all__ = [
-    "NO_RTC",
     "ON_EMPTY_QUEUE",
     "ON_STALE_ACTION",
     "RTC",
@@ -71,16 +70,18 @@ __all__ = [
     "ChunkRequest",
     "Delivery",
     "require_declared_hold",
+    "require_rtc",
 ]
 
 ON_EMPTY_QUEUE = ("hold", "zero", "wait")
 
-RTC = ("none", "trained")
+RTC = ("none", "trained", "guided")
 
 NO_RTC = (
-    "rtc is 'trained', but the policy has no real-time chunking (get_info says rtc 'none'): "
+    "rtc is {!r}, but the policy has no real-time chunking (get_info says rtc 'none'): "
     "serve one that was trained with --rtc_max_delay_steps, or leave rtc out"
 )
+OTHER_RTC = "rtc is {!r}, but the policy's is {!r}, as get_info says: choose that"
 # What is done in the place of an action that is too old; "as_empty" is what ``on_empty_queue`` says.
 ON_STALE_ACTION = ("as_empty", *ON_EMPTY_QUEUE)
 
@@ -119,7 +120,8 @@ class AsyncOptions:
             averaged. ``None`` where nothing is declared; :class:`robowire.AsyncPolicyClient` then takes what
             the policy declares.
         rtc: Real-time chunking. ``"trained"`` sends with each observation the actions that will be executed
-            before the reply, to a policy that was trained to continue them; ``"none"`` does not.
+            before the reply, to a policy that was trained to continue them; ``"guided"`` sends these and the
+            ones behind them, to a policy whose sampling is guided by them; ``"none"`` sends none.
         rtc_max_delay_steps: Most actions of a prefix that the policy takes, as its server's info says;
             :class:`robowire.AsyncPolicyClient` asks for it. A longer delay is sent as this one.
         rtc_delay_error: For experiments: added to each delay that is sent, as if it was counted wrongly.
@@ -423,18 +425,20 @@ class AsyncController:
         """Return the observation to send for a request: a copy that shares its arrays.
 
         ``timestep`` is the step, and with real-time chunking ``prefix`` and ``delay`` are set. All prefixes
-        have ``rtc_max_delay_steps`` rows, those behind the queue's end zero, so that packed requests have one
-        layout.
+        have ``rtc_max_delay_steps`` rows, so that packed requests have one layout. Those behind the queue's
+        end are zero, or NaN for a policy that is guided by the rows behind ``delay`` too.
         """
         options = self.options
-        delay = 0
+        delay, count, guided = 0, 0, options.rtc == "guided"
         if options.rtc != "none" and request.prefix is not None and request.delay is not None:
             most = min(len(request.prefix), options.rtc_max_delay_steps)
             delay = min(max(request.delay + options.rtc_delay_error, 0), most)
-        if not delay:
+            count = most if guided else delay
+        if not count:
             return replace(observation, timestep=request.step)
         assert request.prefix is not None
-        prefix = np.zeros((options.rtc_max_delay_steps, request.prefix.shape[1]), request.prefix.dtype)
+        shape = (options.rtc_max_delay_steps, request.prefix.shape[1])
+        prefix = np.full(shape, np.nan if guided else 0, request.prefix.dtype)
         prefix[:most] = request.prefix[:most]
         return replace(observation, timestep=request.step, prefix=prefix, delay=delay)
 
@@ -628,3 +632,15 @@ def _zeros(options: AsyncOptions, on_empty: str) -> tuple[int, ...] | slice | No
     if hold is None:
         return None
     return tuple(index for index, entry in enumerate(hold) if entry == "zero")
+
+
+def require_rtc(chosen: str, policy: str) -> None:
+    """Accept a policy that has the chosen real-time chunking.
+
+    Raises:
+        ConfigurationError: It has none, or another kind.
+    """
+    if chosen not in ("none", policy):
+        raise ConfigurationError(
+            NO_RTC.format(chosen) if policy == "none" else OTHER_RTC.format(chosen, policy)
+        )

@@ -29,17 +29,16 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.client.async_controller import (
-    NO_RTC,
     AsyncController,
     AsyncOptions,
     AsyncStatistics,
     ChunkRequest,
     require_declared_hold,
+    require_rtc,
 )
 from robowire.client.bridged_policy_client import BridgedPolicyClient
 from robowire.client.policy_client import PolicyClient
 from robowire.errors import (
-    ConfigurationError,
     LocalProtocolError,
     Overloaded,
     RequestTimeout,
@@ -210,7 +209,7 @@ class AsyncPolicyClient:
             TransportError: The server cannot be reached: that it is there at the start is expected.
             RequestError: It refuses the session, or policy and body do not fit (``SpecMismatch``).
             ConfigurationError: ``on_empty_queue`` is ``"hold"``, but neither ``options`` nor the policy says
-                what stands still; or ``rtc`` is ``"trained"``, and the policy has no real-time chunking.
+                what stands still; or ``rtc`` is not ``"none"``, and the policy has none such.
         """
         if self._process != os.getpid():  # the lock and the thread are those of another process
             self._process, self._thread, self._changed = os.getpid(), None, threading.Condition()
@@ -367,8 +366,7 @@ class AsyncPolicyClient:
                 chunking.
         """
         given = self._options
-        if given.rtc != "none" and not policy.rtc_max_delay_steps:
-            raise ConfigurationError(NO_RTC)
+        require_rtc(given.rtc, policy.rtc)
         options = replace(
             given,
             action_hold=given.action_hold or policy.action_hold or declared_hold(policy),

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # What a call of an actor may take in addition to the inference: queues of Ray, and a start of the process.
 _MARGIN_S = 30.0
+# Between two questions after an actor's process: usually, and while the process is being started again.
+_LOOK_S, _LOOK_SOON_S = 1.0, 0.1
 
 
 def join_cluster(address: str | None) -> None:
@@ -86,21 +89,34 @@ class ActorPolicy:
         self._reserved = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self._changed = threading.Condition()  # guards what follows
         self._actor: Any = None
+        self._placing: Any = None  # one that loads the policy
         self._closing = False
         self._failure = ""
         self._ends = Restarts()
         self._since = time.monotonic()
-        self.restarts = 0
-        self.pid = 0
+        self._state = _ProcessState(0, 0, ready=False)
+        self._restarts_before = 0  # those of earlier actors and their processes
         try:
             self._actor, self.reported = self._place()
         except RobowireError as exc:
             raise ConfigurationError(str(exc)) from exc
+        self._keeper = threading.Thread(target=self._keep, name=f"keeper of {label}", daemon=True)
+        self._keeper.start()
 
     @property
     def ready(self) -> bool:
-        """Whether its actor is placed and has loaded the policy."""
-        return self._actor is not None
+        """Whether its actor is placed, and the process there answered when it was last asked."""
+        return self._actor is not None and self._state.ready
+
+    @property
+    def pid(self) -> int:
+        """Number of the process on its machine, at most a second old; 0 while there is none."""
+        return self._state.pid if self._actor is not None else 0
+
+    @property
+    def restarts(self) -> int:
+        """Number of processes that took the place of another, and of actors that did."""
+        return self._restarts_before + self._state.restarts
 
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
         """Return the next actions for each observation; waits while an actor is placed.
@@ -129,34 +145,50 @@ class ActorPolicy:
         if isinstance(answer, np.ndarray):
             return answer if answer.flags.writeable else answer.copy()
         error_type, message, ended = answer
-        raise PolicyProcessEnded(message) if ended else error_of(error_type, message)
+        if not ended:
+            raise error_of(error_type, message)
+        with self._changed:
+            if actor is self._actor:  # others answer meanwhile
+                self._state = _ProcessState(0, self._state.restarts, ready=False)
+                self._changed.notify_all()
+        raise PolicyProcessEnded(message)
 
     def close(self) -> None:
         """End the actor and its process. May be called twice."""
         with self._changed:
             self._closing = True
-            actor, self._actor = self._actor, None
+            actors, self._actor, self._placing = (self._actor, self._placing), None, None
             self._changed.notify_all()
-        if actor is not None and ray.is_initialized():
-            ray.kill(actor)  # its process ends with it
+        for actor in actors:
+            if actor is not None and ray.is_initialized():
+                ray.kill(actor)  # its process ends with it
+        # A call of Ray after the cluster was left would start another one.
+        self._keeper.join(_MARGIN_S)
 
     def _place(self) -> tuple[Any, ReportedPolicy]:
         actor: Any = (
             ray.remote(_PolicyActor)
-            .options(**self._reserved, max_concurrency=2)
+            .options(**self._reserved, max_concurrency=4)  # its state is asked for during an inference
             .remote(self._source, self._options, self._label)
         )
+        with self._changed:
+            self._placing = actor
+            if self._closing:
+                ray.kill(actor)
         try:
             found = ray.get(actor.load.remote(), timeout=self._options.policy_start_timeout_s + _MARGIN_S)
         except ray.exceptions.RayError as exc:
-            ray.kill(actor)
+            if not self._closing:
+                ray.kill(actor)
             raise ConfigurationError(
                 f"Ray cannot place {self._label}: {printable(str(exc).partition(chr(10))[0], 300)}"
             ) from exc
         if isinstance(found, str):
             ray.kill(actor)
             raise ConfigurationError(found)
-        reported, self.pid = found
+        with self._changed:
+            self._placing = None
+        reported, self._state = found
         self._since = time.monotonic()
         return actor, reported
 
@@ -164,9 +196,35 @@ class ActorPolicy:
         with self._changed:
             if self._closing or actor is not self._actor:
                 return
-            self._actor, self.pid = None, 0
+            self._actor = None
+            self._restarts_before += self._state.restarts
+            self._state = _ProcessState(0, 0, ready=False)
+            self._changed.notify_all()
         logger.warning("%s: %s; another one is placed", self._label, why)
-        threading.Thread(target=self._replace, name=f"placement of {self._label}", daemon=True).start()
+
+    def _keep(self) -> None:
+        """Until the end, ask the actor for the state of its process, and replace one that is lost."""
+        while True:
+            with self._changed:
+                if self._actor is not None and not self._closing:
+                    self._changed.wait(_LOOK_S if self._state.ready else _LOOK_SOON_S)
+                if self._closing:
+                    return
+                actor = self._actor
+            if actor is None:
+                self._replace()
+                continue
+            try:
+                found = ray.get(actor.state.remote(), timeout=_MARGIN_S)
+            except ray.exceptions.RayActorError as exc:
+                reason = printable(str(exc).partition("\n")[0], 200)
+                self._lost(actor, f"the actor of the policy was lost: {reason}")
+            except ray.exceptions.RayError as exc:  # an inference finds out whether it is lost
+                logger.debug("%s: its actor did not say how its process is: %s", self._label, exc)
+            else:
+                with self._changed:
+                    if actor is self._actor:
+                        self._state = found
 
     def _replace(self) -> None:
         lived_s = time.monotonic() - self._since
@@ -189,11 +247,26 @@ class ActorPolicy:
                 continue
             with self._changed:
                 self._actor = None if self._closing else actor
-                self.restarts += 1
+                self._restarts_before += 1
                 self._changed.notify_all()
             if self._closing:
                 ray.kill(actor)
             return
+
+
+@dataclass(frozen=True)
+class _ProcessState:
+    """What an actor says of the process it runs.
+
+    Attributes:
+        pid: Its number; 0 while there is none.
+        restarts: Number of processes that took the place of another in this actor.
+        ready: Whether it is loaded and runs.
+    """
+
+    pid: int
+    restarts: int
+    ready: bool
 
 
 class _PolicyActor:
@@ -203,13 +276,18 @@ class _PolicyActor:
         self._source, self._options, self._label = source, options, label
         self._policy: ProcessPolicy | None = None
 
-    def load(self) -> tuple[ReportedPolicy, int] | str:
+    def load(self) -> tuple[ReportedPolicy, _ProcessState] | str:
         """Return what the policy reports, and its process; or why it cannot be loaded."""
         try:
             self._policy = ProcessPolicy(self._source, self._options, label=self._label)
         except ConfigurationError as exc:
             return str(exc)
-        return self._policy.reported, self._policy.pid
+        return self._policy.reported, self.state()
+
+    def state(self) -> _ProcessState:
+        """Return how its process is."""
+        assert self._policy is not None, "load comes first"
+        return _ProcessState(self._policy.pid, self._policy.restarts, ready=self._policy.ready)
 
     def infer(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray | tuple[str, str, bool]:
         """Return the actions, or an error's type and message, and whether the process ended."""

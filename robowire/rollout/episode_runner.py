@@ -197,6 +197,7 @@ class EpisodeRunner:
             self.asynchronous = options.asynchronous.at(
                 self.simulator_spec.control_hz,
                 action_hold=_hold(self.simulator_spec, wanted),
+                rtc=wanted.rtc,
                 rtc_max_delay_steps=wanted.rtc_max_delay_steps,
             )
             require_declared_hold(self.asynchronous.rules)

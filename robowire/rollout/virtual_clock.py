@@ -23,10 +23,10 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.client.async_controller import (
-    NO_RTC,
     AsyncController,
     AsyncOptions,
     AsyncStatistics,
+    require_rtc,
 )
 from robowire.errors import ConfigurationError
 from robowire.meta import MetaAction, MetaObs
@@ -120,6 +120,7 @@ class AsyncClock:
         control_hz: float | None,
         *,
         action_hold: tuple[str, ...] | None = None,
+        rtc: str = "none",
         rtc_max_delay_steps: int = 0,
     ) -> Clock:
         """Return the same for a simulator with this rate, which counts where no ``fps`` was chosen.
@@ -127,13 +128,13 @@ class AsyncClock:
         Args:
             control_hz: Rate of the simulator.
             action_hold: What stands still while the queue is empty, where the rules do not say.
-            rtc_max_delay_steps: Most actions of a prefix that the policy takes.
+            rtc: Real-time chunking of the policy.
+            rtc_max_delay_steps: Most actions of a prefix that it takes.
 
         Raises:
-            ConfigurationError: Neither rate is known, or the policy has no real-time chunking.
+            ConfigurationError: Neither rate is known, or the policy has no such real-time chunking.
         """
-        if self.rules.rtc != "none" and not rtc_max_delay_steps:
-            raise ConfigurationError(NO_RTC)
+        require_rtc(self.rules.rtc, rtc)
         if not (self.fps or control_hz):
             raise ConfigurationError("the simulator does not say how fast it acts: choose --fps")
         rules = replace(

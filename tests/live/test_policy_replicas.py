@@ -117,6 +117,27 @@ def test_a_local_ray_runs_the_same_replicas(tmp_path: Path) -> None:
         ):
             infer(client, "die")
         assert infer(client) != answering
+
+        def restarted() -> bool:
+            now = client.get_info()["replicas"]
+            assert answering not in {replica["pid"] for replica in now}
+            return (
+                all(replica["ready"] for replica in now) and sum(replica["restarts"] for replica in now) == 1
+            )
+
+        until(restarted)
+        pids = {replica["pid"] for replica in client.get_info()["replicas"]}
+        assert {infer(client) for _ in range(2)} <= pids
+        # One that ends while nobody asks it is named too.
+        os.kill(min(pids), signal.SIGKILL)
+        until(lambda: sum(replica["restarts"] for replica in client.get_info()["replicas"]) == 2)
+        assert min(pids) not in {replica["pid"] for replica in client.get_info()["replicas"]}
+        # An actor that is lost is placed again before the next request, which it does not cost.
+        actor = psutil.Process(infer(client)).parent()
+        assert actor is not None
+        actor.kill()
+        until(lambda: sum(replica["restarts"] for replica in client.get_info()["replicas"]) == 3)
+        infer(client)
         family = psutil.Process(server.process.pid).children(recursive=True)
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

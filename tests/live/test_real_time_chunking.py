@@ -158,6 +158,11 @@ def test_a_policy_without_it_refuses_a_prefix_and_an_asynchronous_client_that_wo
             AsyncPolicyClient(*server.address, AsyncOptions(rtc="trained")).start()
 
 
+def test_a_client_that_asks_for_another_kind_is_refused(server: PolicyServer) -> None:
+    with pytest.raises(ConfigurationError, match=r"rtc is 'guided', but the policy's is 'trained'"):
+        AsyncPolicyClient(*server.address, AsyncOptions(rtc="guided")).start()
+
+
 @pytest.mark.parametrize(("rtc", "jump"), [("trained", 1.0), ("none", None)])
 def test_a_robot_executes_one_sequence_across_chunks(
     server: PolicyServer, rtc: str, jump: float | None

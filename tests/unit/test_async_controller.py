@@ -453,9 +453,9 @@ def test_a_request_tells_what_will_be_executed() -> None:
     np.testing.assert_array_equal(request.prefix[:, 0], [40, 50])
 
 
-def rtc_controller(**rules: Any) -> AsyncController:
+def rtc_controller(rtc: str = "trained", **rules: Any) -> AsyncController:
     """A controller that executes 0 to 7, whose replies took 2 steps so far."""
-    options = AsyncOptions(chunk_size_threshold=1.0, rtc="trained", rtc_max_delay_steps=4, **rules)
+    options = AsyncOptions(chunk_size_threshold=1.0, rtc=rtc, rtc_max_delay_steps=4, **rules)
     controller = AsyncController(options)
     request = asked(controller, 0)
     assert controller.fill(SEEN, request).delay is None  # nothing is executed before the first reply
@@ -488,6 +488,25 @@ def test_a_delay_counts_no_more_actions_than_there_are() -> None:
     assert (sent.delay, sent.prefix is not None and sent.prefix.shape) == (1, (4, 2))
     assert sent.prefix is not None
     np.testing.assert_array_equal(sent.prefix[1:], np.zeros((3, 2)))
+
+
+def test_a_guided_policy_is_told_where_the_queue_ends() -> None:
+    controller = rtc_controller("guided")
+    request = asked(controller, 2)
+    run(controller, range(2, 9))
+    controller.deliver(request, chunk(*range(8)), 9)  # seven steps late
+    sent = controller.fill(SEEN, asked(controller, 9))
+    assert (sent.delay, sent.prefix is not None and sent.prefix.shape) == (1, (4, 2))
+    assert sent.prefix is not None
+    assert np.isnan(sent.prefix[1:]).all()
+
+
+def test_a_guided_policy_gets_what_is_queued_without_a_delay_too() -> None:
+    controller = rtc_controller("guided", rtc_delay_error=-2)
+    sent = controller.fill(SEEN, asked(controller, 2))
+    assert sent.delay == 0
+    assert sent.prefix is not None
+    np.testing.assert_array_equal(sent.prefix[:, 0], [0, 1, 2, 3])
 
 
 def test_real_time_chunking_is_off_by_default() -> None:

@@ -134,12 +134,14 @@ class ProcessPolicy:
     def pid(self) -> int:
         """Number of the process that answers; 0 while none does."""
         process = self._process
-        return process.pid if process is not None and self._ready else 0
+        return process.pid if process is not None and self.ready else 0
 
     @property
     def ready(self) -> bool:
         """Whether a process is loaded and runs; no lock is taken."""
-        return self._ready
+        process = self._process
+        # A call that found it ended is faster than the thread that keeps it.
+        return self._ready and process is not None and process.end is None
 
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
         """Return the next actions for each observation, as the policy does in its process.

@@ -28,7 +28,11 @@ class Replica(Protocol):
     """One of several policies that answer alike: a process here, or an actor of a cluster."""
 
     reported: ReportedPolicy
-    restarts: int
+
+    @property
+    def restarts(self) -> int:
+        """Number of processes that took the place of another."""
+        ...
 
     @property
     def ready(self) -> bool:

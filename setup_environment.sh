@@ -61,15 +61,73 @@ install_debian_packages() {
     { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "$@"; } > /dev/null
 }
 
-# pip_install WHAT ARGUMENTS...: quiet when it works; otherwise pip's output, and what to do.
+# A bar on a terminal, a line now and then in a log: log_due is when the next one is due, in seconds of this script.
+log_due=0
+bar_is_shown=false
+
+# show WHAT [DONE TOTAL]: how far a step is, in place of the bar before.
+show() {
+    local what=$1 done=${2:-0} total=${3:-0} bar='' filled
+    if [[ -t 2 && ${TERM:-dumb} != dumb ]]; then
+        if ((total > 0)); then
+            filled=$((20 * done / total))
+            printf -v bar '%*s' "$filled" ''
+            bar=${bar// /#}
+            printf -v bar ' [%-20s] %d/%d' "$bar" "$done" "$total"
+        fi
+        printf '\r\e[Kset-up: %s%s, %d s' "$what" "$bar" "$SECONDS" >&2
+        bar_is_shown=true
+    elif ((SECONDS >= log_due)); then
+        ((total == 0)) || bar=": $done of $total"
+        say "$what$bar, $SECONDS s"
+        log_due=$((SECONDS + 10 + SECONDS / 5))
+    fi
+}
+
+hide_bar() {
+    if $bar_is_shown; then printf '\r\e[K' >&2; fi
+    bar_is_shown=false
+}
+
+# Prints how many packages the environment holds.
+count_packages() {
+    local found=("$venv"/lib/python*/site-packages/*.dist-info)
+    [[ -e ${found[0]} ]] && printf '%d\n' "${#found[@]}" || printf '0\n'
+}
+
+# pip_install WHAT TOTAL ARGUMENTS...: pip's output is shown when it fails, and what to do; else how far it is. TOTAL is
+# the number of packages, 0 where it is not known; pip fetches all of them first, and then unpacks one after the other.
 pip_install() {
-    local what=$1 output free
-    shift
-    if output=$("$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "$@" 2>&1); then
+    local what=$1 total=$2 log pid status=0 before now fetched package free
+    shift 2
+    log=$(mktemp)
+    before=$(count_packages)
+    log_due=$((SECONDS + 5))
+    "$venv/bin/python" -m pip install --progress-bar off --no-input --disable-pip-version-check "$@" &> "$log" &
+    pid=$!
+    # An interrupted set-up leaves no pip behind that goes on installing.
+    trap 'kill "$pid" 2> /dev/null || true; exit 130' INT TERM
+    while kill -0 "$pid" 2> /dev/null; do
+        fetched=$(grep -cE '^(Collecting|Requirement already|Processing|Obtaining) ' "$log" || true)
+        package=$(sed -nE 's/^Collecting ([^ (]+).*/\1/p' "$log" | tail -n 1)
+        if grep -q '^Installing collected packages' "$log"; then
+            now=$(($(count_packages) - before))
+            show "$what, unpacking" "$((now > total ? total : now))" "$total"
+        else
+            show "$what, fetching${package:+ $package}" "$((fetched > total ? total : fetched))" "$total"
+        fi
+        sleep 0.5
+    done
+    wait "$pid" || status=$?
+    trap - INT TERM
+    hide_bar
+    if ((status == 0)); then
+        rm -f -- "$log"
         return
     fi
     free=$(df -Ph . | awk 'NR == 2 { print $4 }')
-    printf '%s\n' "$output" >&2
+    cat -- "$log" >&2
+    rm -f -- "$log"
     say "FAILED at $what; pip's own output is above. The usual reasons:"
     say "  no network, or a proxy or mirror that pip does not know: set HTTPS_PROXY or PIP_INDEX_URL"
     say "  no disk space: $free are free here, and 3 GB are needed, 10 GB where torch comes with CUDA"
@@ -79,11 +137,14 @@ pip_install() {
 }
 
 install_environment() {
-    local python torch from_scratch=false
+    local python torch packages step=0 steps=2 from_scratch=false
     # An interrupted installation may have left half a package that pip takes for a whole one.
     if [[ -s $busy || ! -x $venv/bin/pip ]] || ! is_usable_python "$venv/bin/python"; then
         from_scratch=true
     fi
+    torch=$(grep '^torch==' "$lock" || true)
+    packages=$(grep -cE '^[A-Za-z0-9]' "$lock" || true)
+    [[ -z $torch ]] || steps=3
     echo "installing, or interrupted" > "$busy"
     if $from_scratch; then
         if ! python=$(find_python); then
@@ -94,21 +155,21 @@ install_environment() {
                 exit 1
             fi
         fi
-        say "creating $venv with $("$python" --version)"
+        say "$((++step)) of $steps: creating $venv with $("$python" --version)"
         if ! "$python" -m venv --clear "$venv" > /dev/null; then
             say "FAILED: $python could not create $venv; its own output is above"
             exit 1
         fi
     else
-        say "adding $lock to $venv"
+        say "$((++step)) of $steps: adding $lock to $venv"
     fi
 
-    if torch=$(grep '^torch==' "$lock"); then
-        say "installing $torch (the largest part: half a minute to some minutes)"
-        pip_install "$torch" "$torch"
+    if [[ -n $torch ]]; then
+        say "$((++step)) of $steps: installing $torch (the largest part: half a minute to some minutes)"
+        pip_install "$torch" 0 "$torch"
     fi
-    say "installing the other pinned packages (one to three minutes)"
-    pip_install "$lock" --no-deps -r "$lock"
+    say "$((++step)) of $steps: installing the $packages pinned packages (one to three minutes)"
+    pip_install "$lock" "$packages" --no-deps -r "$lock"
     cp "$lock" "$stamp"
     : > "$busy"
     say "the environment is ready after $SECONDS s"
@@ -120,7 +181,7 @@ install_environment() {
 # with the checkout's folder there, policies/ and benchmark/ of users would be found in ours.
 install_robowire() {
     local packages
-    pip_install "robowire" --no-deps --no-build-isolation --editable .
+    pip_install robowire 1 --no-deps --no-build-isolation --editable .
     packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     mkdir -p "$import_path"
     ln -sfn "$PWD/robowire" "$import_path/robowire"

@@ -31,6 +31,9 @@ else
 fi
 
 mkdir -p .venvs
+number=0
 for peer in "${chosen[@]}"; do
+    ((++number))
+    ((${#chosen[@]} == 1)) || echo "set-up: peer $number of ${#chosen[@]}: $peer" >&2
     ./setup_environment.sh ".venvs/$peer" "requirements/peers/$peer.lock.txt"
 done

@@ -29,7 +29,10 @@ if [[ $venv == .venv ]]; then
 else
     mkdir -p -- "$(dirname -- "$venv")"
 fi
+number=0
 for family in "${families[@]}"; do
+    ((++number))
+    ((${#families[@]} == 1)) || echo "set-up: family $number of ${#families[@]}: $family" >&2
     ./setup_environment.sh "$venv" "requirements/$family.lock.txt"
 done
 

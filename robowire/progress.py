@@ -201,7 +201,8 @@ class Progress:
         except ModuleNotFoundError:
             return
         countless = self._total is None
-        self._closing.enter_context(logging_redirect_tqdm())
+        if self._stream is sys.stderr:  # a server's own handlers write in the background
+            self._closing.enter_context(logging_redirect_tqdm())
         bar = tqdm(
             desc=self._what,
             total=self._total,

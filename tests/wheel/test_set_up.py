@@ -43,8 +43,30 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lock = copy / "requirements" / "default.lock.txt"
     kept = [line for line in lock.read_text().splitlines() if line.startswith(("numpy==", "setuptools=="))]
     lock.write_text("".join(f"{line}\n" for line in kept))
-    run("./setup_environment.sh", cwd=copy)
+    said = run("./setup_environment.sh", cwd=copy)
+    (copy / "said.txt").write_text(said)
     return copy
+
+
+def test_the_set_up_says_how_far_it_is(checkout: Path) -> None:
+    said = (checkout / "said.txt").read_text()
+    assert said.startswith("set-up: 1 of 2: creating .venv with Python 3.")
+    assert "set-up: 2 of 2: installing the 3 pinned packages" in said
+    assert "set-up: the environment is ready after " in said
+    assert "\r" not in said  # a bar is for terminals
+
+
+def test_a_failed_set_up_shows_what_pip_said(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong.lock.txt").write_text("numpy==0.0.1\n")
+    environ = {**os.environ, "PIP_NO_INDEX": "1", "MUJOCO_GL": "egl"}
+    command = ["./setup_environment.sh", ".venv", str(tmp_path / "wrong.lock.txt")]
+    try:
+        done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, timeout=120)
+    finally:
+        (checkout / ".venv.lock").write_text("")  # for the other tests
+    assert done.returncode == 1
+    assert "No matching distribution found for numpy==0.0.1" in done.stderr
+    assert f"set-up: FAILED at {tmp_path / 'wrong.lock.txt'}; pip's own output is above." in done.stderr
 
 
 def test_a_script_outside_of_the_checkout_imports_robowire(checkout: Path, tmp_path: Path) -> None:

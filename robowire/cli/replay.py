@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from robowire.cli.command import Program
 from robowire.cli.connection_flags import ConnectionFlags, at_least, open_policy_client
 from robowire.cli.parser import setting
+from robowire.cli.replay_rerun import write_rerun
 from robowire.client.simulator_client import SimulatorClient
 from robowire.errors import ConfigurationError, RequestError
 from robowire.meta import MetaObs
@@ -38,12 +40,14 @@ class ReplayFlags(ConnectionFlags):
         tolerance: Largest absolute difference of two numbers that count as equal.
         max_differences: Rows of the table of differences; the requests after it are only counted.
         stop_at_difference: End at the first difference.
+        rerun: File for rerun.io's viewer, .rrd, to write the recorded episodes into; no server is asked then.
     """
 
     file: str = field(metadata=setting(positional=True))
     tolerance: float = 0.0
     max_differences: int = 20
     stop_at_difference: bool = False
+    rerun: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +71,10 @@ def run(flags: ReplayFlags, program: Program) -> int:
             sys.stderr.write(
                 f"{recording.path.name}: {recording.torn}; {len(recording)} records can be read\n"
             )
+    if flags.rerun is not None:
+        episodes = write_rerun(recordings, Path(flags.rerun))
+        sys.stdout.write(f"{episodes} episodes in {flags.rerun}: rerun {flags.rerun}\n")
+        return 0
     total = sum(map(len, recordings))
     with Progress("replaying", total, unit="request") as progress:
         for recording in recordings:

@@ -162,6 +162,8 @@ class OpenpiConnection:
         content["prompt"] = observation.raw_lang
         if self._ours:
             content["timestep"] = int(observation.timestep)
+            if observation.episode_seed is not None:
+                content["episode_seed"] = int(observation.episode_seed)
         return content
 
     def _actions(self, reply: Any) -> np.ndarray:

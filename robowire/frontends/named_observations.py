@@ -57,12 +57,14 @@ class NamedObservation:
         state: Parts by the client's names, in the order of the wire: (n,) numbers, or a number.
         instruction: The task, in words.
         timestep: Step of the episode, from 0; -1 where the wire does not say.
+        episode_seed: Seed of the episode, 0 or more; ``None`` where the wire does not say.
     """
 
     images: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     instruction: str = ""
     timestep: int = -1
+    episode_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class ObservationAdapter:
             image=self._image(named.images),
             raw_lang=named.instruction,
             timestep=named.timestep,
+            episode_seed=named.episode_seed,
         )
         check_observation(observation, self._spec)
         if signature is not None and len(self._plans) < _MAX_REMEMBERED:
@@ -241,7 +244,13 @@ class ObservationAdapter:
             state = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             self._require_openings(state, plan.openings)
             state = self._convert_state(state)
-        return MetaObs(state=state, image=image, raw_lang=named.instruction, timestep=named.timestep)
+        return MetaObs(
+            state=state,
+            image=image,
+            raw_lang=named.instruction,
+            timestep=named.timestep,
+            episode_seed=named.episode_seed,
+        )
 
     def actions(self, chunk: np.ndarray) -> np.ndarray:
         """Return actions in the convention of the client.

@@ -33,8 +33,8 @@ from robowire.wire.text_safety import printable, quoted
 __all__ = ["OpenpiFrontend"]
 
 # Keys of a request that are no part of the observation.
-_ENDPOINT, _SESSION, _ERRORS, _BATCH, _PROMPT, _TIMESTEP = (
-    *("endpoint", "session_id", "errors", "batch", "prompt", "timestep"),
+_ENDPOINT, _SESSION, _ERRORS, _BATCH, _PROMPT, _TIMESTEP, _SEED = (
+    *("endpoint", "session_id", "errors", "batch", "prompt", "timestep", "episode_seed"),
 )
 _ENDPOINTS = ("infer", "reset")
 
@@ -48,6 +48,7 @@ class _Recipe(NamedTuple):
         state: The same of each part of the state.
         instruction: As in :class:`NamedObservation`.
         timestep: The same.
+        episode_seed: The same.
         signature: Of the observation.
     """
 
@@ -56,6 +57,7 @@ class _Recipe(NamedTuple):
     state: list[tuple[str, int]]
     instruction: str
     timestep: int
+    episode_seed: int | None
     signature: Hashable
 
 
@@ -169,6 +171,7 @@ class _Exchange:
                 {name: arrays[index] for name, index in recipe.state},
                 recipe.instruction,
                 recipe.timestep,
+                recipe.episode_seed,
             )
             return adapter.request([observation], signature=recipe.signature)
         try:
@@ -279,7 +282,7 @@ def _recipe(adapter: ObservationAdapter, template: MessageTemplate[_Recipe]) -> 
     if signature is None or len(found) != template.count:
         raise ValueError("the values decide")
     images, state = found[: len(named.images)], found[len(named.images) :]
-    return _Recipe(words, images, state, named.instruction, named.timestep, signature)
+    return _Recipe(words, images, state, named.instruction, named.timestep, named.episode_seed, signature)
 
 
 def _read_observation(content: Mapping[Any, Any]) -> NamedObservation:
@@ -287,10 +290,11 @@ def _read_observation(content: Mapping[Any, Any]) -> NamedObservation:
 
     Args:
         content: Images and parts of the state by name, in maps of maps (``images``: ``cam_high``) too, whose
-            names are joined by ``/``; ``prompt``: the instruction; ``timestep``: step of the episode.
+            names are joined by ``/``; ``prompt``: the instruction; ``timestep``: step of the episode;
+            ``episode_seed``: its seed.
 
     Raises:
-        InvalidParams: A name is no text, or the prompt or the timestep is not what it is to be.
+        InvalidParams: A name is no text, or the prompt, the timestep or the seed is not what it is to be.
     """
     images: dict[str, Any] = {}
     state: dict[str, Any] = {}
@@ -301,8 +305,13 @@ def _read_observation(content: Mapping[Any, Any]) -> NamedObservation:
         raise InvalidParams(f"{_PROMPT} is {describe(prompt)}, expected text")
     if isinstance(timestep, bool) or not isinstance(timestep, (int, np.integer)):
         raise InvalidParams(f"{_TIMESTEP} is {describe(timestep)}, expected an int")
+    seed = content.get(_SEED)
+    if seed is not None and (
+        isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 63
+    ):
+        raise InvalidParams(f"{_SEED} is {quoted(seed)}, expected an int from 0 to {(1 << 63) - 1}")
     _sort(content, "", images, state)
-    return NamedObservation(images, state, prompt, int(timestep))
+    return NamedObservation(images, state, prompt, int(timestep), None if seed is None else int(seed))
 
 
 # A function of its own: one inside of the other that calls itself is a cycle of references, which would keep
@@ -316,7 +325,7 @@ def _sort(names: Mapping[Any, Any], prefix: str, images: dict[str, Any], state: 
             _sort(value, f"{name}/", images, state)
         elif isinstance(value, np.ndarray) and value.ndim >= 3:
             images[prefix + name] = value
-        elif prefix or name not in (_PROMPT, _TIMESTEP):
+        elif prefix or name not in (_PROMPT, _TIMESTEP, _SEED):
             state[prefix + name] = value
 
 

@@ -65,7 +65,9 @@ class InferenceCall:
         Raises:
             InvalidParams: Something in the observation can't be read.
         """
-        given = {name: self.observation[name] for name in _OBSERVATION if name in self.observation}
+        # The seed is no field of VLAStudio's own clients; one that adds it is understood.
+        names = (*_OBSERVATION, "episode_seed")
+        given = {name: self.observation[name] for name in names if name in self.observation}
         decoded = {name: _decode(name, value, max_bytes) for name, value in given.items()}
         if decoded.get("timestep") is None:
             decoded["timestep"] = -1

@@ -429,7 +429,7 @@ def _choose_rtc(config: Any, extra: LeRobotOptions) -> None:
     if config.type not in _GUIDED:
         if chosen:
             raise ConfigurationError(
-                f"{config.type} of lerobot has no real-time chunking: {', '.join(chosen)}"
+                f"rtc_{next(iter(chosen))} is given, but {config.type} of lerobot has no real-time chunking"
             )
         return
     horizon = chosen.get("execution_horizon")

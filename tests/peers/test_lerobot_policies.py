@@ -46,7 +46,7 @@ def flags(model: Path, **options: object) -> PolicyFlags:
     )
 
 
-@pytest.mark.parametrize("kind", ["act", "act_ensemble", "diffusion", "vqbet", "tdmpc"])
+@pytest.mark.parametrize("kind", ["act", "act_ensemble", "diffusion", "vqbet", "tdmpc", "xvla"])
 def test_each_step_is_what_lerobot_selects(kind: str, tmp_path: Path) -> None:
     model, given, wanted = folder(kind, tmp_path)
     with make_policy_server(flags(model), POLICIES) as server, PolicyClient(*server.address[:2]) as client:

@@ -279,7 +279,8 @@ def record_video(
 
     def show(observation: MetaObs, step: int) -> np.ndarray:
         success = rollout.success if step == steps else None
-        caption = Caption(rollout.seed, step, steps, total, success)
+        reward = rollout.rewards[step - 1] if step else None
+        caption = Caption(rollout.seed, step, steps, total, success, reward)
         frame = compose_frame(simulator.render(), observation.image, caption)
         sink.add(frame)
         return frame

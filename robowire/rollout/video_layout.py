@@ -26,6 +26,7 @@ class Caption:
         steps: Actions of the whole episode.
         total_reward: Sum of the rewards so far.
         success: Result, once the episode ended.
+        reward: Reward of the last action; ``None`` before the first.
     """
 
     seed: int
@@ -33,12 +34,15 @@ class Caption:
     steps: int
     total_reward: float
     success: bool | None = None
+    reward: float | None = None
 
     @property
     def text(self) -> str:
         """The caption's words."""
         ended = "" if self.success is None else "   success" if self.success else "   failure"
-        return f"seed {self.seed}   step {self.step}/{self.steps}   return {self.total_reward:.2f}{ended}"
+        step = f"step {self.step}/{self.steps}"
+        reward = "" if self.reward is None else f"reward {self.reward:.2f}   "
+        return f"seed {self.seed}   {step}   {reward}return {self.total_reward:.2f}{ended}"
 
 
 def compose_frame(view: np.ndarray, cameras: np.ndarray | None, caption: Caption) -> np.ndarray:

@@ -40,3 +40,7 @@ def test_the_caption_is_drawn_below_the_images() -> None:
 )
 def test_the_caption_says_where_the_episode_is(*, success: bool | None, text: str) -> None:
     assert Caption(3, 7, 9, 1.25, success).text == text
+
+
+def test_the_caption_shows_the_reward_of_the_last_action() -> None:
+    assert Caption(3, 7, 9, 1.25, reward=0.5).text == "seed 3   step 7/9   reward 0.50   return 1.25"

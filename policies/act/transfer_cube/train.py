@@ -23,13 +23,13 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from policies.act.backbone import PointFinder
 from policies.act.checkpoint import Checkpoint, Statistics, save_checkpoint
 from policies.act.demonstrations import MIN_STD, Demonstrations
 from policies.act.model import Act, ActSizes, normalise_images
 from robowire.errors import ConfigurationError
+from robowire.progress import Progress, track
 
 __all__ = ["main"]
 
@@ -89,8 +89,8 @@ def locate(
     parameters = list(finder.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=_LOCATING_LR, weight_decay=1e-4)
     errors: list[float] = []
-    with tqdm(range(steps), desc="locating", mininterval=1.0) as progress:
-        for number in progress:
+    with Progress("locating", steps, unit="step") as progress:
+        for number in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = _LOCATING_LR * _schedule(number, steps)
             frames = rng.integers(len(images), size=_BATCH)
@@ -99,7 +99,8 @@ def locate(
             difference = (found - places[frames, cameras]).abs()
             _optimise(parameters, difference.mean(), optimizer)
             errors.append(float((difference.detach() * size).mean()))
-            progress.set_postfix(pixels=f"{np.mean(errors[-50:]):.2f}", refresh=False)
+            progress.note(f"{np.mean(errors[-50:]):.2f} pixels")
+            progress.update()
     return float(np.mean(errors[-50:]))
 
 
@@ -107,7 +108,7 @@ def locate(
 def look(finder: PointFinder, images: np.ndarray, places: Tensor) -> Seen:
     """Return what a trained backbone makes of images whose places are known; shapes as in :func:`locate`."""
     found, colours = [], []
-    for part in tqdm(np.array_split(images, max(1, len(images) // 64)), desc="looking", mininterval=1.0):
+    for part in track(np.array_split(images, max(1, len(images) // 64)), "looking", unit="part"):
         normal = normalise_images(torch.from_numpy(part))
         found.append(finder.find(normal.flatten(0, 1)).view(*part.shape[:2], 2))
         colours.append(normal.mean((3, 4)))
@@ -247,8 +248,8 @@ def _train(options: argparse.Namespace, flags: list[str]) -> None:
         "history": [],
     }
     losses: list[float] = []
-    with tqdm(range(options.steps), desc="training", mininterval=1.0) as progress:
-        for number in progress:
+    with Progress("training", options.steps, unit="step") as progress:
+        for number in range(options.steps):
             for group in optimizer.param_groups:
                 group["lr"] = options.lr * _schedule(number, options.steps)
             chosen = rng.integers(len(qpos), size=_BATCH)
@@ -267,7 +268,8 @@ def _train(options: argparse.Namespace, flags: list[str]) -> None:
                 for name, parameter in model.named_parameters():
                     shadowed[name].lerp_(parameter, 1 - min(_EMA, (1 + number) / (10 + number)))
             losses.append(loss.item())
-            progress.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
+            progress.note(f"loss {np.mean(losses[-100:]):.4f}")
+            progress.update()
             done = number + 1
             if done % options.save_every == 0 or done == options.steps:
                 report["history"].append({"step": done, "loss": float(np.mean(losses))})

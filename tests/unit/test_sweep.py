@@ -123,7 +123,10 @@ def test_no_folder_has_the_name_of_a_file_or_a_function_in_it(tmp_path: Path) ->
             "no aggregate_fn is called 'latest'. Did you mean 'latest_only'? "
             "Known: average, conservative, latest_only, weighted_average",
         ),
-        ({"rtc": ["train"]}, "rtc is 'train', expected one of none, trained. Did you mean 'trained'?"),
+        (
+            {"rtc": ["train"]},
+            "rtc is 'train', expected one of none, trained, guided. Did you mean 'trained'?",
+        ),
         ({"delay_errors": [1]}, "delay_error is for real-time chunking: add --rtc trained"),
         (
             {"latencies": ["fast"]},

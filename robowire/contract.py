@@ -306,8 +306,9 @@ class Bridge:
 
 def _pair(policy: Embodiment, body: Embodiment) -> str:
     name = getattr(policy, "policy", "")
-    where = f"task {body.task!r} of {body.simulator!r}" if isinstance(body, SimulatorSpec) else "this body"
-    return f"policy {name!r} does not fit {where}"
+    if isinstance(body, SimulatorSpec):
+        return f"policy {name!r} does not fit task {body.task!r} of {body.simulator!r}"
+    return f"policy {name!r} does not fit this body"
 
 
 def _side(body: Embodiment) -> str:

@@ -220,7 +220,7 @@ def test_the_installed_program_shows_all_its_commands(bare_python: Path) -> None
     assert {"ping", "info", "infer", "bench", "debug", "evaluate", "policy", "fleet scale"} <= listed
 
 
-@pytest.mark.parametrize(("command", "extra"), [("evaluate", "evaluate"), ("sweep", "plots")])
+@pytest.mark.parametrize(("command", "extra"), [("sweep", "plots")])
 def test_a_command_that_needs_more_names_its_extra_or_its_python(
     bare_python: Path, command: str, extra: str
 ) -> None:

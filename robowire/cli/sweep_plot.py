@@ -28,8 +28,9 @@ Row = Mapping[str, Any]
 def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """Write a PNG.
 
-    A line is a function with a threshold, a number of actions a chunk, and real-time chunking or none; bars
-    are 95 % intervals. The mode sync, of which a latency changes no step, is a level of its own.
+    A line is a function with a number of actions a chunk, and real-time chunking or none; bars are 95 %
+    intervals. Several functions have a row of panels for each threshold, on the same axes. The mode sync, of
+    which a latency changes no step, is a level of its own.
 
     Args:
         rows: Points, as in the sweep's tables.
@@ -38,23 +39,40 @@ def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """
     # A figure of its own, without pyplot: no display is looked for, and nothing is left behind.
     jumps = any(row.get("jump_at_borders") is not None for row in rows)
-    figure = Figure(figsize=(14 if jumps else 10, 4.4), dpi=110, layout="constrained")
-    left, right, *more = figure.subplots(1, 3 if jumps else 2)
-    _panel(left, rows, "success_rate", "wilson_low", "wilson_high")
-    left.set_ylim(0, 1.03)
-    left.set_ylabel("success rate")
-    _panel(right, rows, "mean_steps_to_success", "steps_low", "steps_high")
-    right.set_ylabel("mean steps to success")
-    right.margins(y=0.12)
-    for axes in more:
-        _panel(axes, rows, "jump_at_borders")
-        axes.set_ylabel("jump of the action at a new chunk")
-        axes.margins(y=0.3)
+    parts = _parts(rows)
+    figure = Figure(figsize=(14 if jumps else 10, 1.2 + 3.2 * len(parts)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(parts), 3 if jumps else 2, squeeze=False, sharey="col")
+    for (left, right, *more), (threshold, members) in zip(grid, parts.items(), strict=True):
+        _panel(left, members, "success_rate", "wilson_low", "wilson_high")
+        left.set_ylim(0, 1.03)
+        left.set_ylabel("success rate")
+        _panel(right, members, "mean_steps_to_success", "steps_low", "steps_high")
+        right.set_ylabel("mean steps to success")
+        right.margins(y=0.12)
+        for axes in more:
+            _panel(axes, members, "jump_at_borders")
+            axes.set_ylabel("jump of the action at a new chunk")
+            axes.margins(y=0.3)
+        if threshold is not None:
+            left.set_title(f"chunk_size_threshold {threshold:g}", fontsize=10, loc="left")
+    for axes in grid[:, 2:].flat:  # after all of them: the first limit that is set ends the common scale
         axes.set_ylim(bottom=0)
     figure.suptitle(title, fontsize=11)
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path)
+
+
+def _parts(rows: Sequence[Row]) -> dict[float | None, list[Row]]:
+    """Return the rows of each threshold, with sync's; all for ``None`` where one row of panels shows them."""
+    measured = [row for row in rows if row["mode"] != "sync"]
+    thresholds = sorted({row["chunk_size_threshold"] for row in measured})
+    if len(thresholds) < 2 or len({_line(row)[::2] + _line(row)[3:] for row in measured}) < 2:
+        return {None: list(rows)}
+    return {
+        threshold: [row for row in rows if row["mode"] == "sync" or row["chunk_size_threshold"] == threshold]
+        for threshold in thresholds
+    }
 
 
 def _panel(axes: Axes, rows: Sequence[Row], value: str, low: str = "", high: str = "") -> None:

@@ -201,3 +201,19 @@ def test_a_picture_is_drawn_of_what_there_is(tmp_path: Path, number: int) -> Non
     image = imread(tmp_path / "sweep.png")
     assert image.shape[1] == 1540
     assert np.ptp(image[..., :3]) == 1  # not blank
+
+
+@pytest.mark.parametrize(
+    ("functions", "thresholds", "rows"),
+    [
+        (["average", "latest_only"], [0.5, 0.2], 2),
+        (["average"], [0.5, 0.2], 1),
+        (["average", "latest_only"], [0.5], 1),
+    ],
+)
+def test_thresholds_of_several_functions_have_a_row_of_panels_each(
+    tmp_path: Path, functions: list[str], thresholds: list[float], rows: int
+) -> None:
+    swept = points(aggregate_fn_names=functions, chunk_size_thresholds=thresholds)
+    plot(lines(*swept), tmp_path / "sweep.png", title="a policy on a task")
+    assert imread(tmp_path / "sweep.png").shape[0] == round((1.2 + 3.2 * rows) * 110)

@@ -7,6 +7,7 @@ import sys
 from benchmark.libero.assets import WHERE_TO_GET_THEM, files_in_words, find_assets, missing_files
 from benchmark.libero.tasks import all_tasks
 from robowire.errors import BackendError, MissingDependency
+from robowire.progress import track
 
 
 def main() -> int:
@@ -16,7 +17,8 @@ def main() -> int:
     except (BackendError, MissingDependency) as exc:
         print(exc, file=sys.stderr)
         return 1
-    lacking = {task: missing_files(task, assets) for task in all_tasks()}
+    tasks = track(all_tasks(), "looking for the files of LIBERO's tasks", unit="task")
+    lacking = {task: missing_files(task, assets) for task in tasks}
     affected = {task: files for task, files in lacking.items() if files}
     for task, files in affected.items():
         print(f"{task.suite}/{task.number} {task.name} lacks {files_in_words(files, assets)}")

@@ -301,14 +301,21 @@ def test_the_token_has_an_older_name(name: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_missing_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    ended = run_server("policy", "--model_path", str(tmp_path / "none"), "--device", "cpu")
+    # A slow machine is told meanwhile that the policy is loaded.
+    ended = run_server(
+        "policy", "--model_path", str(tmp_path / "none"), "--device", "cpu", "--log_level", "error"
+    )
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"server.py policy: the checkpoint {tmp_path}/none does not exist")
     assert ended.stderr.count("\n") == 1
 
 
 def test_the_environment_knows_the_other_name_of_a_flag_too(tmp_path: Path) -> None:
-    names = {"ROBOWIRE_MODEL_PATH": str(tmp_path / "none"), "ROBOWIRE_DEVICE": "cpu"}
+    names = {
+        "ROBOWIRE_MODEL_PATH": str(tmp_path / "none"),
+        "ROBOWIRE_DEVICE": "cpu",
+        "ROBOWIRE_LOG_LEVEL": "error",
+    }
     ended = run_server("policy", environ=names)
     assert ended.stderr.startswith(f"server.py policy: the checkpoint {tmp_path}/none does not exist")
     ended = run_server("policy", environ={**names, "ROBOWIRE_MODEL_NAME_OR_PATH": str(tmp_path / "neither")})

@@ -149,7 +149,9 @@ statistics = {"observation.state": random_statistics(STATE), "action": random_st
 statistics.update({name: random_statistics((3, 1, 1)) for name in CAMERAS})
 policy = get_policy_class(name)(config)
 policy.eval()
-for parameter in policy.parameters():
+for parameter_name, parameter in policy.named_parameters():
+    if parameter_name.endswith("image_projection"):  # lerobot leaves Florence's as the memory was
+        parameter.data.zero_()
     if parameter.is_floating_point():
         parameter.data += 0.02 * torch.randn_like(parameter)
 pre, post = make_pre_post_processors(config, dataset_stats=statistics)

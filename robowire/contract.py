@@ -88,14 +88,13 @@ def compare(policy: Embodiment, body: Embodiment) -> list[Mismatch]:
     that one side leaves open (``None``) fits.
     """
     found: list[Mismatch] = []
-    apart = {name for names in _ENTRIES.values() for name in names} | {"action_hold"}
+    entries = {name for names in _ENTRIES.values() for name in names} | {"action_hold"}
     for field in fields(Embodiment):
-        if field.name in _ENTRIES["state"] + _ENTRIES["action"]:
-            if field.name.endswith("dim"):
-                found += _compare_entries(field.name.split("_")[0], policy, body)
-        elif field.name not in apart:
+        if field.name not in entries:
             adapter = "rate" if field.name == "control_hz" else None
             found += _whole(field.name, policy, body, adapter)
+        elif field.name.endswith("_dim"):  # in place of all fields of its kind
+            found += _compare_entries(field.name.split("_")[0], policy, body)
     return found
 
 
@@ -133,7 +132,8 @@ def bridge(policy: PolicySpec, body: Embodiment, adapters: Sequence[str] = ()) -
         ConfigurationError: There is no such adapter.
     """
     require_match(policy, body, adapters)
-    return Bridge(policy, body) if compare(policy, body) else None
+    found = Bridge(policy, body)
+    return found if found.mismatches else None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ _LEFT_OUT = (
     *("state_names", "action_names", "state_units", "action_units", "state_signs", "action_signs"),
 )
 
+# A word of a layout, with how many numbers it is of: ``joint_pos(7)``.
+_LAYOUT_WORD = re.compile(r"([a-z_]+)\((\d{1,4})\)")
+
 S = TypeVar("S", bound="Embodiment")
 
 
@@ -221,7 +224,7 @@ def layout_words(layout: str | None) -> tuple[str, ...] | None:
         return None
     found: list[str] = []
     for word in re.sub(r"\w+:|;", " ", layout).split():
-        match = re.fullmatch(r"([a-z_]+)\((\d{1,4})\)", word)
+        match = _LAYOUT_WORD.fullmatch(word)
         if match is None:
             return None
         found += [match[1]] * int(match[2])
@@ -242,7 +245,7 @@ def layout_names(layout: str) -> tuple[str, ...]:
         label, _, words = group.rpartition(":")
         prefix = f"{label.strip()}_" if label else ""
         for word in words.split():
-            match = re.fullmatch(r"([a-z_]+)\((\d{1,4})\)", word)
+            match = _LAYOUT_WORD.fullmatch(word)
             if match is None:
                 raise ValueError(f"layout has {word!r}, expected words with lengths such as joint_pos(7)")
             count = int(match[2])

@@ -15,8 +15,8 @@ import harness
 import numpy as np
 import zmq
 
-# Steps of an episode that the server has room for, and of a chunk.
-_STEPS, _CHUNK = 1000, 16
+# Steps of an episode whose chunks the server keeps.
+_STEPS = 1000
 
 
 def ask(port: int, images: dict[str, np.ndarray]) -> Any:
@@ -41,8 +41,7 @@ def serve(fixed_s: float, row_s: float) -> None:
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(0, zmq.POLLIN)
-    chunk = np.full((_CHUNK, harness.ACTION_DIM), harness.ACTION, np.float32)
-    predicted = np.zeros((_STEPS, _STEPS + _CHUNK, harness.ACTION_DIM), np.float32)
+    predicted = np.zeros((_STEPS, _STEPS + harness.CHUNK_SIZE, harness.ACTION_DIM), np.float32)
     step = 0
     while socket in dict(poller.poll()):
         request = pickle.loads(socket.recv())
@@ -55,7 +54,7 @@ def serve(fixed_s: float, row_s: float) -> None:
         np.stack([image.transpose(2, 0, 1) for image in request["images"].values()])
         if fixed_s or row_s:
             time.sleep(fixed_s + row_s)
-        predicted[step, step : step + _CHUNK] = chunk
+        predicted[step, step : step + harness.CHUNK_SIZE] = harness.ACTIONS
         for_now = predicted[:, step]
         for_now = for_now[(for_now != 0).all(axis=1)]
         weights = np.exp(-0.01 * np.arange(len(for_now)))

@@ -23,8 +23,8 @@ class BridgedPolicyClient:
         client.connect()  # refuses a policy that these adapters do not fit to the body
         chunk = client.infer_chunk(observation)
 
-    Connecting compares the server's policy with the body; a session that a lost connection began anew is not
-    compared again.
+    Connecting compares the server's policy with the body; a session that begins again behind a lost
+    connection is not compared again.
 
     Args:
         client: :class:`robowire.PolicyClient`, or what has its methods.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -47,8 +47,7 @@ class HttpPhases:
         self._frontend = frontend
         self._began = self._received = time.monotonic()
         self._send_began = self._began
-        self._decode_s = 0.0
-        self._encode_s = 0.0
+        self._seconds = {"decode": 0.0, "encode": 0.0}
         self._executed: list[tuple[str, float]] = []
 
     @property
@@ -63,15 +62,22 @@ class HttpPhases:
             self.span.received = self._received
             self.span.phase("receive", self._began, self._received)
 
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
+    def decoding(self) -> AbstractContextManager[None]:
         """Measure how long the block reads the body."""
+        return self._measured("decode")
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Measure how long the block writes the reply."""
+        return self._measured("encode")
+
+    @contextmanager
+    def _measured(self, phase: str) -> Iterator[None]:
         began = time.monotonic()
         yield
         ended = time.monotonic()
-        self._decode_s += ended - began
+        self._seconds[phase] += ended - began
         if self.span is not None:
-            self.span.phase("decode", began, ended)
+            self.span.phase(phase, began, ended)
 
     @contextmanager
     def executing(self, method: str) -> Iterator[None]:
@@ -85,16 +91,6 @@ class HttpPhases:
                 yield
         self._executed.append((method, time.monotonic() - began))
 
-    @contextmanager
-    def encoding(self) -> Iterator[None]:
-        """Measure how long the block writes the reply."""
-        began = time.monotonic()
-        yield
-        ended = time.monotonic()
-        self._encode_s += ended - began
-        if self.span is not None:
-            self.span.phase("encode", began, ended)
-
     def answered(self) -> None:
         """Count the methods that the request called; the last one has the times of the body and the reply."""
         metrics, frontend = self._service.metrics, self._frontend
@@ -102,7 +98,9 @@ class HttpPhases:
             metrics.answered(frontend, method, "ok", (seconds,))
             metrics.phase(frontend, method, "execute", seconds)
         for method, seconds in self._executed[-1:]:
-            metrics.answered(frontend, method, "ok", (self._decode_s, seconds, self._encode_s))
+            metrics.answered(
+                frontend, method, "ok", (self._seconds["decode"], seconds, self._seconds["encode"])
+            )
         self._executed.clear()
 
     def failed(self, code: str, message: str) -> None:

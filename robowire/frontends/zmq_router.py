@@ -269,6 +269,10 @@ class ZmtpConnection:
         return True, decoder.buffer_updated(received)
 
 
+def _buffers_of(reply: Sequence[Buffer] | bytes) -> Sequence[Buffer]:
+    return [reply] if isinstance(reply, (bytes, bytearray)) else reply
+
+
 def _joined(buffers: list[Buffer]) -> list[Buffer]:
     """Return the same bytes, in one buffer where they are few: it takes the stream fewer calls."""
     return [b"".join(buffers)] if sum(map(len, buffers)) <= _JOINED else buffers
@@ -351,8 +355,7 @@ class _Handler(ConnectionHandler):
         del event, bodies  # a payload is freed before the reply is sent
         answered = time.monotonic()
         if reply is not None:
-            buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
-            self.zmtp.send(envelope, buffers, timeout_s=options.send_timeout_s)
+            self.zmtp.send(envelope, _buffers_of(reply), timeout_s=options.send_timeout_s)
         send_s = time.monotonic() - answered
         received, sent = self._count(send_s=send_s)
         if session.span is not None:
@@ -380,8 +383,7 @@ class _Handler(ConnectionHandler):
         return self.server.known_exchange(self._session, bodies[0])
 
     def _buffers(self, reply: Sequence[Buffer] | bytes) -> Sequence[Buffer]:
-        buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
-        return _joined(message(self._envelope, buffers))
+        return _joined(message(self._envelope, _buffers_of(reply)))
 
     def _suspended(self) -> None:
         self.server.begin_busy(self)
@@ -434,8 +436,7 @@ class _Handler(ConnectionHandler):
         error = InvalidParams(f"the request has {exc.length} bytes, expected at most {limit}")
         self.server.service.count_error(error, str(session))
         if envelope := self.zmtp.decoder.envelope:
-            reply = self.server.failure(error)
-            buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
+            buffers = _buffers_of(self.server.failure(error))
             self.zmtp.send(envelope, buffers, timeout_s=self.server.options.send_timeout_s)
             self._stream.close_after_reading(_REFUSAL_S)
 
@@ -606,8 +607,7 @@ class ZmqRouter(TcpServer, ABC):
             if event is None:
                 return
             envelope = event.split()[0]
-        reply = self.failure(error)
-        buffers: Sequence[Buffer] = [reply] if isinstance(reply, (bytes, bytearray)) else reply
+        buffers = _buffers_of(self.failure(error))
         zmtp.send(envelope or zmtp.decoder.envelope, buffers, timeout_s=_REFUSAL_S)
         stream.close_after_reading(_REFUSAL_S)
 

@@ -304,15 +304,23 @@ def test_a_client_that_leaves_while_its_request_is_in_hand_is_forgotten() -> Non
         np.testing.assert_array_equal(ask(stays, 1, 2, 3), expected(1, 2, 3))
 
 
+def with_a_request_in_hand(
+    policy: Waiting, stack: ExitStack, *, drain_s: float
+) -> tuple[PolicyServer, list[RawClient]]:
+    """Return a server that the poller serves two clients of, the first one's request with the policy."""
+    server = serve(policy, drain_s=drain_s)
+    server.start()
+    clients = [stack.enter_context(RawClient(server.address)) for _ in range(2)]
+    make_quick(server, clients)
+    clients[0].send_payload(pickle.dumps(obs(-1, 0, 0)))
+    assert policy.waits.wait(5)
+    return server, clients
+
+
 def test_a_drain_sends_the_replies_in_hand() -> None:
     policy = Waiting()
     with ExitStack() as stack:
-        server = serve(policy, drain_s=5.0)
-        server.start()
-        clients = [stack.enter_context(RawClient(server.address)) for _ in range(2)]
-        make_quick(server, clients)
-        clients[0].send_payload(pickle.dumps(obs(-1, 0, 0)))
-        assert policy.waits.wait(5)
+        server, clients = with_a_request_in_hand(policy, stack, drain_s=5.0)
         server.stop()
         threading.Timer(0.2, policy.release.set).start()
         assert clients[0].receive()[0].action[0] == -1
@@ -324,12 +332,7 @@ def test_a_drain_sends_the_replies_in_hand() -> None:
 def test_a_server_that_ends_does_not_wait_for_a_policy_that_hangs() -> None:
     policy = Waiting()
     with ExitStack() as stack:
-        server = serve(policy, drain_s=0.5)
-        server.start()
-        clients = [stack.enter_context(RawClient(server.address)) for _ in range(2)]
-        make_quick(server, clients)
-        clients[0].send_payload(pickle.dumps(obs(-1, 0, 0)))
-        assert policy.waits.wait(5)
+        server, clients = with_a_request_in_hand(policy, stack, drain_s=0.5)
         begun = time.monotonic()
         server.shutdown()
         assert time.monotonic() - begun < 4

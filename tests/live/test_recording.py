@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -15,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from client_process import finish, start_client
 from raw_client import RawClient, wait_until
-from server_process import ServerProcess, environment
+from server_process import ServerProcess
 
 from robowire import PolicyClient, SimulatorClient
 from robowire.errors import BackendError, ConfigurationError, InvalidParams
@@ -31,21 +30,11 @@ from robowire.serving.policy.server import PolicyServerOptions
 from robowire.specs import PolicySpec
 from robowire.testing import EchoPolicy, FailingPolicy, running_server, running_simulator_server
 
-ROOT = Path(__file__).resolve().parents[2]
 REPLAYED = Entry("robowire.recording.replay_simulator:make_simulator")
 
 
 def client_program(*words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "client.py", *words],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return "".join(finish(start_client(*words), code=code, timeout_s=60))
 
 
 def seen(step: int) -> MetaObs:

@@ -14,8 +14,9 @@ from typing import ContextManager
 
 import numpy as np
 import pytest
+from client_process import finish, start_client
 from raw_client import RawClient
-from server_process import ROOT, ServerProcess, environment
+from server_process import ROOT, ServerProcess
 
 from policies.registry import POLICIES
 from robowire.cli.main import main
@@ -64,16 +65,8 @@ def here(collector: Collector) -> ContextManager[None]:
     return traced("otlp", service="here", endpoint=collector.url)
 
 
-def run_client(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "client.py", *words],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+def run_client(*words: str) -> None:
+    finish(start_client(*words), timeout_s=60)
 
 
 def test_one_trace_covers_the_client_and_the_server_of_an_inference(

@@ -479,26 +479,25 @@ def test_a_wrong_delay_is_sent_where_one_is_asked_for(error: int, delay: int | N
     assert controller.fill(SEEN, asked(controller, 2)).delay == delay
 
 
-def test_a_delay_counts_no_more_actions_than_there_are() -> None:
-    controller = rtc_controller()
+def prefix_behind_a_late_chunk(controller: AsyncController) -> np.ndarray:
+    """Return the prefix (4, 2) of a request behind a chunk that leaves one action in the queue."""
     request = asked(controller, 2)
     run(controller, range(2, 9))
     controller.deliver(request, chunk(*range(8)), 9)  # seven steps late
     sent = controller.fill(SEEN, asked(controller, 9))
     assert (sent.delay, sent.prefix is not None and sent.prefix.shape) == (1, (4, 2))
     assert sent.prefix is not None
-    np.testing.assert_array_equal(sent.prefix[1:], np.zeros((3, 2)))
+    return sent.prefix
+
+
+def test_a_delay_counts_no_more_actions_than_there_are() -> None:
+    prefix = prefix_behind_a_late_chunk(rtc_controller())
+    np.testing.assert_array_equal(prefix[1:], np.zeros((3, 2)))
 
 
 def test_a_guided_policy_is_told_where_the_queue_ends() -> None:
-    controller = rtc_controller("guided")
-    request = asked(controller, 2)
-    run(controller, range(2, 9))
-    controller.deliver(request, chunk(*range(8)), 9)  # seven steps late
-    sent = controller.fill(SEEN, asked(controller, 9))
-    assert (sent.delay, sent.prefix is not None and sent.prefix.shape) == (1, (4, 2))
-    assert sent.prefix is not None
-    assert np.isnan(sent.prefix[1:]).all()
+    prefix = prefix_behind_a_late_chunk(rtc_controller("guided"))
+    assert np.isnan(prefix[1:]).all()
 
 
 def test_a_guided_policy_gets_what_is_queued_without_a_delay_too() -> None:

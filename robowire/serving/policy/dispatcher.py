@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -391,12 +392,7 @@ class Dispatcher:
         started = self._clock()
         ended = started
         try:
-            answered = (
-                self._policy.infer([observation])
-                if span is None
-                else self._infer_traced([observation], [(span, since)])
-            )
-            chunk = checked_actions(answered, 1, self.spec)[0]
+            chunk = self._checked_chunks([observation], [(span, since)])[0]
             ended = self._clock()
             seconds = ended - started
         except RequestError:
@@ -419,12 +415,13 @@ class Dispatcher:
             raise _not_finite()
         return chunk, seconds
 
-    def _infer_traced(
+    def _checked_chunks(
         self, observations: Sequence[MetaObs], rows: Sequence[tuple[RequestSpan | None, float]]
     ) -> np.ndarray:
-        assert self._tracing is not None
-        with self._tracing.inference(rows):
-            return self._policy.infer(observations)
+        """Return what the policy answers, (B, n, action_dim), as a span of the rows' requests."""
+        with nullcontext() if self._tracing is None else self._tracing.inference(rows):
+            chunks = self._policy.infer(observations)
+        return checked_actions(chunks, len(observations), self.spec)
 
     def close(self, *, timeout_s: float) -> None:
         """Accept nothing new, finish what waits, and end the thread; give up after ``timeout_s``."""
@@ -481,13 +478,9 @@ class Dispatcher:
         """Answer every ticket of a batch, one way or another."""
         started = self._clock()
         try:
-            observations = [ticket.observation for ticket in batch]
-            answered = (
-                self._policy.infer(observations)
-                if self._tracing is None
-                else self._infer_traced(observations, [(ticket.span, ticket.since) for ticket in batch])
+            chunks = self._checked_chunks(
+                [ticket.observation for ticket in batch], [(ticket.span, ticket.since) for ticket in batch]
             )
-            chunks = checked_actions(answered, len(batch), self.spec)
         except Exception as exc:
             if isinstance(exc, _NOT_TRIED_AGAIN):
                 for ticket in batch:

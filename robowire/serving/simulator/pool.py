@@ -147,7 +147,7 @@ class ProcessPool:
             try:
                 return start(template=template)
             except BackendError as exc:
-                logger.warning("%s is started anew, not forked: %s", name, exc)
+                logger.warning("%s is started, not forked: %s", name, exc)
         try:
             return self._starter.submit(start).result()
         except RuntimeError as exc:  # the executor was shut down

@@ -64,9 +64,6 @@ _LONGEST_WAIT_S = 5.0
 _UNIX_SEND = 1024 * 1024
 _UNIX_SEND_WAIT_S = 0.25
 
-# A single buffer of up to so many bytes is sent without a look at the time between its parts.
-_AT_ONCE = 64 * 1024
-
 # Between attempts to connect to a Unix socket whose server has not accepted the last 128 clients yet.
 _UNIX_CONNECT_PAUSE_S = 0.01
 
@@ -112,6 +109,16 @@ def pieces(buffers: Sequence[Buffer]) -> Iterator[memoryview]:
                 joined = bytearray()
     if joined:
         yield memoryview(joined)
+
+
+def _unsent(buffers: Sequence[Buffer], sent: int) -> list[memoryview]:
+    """Return what is left of the buffers after their first ``sent`` bytes."""
+    views = [memoryview(buffer) for buffer in buffers]
+    while views and sent >= len(views[0]):
+        sent -= len(views.pop(0))
+    if views:
+        views[0] = views[0][sent:]
+    return views
 
 
 class Stream:
@@ -305,11 +312,12 @@ class Stream:
                     or self._waits["SO_RCVTIMEO"] != _LONGEST_WAIT_S
                 ):
                     self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
-                receive = self._recv_descriptor if self.takes_descriptors else self.sock.recv_into
                 try:
-                    received = receive(buffer, 0, flags)
+                    received = self._recv_waiting(buffer, flags)
                 except BlockingIOError:
-                    received = self._again(lambda: receive(buffer, 0, flags), "SO_RCVTIMEO", timeout_s)
+                    received = self._again(
+                        lambda: self._recv_waiting(buffer, flags), "SO_RCVTIMEO", timeout_s
+                    )
             else:
                 self.sock.settimeout(timeout_s)
                 received = self.sock.recv_into(buffer)
@@ -317,6 +325,44 @@ class Stream:
             raise self._failed(exc, timeout_s, "sent nothing for") from exc
         self.bytes_received += received
         return received
+
+    def _recv_waiting(self, buffer: memoryview, flags: int) -> int:
+        if self.takes_descriptors:
+            return self._recv_descriptor([buffer], flags)
+        return self.sock.recv_into(buffer, 0, flags)
+
+    @property
+    def scatters(self) -> bool:
+        """Whether :meth:`recv_parts` works: on Linux, without TLS."""
+        return self._kernel_timeouts and self._tls is None
+
+    def recv_parts(self, buffers: Sequence[bytearray], timeout_s: float) -> int:
+        """Do what :meth:`recv_into` does, in one system call, with buffers that are filled in order.
+
+        Args:
+            buffers: Not empty.
+            timeout_s: Seconds to wait for the first byte.
+
+        Raises:
+            RequestTimeout: Nothing came in time.
+            ConnectionLost: The connection broke.
+        """
+        try:
+            if timeout_s < _LONGEST_WAIT_S or self._waits["SO_RCVTIMEO"] != _LONGEST_WAIT_S:
+                self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
+            try:
+                received = self._recv_parts(buffers)
+            except BlockingIOError:
+                received = self._again(lambda: self._recv_parts(buffers), "SO_RCVTIMEO", timeout_s)
+        except OSError as exc:
+            raise self._failed(exc, timeout_s, "sent nothing for") from exc
+        self.bytes_received += received
+        return received
+
+    def _recv_parts(self, buffers: Sequence[bytearray]) -> int:
+        if self.takes_descriptors:
+            return self._recv_descriptor(buffers)
+        return self.sock.recvmsg_into(buffers)[0]
 
     @property
     def polls(self) -> bool:
@@ -368,18 +414,13 @@ class Stream:
             sent = 0
         except OSError as exc:
             raise self._lost(exc) from exc
-        views = [memoryview(buffer) for buffer in buffers]
-        while views and sent >= len(views[0]):
-            sent -= len(views.pop(0))
-        if views:
-            views[0] = views[0][sent:]
-        return views
+        return _unsent(buffers, sent)
 
-    def _recv_descriptor(self, buffer: memoryview, nbytes: int, flags: int) -> int:
-        """Do what ``recv_into`` does, and keep a descriptor that comes with the bytes."""
+    def _recv_descriptor(self, buffers: Sequence[memoryview | bytearray], flags: int = 0) -> int:
+        """Fill the buffers in order, and keep a descriptor that comes with the bytes."""
         flags |= socket.MSG_CMSG_CLOEXEC
         # Space for one: the kernel closes what does not fit.
-        received, ancillary, _, _ = self.sock.recvmsg_into([buffer], socket.CMSG_LEN(_INT.size), flags)
+        received, ancillary, _, _ = self.sock.recvmsg_into(buffers, socket.CMSG_LEN(_INT.size), flags)
         for level, kind, data in ancillary:
             if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 continue
@@ -431,47 +472,39 @@ class Stream:
         """
         deadline = self._clock() + timeout_s
         try:
-            if len(buffers) == 1 and self._kernel_timeouts and timeout_s >= _LONGEST_WAIT_S:
-                # The common reply, in as few calls as possible.
-                (whole,) = buffers
-                if len(whole) <= _AT_ONCE:
-                    self._let_wait("SO_SNDTIMEO", timeout_s, self._longest_send_s)
-                    with contextlib.suppress(BlockingIOError):
-                        sent = self.sock.send(whole)
-                        self.bytes_sent += sent
-                        if sent == len(whole):
-                            return
-                        buffers = [memoryview(whole)[sent:]]
             if self._tls is not None or not self._gathers:
                 for piece in pieces(buffers):
                     self._send_piece(piece, deadline)
                 return
-            views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
+            size = sum(map(len, buffers))
             left_s = timeout_s
             while True:
-                sent = self._send_some(views, left_s)
+                sent = self._send_some(buffers, size, left_s)
                 self.bytes_sent += sent
-                while views and sent >= len(views[0]):
-                    sent -= len(views.pop(0))
-                if not views:
+                if sent == size:  # the common case: all in one call
                     return
-                views[0] = views[0][sent:]
+                buffers = _unsent(buffers, sent)
+                size -= sent
                 left_s = max(deadline - self._clock(), 1e-3)
         except OSError as exc:
             raise self._failed(exc, timeout_s, "did not read our bytes within") from exc
 
-    def _send_some(self, views: list[memoryview], left_s: float) -> int:
-        some = views[:_MAX_BUFFERS] if len(views) > _MAX_BUFFERS else views
+    def _send_some(self, buffers: Sequence[Buffer], size: int, left_s: float) -> int:
+        """Send what the kernel takes of ``size`` bytes of buffers, and return how many it took."""
+        if len(buffers) > _MAX_BUFFERS:
+            buffers = buffers[:_MAX_BUFFERS]
         if not self._kernel_timeouts:
             self.sock.settimeout(left_s)
-            return self.sock.sendmsg(some)
-        if self._is_unix and sum(map(len, some)) > _UNIX_SEND:
-            some = [views[0][:_UNIX_SEND]]
-        self._let_wait("SO_SNDTIMEO", left_s, self._longest_send_s)
+            return self.sock.sendmsg(buffers)
+        if self._is_unix and size > _UNIX_SEND:
+            buffers = [memoryview(buffers[0])[:_UNIX_SEND]]
+        longest_s = self._longest_send_s
+        if left_s < longest_s or self._waits["SO_SNDTIMEO"] != longest_s:
+            self._let_wait("SO_SNDTIMEO", left_s, longest_s)
         try:
-            return self.sock.sendmsg(some)
+            return self.sock.send(buffers[0]) if len(buffers) == 1 else self.sock.sendmsg(buffers)
         except BlockingIOError:
-            return self._again(lambda: self.sock.sendmsg(some), "SO_SNDTIMEO", left_s, self._longest_send_s)
+            return self._again(lambda: self.sock.sendmsg(buffers), "SO_SNDTIMEO", left_s, longest_s)
 
     def _let_wait(self, option: str, seconds: float | None, longest_s: float) -> None:
         """Make the kernel wait in the next call: not longer than ``seconds``."""

@@ -477,6 +477,7 @@ def test_waiting_in_parts_ends_at_the_deadline(plain: tuple[Stream, Stream]) -> 
     calls = (
         lambda: ours.recv_into(memoryview(bytearray(10)), 0.12),
         lambda: ours.recv_into(memoryview(bytearray(10)), 0.12, whole=True),
+        lambda: ours.recv_parts([bytearray(4), bytearray(6)], 0.12),
         lambda: ours.peek(1, 0.12),
         lambda: ours.send([bytes(16 << 20)], 0.12),
     )
@@ -498,7 +499,13 @@ def test_what_comes_after_some_waits_is_received(plain: tuple[Stream, Stream]) -
         whole = pool.submit(ours.recv_into, memoryview(buffer), 5, whole=True)
         theirs.send([b"0123456789"], 5)
         assert whole.result(timeout=5) == 10
+        parts = [bytearray(4), bytearray(6)]
+        cut = pool.submit(ours.recv_parts, parts, 5)
+        time.sleep(0.12)
+        theirs.send([b"ABCDEF"], 5)
+        assert cut.result(timeout=5) == 6
     assert buffer == b"0123456789"
+    assert parts == [b"ABCD", b"EF" + bytes(4)]
 
 
 def test_a_peer_that_sends_a_byte_now_and_then_runs_out_of_time(plain: tuple[Stream, Stream]) -> None:

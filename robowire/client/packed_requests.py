@@ -70,13 +70,14 @@ class PackedRequests:
         self._kept_times = 0
         self._declared: dict[tuple[LayoutField, ...], _Declared] = {}
         self._latest: tuple[LayoutField, ...] = ()  # of the last request
+        self._read: Callable[[bytearray], Any] = loads  # of the reply to the last request
         self._template: RequestTemplate | None = None  # where the last two requests had the same fields
         self._without_template: set[tuple[LayoutField, ...]] = set()
 
     def like_last(self, obs: MetaObs) -> Request | None:
         """Return what :meth:`request` returns, for an observation like the last two; ``None`` for others."""
         frame = None if self._template is None else self._template.frame(obs)
-        return None if frame is None else (frame, self._declared[self._latest].read)
+        return None if frame is None else (frame, self._read)
 
     def request(self, packed: PackedObservation, obs: MetaObs | None = None) -> Request | None:
         """Return the frame of an observation, and what reads the payload that answers it.
@@ -103,6 +104,7 @@ class PackedRequests:
             self._declared[packed.fields] = declared
         layout = declared.layout
         again, self._latest, self._template = packed.fields == self._latest, packed.fields, None
+        self._read = declared.read
         shared = self._share is not None and layout.fixed_size >= _SHARED_MIN and self._has_region(layout)
         if again and obs is not None and packed.fields not in self._without_template:
             self._template = self._make_template(obs, packed, layout, shared)

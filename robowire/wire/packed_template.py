@@ -10,7 +10,8 @@ or clock.
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -31,6 +32,9 @@ _TIMESTEP_AT = _HEADER + 8
 _LENGTH = struct.Struct("<I")
 _LENGTH_AT = _HEADER + 16
 _FLAGS_AT = _HEADER + 1
+
+_form_of = attrgetter("dtype", "shape")
+_TYPES = (np.ndarray, str, int, type(None))
 
 
 class RequestTemplate:
@@ -61,12 +65,15 @@ class RequestTemplate:
             raise ValueError("observations with several texts, or encoded images, get no template")
         values = vars(obs)
         self._names = tuple(values)
-        self._absent = [name for name, value in values.items() if value is None]
+        self._types = tuple(map(type, values.values()))
+        if not set(self._types) <= set(_TYPES):
+            raise ValueError(
+                "observations with values of other types, such as numpy's numbers, get no template"
+            )
         self._has_text = bool(layout.variable)
         self._has_timestep = "timestep" not in packed.values
         self._head = bytearray(layout.request_frame(packed.values)[0][: _HEADER + layout.data_offset])
-        self._between: list[bytearray] = []  # the small fields behind each large one
-        self._large: list[_Like] = []
+        self._large: list[_Large] = []
         small: dict[str, tuple[bytearray | memoryview, int]] = {}  # where each is written
         if memory is None:
             buffer, end = self._head, layout.data_offset
@@ -76,22 +83,21 @@ class RequestTemplate:
                     small[name] = buffer, len(buffer)
                     buffer.extend(bytes(nbytes))
                 else:
-                    self._large.append(_Like(name, dtype, shape))
                     buffer = bytearray()
-                    self._between.append(buffer)
+                    self._large.append(_Large(name, (dtype, shape), dtype.kind == "u", buffer))
                 end = offset + nbytes
         else:
             self._head[_FLAGS_AT] |= IN_SHARED_MEMORY | (LENT if lent else 0)
             small = {field.name: (memory, field.offset) for field in layout.fixed}
         # Only now: a bytearray that is viewed cannot grow.
-        self._arrays: list[tuple[_Like, np.ndarray]] = []
+        self._arrays: list[tuple[str, _Form, np.ndarray]] = []
         self._numbers: list[tuple[str, np.ndarray]] = []
         for name, dtype, shape, _, _ in layout.fixed:
             if name not in small:
                 continue
             view: np.ndarray = np.ndarray(shape, dtype, *small[name])
             if isinstance(values[name], np.ndarray):
-                self._arrays.append((_Like(name, dtype, shape), view))
+                self._arrays.append((name, (dtype, shape), view))
             else:
                 self._numbers.append((name, view))
         # Of the payload, without the text.
@@ -107,34 +113,37 @@ class RequestTemplate:
         """
         if type(obs) is not MetaObs or tuple(values := vars(obs)) != self._names:
             return None
-        for name in self._absent:
-            if values[name] is not None:
-                return None
+        if tuple(map(type, values.values())) != self._types:
+            return None
         text = values["raw_lang"]
         if text is not self._text and not self._take_text(text):
             return None
         if self._has_timestep:
-            timestep = values["timestep"]
-            if not _is_number(timestep, -(1 << 63)):
+            try:
+                _TIMESTEP.pack_into(self._head, _TIMESTEP_AT, values["timestep"])
+            except struct.error:
                 return None
-            _TIMESTEP.pack_into(self._head, _TIMESTEP_AT, timestep)
         for name, view in self._numbers:
             number = values[name]
-            if not _is_number(number, 0):
+            if not 0 <= number < 1 << 63:
                 return None
             view[...] = number
-        for like, view in self._arrays:
-            array = values[like.name]
-            if not like.fits(array):
+        for name, form, view in self._arrays:
+            array = values[name]
+            if _form_of(array) != form or (view.ndim > 1 and _in_fortran_order(array)):
                 return None
             view[...] = array
         buffers: list[Buffer] = [self._head]
-        for like, after in zip(self._large, self._between):
-            array = values[like.name]
-            if not like.fits(array):
+        for name, form, plain, after in self._large:
+            array = values[name]
+            if _form_of(array) != form:
                 return None
-            plain = like.dtype.kind == "u" and array.flags.c_contiguous
-            buffers.append(memoryview(array).cast("B") if plain else array_bytes(array))
+            if plain and (items := memoryview(array)).c_contiguous:
+                buffers.append(items.cast("B"))
+            elif _in_fortran_order(array):
+                return None
+            else:
+                buffers.append(array_bytes(array))
             if after:
                 buffers.append(after)
         if self._encoded:
@@ -143,7 +152,7 @@ class RequestTemplate:
 
     def _take_text(self, text: Any) -> bool:
         """Take an instruction, and return whether the layout has a place for it."""
-        if (type(text) is not str and text is not None) or bool(text) != self._has_text:
+        if bool(text) != self._has_text:
             return False
         try:
             self._encoded = (text or "").encode()
@@ -156,20 +165,17 @@ class RequestTemplate:
         return True
 
 
-class _Like(NamedTuple):
+_Form = Tuple["np.dtype[Any]", Tuple[int, ...]]
+
+
+class _Large(NamedTuple):
     name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    def fits(self, array: Any) -> bool:
-        return (
-            type(array) is np.ndarray
-            and array.dtype == self.dtype
-            and array.shape == self.shape
-            # One in Fortran order arrives in it, in a pickle.
-            and (array.flags.c_contiguous or not array.flags.f_contiguous)
-        )
+    form: _Form
+    plain: bool  # such as a memoryview can cast to bytes
+    after: bytearray  # the small fields behind it
 
 
-def _is_number(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value < 1 << 63
+def _in_fortran_order(array: np.ndarray) -> bool:
+    """Return whether it goes in a pickle, where it arrives in this order."""
+    flags = array.flags
+    return flags.f_contiguous and not flags.c_contiguous

@@ -16,7 +16,7 @@ from robowire.chunking import ActionChunk
 from robowire.client.async_controller import AsyncOptions
 from robowire.client.async_policy_client import AsyncPolicyClient
 from robowire.client.policy_client import PolicyClient
-from robowire.errors import InvalidParams, SpecMismatch
+from robowire.errors import ConnectionLost, InvalidParams, SpecMismatch
 from robowire.interfaces import Policy
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
@@ -214,6 +214,26 @@ def test_layouts_are_declared_again_on_a_new_connection(server: PolicyServer) ->
         first = client.infer(OBS)
         client._session.close()
         assert client.infer(OBS).tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("asked_before", [1, 2, 4])  # by the layout, and by its template
+def test_a_connection_that_breaks_is_replaced(server: PolicyServer, asked_before: int) -> None:
+    pauses: list[float] = []
+    with PolicyClient(*server.address, retries=1, sleep=pauses.append) as client:
+        for t in range(asked_before):
+            client.infer(replace(OBS, timestep=t))
+        assert client._session.connection is not None
+        client._session.connection.stream.shutdown()
+        assert client.infer(replace(OBS, timestep=9))[0, 0] == STATE[0] + 9
+        assert len(pauses) == 1
+    with PolicyClient(*server.address, retries=0) as client:
+        for t in range(asked_before):
+            client.infer(replace(OBS, timestep=t))
+        assert client._session.connection is not None
+        client._session.connection.stream.shutdown()
+        with pytest.raises(ConnectionLost):
+            client.infer(OBS)
+        assert client.infer(replace(OBS, timestep=9))[0, 0] == STATE[0] + 9
 
 
 def test_the_async_client_sends_packed_requests(server: PolicyServer, policy: SeeingPolicy) -> None:

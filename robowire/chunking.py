@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["ActionChunk", "ChunkCursor", "TemporalEnsembler"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ActionChunk:
     """The answer to one observation, or to one batch of them.
 
@@ -32,6 +32,25 @@ class ActionChunk:
     raw_actions: np.ndarray | None = None
     timestep: Any = None
     infer_ms: float | None = None
+
+    def __init__(
+        self,
+        actions: np.ndarray,
+        ctrl_space: str,
+        ctrl_type: str,
+        raw_actions: np.ndarray | None = None,
+        timestep: Any = None,
+        infer_ms: float | None = None,
+    ) -> None:
+        # The generated one of a frozen class makes a call for each field, and each reply has a chunk.
+        self.__dict__.update(
+            actions=actions,
+            ctrl_space=ctrl_space,
+            ctrl_type=ctrl_type,
+            raw_actions=raw_actions,
+            timestep=timestep,
+            infer_ms=infer_ms,
+        )
 
 
 class TemporalEnsembler:

@@ -146,13 +146,20 @@ def _serve_robowire(unix_socket: str | None) -> None:
     from robowire.serving.freed_memory import keep_freed_memory
     from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
     from robowire.specs import PolicySpec
-    from robowire.testing import ConstantPolicy
+
+    class NoOpPolicy:
+        """Answer a constant, as the peers do: no memory is written in any contender."""
+
+        any_thread = True
+        spec = PolicySpec(state_dim=ACTION_DIM, chunk_size=CHUNK_SIZE, action_dim=ACTION_DIM)
+
+        def infer(self, observations: Any) -> np.ndarray:
+            if len(observations) == 1:
+                return ACTIONS[np.newaxis]
+            return np.broadcast_to(ACTIONS, (len(observations), *ACTIONS.shape))
 
     keep_freed_memory()  # as the program does
-    policy = ConstantPolicy(
-        PolicySpec(state_dim=ACTION_DIM, chunk_size=CHUNK_SIZE, action_dim=ACTION_DIM), value=0.5
-    )
-    policy.any_thread = True  # type: ignore[attr-defined]
+    policy = NoOpPolicy()
     more = {} if unix_socket is None else {"unix_socket": unix_socket}
     options = PolicyServerOptions(host="127.0.0.1", port=0, max_connections=256, **more)
     with PolicyServer(policy, options) as server:

@@ -20,7 +20,7 @@ from robowire.meta import MetaObs
 from robowire.wire.arrays import describe, is_numeric, require_array, require_timestep
 from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, frame_header
 from robowire.wire.messages import Request, error_reply, ok, parse_call
-from robowire.wire.packed import INFER_REQUEST, RequestHeader, chunk_reply_frame
+from robowire.wire.packed import INFER_REQUEST, chunk_reply_frame, read_header
 from robowire.wire.packed_policy import PolicyLayout, require_seed
 from robowire.wire.pickle.templates import MISS, TemplateReader
 from robowire.wire.pickle.writer import Buffer, encode_frame
@@ -191,12 +191,12 @@ class PackedExchange:
     """
 
     method = "infer"
+    _number = 0
 
     def __init__(self, payload: bytearray, session: Negotiated, codec: PolicyCodec) -> None:
         self._payload = payload
         self._session = session
         self._codec = codec
-        self._number = 0
 
     def read(self) -> Request:
         """Return the request.
@@ -204,17 +204,17 @@ class PackedExchange:
         Raises:
             InvalidParams: Its layout is not declared, its length is another, or a value is not valid.
         """
-        header = RequestHeader.read(self._payload)
-        self._number = header.layout
-        layout: PolicyLayout | None = self._session.layouts.get(header.layout)
+        _, flags, number, timestep = read_header(self._payload)
+        self._number = number
+        layout: PolicyLayout | None = self._session.layouts.get(number)
         if layout is None:
-            raise InvalidParams(f"layout {header.layout} is not declared on this connection")
-        if header.flags:
-            raise InvalidParams(f"a packed request has the flags {header.flags:#x}, which mean nothing here")
-        obs = layout.observation(self._payload, header)
+            raise InvalidParams(f"layout {number} is not declared on this connection")
+        if flags:
+            raise InvalidParams(f"a packed request has the flags {flags:#x}, which mean nothing here")
+        obs = layout.observation(self._payload, timestep)
         if layout.checked is None:
             return read_meta_obs(obs, self._codec)
-        return Request("infer", observations=(obs,), kind=layout.checked)
+        return Request("infer", {}, (obs,), False, layout.checked)
 
     def reply(self, value: Any) -> Sequence[Buffer]:
         """Return the frame of a chunk, packed where that is possible."""

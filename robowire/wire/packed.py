@@ -46,12 +46,12 @@ __all__ = [
     "Layout",
     "LayoutField",
     "LentPayload",
-    "RequestHeader",
     "VariableField",
     "array_bytes",
     "chunk_reply_frame",
     "is_packed_dtype",
     "read_chunk_reply",
+    "read_header",
     "read_layout",
     "read_share_memory",
     "share_memory",
@@ -142,27 +142,18 @@ class VariableField(NamedTuple):
     items: int
 
 
-class RequestHeader(NamedTuple):
-    """The first 16 bytes of a request."""
+def read_header(payload: Buffer) -> tuple[int, int, int, int]:
+    """Return kind, flags, layout and timestep: the first 16 bytes of a request.
 
-    kind: int
-    flags: int
-    layout: int
-    timestep: int
-
-    @classmethod
-    def read(cls, payload: Buffer) -> RequestHeader:
-        """Return the header of a payload.
-
-        Raises:
-            InvalidParams: The payload is shorter, or its bytes 4 to 7 are not zero.
-        """
-        if len(payload) < _REQUEST.size:
-            raise InvalidParams(f"a packed request has {len(payload)} bytes, expected at least 16")
-        kind, flags, layout, zero, timestep = _REQUEST.unpack_from(payload)
-        if zero:
-            raise InvalidParams("bytes 4 to 7 of a packed request are not zero")
-        return cls(kind, flags, layout, timestep)
+    Raises:
+        InvalidParams: The payload is shorter, or its bytes 4 to 7 are not zero.
+    """
+    if len(payload) < _REQUEST.size:
+        raise InvalidParams(f"a packed request has {len(payload)} bytes, expected at least 16")
+    kind, flags, layout, zero, timestep = _REQUEST.unpack_from(payload)
+    if zero:
+        raise InvalidParams("bytes 4 to 7 of a packed request are not zero")
+    return kind, flags, layout, timestep
 
 
 class LentPayload(bytearray):
@@ -258,23 +249,19 @@ class Layout:
         """
         if type(payload) is LentPayload:
             return self._lent_values(payload)
-        if not self.variable:
-            if len(payload) != self.fixed_size:
-                raise self._wrong_length(len(payload), self.fixed_size)
-            return {
-                name: np.ndarray(shape, dtype, payload, offset)
-                for name, dtype, shape, offset, _ in self.fixed
-            }
-        if len(payload) < self.fixed_size:
-            raise self._wrong_length(len(payload), self.fixed_size)
-        lengths = self._lengths.unpack_from(payload, _REQUEST.size)
-        expected = self.fixed_size + sum(lengths)
+        expected = self.fixed_size
+        lengths: tuple[int, ...] = ()
+        if self.variable:
+            if len(payload) < expected:
+                raise self._wrong_length(len(payload), expected)
+            lengths = self._lengths.unpack_from(payload, _REQUEST.size)
+            expected += sum(lengths)
         if len(payload) != expected:
             raise self._wrong_length(len(payload), expected)
-        values: dict[str, Any] = {
-            name: np.ndarray(shape, dtype, payload, offset) for name, dtype, shape, offset, _ in self.fixed
-        }
-        return self._with_items(values, payload, lengths, self.fixed_size)
+        values: dict[str, Any] = {}
+        for name, dtype, shape, offset, _ in self.fixed:
+            values[name] = np.ndarray(shape, dtype, payload, offset)
+        return self._with_items(values, payload, lengths, self.fixed_size) if self.variable else values
 
     def _lent_values(self, payload: LentPayload) -> dict[str, Any]:
         begin = self.data_offset

@@ -22,7 +22,6 @@ from robowire.wire.packed import (
     TEXT_KIND,
     Layout,
     LayoutField,
-    RequestHeader,
     VariableField,
     is_packed_dtype,
     read_layout,
@@ -59,6 +58,13 @@ class PolicyLayout:
                 _require_decodable(field)
         self._seed = next((field for field in layout.fields if field.name == "episode_seed"), None)
         self._images = [field for field in layout.variable if field.kind in IMAGE_KINDS]
+        # The common case: an observation's fields are those of the payload.
+        self._plain = (
+            self._known
+            and not self._images
+            and self._seed is None
+            and all(field.name not in ("timestep", "delay") for field in layout.fields)
+        )
 
     @property
     def decoded_size(self) -> int:
@@ -96,18 +102,24 @@ class PolicyLayout:
         """Whether the prototype's own fields are those of one observation, without conversion."""
         return not self._has_timestep and (self._seed is None or tuple(self._seed[1:3]) == _SEED[1:])
 
-    def observation(self, payload: bytearray, header: RequestHeader) -> MetaObs:
+    def observation(self, payload: bytearray, timestep: int) -> MetaObs:
         """Return the observation in a payload. Its arrays view the payload, but for images that are decoded.
+
+        Args:
+            payload: Of this layout.
+            timestep: Of its header.
 
         Raises:
             InvalidParams: The payload has another length, a text is not UTF-8, or an image cannot be decoded
                 or has another size than was declared.
         """
         values = self.layout.values(payload)
+        if self._plain:
+            return MetaObs(timestep=timestep, **values)
         for field in self._images:
             if field.name in _NAMES:
                 values[field.name] = _decoded(field, values[field.name])
-        return self._observation(values, header.timestep)
+        return self._observation(values, timestep)
 
     def _observation(self, values: dict[str, Any], timestep: int) -> MetaObs:
         if not self._known:

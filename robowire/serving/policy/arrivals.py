@@ -48,6 +48,9 @@ class Arrivals:
 
     Args:
         share: Longest wait, as a share of the latest inference.
+
+    Attributes:
+        instant: Whether inferences are so short that nobody is waited for, and arrivals need not be noted.
     """
 
     def __init__(self, share: float = WAIT_SHARE) -> None:
@@ -58,13 +61,8 @@ class Arrivals:
         self._fixed_s = 0.0
         self._latest = 0.0
         self._seconds = 0.0
-        self._instant = False  # not before the first one
+        self.instant = False  # not before the first one
         self._costs = _BatchCosts()
-
-    @property
-    def instant(self) -> bool:
-        """Whether inferences are so short that nobody is waited for, and arrivals need not be noted."""
-        return self._instant
 
     @property
     def awaited(self) -> bool:
@@ -99,8 +97,8 @@ class Arrivals:
     def inferred(self, rows: int, seconds: float) -> None:
         """Note how long a batch took."""
         self._seconds = seconds
-        self._instant = self._share * seconds < _LEAST_WAIT_S
-        if not self._instant:
+        self.instant = self._share * seconds < _LEAST_WAIT_S
+        if not self.instant:
             self._costs.add(rows, seconds)
 
     def wait_for(self, now: float, waiting: int, places: int) -> bool:

@@ -24,18 +24,21 @@ class BatchQueue(Generic[T]):
         max_wait_s: Seconds that the first item of a batch may wait for others. With 0 a batch is what is
             queued already.
         max_waiting: Capacity, in items.
+
+    Attributes:
+        size: Number of items, as ``len()`` says.
     """
 
     def __init__(self, *, max_batch_size: int, max_wait_s: float, max_waiting: int) -> None:
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._max_waiting = max_waiting
-        self._count = 0
+        self.size = 0
         # In the order in which clients are served next: kind, time of arrival and item of each that waits.
         self._clients: OrderedDict[Hashable, deque[tuple[Hashable, float, T]]] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._count
+        return self.size
 
     def put(self, items: Sequence[tuple[Hashable, T]], *, now: float, client: Hashable = None) -> None:
         """Append all of the items, each with its kind, or none of them.
@@ -48,20 +51,20 @@ class BatchQueue(Generic[T]):
         Raises:
             Overloaded: The capacity does not suffice.
         """
-        if self._count + len(items) > self._max_waiting:
+        if self.size + len(items) > self._max_waiting:
             raise Overloaded(
-                f"{self._count} observations wait already and {len(items)} more came, "
+                f"{self.size} observations wait already and {len(items)} more came, "
                 f"{self._max_waiting} may: try again later"
             )
         if not items:
             return
         queue = self._clients.setdefault(object() if client is None else client, deque())
         queue.extend((kind, now, item) for kind, item in items)
-        self._count += len(items)
+        self.size += len(items)
 
     def due_in(self, now: float) -> float | None:
         """Return the seconds until a batch should be taken: 0 for at once, ``None`` for an empty queue."""
-        if not self._count:
+        if not self.size:
             return None
         if not self._max_wait_s:
             return 0.0
@@ -74,7 +77,7 @@ class BatchQueue(Generic[T]):
     def take(self) -> list[T]:
         """Remove and return the next batch; empty where nothing is queued."""
         batch: list[T] = []
-        if not self._count:
+        if not self.size:
             return batch
         kind = self._first()[0]
         turns = list(self._clients)
@@ -98,7 +101,7 @@ class BatchQueue(Generic[T]):
                 else:
                     del self._clients[client]
             turns = served
-        self._count -= len(batch)
+        self.size -= len(batch)
         return batch
 
     def _first(self) -> tuple[Hashable, float, T]:

@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -219,15 +218,17 @@ class Dispatcher:
         self._busy = False  # the policy works on an observation
         self._any_thread = isinstance(policy, AnyThread) and policy.any_thread
         self._latest_s = float("inf")  # unknown
+        # MetaAction's own defaults, where a policy leaves open what its actions are.
+        self._ctrl_space, self._ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
         self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
-        metrics.gauge("queue_depth", "Observations that wait for the policy.", lambda: len(self._queue))
+        metrics.gauge("queue_depth", "Observations that wait for the policy.", lambda: self._queue.size)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         """Number of observations that wait for the policy."""
-        return len(self._queue)
+        return self._queue.size
 
     def submit(
         self,
@@ -281,17 +282,17 @@ class Dispatcher:
             The chunk; or what has it later.
         """
         started = self._clock()
-        if kind is None and len(observations) == 1:
+        alone = len(observations) == 1
+        if kind is not None:
+            for observation in observations:
+                check_values(observation)
+        elif alone:
             kind = self._checked_kind(observations[0])
         else:
             for observation in observations:
-                if kind is None:
-                    check_observation(observation, self.spec)
-                else:
-                    check_values(observation)
+                check_observation(observation, self.spec)
         tickets: list[_Ticket] = []
         span = None if self._tracing is None else self._tracing.current_request()
-        alone = len(observations) == 1
         # A caller that does not wait has others to serve meanwhile.
         may_run = alone and (on_done is None or self._latest_s < _AT_ONCE_S)
         pending = None
@@ -314,7 +315,7 @@ class Dispatcher:
                     client=client,
                 )
                 # While others are awaited, waking the dispatcher for each arrival would delay them.
-                if not self._arrivals.awaited or len(self._queue) >= self._max_batch_size:
+                if not self._arrivals.awaited or self._queue.size >= self._max_batch_size:
                     self._changed.notify_all()
         if pending is not None:
             return pending
@@ -333,10 +334,10 @@ class Dispatcher:
         return self._chunk(started, np.stack([chunk for chunk, _ in answers], axis=1), seconds)
 
     def _chunk(self, started: float, actions: np.ndarray, seconds: float) -> ActionChunk:
-        self._report(self._metrics.observe("infer", self._clock() - started))
-        # MetaAction's own defaults, where a policy leaves open what its actions are.
-        ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
-        return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=seconds * 1e3)
+        count = self._metrics.observe("infer", self._clock() - started)
+        if count >= self._next_report_count:  # looked at again under the lock
+            self._report(count)
+        return ActionChunk(actions, self._ctrl_space, self._ctrl_type, None, None, seconds * 1e3)
 
     def _checked_kind(self, observation: MetaObs) -> Hashable:
         """Return the kind of an observation that fits the policy. Each kind is compared with the spec once.
@@ -375,7 +376,7 @@ class Dispatcher:
 
     def _take_policy(self, now: float) -> bool:
         """Return whether the caller's thread may run the policy now: nobody waits or is about to come."""
-        if not self._any_thread or self._busy or len(self._queue):
+        if not self._any_thread or self._busy or self._queue.size:
             return False
         if self._arrivals.instant:
             self._busy = True
@@ -408,7 +409,7 @@ class Dispatcher:
                     self._arrivals.inferred(1, self._latest_s)
                     if not self._arrivals.instant:
                         self._arrivals.answered(client, ended)
-                if len(self._queue) or self._closing:
+                if self._queue.size or self._closing:
                     self._changed.notify_all()
         self._metrics.batch((started - since,), seconds)
         if not _is_finite(chunk):
@@ -419,8 +420,11 @@ class Dispatcher:
         self, observations: Sequence[MetaObs], rows: Sequence[tuple[RequestSpan | None, float]]
     ) -> np.ndarray:
         """Return what the policy answers, (B, n, action_dim), as a span of the rows' requests."""
-        with nullcontext() if self._tracing is None else self._tracing.inference(rows):
+        if self._tracing is None:
             chunks = self._policy.infer(observations)
+        else:
+            with self._tracing.inference(rows):
+                chunks = self._policy.infer(observations)
         return checked_actions(chunks, len(observations), self.spec)
 
     def close(self, *, timeout_s: float) -> None:
@@ -450,11 +454,11 @@ class Dispatcher:
     def _next_batch(self) -> list[_Ticket]:
         """Return the rows to work on now; empty when it is closing and nothing is left."""
         with self._lock:
-            while self._busy or not (len(self._queue) or self._closing):
+            while self._busy or not (self._queue.size or self._closing):
                 self._changed.wait()
-            waiting = len(self._queue)
+            waiting = self._queue.size
             self._arrivals.wait_for(self._clock(), waiting, self._max_batch_size - waiting)
-            while len(self._queue) < self._max_batch_size and not self._closing:
+            while self._queue.size < self._max_batch_size and not self._closing:
                 if not (wait_s := self._arrivals.wait_s(self._clock())):
                     break
                 self._changed.wait(wait_s)
@@ -519,8 +523,6 @@ class Dispatcher:
             ticket.answers.put(its_answer)
 
     def _report(self, count: int) -> None:
-        if count < self._next_report_count:  # looked at again below, under the lock
-            return
         with self._lock:
             now = self._clock()
             due = count >= self._next_report_count and now >= self._next_report_at

@@ -17,7 +17,7 @@ from robowire.interfaces import Closable, Foreign, Policy, SessionPolicy
 from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
-from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions
+from robowire.serving.policy.dispatcher import Dispatcher, DispatchOptions, PendingInference
 from robowire.serving.policy.episode import Episode
 from robowire.serving.policy.replica_dispatcher import ReplicaDispatcher
 from robowire.serving.policy.replicas import ReplicatedPolicy
@@ -126,6 +126,8 @@ class PolicyService(Service[PolicySession]):
             self.dispatcher = ReplicaDispatcher(policy, self._options, self.metrics)
         else:
             self.dispatcher = Dispatcher(policy, self._options, self.metrics)
+        # Where its caller need not wait.
+        self._begin = self.dispatcher.begin if isinstance(self.dispatcher, Dispatcher) else None
         coefficient = self.dispatcher.spec.temporal_ensemble_coeff
         self._ensemble_k = ENSEMBLE_K if coefficient is None else coefficient
         self._temporal_agg = self._options.temporal_agg or coefficient is not None
@@ -145,7 +147,18 @@ class PolicyService(Service[PolicySession]):
             BackendError: The policy failed.
         """
         if self.recorder is None:  # and each request is spared five calls
-            return self._infer(session, request)
+            if self._begin is None:
+                return self._infer_now(session, request)
+            begun = self._begin(
+                request.observations,
+                client=session.id,
+                has_left=session.peer.has_left,
+                kind=request.kind,
+                on_done=session.on_done,
+            )
+            if isinstance(begun, ActionChunk):
+                return self._inferred(session, request, begun)
+            return self._deferred(session, request, begun)
         return recorded(
             self._recording(session),
             "infer",
@@ -166,21 +179,9 @@ class PolicyService(Service[PolicySession]):
     def defers(self) -> bool:
         """Whether an inference waits for nothing in the thread of a session that has an ``on_done``."""
         # A recording and a trace follow a request in one thread.
-        return isinstance(self.dispatcher, Dispatcher) and self.recorder is None and self.tracing is None
+        return self._begin is not None and self.recorder is None and self.tracing is None
 
-    def _infer(self, session: PolicySession, request: Request) -> ActionChunk | Deferred:
-        if session.on_done is None or not isinstance(self.dispatcher, Dispatcher):
-            return self._infer_now(session, request)
-        begun = self.dispatcher.begin(
-            request.observations,
-            client=session.id,
-            has_left=session.peer.has_left,
-            kind=request.kind,
-            on_done=session.on_done,
-        )
-        if isinstance(begun, ActionChunk):
-            return self._inferred(session, request, begun)
-        pending = begun
+    def _deferred(self, session: PolicySession, request: Request, pending: PendingInference) -> Deferred:
         return Deferred(lambda: pending.done, lambda: self._inferred(session, request, pending.result()))
 
     def _infer_now(self, session: PolicySession, request: Request) -> ActionChunk:

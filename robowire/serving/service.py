@@ -355,7 +355,7 @@ class Service(ABC, Generic[S]):
             self._end_request()
 
     def _begin_request(self, session: S | None, *, greets: bool) -> None:
-        if not greets and session is not None:
+        if not greets and session is not None and not session.authenticated:
             session.require_authenticated()
         with self._lock:
             if self._draining and not greets:

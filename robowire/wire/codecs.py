@@ -214,7 +214,7 @@ class PackedExchange:
         obs = layout.observation(self._payload, timestep)
         if layout.checked is None:
             return read_meta_obs(obs, self._codec)
-        return Request("infer", {}, (obs,), False, layout.checked)
+        return Request("infer", observations=(obs,), kind=layout.checked)
 
     def reply(self, value: Any) -> Sequence[Buffer]:
         """Return the frame of a chunk, packed where that is possible."""

@@ -64,7 +64,7 @@ _ALONE = _references([bytearray(1)]) if _COUNTS else 0
 
 def is_free(kept: list[Any]) -> bool:
     """Return whether nothing but this list refers to its one buffer, not even a view or an array of it."""
-    return _COUNTS and _references(kept) == _ALONE
+    return _COUNTS and sys.getrefcount(kept[0]) == _ALONE
 
 
 class KeptBuffers:

@@ -24,7 +24,7 @@ __all__ = [
 PROTOCOL_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Request:
     """One request to a service. It means the same whichever wire it came by.
 
@@ -42,6 +42,23 @@ class Request:
     observations: tuple[MetaObs, ...] = ()
     batched: bool = False
     kind: Hashable | None = None
+
+    def __init__(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        observations: tuple[MetaObs, ...] = (),
+        batched: bool = False,  # noqa: FBT001, FBT002
+        kind: Hashable | None = None,
+    ) -> None:
+        # The generated one of a frozen class makes a call for each field, of every request.
+        self.__dict__.update(
+            method=method,
+            params={} if params is None else params,
+            observations=observations,
+            batched=batched,
+            kind=kind,
+        )
 
 
 def parse_call(value: Any) -> Request:

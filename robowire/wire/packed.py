@@ -261,7 +261,15 @@ class Layout:
         values: dict[str, Any] = {}
         for name, dtype, shape, offset, _ in self.fixed:
             values[name] = np.ndarray(shape, dtype, payload, offset)
-        return self._with_items(values, payload, lengths, self.fixed_size) if self.variable else values
+        if not self.variable:
+            return values
+        if not self._only_text:
+            return self._with_items(values, payload, lengths, self.fixed_size)
+        try:  # the common case; a short text is copied faster than viewed
+            values[self._only_text] = payload[self.fixed_size :].decode()
+        except UnicodeDecodeError:
+            raise self._not_text(self._only_text) from None
+        return values
 
     def _lent_values(self, payload: LentPayload) -> dict[str, Any]:
         begin = self.data_offset
@@ -281,12 +289,6 @@ class Layout:
         self, values: dict[str, Any], payload: bytearray, lengths: Sequence[int], begin: int
     ) -> dict[str, Any]:
         """Add the variable fields, whose items begin at ``begin``, and return the values."""
-        if self._only_text:  # the common case; short texts are copied faster than viewed
-            try:
-                values[self._only_text] = payload[begin:].decode()
-            except UnicodeDecodeError:
-                raise InvalidParams(f"{quoted(self._only_text, 50)} is not UTF-8") from None
-            return values
         view = memoryview(payload)
         for name, kind, shape, first, count in self.variable:
             items = []
@@ -297,7 +299,7 @@ class Layout:
                 try:
                     texts = [str(item, "utf-8") for item in items]
                 except UnicodeDecodeError:
-                    raise InvalidParams(f"{quoted(name, 50)} is not UTF-8") from None
+                    raise self._not_text(name) from None
                 values[name] = texts if shape else texts[0]
             else:
                 values[name] = items
@@ -358,6 +360,9 @@ class Layout:
                 tail = bytearray()
                 buffers.append(tail)
         return buffers if tail or len(buffers) == 1 else buffers[:-1]
+
+    def _not_text(self, name: str) -> InvalidParams:
+        return InvalidParams(f"{quoted(name, 50)} is not UTF-8")
 
     def _wrong_length(self, found: int, expected: int) -> InvalidParams:
         return InvalidParams(

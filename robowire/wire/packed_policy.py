@@ -46,6 +46,7 @@ class PolicyLayout:
         layout: As given.
         checked: What observations of it share that may be stacked, once the service has compared the
             prototype with the policy's spec; ``None`` where each observation must still be compared.
+        decodes: Whether images are decoded, which takes long.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -58,6 +59,7 @@ class PolicyLayout:
                 _require_decodable(field)
         self._seed = next((field for field in layout.fields if field.name == "episode_seed"), None)
         self._images = [field for field in layout.variable if field.kind in IMAGE_KINDS]
+        self.decodes = bool(self._images)
         # The common case: an observation's fields are those of the payload.
         self._plain = (
             self._known
@@ -70,11 +72,6 @@ class PolicyLayout:
     def decoded_size(self) -> int:
         """Bytes of an observation's decoded images."""
         return sum(math.prod(field.shape) for field in self._images)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether images are decoded, which takes long."""
-        return bool(self._images)
 
     @classmethod
     def read(cls, params: Mapping[str, Any]) -> PolicyLayout:

@@ -334,8 +334,9 @@ class Dispatcher:
         return self._chunk(started, np.stack([chunk for chunk, _ in answers], axis=1), seconds)
 
     def _chunk(self, started: float, actions: np.ndarray, seconds: float) -> ActionChunk:
-        count = self._metrics.observe("infer", self._clock() - started)
-        if count >= self._next_report_count:  # looked at again under the lock
+        now = self._clock()
+        count = self._metrics.observe("infer", now - started)
+        if count >= self._next_report_count and now >= self._next_report_at:
             self._report(count)
         return ActionChunk(actions, self._ctrl_space, self._ctrl_type, None, None, seconds * 1e3)
 
@@ -523,7 +524,7 @@ class Dispatcher:
             ticket.answers.put(its_answer)
 
     def _report(self, count: int) -> None:
-        with self._lock:
+        with self._lock:  # which decides between two threads
             now = self._clock()
             due = count >= self._next_report_count and now >= self._next_report_at
             if due:

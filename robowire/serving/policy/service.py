@@ -198,8 +198,13 @@ class PolicyService(Service[PolicySession]):
         if activity.wanted:
             activity.keep(lambda: self._shown(request.observations[0], chunk))
         actions, raw = chunk.actions[: self._options.chunk_size], None
-        timesteps = [observation.timestep for observation in request.observations]
         averages = self._temporal_agg if session.temporal_agg is None else session.temporal_agg
+        if not averages and not request.batched:  # the common case
+            timestep = request.observations[0].timestep
+            return ActionChunk(
+                actions[:, 0], chunk.ctrl_space, chunk.ctrl_type, None, timestep, chunk.infer_ms
+            )
+        timesteps = [observation.timestep for observation in request.observations]
         if averages:
             if any(observation.delay for observation in request.observations):
                 raise SpecMismatch("this session averages over time, and so continues no prefix: send none")

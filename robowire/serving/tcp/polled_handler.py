@@ -69,6 +69,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
         self._deferred: Deferred | None = None
         self._quick, self._needed = 0, _QUICK_REQUESTS
         self._polled = 0  # requests since it was lent
+        self._logs_frames = False
         self._active = 0.0  # when the last reply was sent
         self._begun = 0.0  # when the first byte of a frame came; 0 where none has
         self._counted_received = self._counted_sent = 0
@@ -92,6 +93,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
         assert session is not None
         self._quick = self._polled = 0
         self._active, self._begun = time.monotonic(), 0.0
+        self._logs_frames = logger.isEnabledFor(logging.DEBUG)
         session.on_done = partial(poller.answered, self)
         poller.serve(self)
         session.on_done = None
@@ -218,7 +220,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
         if self._unsent:
             return False  # the rest waits in its thread for a client that is slow to read
         _, sent = self._count(receive_s=receive_s, send_s=now - answered)
-        if logger.isEnabledFor(logging.DEBUG):
+        if self._logs_frames:
             logger.debug("> #%d %d bytes", self._session and self._session.id, sent)
         return True
 

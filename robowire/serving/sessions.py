@@ -16,7 +16,9 @@ from robowire.wire.packed import PACKED_VERSION
 from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.text_safety import quoted
 
-__all__ = ["Peer", "Session"]
+__all__ = ["OnDone", "Peer", "Session"]
+
+OnDone = Callable[[bool], None]
 
 _REPLY_FORMATS = ("list", "chunk")
 
@@ -67,8 +69,9 @@ class Session:
         tells_trace: Whether the client may say of which trace a request is.
         trace_headers: What it said of the next request; empty for nothing.
         span: Of the request in hand; ``None`` where requests are not traced.
-        on_done: Called by another thread when an inference that was deferred can be answered; ``None`` while
-            the thread that answers the session's requests may wait.
+        on_done: Called by another thread when an inference that was deferred can be answered, and told
+            whether that thread has the time to answer it itself; ``None`` while the thread that answers the
+            session's requests may wait.
     """
 
     packs: ClassVar[bool] = False
@@ -92,7 +95,7 @@ class Session:
     tells_trace: bool = False
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     span: RequestSpan | None = None
-    on_done: Callable[[], None] | None = None
+    on_done: OnDone | None = None
 
     def __str__(self) -> str:
         return f"client #{self.id}"

@@ -48,7 +48,7 @@ class Request:
         method: str,
         params: Mapping[str, Any] | None = None,
         observations: tuple[MetaObs, ...] = (),
-        batched: bool = False,  # noqa: FBT001, FBT002
+        batched: bool = False,
         kind: Hashable | None = None,
     ) -> None:
         # The generated one of a frozen class makes a call for each field, of every request.

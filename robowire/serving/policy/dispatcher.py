@@ -10,9 +10,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from typing import Union
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from robowire.serving.policy.validation import (
     checked_actions,
     observation_kind,
 )
+from robowire.serving.sessions import OnDone
 from robowire.tracing.spans import RequestSpan, active_tracing
 
 __all__ = ["DispatchOptions", "Dispatcher", "PendingInference"]
@@ -103,68 +105,109 @@ class DispatchOptions:
             raise ConfigurationError(f"max_wait_ms is {self.max_wait_ms}, expected 0 to 60000 milliseconds")
 
 
-@dataclass(eq=False)
-class _Ticket:
-    observation: MetaObs
-    client: Hashable
-    since: float
-    has_left: Callable[[], bool]
-    alone: bool  # the only row of its request
-    span: RequestSpan | None  # of its request, where that is traced
-    pending: PendingInference | None = None  # of a caller that does not wait
-    # The first entry counts: (n, action_dim) and seconds, or the error; and who is answered next. SimpleQueue
-    # is written in C: a Future, which waits in Python, wakes the waiting thread 5 to 15 us later.
-    answers: SimpleQueue[_Answer] = field(default_factory=SimpleQueue)
-
-    def answer(self, answer: tuple[np.ndarray, float] | RequestError) -> None:
-        """Wake its thread, which wakes no other one; or tell the caller that does not wait."""
-        self.answers.put((answer, None))
-        if self.pending is not None:
-            self.pending.note_answer()
-
-    def wait(self) -> tuple[np.ndarray, float]:
-        answer, following = self.answers.get()
-        if following is not None:
-            ticket, its_answer = following
-            ticket.answers.put(its_answer)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
-
+# (n, action_dim) and seconds, or the error.
+_Answer = Union["tuple[np.ndarray, float]", RequestError]
 
 # An answer, and the ticket that is answered next with its answer. A thread that was woken wakes the next one:
 # sixteen that are woken at once take the interpreter's lock from each other at every system call, which takes
 # twice as many switches of threads.
-_Answer = tuple["tuple[np.ndarray, float] | RequestError", "tuple[_Ticket, _Answer] | None"]
+_Chained = tuple[_Answer, "tuple[_Ticket, _Chained] | None"]
+
+
+class _Ticket:
+    """A row that waits for the policy.
+
+    Args:
+        observation: The row.
+        client: Whose it is.
+        since: When it came.
+        has_left: Whether its client is gone.
+        alone: Whether it is the only row of its request.
+        span: Of its request, where that is traced.
+        pending: Of a caller that does not wait.
+    """
+
+    __slots__ = ("alone", "answers", "client", "given", "has_left", "observation", "pending", "since", "span")
+
+    def __init__(
+        self,
+        observation: MetaObs,
+        client: Hashable,
+        since: float,
+        has_left: Callable[[], bool],
+        *,
+        alone: bool,
+        span: RequestSpan | None,
+        pending: PendingInference | None,
+    ) -> None:
+        self.observation = observation
+        self.client = client
+        self.since = since
+        self.has_left = has_left
+        self.alone = alone
+        self.span = span
+        self.pending = pending
+        self.given: _Answer | None = None  # to a caller that does not wait
+        if pending is None:
+            # The first entry counts. SimpleQueue is written in C: a Future, which waits in Python, wakes the
+            # waiting thread 5 to 15 us later.
+            self.answers: SimpleQueue[_Chained] = SimpleQueue()
+
+    def answer(self, answer: _Answer, *, here: bool = False) -> None:
+        """Wake its thread, which wakes no other one; or tell the caller that does not wait.
+
+        Args:
+            answer: Of several the first counts.
+            here: Whether the calling thread may do what such a caller does next.
+        """
+        if self.pending is None:
+            self.answers.put((answer, None))
+        elif self.given is None:
+            self.given = answer
+            self.pending.note_answer(here=here)
+
+    def wait(self) -> tuple[np.ndarray, float]:
+        """Return the answer, or raise the error; of a caller that does not wait, it must be there."""
+        answer = self.given
+        if answer is None:
+            answer, following = self.answers.get()
+            if following is not None:
+                ticket, its_answer = following
+                ticket.answers.put(its_answer)
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
 
 
 class PendingInference:
     """An inference whose caller does not wait for it.
 
     Args:
-        on_done: Called once, by the thread that answers the last of them.
+        on_done: See :attr:`robowire.serving.sessions.Session.on_done`. Called once, by the thread that
+            answers the last of them.
         finish: Makes the result of the rows' answers.
+        rows: How many there are.
     """
 
+    __slots__ = ("_finish", "_left", "_on_done", "_tickets")
+
     def __init__(
-        self, on_done: Callable[[], None], finish: Callable[[Sequence[_Ticket]], ActionChunk]
+        self, on_done: OnDone, finish: Callable[[Sequence[_Ticket]], ActionChunk], rows: int
     ) -> None:
         self._tickets: Sequence[_Ticket] = ()
-        self._left = 0
+        self._left = rows
         self._on_done = on_done
         self._finish = finish
 
     def await_rows(self, tickets: Sequence[_Ticket]) -> None:
-        """Note which answers it needs, before any of them can come."""
-        self._tickets, self._left = tickets, len(tickets)
-        for ticket in tickets:
-            ticket.pending = self
+        """Note whose answers it needs, before any of them can come."""
+        self._tickets = tickets
 
-    def note_answer(self) -> None:
+    def note_answer(self, *, here: bool) -> None:
         """Count an answer. The dispatcher's thread calls it, or the one that closes the dispatcher."""
         self._left -= 1
         if self._left == 0:
-            self._on_done()
+            self._on_done(here)
 
     @property
     def done(self) -> bool:
@@ -267,7 +310,7 @@ class Dispatcher:
         client: Hashable,
         has_left: Callable[[], bool],
         kind: Hashable | None,
-        on_done: Callable[[], None] | None = None,
+        on_done: OnDone | None = None,
     ) -> ActionChunk | PendingInference:
         """Do what :meth:`submit` does, and wait for nothing where ``on_done`` is given.
 
@@ -302,12 +345,13 @@ class Dispatcher:
             if client is not None and not self._arrivals.instant:
                 self._arrivals.arrived(client, started)
             if not (may_run and self._take_policy(started)):
+                if on_done is not None:
+                    pending = PendingInference(on_done, partial(self._result, started), len(observations))
                 tickets = [
-                    _Ticket(observation, client, started, has_left, alone, span)
+                    _Ticket(observation, client, started, has_left, alone=alone, span=span, pending=pending)
                     for observation in observations
                 ]
-                if on_done is not None:
-                    pending = PendingInference(on_done, partial(self._result, started))
+                if pending is not None:
                     pending.await_rows(tickets)
                 self._queue.put(
                     [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
@@ -507,18 +551,19 @@ class Dispatcher:
         self._note_duration(seconds)
         self._metrics.batch([started - ticket.since for ticket in batch], seconds)
         finite = np.isfinite(chunks).all(axis=(1, 2))
-        following: tuple[_Ticket, _Answer] | None = None
+        following: tuple[_Ticket, _Chained] | None = None
         with self._lock:
             self._arrivals.inferred(len(batch), seconds)
             for ticket in batch:
                 self._arrivals.answered(ticket.client, ended)
         for ticket, chunk, is_finite in zip(reversed(batch), chunks[::-1], finite[::-1]):
-            answer = (chunk, seconds) if is_finite else _not_finite()
+            answer: _Answer = (chunk, seconds) if is_finite else _not_finite()
             if ticket.alone and ticket.pending is None:
                 following = ticket, (answer, following)
             else:
-                # Its request waits for rows of other batches too, so nobody may wait for it.
-                ticket.answer(answer)
+                # Its request waits for rows of other batches too, so nobody may wait for it. While nothing
+                # waits for the policy, this thread spares the hand-over to the one that sends.
+                ticket.answer(answer, here=not self._queue.size)
         if following is not None:
             ticket, its_answer = following
             ticket.answers.put(its_answer)

@@ -71,6 +71,8 @@ class Poller:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()  # held while the thread starts or is ended
+        # Held by the thread that serves connections now: its own, or one that has the answer to a request.
+        self._working = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = True  # not open
         self._gates: dict[Polled, threading.Lock] = {}  # of connections that are lent
@@ -101,8 +103,20 @@ class Poller:
             self._epoll.register(number, _EVENTS)
         gate.acquire()
 
-    def answered(self, connection: Polled) -> None:
-        """Note that the pending request of a connection can be answered now. Any thread may call it."""
+    def answered(self, connection: Polled, here: bool) -> None:
+        """Note that the pending request of a connection can be answered now. Any thread may call it.
+
+        Args:
+            connection: Lent to this poller.
+            here: Whether the calling thread may encode and send the reply, which spares a switch of threads.
+        """
+        if here and self._working.acquire(blocking=False):
+            try:
+                if connection in self._gates:
+                    self._go_on(connection)
+            finally:
+                self._working.release()
+            return
         self._answered.append(connection)
         if not self._woken:  # one system call for all that a batch answers
             self._woken = True
@@ -119,35 +133,41 @@ class Poller:
             os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join()
-        for connection in list(self._gates):
-            self._give_back(connection)
+        with self._working:
+            for connection in list(self._gates):
+                self._give_back(connection)
         self._epoll.close()
         os.close(self._wake)
 
     def _run(self) -> None:
-        poll, wake, served = self._epoll.poll, self._wake, self._served
-        looked_at = time.monotonic()
+        poll, looked_at = self._epoll.poll, time.monotonic()
         while not self._ended:
-            for number, _ in poll(_LOOK_S):
-                connection = served.get(number)
-                if connection is not None:
-                    if connection.pending:  # it sends more, or left: both are looked at after its answer
-                        self._unwatched.add(number)
-                        self._epoll.unregister(number)
-                    else:
-                        self._go_on(connection)
-                elif number == wake:
-                    os.eventfd_read(wake)
-            if self._woken:
-                self._woken = False  # first: what is appended from now on wakes again
-                while self._answered:
-                    connection = self._answered.popleft()
-                    if connection in self._gates:
-                        self._go_on(connection)
-            now = time.monotonic()
-            if now - looked_at >= _LOOK_S:
-                looked_at = now
-                self._give_back_slow(now)
+            events = poll(_LOOK_S)
+            with self._working:
+                self._serve_events(events)
+                now = time.monotonic()
+                if now - looked_at >= _LOOK_S:
+                    looked_at = now
+                    self._give_back_slow(now)
+
+    def _serve_events(self, events: list[tuple[int, int]]) -> None:
+        served = self._served
+        for number, _ in events:
+            connection = served.get(number)
+            if connection is not None:
+                if connection.pending:  # it sends more, or left: both are looked at after its answer
+                    self._unwatched.add(number)
+                    self._epoll.unregister(number)
+                else:
+                    self._go_on(connection)
+            elif number == self._wake:
+                os.eventfd_read(self._wake)
+        if self._woken:
+            self._woken = False  # first: what is appended from now on wakes again
+            while self._answered:
+                connection = self._answered.popleft()
+                if connection in self._gates:
+                    self._go_on(connection)
 
     def _go_on(self, connection: Polled) -> None:
         try:

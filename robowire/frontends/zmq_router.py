@@ -213,7 +213,7 @@ class ZmtpConnection:
                 event = decoder.read_ahead()
             else:
                 buffer = decoder.get_buffer()
-                received = stream.recv_now(buffer)
+                received = stream.recv_now((buffer,))
                 if received == 0:
                     raise Leave
                 missing = len(buffer) - (received or 0)
@@ -372,6 +372,10 @@ class _Handler(ConnectionHandler):
 
     def _receive_now(self) -> Message | Command | None:  # type: ignore[override]
         return self.zmtp.receive_now()
+
+    @property
+    def _has_ahead(self) -> bool:
+        return bool(self.zmtp.decoder.ahead)
 
     def _known_exchange(self, event: Message | Command) -> Exchange[Any] | None:  # type: ignore[override]
         if isinstance(event, Command):

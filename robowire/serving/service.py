@@ -13,9 +13,8 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from robowire.address import is_loopback
@@ -83,17 +82,18 @@ class Exchange(Protocol[R_co]):
         ...
 
 
-@dataclass(frozen=True)
 class Deferred:
-    """The value of a request that another thread computes.
+    """The value of a request that another thread computes; a service has its own kind."""
 
-    Attributes:
-        is_done: Whether ``finish`` can be called; the session's ``on_done`` is called when it can.
-        finish: Returns the value, or raises the request's error.
-    """
+    __slots__ = ()
 
-    is_done: Callable[[], bool]
-    finish: Callable[[], Any]
+    def is_done(self) -> bool:
+        """Return whether :meth:`finish` can be called; the session's ``on_done`` is called when it can."""
+        raise NotImplementedError
+
+    def finish(self) -> Any:
+        """Return the value, or raise the request's error. Does not wait."""
+        raise NotImplementedError
 
 
 class Service(ABC, Generic[S]):

@@ -136,6 +136,8 @@ class Connection:
             TlsFailed: The peer speaks TLS and this side does not; the connection is closed.
         """
         decoder, left_s, deadline = self.decoder, wait_s, None
+        if decoder.ahead and (event := decoder.read_ahead()) is not None:
+            return event
         if decoder.mid_frame:
             left_s, deadline = finish_s, self._clock() + finish_s
         try:

@@ -378,8 +378,8 @@ class Stream:
             except OSError as exc:
                 raise self._lost(exc) from exc
 
-    def recv_now(self, buffer: memoryview) -> int | None:
-        """Do what :meth:`recv_into` does with what has come; ``None`` where nothing has.
+    def recv_now(self, buffers: Sequence[memoryview]) -> int | None:
+        """Fill the buffers in their order with what has come, and return how much; ``None`` for nothing yet.
 
         Not over TLS, and not where descriptors are taken.
 
@@ -387,7 +387,10 @@ class Stream:
             ConnectionLost: The connection broke.
         """
         try:
-            received = self.sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            if len(buffers) == 1:
+                received = self.sock.recv_into(buffers[0], 0, socket.MSG_DONTWAIT)
+            else:
+                received = self.sock.recvmsg_into(buffers, 0, socket.MSG_DONTWAIT)[0]
         except BlockingIOError:
             return None
         except OSError as exc:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import Any
+from typing import Any, Sequence
 
 from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
 
@@ -119,13 +119,16 @@ class FrameDecoder:
         received = sock.recv_into(decoder.get_buffer())
         event = decoder.buffer_updated(received)  # None until a payload or a line is complete
 
-    It never asks for a byte beyond the current frame: between frames nothing is buffered and the socket can
-    be handed to another protocol.
+    It never asks for a byte beyond the current frame, but by :meth:`get_buffers`: between frames nothing is
+    buffered and the socket can be handed to another protocol.
 
     Args:
         max_payload: Largest payload to accept, in bytes. Checked before memory is set aside; may be changed
             between frames, so that it can be small until the peer has authenticated.
         text: Whether the stream may be text. Only servers read text.
+
+    Attributes:
+        ahead: Bytes of the next frame that have come already, for :meth:`read_ahead`.
     """
 
     def __init__(self, max_payload: int = DEFAULT_MAX_PAYLOAD, *, text: bool = False) -> None:
@@ -141,6 +144,8 @@ class FrameDecoder:
         self._filled = 0  # bytes of it filled so far
         self._line: bytearray | None = None  # not None once the stream turned out to be text
         self._byte = bytearray(1)
+        self._expected: bytearray | None = None  # memory for a payload whose header has not come
+        self.ahead = bytearray()
 
     @property
     def mid_frame(self) -> bool:
@@ -157,6 +162,52 @@ class FrameDecoder:
         if self._line is not None:
             return memoryview(self._byte)  # one byte, because the next line may be another request
         return self._target[self._filled :]
+
+    def get_buffers(self) -> Sequence[memoryview]:
+        """Return buffers to fill in their order, for :meth:`buffers_updated`.
+
+        At the beginning of a frame they are its header and a payload as long as the last one, which mostly is
+        right: then both take one system call.
+        """
+        if self._payload is not None or self._filled or self._line is not None or not self._length:
+            return (self.get_buffer(),)
+        if self._expected is None:
+            self._expected = self._allocate(self._length)
+        return self._target, memoryview(self._expected)
+
+    def buffers_updated(self, nbytes: int) -> bytearray | TextLine | None:
+        """Process the first ``nbytes`` of :meth:`get_buffers`, as :meth:`buffer_updated` does.
+
+        Where the payload was shorter than the last one, bytes of the next frame may have come too: then
+        :attr:`ahead` holds them, and :meth:`read_ahead` is called before anything else is received.
+        """
+        payload = self._expected
+        if payload is None or nbytes <= _LENGTH.size:
+            return self.buffer_updated(nbytes)
+        (length,) = _LENGTH.unpack(self._header)
+        nbytes -= _LENGTH.size
+        if length != self._length or length > self.max_payload:
+            self.ahead += memoryview(payload)[:nbytes]
+            event = self.buffer_updated(_LENGTH.size)
+            return self.read_ahead() if event is None else event
+        self._expected = None
+        if nbytes < length:
+            self._payload, self._target, self._filled = payload, memoryview(payload), 0
+            return self.buffer_updated(nbytes)
+        if _COUNTS and _KEPT_MIN <= length <= _KEPT_MAX:
+            self._kept.append(payload)
+        return payload
+
+    def read_ahead(self) -> bytearray | TextLine | None:
+        """Process the bytes that came ahead, up to the end of a frame, as :meth:`buffer_updated` does."""
+        event = None
+        while self.ahead and event is None:
+            buffer = self.get_buffer()
+            taken = self.ahead[: len(buffer)]
+            buffer[: len(taken)] = taken
+            del self.ahead[: len(taken)]
+            event = self.buffer_updated(len(taken))
+        return event
 
     def buffer_updated(self, nbytes: int) -> bytearray | TextLine | None:
         """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
@@ -201,11 +252,14 @@ class FrameDecoder:
 
     def _allocate(self, length: int) -> bytearray:
         """Return memory for the beginning of a payload: that of the last one where it is free."""
-        kept = self._kept
+        kept, size = self._kept, min(length, _FIRST_STEP)
+        payload, self._expected = self._expected, None
+        if payload is not None and size <= len(payload) <= length:
+            return payload
         if kept and len(kept[0]) == length and is_free(kept):
             return kept.pop()
         kept.clear()
-        return bytearray(min(length, _FIRST_STEP))
+        return bytearray(size)
 
     def receive_eof(self) -> None:
         """Process the end of the stream.

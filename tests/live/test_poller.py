@@ -176,6 +176,25 @@ def test_requests_that_come_at_once_are_answered_in_order(policy: Any) -> None:
         assert firsts == list(range(30))
 
 
+def test_short_requests_behind_a_long_one_are_answered_without_another_byte(policy: Any) -> None:
+    with serve(policy) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.address)) for _ in range(2)]
+        long, short = obs(7, 8, 9), obs(4, 5, 6)
+        long.raw_lang = "lift the cube and put it down again " * 9
+        deadline = time.monotonic() + 10
+        while lent(server) < 2:  # and both kinds are read at once
+            assert time.monotonic() < deadline
+            for client in (*clients, clients[0]):
+                assert client.ask_pickled(long)[0].action[0] == 7
+                assert client.ask_pickled(short)[0].action[0] == 4
+        for order in ((long, short, short), (long, long, short, long, short, short, short)):
+            payloads = [pickle.dumps(each) for each in order]
+            clients[0].sock.sendall(b"".join(struct.pack("!I", len(data)) + data for data in payloads))
+            firsts = [clients[0].receive()[0].action[0] for _ in order]
+            assert firsts == [7 if each is long else 4 for each in order]
+        np.testing.assert_array_equal(ask(clients[1], 1, 2, 3), expected(1, 2, 3))
+
+
 def test_what_comes_in_pieces_is_put_together(policy: Any) -> None:
     with serve(policy) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.address)) for _ in range(2)]
@@ -412,6 +431,34 @@ def test_quick_zeromq_clients_get_the_answers_that_they_always_got(
                     np.testing.assert_array_equal(reply["action"], chunk[0])
         assert clients[0].ask(1, 2)["status"] == "ERROR"
         assert clients[0].ask(1, 2, 3)["status"] == "OK"
+
+
+def test_zeromq_requests_that_come_at_once_are_answered_without_another_byte(
+    policy: Any, connect: Callable[[PolicyServer], ActClient]
+) -> None:
+    with act_server(policy) as server:
+        clients = [connect(server) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while lent(server, 1) < 2:
+            assert time.monotonic() < deadline
+            for client in clients:
+                assert client.ask(1, 2, 3)["status"] == "OK"
+        context = zmq.Context()
+        with context.socket(zmq.DEALER) as dealer:
+            dealer.linger = 0
+            dealer.connect(f"tcp://127.0.0.1:{server.frontends[1].address[1]}")
+            request = pickle.dumps({"qpos": np.arange(3, dtype=np.float32), "images": {}})
+            quick = False
+            while not quick:
+                assert time.monotonic() < deadline
+                quick = lent(server, 1) == 3
+                requests = 10 if quick else 1
+                for _ in range(requests):
+                    dealer.send_multipart([b"", request])
+                for _ in range(requests):
+                    assert dealer.poll(5000)
+                    assert pickle.loads(dealer.recv_multipart()[1])["status"] == "OK"
+        context.term()
 
 
 def test_heartbeats_are_answered_while_a_request_of_a_lent_client_is_in_hand(

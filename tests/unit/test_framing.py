@@ -20,24 +20,33 @@ def frame(payload: bytes) -> bytes:
 
 
 def decode(
-    stream: bytes, cuts: list[int], *, max_payload: int = 1024, text: bool = False
+    stream: bytes, cuts: list[int], *, max_payload: int = 1024, text: bool = False, several: int = 0
 ) -> list[bytes | TextLine]:
-    """Feed ``stream`` in pieces of the given sizes (the rest at once), then end it."""
-    decoder, events, sizes = FrameDecoder(max_payload, text=text), [], iter(cuts)
-    while stream:
-        buffer = decoder.get_buffer()
-        n = min(len(buffer), len(stream), next(sizes, len(stream)))
-        buffer[:n], stream = stream[:n], stream[n:]
-        event = decoder.buffer_updated(n)
+    """Feed ``stream`` in pieces of the given sizes (the rest at once), then end it.
+
+    The bits of ``several`` say where header and payload are asked for together, by turns.
+    """
+    decoder, events, sizes, turn = FrameDecoder(max_payload, text=text), [], iter(cuts), 0
+    while stream or decoder.ahead:
+        if decoder.ahead:
+            event = decoder.read_ahead()
+        else:
+            together, turn = several >> turn & 1, (turn + 1) % 8
+            buffers = decoder.get_buffers() if together else (decoder.get_buffer(),)
+            left = n = min(sum(map(len, buffers)), len(stream), next(sizes, len(stream)))
+            for buffer in buffers:
+                taken = min(len(buffer), left)
+                buffer[:taken], stream, left = stream[:taken], stream[taken:], left - taken
+            event = decoder.buffers_updated(n) if together else decoder.buffer_updated(n)
         if event is not None:
             events.append(event if isinstance(event, TextLine) else bytes(event))
     decoder.receive_eof()
     return events
 
 
-def outcome(stream: bytes, cuts: list[int], *, text: bool) -> object:
+def outcome(stream: bytes, cuts: list[int], *, text: bool, several: int = 0) -> object:
     try:
-        return decode(stream, cuts, max_payload=32, text=text)
+        return decode(stream, cuts, max_payload=32, text=text, several=several)
     except RemoteProtocolError as exc:
         return type(exc), str(exc)
 
@@ -47,21 +56,23 @@ def test_a_frame_is_a_big_endian_length_and_the_payload() -> None:
     assert frame(b"") == b"\x00\x00\x00\x00"
 
 
-@given(st.lists(st.binary(max_size=64), max_size=5), CUTS, st.booleans())
-@example([b""], [1, 1, 1, 1], True)
+@given(st.lists(st.binary(max_size=64), max_size=5), CUTS, st.booleans(), st.integers(0, 255))
+@example([b""], [1, 1, 1, 1], True, 0)
+@example([b"four", b"five", b"", b"a", b"bc", b"longer"], [], True, 255)
 def test_any_cut_of_the_stream_gives_the_same_payloads(
-    payloads: list[bytes], cuts: list[int], text: bool
+    payloads: list[bytes], cuts: list[int], text: bool, several: int
 ) -> None:
-    assert decode(b"".join(map(frame, payloads)), cuts, text=text) == payloads
+    assert decode(b"".join(map(frame, payloads)), cuts, text=text, several=several) == payloads
 
 
-@given(st.binary(max_size=64), CUTS, st.booleans())
-@example(b"A\nBC\n", [2], True)
-@example(b"ABC\nD\n", [1, 1, 1], True)
+@given(st.binary(max_size=64), CUTS, st.booleans(), st.integers(0, 255))
+@example(b"A\nBC\n", [2], True, 0)
+@example(b"ABC\nD\n", [1, 1, 1], True, 0)
+@example(frame(b"a payload") + b"\xff\xff\xff\xff and more", [], False, 255)
 def test_garbage_gives_the_same_events_or_error_under_every_cut(
-    stream: bytes, cuts: list[int], text: bool
+    stream: bytes, cuts: list[int], text: bool, several: int
 ) -> None:
-    assert outcome(stream, cuts, text=text) == outcome(stream, [], text=text)
+    assert outcome(stream, cuts, text=text, several=several) == outcome(stream, [], text=text)
 
 
 def test_a_payload_of_exactly_the_limit_is_accepted() -> None:
@@ -181,15 +192,19 @@ def test_memory_follows_the_bytes_that_came_and_not_those_announced() -> None:
     assert payload == b"\x01" * (1 << 20) + b"\x02" * (7 << 20) + b"\x03" * (56 << 20)
 
 
-def next_payload(decoder: FrameDecoder, payload: bytes) -> bytearray:
+def next_payload(decoder: FrameDecoder, payload: bytes, *, together: bool = False) -> bytearray:
     """Return what the decoder makes of a frame."""
     stream = memoryview(frame_header(len(payload)) + payload)
     event = None
     while stream:
-        buffer = decoder.get_buffer()[: len(stream)]
-        buffer[:] = stream[: len(buffer)]
-        stream = stream[len(buffer) :]
-        event = decoder.buffer_updated(len(buffer))
+        filled = 0
+        for buffer in decoder.get_buffers() if together else (decoder.get_buffer(),):
+            part = buffer[: len(stream)]
+            part[:] = stream[: len(part)]
+            stream, filled = stream[len(part) :], filled + len(part)
+        event = decoder.buffers_updated(filled) if together else decoder.buffer_updated(filled)
+    if event is None:
+        event = decoder.read_ahead()
     assert isinstance(event, bytearray)
     return event
 
@@ -205,13 +220,18 @@ HELD: dict[str, Callable[[bytearray], Any]] = {
 
 @pytest.mark.parametrize("size", [1000, 40_000, 3_000_000, 9_000_000])
 @pytest.mark.parametrize("held", HELD)
-def test_the_memory_of_a_payload_is_used_again_only_where_nobody_holds_it(held: str, size: int) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_the_memory_of_a_payload_is_used_again_only_where_nobody_holds_it(
+    held: str, size: int, together: bool
+) -> None:
     decoder = FrameDecoder()
-    first = next_payload(decoder, b"a" * size)
+    first = next_payload(decoder, b"a" * size, together=together)
     address = np.frombuffer(first, np.uint8).ctypes.data
     holder = HELD[held](first)
     del first
-    second = next_payload(decoder, b"b" * size)
+    if together:  # nothing has come yet: asked for again, it is the same memory
+        decoder.get_buffers()
+    second = next_payload(decoder, b"b" * size, together=together)
     assert second == b"b" * size
     if holder is not None:
         assert bytes(memoryview(holder).cast("B")[:1] if held != "an array from a buffer" else b"a") == b"a"
@@ -221,6 +241,8 @@ def test_the_memory_of_a_payload_is_used_again_only_where_nobody_holds_it(held: 
 
 
 def test_a_payload_of_another_length_does_not_use_the_memory_of_the_last() -> None:
-    decoder = FrameDecoder()
-    for size in (50_000, 49_999, 50_000, 10, 50_000):
-        assert next_payload(decoder, bytes([size % 251]) * size) == bytes([size % 251]) * size
+    for together in (False, True):
+        decoder = FrameDecoder()
+        for size in (50_000, 49_999, 50_000, 10, 50_000):
+            payload = next_payload(decoder, bytes([size % 251]) * size, together=together)
+            assert payload == bytes([size % 251]) * size

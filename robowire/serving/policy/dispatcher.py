@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
 from typing import Union
 
@@ -185,23 +184,28 @@ class PendingInference:
     Args:
         on_done: See :attr:`robowire.serving.sessions.Session.on_done`. Called once, by the thread that
             answers the last of them.
-        finish: Makes the result of the rows' answers.
+        finish: Makes the result of what it is given next and the rows' answers.
+        started: When the request came.
         rows: How many there are.
+
+    Attributes:
+        tickets: Of the rows; set before any of their answers can come.
     """
 
-    __slots__ = ("_finish", "_left", "_on_done", "_tickets")
+    __slots__ = ("_finish", "_left", "_on_done", "_started", "tickets")
 
     def __init__(
-        self, on_done: OnDone, finish: Callable[[Sequence[_Ticket]], ActionChunk], rows: int
+        self,
+        on_done: OnDone,
+        finish: Callable[[float, Sequence[_Ticket]], ActionChunk],
+        started: float,
+        rows: int,
     ) -> None:
-        self._tickets: Sequence[_Ticket] = ()
+        self.tickets: Sequence[_Ticket] = ()
         self._left = rows
         self._on_done = on_done
         self._finish = finish
-
-    def await_rows(self, tickets: Sequence[_Ticket]) -> None:
-        """Note whose answers it needs, before any of them can come."""
-        self._tickets = tickets
+        self._started = started
 
     def note_answer(self, *, here: bool) -> None:
         """Count an answer. The dispatcher's thread calls it, or the one that closes the dispatcher."""
@@ -216,8 +220,8 @@ class PendingInference:
 
     def result(self) -> ActionChunk:
         """Return what :meth:`Dispatcher.submit` returns, or raise what it raises. Does not wait."""
-        tickets, self._tickets = self._tickets, ()  # which refer to this one: their memory is needed again
-        return self._finish(tickets)
+        tickets, self.tickets = self.tickets, ()  # which refer to this one: their memory is needed again
+        return self._finish(self._started, tickets)
 
 
 class Dispatcher:
@@ -346,13 +350,13 @@ class Dispatcher:
                 self._arrivals.arrived(client, started)
             if not (may_run and self._take_policy(started)):
                 if on_done is not None:
-                    pending = PendingInference(on_done, partial(self._result, started), len(observations))
+                    pending = PendingInference(on_done, self._result, started, len(observations))
                 tickets = [
                     _Ticket(observation, client, started, has_left, alone=alone, span=span, pending=pending)
                     for observation in observations
                 ]
                 if pending is not None:
-                    pending.await_rows(tickets)
+                    pending.tickets = tickets
                 self._queue.put(
                     [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
                     now=started,

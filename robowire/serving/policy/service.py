@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -158,7 +158,7 @@ class PolicyService(Service[PolicySession]):
             )
             if isinstance(begun, ActionChunk):
                 return self._inferred(session, request, begun)
-            return self._deferred(session, request, begun)
+            return _DeferredChunk(self._inferred, session, request, begun)
         return recorded(
             self._recording(session),
             "infer",
@@ -180,9 +180,6 @@ class PolicyService(Service[PolicySession]):
         """Whether an inference waits for nothing in the thread of a session that has an ``on_done``."""
         # A recording and a trace follow a request in one thread.
         return self._begin is not None and self.recorder is None and self.tracing is None
-
-    def _deferred(self, session: PolicySession, request: Request, pending: PendingInference) -> Deferred:
-        return Deferred(lambda: pending.done, lambda: self._inferred(session, request, pending.result()))
 
     def _infer_now(self, session: PolicySession, request: Request) -> ActionChunk:
         chunk = self.dispatcher.submit(
@@ -362,6 +359,37 @@ class PolicyService(Service[PolicySession]):
             f"the policy port has no method {method!r}.{nearest(method, _METHODS)} "
             f"Known: {', '.join(_METHODS)}"
         )
+
+
+class _DeferredChunk(Deferred):
+    """The answer to a request whose inference is pending.
+
+    Args:
+        answer: Makes it of the policy's chunk.
+        session: Who asked.
+        request: What was asked.
+        pending: Of the dispatcher.
+    """
+
+    __slots__ = ("_answer", "_pending", "_request", "_session")
+
+    def __init__(
+        self,
+        answer: Callable[[PolicySession, Request, ActionChunk], ActionChunk],
+        session: PolicySession,
+        request: Request,
+        pending: PendingInference,
+    ) -> None:
+        self._answer = answer
+        self._session = session
+        self._request = request
+        self._pending = pending
+
+    def is_done(self) -> bool:
+        return self._pending.done
+
+    def finish(self) -> ActionChunk:
+        return self._answer(self._session, self._request, self._pending.result())
 
 
 def _values(chunk: ActionChunk) -> dict[str, Any]:

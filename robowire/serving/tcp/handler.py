@@ -222,25 +222,29 @@ class ConnectionHandler(PolledHandler):
     def _mid_frame(self) -> bool:
         return self._connection.decoder.mid_frame
 
+    @property
+    def _has_ahead(self) -> bool:
+        return bool(self._connection.decoder.ahead)
+
     def _may_be_lent(self) -> bool:
         # One that shares memory tells the region of each reply.
-        return super()._may_be_lent() and self._session is not None and not self._session.shares
+        shares = self._session is not None and self._session.shares
+        return super()._may_be_lent() and not shares and not self._has_ahead
 
     def _receive_now(self) -> bytearray | TextLine | None:
         stream, decoder = self._stream, self._connection.decoder
         while True:
-            buffer = decoder.get_buffer()
-            received = stream.recv_now(buffer)
+            buffers = decoder.get_buffers()
+            received = stream.recv_now(buffers)
             if received == 0:
                 raise Leave
-            event = None if received is None else decoder.buffer_updated(received)
+            event = None if received is None else decoder.buffers_updated(received)
             if event is not None:
                 stream.expect(1)
                 return event
-            missing = len(buffer) - (received or 0)
-            if missing:
+            if received is None or received < sum(map(len, buffers)):
                 if decoder.in_payload:
-                    stream.expect(missing)
+                    stream.expect(len(decoder.get_buffer()))
                 return None
 
     def _known_exchange(self, event: bytearray | TextLine) -> AnyExchange | None:

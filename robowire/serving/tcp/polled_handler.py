@@ -222,12 +222,17 @@ class PolledHandler(socketserver.BaseRequestHandler):
         _, sent = self._count(receive_s=receive_s, send_s=now - answered)
         if self._logs_frames:
             logger.debug("> #%d %d bytes", self._session and self._session.id, sent)
-        return True
+        return not self._has_ahead
 
     @property
     @abstractmethod
     def _mid_frame(self) -> bool:
         """Whether a request has begun and is not complete."""
+
+    @property
+    def _has_ahead(self) -> bool:
+        """Whether bytes of the next request have come, which no poll of the socket reports."""
+        return False
 
     @abstractmethod
     def _receive_now(self) -> Any:

@@ -171,7 +171,8 @@ class ConnectionHandler(PolledHandler):
         ):
             self._answer_http(event)
             return False
-        session, more = self._open_session(), True
+        session, more = self._session or self._open_session(), True
+        logs = logger.isEnabledFor(logging.DEBUG)
         descriptor = stream.take_descriptor() if stream.takes_descriptors else None
         if descriptor is not None and (isinstance(event, TextLine) or not self._shared.is_share(event)):
             os.close(descriptor)
@@ -184,7 +185,8 @@ class ConnectionHandler(PolledHandler):
             more = event.strip().upper() != "QUIT"
             buffers: Sequence[Buffer] = [answer_line(event, session, self.server.service)]
         else:
-            logger.debug("< #%d %d bytes", session.id, len(event))
+            if logs:
+                logger.debug("< #%d %d bytes", session.id, len(event))
             if self.server.service.tracing is not None:
                 self.server.service.begin_span(session, receive_s=connection.receive_s)
             try:
@@ -214,7 +216,7 @@ class ConnectionHandler(PolledHandler):
         )
         if session.span is not None:
             self.server.service.end_span(session, send_s=send_s, bytes_received=received, bytes_sent=sent)
-        if logger.isEnabledFor(logging.DEBUG):
+        if logs:
             logger.debug("> #%d %d bytes %.1f ms", session.id, sent, (time.monotonic() - started) * 1e3)
         return more
 

@@ -87,7 +87,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
 
     def _lend(self) -> bool:
         """Lend the connection to the poller where that pays; return whether there may be more requests."""
-        if self._quick < self._needed or not self._may_be_lent():
+        if self._quick < self._needed or not self.server.polls or not self._may_be_lent():
             return True
         session, poller = self._session, self.server.poller
         assert session is not None
@@ -132,10 +132,9 @@ class PolledHandler(socketserver.BaseRequestHandler):
             self._unsent = self._buffers(stop.value)
 
     def _may_be_lent(self) -> bool:
-        server, session = self.server, self._session
+        session = self._session
         return (
-            server.polls
-            and session is not None
+            session is not None
             and session.authenticated
             and not session.watches
             and self._stream.polls
@@ -143,7 +142,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
 
     def _remaining(self, timeout_s: float) -> float:
         """Return what is left of a timeout of the request that is awaited."""
-        return max(timeout_s - self._waited_s, 1e-3)
+        return max(timeout_s - self._waited_s, 1e-3) if self._waited_s else timeout_s
 
     def _count(self, *, method: str = "", receive_s: float | None = None, send_s: float) -> tuple[int, int]:
         """Count a request that was answered, and return its bytes and those of its reply."""

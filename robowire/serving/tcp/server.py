@@ -280,7 +280,7 @@ class TcpServer(socketserver.ThreadingTCPServer):
     @property
     def polls(self) -> bool:
         """Whether the poller serves connections now: there are several, and the service defers."""
-        return Poller.available and self.service.defers and len(self._handlers) > 1
+        return len(self._handlers) > 1 and Poller.available and self.service.defers
 
     def opened(self, handler: ConnectionHandler) -> None:
         """Remember a connection whose handler has begun, so that a drain ends it."""

@@ -373,6 +373,9 @@ class _Handler(ConnectionHandler):
     def _receive_now(self) -> Message | Command | None:  # type: ignore[override]
         return self.zmtp.receive_now()
 
+    def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
+        """Keep the memory: that of ZMTP is of frames, not of messages."""
+
     @property
     def _has_ahead(self) -> bool:
         return bool(self.zmtp.decoder.ahead)

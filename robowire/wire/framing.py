@@ -140,6 +140,7 @@ class FrameDecoder:
         self._payload: bytearray | None = None  # None while the header is incomplete
         self._length = 0  # announced for it
         self._kept: list[bytearray] = []  # the payload before, whose memory the next one may use
+        self._latest = [self._kept]
         self._target = memoryview(self._header)  # the part being filled
         self._filled = 0  # bytes of it filled so far
         self._line: bytearray | None = None  # not None once the stream turned out to be text
@@ -162,6 +163,18 @@ class FrameDecoder:
         if self._line is not None:
             return memoryview(self._byte)  # one byte, because the next line may be another request
         return self._target[self._filled :]
+
+    def share_memory(self, latest: list[list[bytearray]] | None) -> None:
+        """Use the memory of the last payload of several decoders, which is in the processor's cache.
+
+        Args:
+            latest: The same list for all decoders that one thread at a time uses, with one entry, a list,
+                which is empty at first; ``None`` for memory of its own again.
+        """
+        if latest is None:
+            self._kept = []  # another decoder may still take what was kept
+            latest = [self._kept]
+        self._latest = latest
 
     def get_buffers(self) -> Sequence[memoryview]:
         """Return buffers to fill in their order, for :meth:`buffers_updated`.
@@ -194,8 +207,7 @@ class FrameDecoder:
         if nbytes < length:
             self._payload, self._target, self._filled = payload, memoryview(payload), 0
             return self.buffer_updated(nbytes)
-        if _COUNTS and _KEPT_MIN <= length <= _KEPT_MAX:
-            self._kept.append(payload)
+        self._keep(payload)
         return payload
 
     def read_ahead(self) -> bytearray | TextLine | None:
@@ -246,20 +258,30 @@ class FrameDecoder:
         payload = self._payload
         self._payload = None
         self._target, self._filled = memoryview(self._header), 0
-        if _COUNTS and _KEPT_MIN <= self._length <= _KEPT_MAX:
-            self._kept.append(payload)
+        self._keep(payload)
         return payload
+
+    def _keep(self, payload: bytearray) -> None:
+        """Keep the memory of a payload for the next one, of this decoder or one that shares it."""
+        if _COUNTS and _KEPT_MIN <= len(payload) <= _KEPT_MAX:
+            kept = self._latest[0] = self._kept
+            kept.append(payload)
 
     def _allocate(self, length: int) -> bytearray:
         """Return memory for the beginning of a payload: that of the last one where it is free."""
-        kept, size = self._kept, min(length, _FIRST_STEP)
         payload, self._expected = self._expected, None
-        if payload is not None and size <= len(payload) <= length:
+        if payload is not None and min(length, _FIRST_STEP) <= len(payload) <= length:
+            return payload
+        kept, latest = self._kept, self._latest[0]
+        if latest and len(latest[0]) == length and is_free(latest):
+            payload = latest.pop()
+            if kept:  # in exchange, so that each decoder has one
+                latest.append(kept.pop())
             return payload
         if kept and len(kept[0]) == length and is_free(kept):
             return kept.pop()
         kept.clear()
-        return bytearray(size)
+        return bytearray(min(length, _FIRST_STEP))
 
     def receive_eof(self) -> None:
         """Process the end of the stream.

@@ -246,3 +246,36 @@ def test_a_payload_of_another_length_does_not_use_the_memory_of_the_last() -> No
         for size in (50_000, 49_999, 50_000, 10, 50_000):
             payload = next_payload(decoder, bytes([size % 251]) * size, together=together)
             assert payload == bytes([size % 251]) * size
+
+
+def address(payload: bytearray) -> int:
+    return int(np.frombuffer(payload, np.uint8).ctypes.data)
+
+
+def test_decoders_that_share_memory_use_that_of_the_last_payload() -> None:
+    memory: list[list[bytearray]] = [[]]
+    decoders = [FrameDecoder() for _ in range(3)]
+    for decoder in decoders:
+        decoder.share_memory(memory)
+    used = [address(next_payload(decoder, b"a" * 50_000)) for decoder in decoders]
+    assert len(set(used)) == 1
+    held = next_payload(decoders[0], b"b" * 50_000)
+    other = next_payload(decoders[1], b"c" * 50_000)
+    assert held == b"b" * 50_000
+    assert address(other) != address(held) == used[0]
+
+
+def test_a_decoder_that_shares_memory_no_more_leaves_it_to_the_others() -> None:
+    memory: list[list[bytearray]] = [[]]
+    first, second = FrameDecoder(), FrameDecoder()
+    for decoder in (first, second):
+        decoder.share_memory(memory)
+    shared = address(next_payload(first, b"a" * 50_000))
+    first.share_memory(None)
+    assert address(next_payload(second, b"b" * 50_000)) == shared
+    kept = next_payload(first, b"c" * 50_000)
+    assert address(kept) != shared
+    del kept
+    own = next_payload(first, b"d" * 50_000)
+    assert next_payload(second, b"e" * 50_000) == b"e" * 50_000
+    assert own == b"d" * 50_000

@@ -233,6 +233,9 @@ class ConnectionHandler(PolledHandler):
         shares = self._session is not None and self._session.shares
         return super()._may_be_lent() and not shares and not self._has_ahead
 
+    def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
+        self._connection.decoder.share_memory(memory)
+
     def _receive_now(self) -> bytearray | TextLine | None:
         stream, decoder = self._stream, self._connection.decoder
         while True:

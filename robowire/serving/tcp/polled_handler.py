@@ -95,7 +95,9 @@ class PolledHandler(socketserver.BaseRequestHandler):
         self._active, self._begun = time.monotonic(), 0.0
         self._logs_frames = logger.isEnabledFor(logging.DEBUG)
         session.on_done = partial(poller.answered, self)
+        self._share_memory(poller.memory)
         poller.serve(self)
+        self._share_memory(None)
         session.on_done = None
         paid = self._polled >= _WORTH
         self._needed = 1 if paid else min(self._needed * 2, _MOST_QUICK_REQUESTS)
@@ -133,12 +135,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
 
     def _may_be_lent(self) -> bool:
         session = self._session
-        return (
-            session is not None
-            and session.authenticated
-            and not session.watches
-            and self._stream.polls
-        )
+        return session is not None and session.authenticated and not session.watches and self._stream.polls
 
     def _remaining(self, timeout_s: float) -> float:
         """Return what is left of a timeout of the request that is awaited."""
@@ -232,6 +229,9 @@ class PolledHandler(socketserver.BaseRequestHandler):
     def _has_ahead(self) -> bool:
         """Whether bytes of the next request have come, which no poll of the socket reports."""
         return False
+
+    def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
+        """Use the memory that connections of the poller share; ``None`` for its own again."""
 
     @abstractmethod
     def _receive_now(self) -> Any:

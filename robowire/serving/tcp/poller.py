@@ -63,6 +63,9 @@ class Poller:
 
     Args:
         name: Of its frontend, for the name of the thread.
+
+    Attributes:
+        memory: Shared by the connections that are lent, see :meth:`FrameDecoder.share_memory`.
     """
 
     # What other systems have in place of epoll and eventfd costs more than the threads.
@@ -75,6 +78,7 @@ class Poller:
         self._working = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = True  # not open
+        self.memory: list[list[bytearray]] = [[]]
         self._gates: dict[Polled, threading.Lock] = {}  # of connections that are lent
         self._served: dict[int, Polled] = {}  # by descriptor
         self._unwatched: set[int] = set()  # of these: the epoll knows them no more

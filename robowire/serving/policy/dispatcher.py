@@ -40,7 +40,7 @@ from robowire.serving.policy.validation import (
 from robowire.serving.sessions import OnDone
 from robowire.tracing.spans import RequestSpan, active_tracing
 
-__all__ = ["DispatchOptions", "Dispatcher", "PendingInference"]
+__all__ = ["DispatchOptions", "Dispatcher", "Inferred", "PendingInference"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,10 @@ class DispatchOptions:
             raise ConfigurationError(f"max_wait_ms is {self.max_wait_ms}, expected 0 to 60000 milliseconds")
 
 
-# (n, action_dim) and seconds, or the error.
+# The chunk of a request, (n, B, action_dim), and the seconds that the policy took.
+Inferred = tuple[np.ndarray, float]
+
+# Of a row: (n, action_dim) and seconds, or the error.
 _Answer = Union["tuple[np.ndarray, float]", RequestError]
 
 # An answer, and the ticket that is answered next with its answer. A thread that was woken wakes the next one:
@@ -197,7 +200,7 @@ class PendingInference:
     def __init__(
         self,
         on_done: OnDone,
-        finish: Callable[[float, Sequence[_Ticket]], ActionChunk],
+        finish: Callable[[float, Sequence[_Ticket]], Inferred],
         started: float,
         rows: int,
     ) -> None:
@@ -218,8 +221,8 @@ class PendingInference:
         """Whether :meth:`result` has it all."""
         return self._left <= 0
 
-    def result(self) -> ActionChunk:
-        """Return what :meth:`Dispatcher.submit` returns, or raise what it raises. Does not wait."""
+    def result(self) -> Inferred:
+        """Return what :meth:`Dispatcher.begin` would, or raise what it raises. Does not wait."""
         tickets, self.tickets = self.tickets, ()  # which refer to this one: their memory is needed again
         return self._finish(self._started, tickets)
 
@@ -265,8 +268,6 @@ class Dispatcher:
         self._busy = False  # the policy works on an observation
         self._any_thread = isinstance(policy, AnyThread) and policy.any_thread
         self._latest_s = float("inf")  # unknown
-        # MetaAction's own defaults, where a policy leaves open what its actions are.
-        self._ctrl_space, self._ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
         self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
         metrics.gauge("queue_depth", "Observations that wait for the policy.", lambda: self._queue.size)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -304,8 +305,11 @@ class Dispatcher:
             ShuttingDown: The server accepts no new requests.
         """
         result = self.begin(observations, client=client, has_left=has_left, kind=kind)
-        assert isinstance(result, ActionChunk)
-        return result
+        assert not isinstance(result, PendingInference)
+        actions, seconds = result
+        # MetaAction's own defaults, where a policy leaves open what its actions are.
+        ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
+        return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=seconds * 1e3)
 
     def begin(
         self,
@@ -315,7 +319,7 @@ class Dispatcher:
         has_left: Callable[[], bool],
         kind: Hashable | None,
         on_done: OnDone | None = None,
-    ) -> ActionChunk | PendingInference:
+    ) -> Inferred | PendingInference:
         """Do what :meth:`submit` does, and wait for nothing where ``on_done`` is given.
 
         Args:
@@ -326,7 +330,7 @@ class Dispatcher:
             on_done: Called by another thread when the result is there; ``None`` to wait for it.
 
         Returns:
-            The chunk; or what has it later.
+            The chunk, and the seconds that the policy took; or what has them later.
         """
         started = self._clock()
         alone = len(observations) == 1
@@ -338,55 +342,72 @@ class Dispatcher:
         else:
             for observation in observations:
                 check_observation(observation, self.spec)
-        tickets: list[_Ticket] = []
         span = None if self._tracing is None else self._tracing.current_request()
         # A caller that does not wait has others to serve meanwhile.
-        may_run = alone and (on_done is None or self._latest_s < _AT_ONCE_S)
-        pending = None
+        may_run = alone and self._any_thread and (on_done is None or self._latest_s < _AT_ONCE_S)
         with self._lock:
             if self._closing:
                 raise ShuttingDown("the server shuts down and takes no new requests")
             if client is not None and not self._arrivals.instant:
                 self._arrivals.arrived(client, started)
-            if not (may_run and self._take_policy(started)):
-                if on_done is not None:
-                    pending = PendingInference(on_done, self._result, started, len(observations))
-                tickets = [
-                    _Ticket(observation, client, started, has_left, alone=alone, span=span, pending=pending)
-                    for observation in observations
-                ]
-                if pending is not None:
-                    pending.tickets = tickets
-                self._queue.put(
-                    [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
-                    now=started,
-                    client=client,
-                )
-                # While others are awaited, waking the dispatcher for each arrival would delay them.
-                if not self._arrivals.awaited or self._queue.size >= self._max_batch_size:
-                    self._changed.notify_all()
-        if pending is not None:
-            return pending
-        if tickets:
-            return self._result(started, tickets)
-        chunk, seconds = self._infer_here(observations[0], client, started, span)
-        return self._chunk(started, chunk[:, np.newaxis], seconds)
+            if may_run and self._take_policy(started):
+                waiting = None
+            else:
+                waiting = self._wait(observations, client, started, has_left, kind, span, on_done)
+        if waiting is None:
+            chunk, seconds = self._infer_here(observations[0], client, started, span)
+            return self._inferred(started, chunk[:, np.newaxis], seconds)
+        if isinstance(waiting, PendingInference):
+            return waiting
+        return self._result(started, waiting)
 
-    def _result(self, started: float, tickets: Sequence[_Ticket]) -> ActionChunk:
-        """Return the chunk of the rows' answers, for which it waits."""
+    def _wait(
+        self,
+        observations: Sequence[MetaObs],
+        client: Hashable,
+        since: float,
+        has_left: Callable[[], bool],
+        kind: Hashable | None,
+        span: RequestSpan | None,
+        on_done: OnDone | None,
+    ) -> list[_Ticket] | PendingInference:
+        """Put the rows of a request into the queue; the lock is held."""
+        pending = None
+        if on_done is not None:
+            pending = PendingInference(on_done, self._result, since, len(observations))
+        alone = len(observations) == 1
+        tickets = [
+            _Ticket(observation, client, since, has_left, alone=alone, span=span, pending=pending)
+            for observation in observations
+        ]
+        if pending is not None:
+            pending.tickets = tickets
+        self._queue.put(
+            [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
+            now=since,
+            client=client,
+        )
+        # While others are awaited, waking the dispatcher for each arrival would delay them.
+        if not self._arrivals.awaited or self._queue.size >= self._max_batch_size:
+            self._changed.notify_all()
+        return tickets if pending is None else pending
+
+    def _result(self, started: float, tickets: Sequence[_Ticket]) -> Inferred:
+        """Return what came of the rows, for whose answers it waits."""
         if len(tickets) == 1:  # the common case, which needs no copy
             chunk, seconds = tickets[0].wait()
-            return self._chunk(started, chunk[:, np.newaxis], seconds)
+            return self._inferred(started, chunk[:, np.newaxis], seconds)
         answers = [ticket.wait() for ticket in tickets]
         seconds = max(seconds for _, seconds in answers)
-        return self._chunk(started, np.stack([chunk for chunk, _ in answers], axis=1), seconds)
+        return self._inferred(started, np.stack([chunk for chunk, _ in answers], axis=1), seconds)
 
-    def _chunk(self, started: float, actions: np.ndarray, seconds: float) -> ActionChunk:
+    def _inferred(self, started: float, actions: np.ndarray, seconds: float) -> Inferred:
+        """Count the inference of a request, and return it."""
         now = self._clock()
         count = self._metrics.observe("infer", now - started)
         if count >= self._next_report_count and now >= self._next_report_at:
             self._report(count)
-        return ActionChunk(actions, self._ctrl_space, self._ctrl_type, None, None, seconds * 1e3)
+        return actions, seconds
 
     def _checked_kind(self, observation: MetaObs) -> Hashable:
         """Return the kind of an observation that fits the policy. Each kind is compared with the spec once.
@@ -425,7 +446,7 @@ class Dispatcher:
 
     def _take_policy(self, now: float) -> bool:
         """Return whether the caller's thread may run the policy now: nobody waits or is about to come."""
-        if not self._any_thread or self._busy or self._queue.size:
+        if self._busy or self._queue.size:
             return False
         if self._arrivals.instant:
             self._busy = True

@@ -126,9 +126,13 @@ class PolicyService(Service[PolicySession]):
             self.dispatcher = ReplicaDispatcher(policy, self._options, self.metrics)
         else:
             self.dispatcher = Dispatcher(policy, self._options, self.metrics)
+        self._chunk_size = self._options.chunk_size
+        spec = self.dispatcher.spec
+        # MetaAction's own defaults, where a policy leaves open what its actions are.
+        self._ctrl_space, self._ctrl_type = spec.ctrl_space or "ee", spec.ctrl_type or "delta"
         # Where its caller need not wait.
         self._begin = self.dispatcher.begin if isinstance(self.dispatcher, Dispatcher) else None
-        coefficient = self.dispatcher.spec.temporal_ensemble_coeff
+        coefficient = spec.temporal_ensemble_coeff
         self._ensemble_k = ENSEMBLE_K if coefficient is None else coefficient
         self._temporal_agg = self._options.temporal_agg or coefficient is not None
         self._stateful = isinstance(policy, SessionPolicy) and policy.stateful
@@ -146,19 +150,23 @@ class PolicyService(Service[PolicySession]):
             Overloaded: Too many observations wait already.
             BackendError: The policy failed.
         """
-        if self.recorder is None:  # and each request is spared five calls
-            if self._begin is None:
-                return self._infer_now(session, request)
-            begun = self._begin(
-                request.observations,
-                client=session.id,
-                has_left=session.peer.has_left,
-                kind=request.kind,
-                on_done=session.on_done,
-            )
-            if isinstance(begun, ActionChunk):
-                return self._inferred(session, request, begun)
+        if self.recorder is not None:
+            return self._infer_recorded(session, request)
+        if self._begin is None:
+            return self._infer_now(session, request)
+        begun = self._begin(
+            request.observations,
+            client=session.id,
+            has_left=session.peer.has_left,
+            kind=request.kind,
+            on_done=session.on_done,
+        )
+        if isinstance(begun, PendingInference):
             return _DeferredChunk(self._inferred, session, request, begun)
+        actions, seconds = begun
+        return self._inferred(session, request, actions, seconds * 1e3)
+
+    def _infer_recorded(self, session: PolicySession, request: Request) -> ActionChunk:
         return recorded(
             self._recording(session),
             "infer",
@@ -185,36 +193,44 @@ class PolicyService(Service[PolicySession]):
         chunk = self.dispatcher.submit(
             request.observations, client=session.id, has_left=session.peer.has_left, kind=request.kind
         )
-        return self._inferred(session, request, chunk)
+        return self._inferred(session, request, chunk.actions, chunk.infer_ms or 0.0)
 
-    def _inferred(self, session: PolicySession, request: Request, chunk: ActionChunk) -> ActionChunk:
-        """Return what is answered to a request, of the policy's whole chunk."""
-        activity = session.activity
-        activity.step(chunk.infer_ms or 0.0)
-        activity.task = request.observations[0].raw_lang
+    def _inferred(
+        self, session: PolicySession, request: Request, whole: np.ndarray, infer_ms: float
+    ) -> ActionChunk:
+        """Return what is answered to a request.
+
+        Args:
+            session: Who asked.
+            request: What was asked.
+            whole: The policy's whole chunk, (n, B, action_dim).
+            infer_ms: Milliseconds that the policy took.
+        """
+        activity, first = session.activity, request.observations[0]
+        activity.step(infer_ms)
+        activity.task = first.raw_lang
         if activity.wanted:
-            activity.keep(lambda: self._shown(request.observations[0], chunk))
-        actions, raw = chunk.actions[: self._options.chunk_size], None
+            activity.keep(partial(self._shown, first, whole))
+        actions, raw = whole[: self._chunk_size], None
         averages = self._temporal_agg if session.temporal_agg is None else session.temporal_agg
         if not averages and not request.batched:  # the common case
-            timestep = request.observations[0].timestep
             return ActionChunk(
-                actions[:, 0], chunk.ctrl_space, chunk.ctrl_type, None, timestep, chunk.infer_ms
+                actions[:, 0], self._ctrl_space, self._ctrl_type, None, first.timestep, infer_ms
             )
         timesteps = [observation.timestep for observation in request.observations]
         if averages:
             if any(observation.delay for observation in request.observations):
                 raise SpecMismatch("this session averages over time, and so continues no prefix: send none")
             raw = actions
-            rows = chunk.actions.swapaxes(0, 1)
+            rows = whole.swapaxes(0, 1)
             # Over the policy's whole chunk: what a reply may hold has nothing to do with the average.
             actions = session.episode.ensemble(timesteps, rows, k=self._ensemble_k)[np.newaxis]
         if not request.batched:
             actions, raw = actions[:, 0], None if raw is None else raw[:, 0]
         timestep = np.array(timesteps)[:, np.newaxis] if request.batched else timesteps[0]
-        return ActionChunk(actions, chunk.ctrl_space, chunk.ctrl_type, raw, timestep, chunk.infer_ms)
+        return ActionChunk(actions, self._ctrl_space, self._ctrl_type, raw, timestep, infer_ms)
 
-    def _shown(self, observation: MetaObs, chunk: ActionChunk) -> dict[str, Any]:
+    def _shown(self, observation: MetaObs, whole: np.ndarray) -> dict[str, Any]:
         """Return copies of what a dashboard shows of an inference; of a batch, its first row."""
         names = self.dispatcher.spec.camera_names or ()
         given = observation.image
@@ -226,7 +242,7 @@ class PolicyService(Service[PolicySession]):
                 (names[index] if index < len(names) else f"camera {index}"): image.transpose(1, 2, 0).copy()
                 for index, image in enumerate(images)
             },
-            "chunk": np.array(chunk.actions[:, 0], np.float32),
+            "chunk": np.array(whole[:, 0], np.float32),
             "state": None if observation.state is None else np.array(observation.state, np.float32),
             "instruction": str(observation.raw_lang)[:200],
         }
@@ -336,7 +352,7 @@ class PolicyService(Service[PolicySession]):
         direct = request.params["direct"] and prototype.delay is None
         layout.checked = observation_kind(prototype) if direct else None
         session.layouts[layout.layout.number] = layout
-        return ok(ctrl_space=spec.ctrl_space or "ee", ctrl_type=spec.ctrl_type or "delta")
+        return ok(ctrl_space=self._ctrl_space, ctrl_type=self._ctrl_type)
 
     def _execute(self, session: PolicySession, request: Request) -> ActionChunk | Deferred | dict[str, Any]:
         # Parameters are ignored: none of these methods has any, and a newer client may send some.
@@ -347,7 +363,7 @@ class PolicyService(Service[PolicySession]):
         if request.method == "get_info":
             return ok(**self.info(session))
         if request.method == "reset":
-            return recorded(self._recording(session), "reset", dict, lambda: self._reset(session))
+            return recorded(self._recording(session), "reset", dict, partial(self._reset, session))
         if request.method == "stats":
             return ok(**self.stats())
         if request.method == "get_status":
@@ -375,7 +391,7 @@ class _DeferredChunk(Deferred):
 
     def __init__(
         self,
-        answer: Callable[[PolicySession, Request, ActionChunk], ActionChunk],
+        answer: Callable[[PolicySession, Request, np.ndarray, float], ActionChunk],
         session: PolicySession,
         request: Request,
         pending: PendingInference,
@@ -389,7 +405,8 @@ class _DeferredChunk(Deferred):
         return self._pending.done
 
     def finish(self) -> ActionChunk:
-        return self._answer(self._session, self._request, self._pending.result())
+        actions, seconds = self._pending.result()
+        return self._answer(self._session, self._request, actions, seconds * 1e3)
 
 
 def _values(chunk: ActionChunk) -> dict[str, Any]:

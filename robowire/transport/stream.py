@@ -381,13 +381,15 @@ class Stream:
     def recv_now(self, buffers: Sequence[memoryview]) -> int | None:
         """Fill the buffers in their order with what has come, and return how much; ``None`` for nothing yet.
 
-        Not over TLS, and not where descriptors are taken.
+        Not over TLS.
 
         Raises:
             ConnectionLost: The connection broke.
         """
         try:
-            if len(buffers) == 1:
+            if self.takes_descriptors:
+                received = self._recv_descriptor(buffers, socket.MSG_DONTWAIT)
+            elif len(buffers) == 1:
                 received = self.sock.recv_into(buffers[0], 0, socket.MSG_DONTWAIT)
             else:
                 received = self.sock.recvmsg_into(buffers, 0, socket.MSG_DONTWAIT)[0]
@@ -433,6 +435,11 @@ class Stream:
                 else:
                     os.close(descriptor)
         return received
+
+    @property
+    def has_descriptor(self) -> bool:
+        """Whether a descriptor came since the last call of :meth:`take_descriptor`."""
+        return self._descriptor is not None
 
     def take_descriptor(self) -> int | None:
         """Return the descriptor that came since the last call; the caller closes it."""

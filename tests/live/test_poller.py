@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import struct
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import zmq
 from raw_client import RawClient, wait_until
 
 from robowire.client.policy_client import PolicyClient
-from robowire.errors import BackendError
+from robowire.errors import BackendError, SpecMismatch
 from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_policy_frontends
 from robowire.frontends.zmtp import SIGNATURE
 from robowire.meta import MetaObs
@@ -25,6 +27,8 @@ from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.tcp.poller import Poller
 from robowire.serving.tcp.server import TcpServer
 from robowire.testing import EchoPolicy
+from robowire.transport.shared_memory import shared_memory_works
+from robowire.wire.packed import IN_SHARED_MEMORY
 
 pytestmark = pytest.mark.skipif(not Poller.available, reason="there is no epoll here")
 
@@ -369,6 +373,84 @@ def test_a_batch_of_a_lent_client_is_answered_whole() -> None:
         for _ in range(QUICK):
             chunk = clients[0].infer(rows)
             np.testing.assert_array_equal(chunk[0], rows.state)
+
+
+# -- shared memory -------------------------------------------------------------------------------------------
+
+
+class Keeping(Waiting):
+    """Keep the latest observations, and so the memory of their images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[MetaObs] = []
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        self.kept = [*self.kept, *observations][-20:]
+        return super().infer(observations)
+
+
+def seen(number: int, side: int = 200) -> MetaObs:
+    image = np.full((1, 3, side, side), number, np.uint8)
+    return MetaObs(state=np.array([number, 2, 3], np.float32), image=image)
+
+
+@pytest.mark.skipif(not shared_memory_works(), reason="needs memfd, which Linux has")
+@pytest.mark.parametrize("make", [AtOnce, Waiting, Keeping])
+def test_quick_clients_that_share_memory_get_the_answers_that_they_always_got(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    policy, path = make(), str(tmp_path / "s")
+    with serve(policy, unix_socket=path) as server, ExitStack() as stack:
+        clients = [stack.enter_context(PolicyClient(f"unix:{path}")) for _ in range(3)]
+        deadline = time.monotonic() + 10
+        while lent(server, 1) < len(clients):
+            assert time.monotonic() < deadline
+            for number in range(QUICK):
+                for row, client in enumerate(clients):
+                    assert client.infer(seen(10 * row + number % 10))[0, 0] == 10 * row + number % 10
+        # Larger memory, its own thread's requests, an error, and smaller images again.
+        for side in (300, 500, 200):
+            assert clients[0].infer(seen(7, side))[0, 0] == 7
+            assert clients[1].infer(seen(8))[0, 0] == 8
+        assert clients[0].get_info()["policy"] == "echo"
+        wrong = seen(1)
+        wrong.state = np.zeros(4, np.float32)
+        with pytest.raises(SpecMismatch):
+            clients[0].infer(wrong)
+        assert [client.infer(seen(row))[0, 0] for row, client in enumerate(clients)] == [0, 1, 2]
+        for observation in getattr(policy, "kept", ()):
+            assert (observation.image == observation.state[0]).all()
+        policy.kept = []
+
+
+@pytest.mark.skipif(not shared_memory_works(), reason="needs memfd, which Linux has")
+def test_descriptors_that_a_lent_client_passes_for_nothing_are_closed(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with serve(AtOnce(), unix_socket=path) as server, ExitStack() as stack:
+        clients = [stack.enter_context(PolicyClient(f"unix:{path}")) for _ in range(2)]
+        hostile = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hostile.settimeout(5)
+        hostile.connect(path)
+        raw = RawClient.__new__(RawClient)
+        raw.sock = hostile
+        assert raw.hello(packed=1, reply="chunk")["shared_memory"] == 1
+        deadline = time.monotonic() + 10
+        while lent(server, 1) < 3:
+            assert time.monotonic() < deadline
+            for client in clients:
+                assert client.infer(seen(1))[0, 0] == 1
+            assert raw.ask_pickled(obs(1, 2, 3))["actions"].shape == (4, 3)
+        before = len(os.listdir("/proc/self/fd"))
+        frame = pickle.dumps(obs(1, 2, 3))
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", hostile.fileno()))]
+        for _ in range(20):
+            hostile.sendmsg([struct.pack("!I", len(frame)), frame], passed)
+            raw.receive()
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        # A request whose memory was never shared is refused, in words.
+        raw.send_payload(struct.pack("<BBHIq", 1, IN_SHARED_MEMORY, 0, 0, 3))
+        assert raw.receive()["error_type"] == "invalid_params"
 
 
 # -- ZeroMQ --------------------------------------------------------------------------------------------------

@@ -229,9 +229,7 @@ class ConnectionHandler(PolledHandler):
         return bool(self._connection.decoder.ahead)
 
     def _may_be_lent(self) -> bool:
-        # One that shares memory tells the region of each reply.
-        shares = self._session is not None and self._session.shares
-        return super()._may_be_lent() and not shares and not self._has_ahead
+        return super()._may_be_lent() and not self._has_ahead
 
     def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
         self._connection.decoder.share_memory(memory)
@@ -258,10 +256,19 @@ class ConnectionHandler(PolledHandler):
         session, codec = self._session, self.server.codec
         assert session is not None
         assert codec is not None
-        return codec.known_exchange(event, session)
+        if self._stream.has_descriptor:
+            return None
+        exchange = codec.known_exchange(event, session)
+        if exchange is None or not session.shares or not self._shared.is_shared(event):
+            return exchange
+        try:
+            return codec.known_exchange(self._shared.whole(event, session.layouts), session)
+        except InvalidParams:  # its own thread finds it again, and answers
+            return None
 
     def _buffers(self, reply: Sequence[Buffer]) -> Sequence[Buffer]:
-        return reply
+        assert self._session is not None
+        return self._shared.answered(reply) if self._session.shares else reply
 
     def _send_descriptor(self, session: Session, buffers: Sequence[Buffer]) -> None:
         """Send a reply and the descriptor that goes with it."""

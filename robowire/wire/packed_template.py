@@ -10,7 +10,6 @@ or clock.
 from __future__ import annotations
 
 import struct
-from operator import attrgetter
 from typing import Any, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -32,9 +31,6 @@ _TIMESTEP_AT = _HEADER + 8
 _LENGTH = struct.Struct("<I")
 _LENGTH_AT = _HEADER + 16
 _FLAGS_AT = _HEADER + 1
-
-_form_of = attrgetter("dtype", "shape")
-_TYPES = (np.ndarray, str, int, type(None))
 
 
 class RequestTemplate:
@@ -65,11 +61,7 @@ class RequestTemplate:
             raise ValueError("observations with several texts, or encoded images, get no template")
         values = vars(obs)
         self._names = tuple(values)
-        self._types = tuple(map(type, values.values()))
-        if not set(self._types) <= set(_TYPES):
-            raise ValueError(
-                "observations with values of other types, such as numpy's numbers, get no template"
-            )
+        self._absent = [name for name, value in values.items() if value is None]
         self._has_text = bool(layout.variable)
         self._has_timestep = "timestep" not in packed.values
         self._head = bytearray(layout.request_frame(packed.values)[0][: _HEADER + layout.data_offset])
@@ -113,32 +105,33 @@ class RequestTemplate:
         """
         if type(obs) is not MetaObs or tuple(values := vars(obs)) != self._names:
             return None
-        if tuple(map(type, values.values())) != self._types:
-            return None
+        for name in self._absent:
+            if values[name] is not None:
+                return None
         text = values["raw_lang"]
         if text is not self._text and not self._take_text(text):
             return None
         if self._has_timestep:
-            try:
-                _TIMESTEP.pack_into(self._head, _TIMESTEP_AT, values["timestep"])
-            except struct.error:
+            timestep = values["timestep"]
+            if not _is_number(timestep, -(1 << 63)):
                 return None
+            _TIMESTEP.pack_into(self._head, _TIMESTEP_AT, timestep)
         for name, view in self._numbers:
             number = values[name]
-            if not 0 <= number < 1 << 63:
+            if not _is_number(number, 0):
                 return None
             view[...] = number
         for name, form, view in self._arrays:
             array = values[name]
-            if _form_of(array) != form or (view.ndim > 1 and _in_fortran_order(array)):
+            if not _has_form(array, form) or (view.ndim > 1 and _in_fortran_order(array)):
                 return None
             view[...] = array
         buffers: list[Buffer] = [self._head]
         for name, form, plain, after in self._large:
             array = values[name]
-            if _form_of(array) != form:
+            if not _has_form(array, form):
                 return None
-            if plain and (items := memoryview(array)).c_contiguous:
+            if plain and (items := array.data).c_contiguous:
                 buffers.append(items.cast("B"))
             elif _in_fortran_order(array):
                 return None
@@ -152,7 +145,7 @@ class RequestTemplate:
 
     def _take_text(self, text: Any) -> bool:
         """Take an instruction, and return whether the layout has a place for it."""
-        if bool(text) != self._has_text:
+        if (type(text) is not str and text is not None) or bool(text) != self._has_text:
             return False
         try:
             self._encoded = (text or "").encode()
@@ -175,7 +168,15 @@ class _Large(NamedTuple):
     after: bytearray  # the small fields behind it
 
 
+def _has_form(array: Any, form: _Form) -> bool:
+    return type(array) is np.ndarray and array.dtype == form[0] and array.shape == form[1]
+
+
 def _in_fortran_order(array: np.ndarray) -> bool:
     """Return whether it goes in a pickle, where it arrives in this order."""
     flags = array.flags
     return flags.f_contiguous and not flags.c_contiguous
+
+
+def _is_number(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value < 1 << 63

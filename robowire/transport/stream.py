@@ -331,13 +331,10 @@ class Stream:
             return self._recv_descriptor([buffer], flags)
         return self.sock.recv_into(buffer, 0, flags)
 
-    @property
-    def scatters(self) -> bool:
-        """Whether :meth:`recv_parts` works: on Linux, without TLS."""
-        return self._kernel_timeouts and self._tls is None
-
     def recv_parts(self, buffers: Sequence[bytearray], timeout_s: float) -> int:
         """Do what :meth:`recv_into` does, in one system call, with buffers that are filled in order.
+
+        Not over TLS.
 
         Args:
             buffers: Not empty.
@@ -366,7 +363,7 @@ class Stream:
 
     @property
     def polls(self) -> bool:
-        """Whether ``recv_now``, ``send_now`` and ``expect`` work: on Linux, without TLS."""
+        """Whether ``recv_now``, ``recv_parts``, ``send_now`` and ``expect`` work: on Linux, without TLS."""
         return self._kernel_timeouts and self._tls is None
 
     def expect(self, nbytes: int) -> None:

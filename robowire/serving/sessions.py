@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from robowire.errors import InvalidParams, Unauthenticated
 from robowire.serving.session_activity import SessionActivity
@@ -16,11 +16,29 @@ from robowire.wire.packed import PACKED_VERSION
 from robowire.wire.pickle.templates import TemplateReader
 from robowire.wire.text_safety import quoted
 
-__all__ = ["OnDone", "Peer", "Session"]
-
-OnDone = Callable[[bool], None]
+__all__ = ["Answering", "OnDone", "Peer", "Session"]
 
 _REPLY_FORMATS = ("list", "chunk")
+
+
+class Answering(Protocol):
+    """Encodes and sends the replies to requests whose inferences were deferred."""
+
+    def answered(self, connections: Sequence[Any], *, here: bool) -> None:
+        """Note which connections' requests can be answered now. Any thread may call it.
+
+        Args:
+            connections: As :class:`OnDone` names them.
+            here: Whether the calling thread has the time to answer them itself.
+        """
+        ...
+
+
+class OnDone(NamedTuple):
+    """Who is told when a deferred inference is done, and how the request's connection is called there."""
+
+    by: Answering
+    connection: Any
 
 
 @dataclass(frozen=True)
@@ -69,9 +87,8 @@ class Session:
         tells_trace: Whether the client may say of which trace a request is.
         trace_headers: What it said of the next request; empty for nothing.
         span: Of the request in hand; ``None`` where requests are not traced.
-        on_done: Called by another thread when an inference that was deferred can be answered, and told
-            whether that thread has the time to answer it itself; ``None`` while the thread that answers the
-            session's requests may wait.
+        on_done: Who is told by another thread when an inference that was deferred can be answered; ``None``
+            while the thread that answers the session's requests may wait.
     """
 
     packs: ClassVar[bool] = False

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from robowire.serving.policy.validation import (
     checked_actions,
     observation_kind,
 )
-from robowire.serving.sessions import OnDone
+from robowire.serving.sessions import Answering, OnDone
 from robowire.tracing.spans import RequestSpan, active_tracing
 
 __all__ = ["DispatchOptions", "Dispatcher", "Inferred", "PendingInference"]
@@ -155,18 +155,22 @@ class _Ticket:
             # waiting thread 5 to 15 us later.
             self.answers: SimpleQueue[_Chained] = SimpleQueue()
 
-    def answer(self, answer: _Answer, *, here: bool = False) -> None:
-        """Wake its thread, which wakes no other one; or tell the caller that does not wait.
+    def answer(self, answer: _Answer) -> OnDone | None:
+        """Wake its thread, which wakes no other one.
 
         Args:
             answer: Of several the first counts.
-            here: Whether the calling thread may do what such a caller does next.
+
+        Returns:
+            Who is to be told that an inference is done for which its caller does not wait.
         """
         if self.pending is None:
             self.answers.put((answer, None))
-        elif self.given is None:
-            self.given = answer
-            self.pending.note_answer(here=here)
+            return None
+        if self.given is not None:
+            return None
+        self.given = answer
+        return self.pending.note_answer()
 
     def wait(self) -> tuple[np.ndarray, float]:
         """Return the answer, or raise the error; of a caller that does not wait, it must be there."""
@@ -185,8 +189,7 @@ class PendingInference:
     """An inference whose caller does not wait for it.
 
     Args:
-        on_done: See :attr:`robowire.serving.sessions.Session.on_done`. Called once, by the thread that
-            answers the last of them.
+        on_done: See :attr:`robowire.serving.sessions.Session.on_done`.
         finish: Makes the result of what it is given next and the rows' answers.
         started: When the request came.
         rows: How many there are.
@@ -210,11 +213,13 @@ class PendingInference:
         self._finish = finish
         self._started = started
 
-    def note_answer(self, *, here: bool) -> None:
-        """Count an answer. The dispatcher's thread calls it, or the one that closes the dispatcher."""
+    def note_answer(self) -> OnDone | None:
+        """Count an answer, and return who is to be told after the last one.
+
+        The dispatcher's thread calls it, or the one that closes the dispatcher.
+        """
         self._left -= 1
-        if self._left == 0:
-            self._on_done(here)
+        return None if self._left else self._on_done
 
     @property
     def done(self) -> bool:
@@ -327,7 +332,7 @@ class Dispatcher:
             client: The same.
             has_left: The same.
             kind: The same.
-            on_done: Called by another thread when the result is there; ``None`` to wait for it.
+            on_done: Who is told by another thread when the result is there; ``None`` to wait for it.
 
         Returns:
             The chunk, and the seconds that the policy took; or what has them later.
@@ -505,8 +510,7 @@ class Dispatcher:
         self._thread.join(timeout_s)
         with self._lock:
             left = self._in_hand + [ticket for batch in iter(self._queue.take, []) for ticket in batch]
-        for ticket in left:
-            ticket.answer(ShuttingDown("the server shut down before the policy answered"))
+        _answer(left, ShuttingDown("the server shut down before the policy answered"))
 
     def _run(self) -> None:
         while True:
@@ -540,13 +544,12 @@ class Dispatcher:
 
     def _present(self, batch: Sequence[_Ticket]) -> list[_Ticket]:
         """Return the rows of a batch whose clients are still there."""
-        late, present = self._clock() - LOOK_AFTER_S, []
-        for ticket in batch:
-            if ticket.since < late and ticket.has_left():
-                ticket.answer(InternalError("the client left before the policy answered"))
-            else:
-                present.append(ticket)
-        return present
+        late = self._clock() - LOOK_AFTER_S
+        gone = [ticket for ticket in batch if ticket.since < late and ticket.has_left()]
+        if not gone:
+            return list(batch)
+        _answer(gone, InternalError("the client left before the policy answered"))
+        return [ticket for ticket in batch if ticket not in gone]
 
     def _infer(self, batch: Sequence[_Ticket]) -> None:
         """Answer every ticket of a batch, one way or another."""
@@ -557,8 +560,7 @@ class Dispatcher:
             )
         except Exception as exc:
             if isinstance(exc, _NOT_TRIED_AGAIN):
-                for ticket in batch:
-                    ticket.answer(exc)
+                _answer(batch, exc)
                 return
             # The top of the policy's own code. One bad observation must not fail the others of its batch.
             if len(batch) > 1:
@@ -566,10 +568,7 @@ class Dispatcher:
                 for ticket in batch:
                     self._infer([ticket])
                 return
-            if isinstance(exc, RequestError):
-                batch[0].answer(exc)
-                return
-            batch[0].answer(_failure(exc))
+            _answer(batch, exc if isinstance(exc, RequestError) else _failure(exc))
             return
         ended = self._clock()
         seconds = ended - started
@@ -577,6 +576,7 @@ class Dispatcher:
         self._metrics.batch([started - ticket.since for ticket in batch], seconds)
         finite = np.isfinite(chunks).all(axis=(1, 2))
         following: tuple[_Ticket, _Chained] | None = None
+        done: list[OnDone | None] = []
         with self._lock:
             self._arrivals.inferred(len(batch), seconds)
             for ticket in batch:
@@ -586,9 +586,10 @@ class Dispatcher:
             if ticket.alone and ticket.pending is None:
                 following = ticket, (answer, following)
             else:
-                # Its request waits for rows of other batches too, so nobody may wait for it. While nothing
-                # waits for the policy, this thread spares the hand-over to the one that sends.
-                ticket.answer(answer, here=not self._queue.size)
+                # Its request waits for rows of other batches too, so nobody may wait for it.
+                done.append(ticket.answer(answer))
+        # While nothing waits for the policy, this thread spares the hand-over to the one that sends.
+        _tell(done, here=not self._queue.size)
         if following is not None:
             ticket, its_answer = following
             ticket.answers.put(its_answer)
@@ -602,6 +603,21 @@ class Dispatcher:
         if due:
             p50, p99 = (self._metrics.quantile_ms("infer", share) for share in (0.5, 0.99))
             logger.info("%d inferences, the latest with p50 %.1f ms, p99 %.1f ms", count, p50, p99)
+
+
+def _answer(tickets: Sequence[_Ticket], error: RequestError) -> None:
+    """Answer every ticket by an error."""
+    _tell([ticket.answer(error) for ticket in tickets], here=False)
+
+
+def _tell(done: Sequence[OnDone | None], *, here: bool) -> None:
+    """Say which inferences are done: once to each who answers them, so that it can answer them in a row."""
+    connections: dict[Answering, list[Any]] = {}
+    for told in done:
+        if told is not None:
+            connections.setdefault(told.by, []).append(told.connection)
+    for by, those in connections.items():
+        by.answered(those, here=here)
 
 
 def _failure(exc: Exception) -> BackendError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from robowire.errors import ConnectionLost
 from robowire.serving.service import Deferred, Exchange
-from robowire.serving.sessions import Session
+from robowire.serving.sessions import OnDone, Session
 from robowire.transport.stream import Stream
 from robowire.wire.pickle.writer import Buffer
 
@@ -94,7 +94,7 @@ class PolledHandler(socketserver.BaseRequestHandler):
         self._quick = self._polled = 0
         self._active, self._begun = time.monotonic(), 0.0
         self._logs_frames = logger.isEnabledFor(logging.DEBUG)
-        session.on_done = partial(poller.answered, self)
+        session.on_done = OnDone(poller, self)
         self._share_memory(poller.memory)
         poller.serve(self)
         self._share_memory(None)

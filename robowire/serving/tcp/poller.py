@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 __all__ = ["Polled", "Poller"]
@@ -107,21 +108,23 @@ class Poller:
             self._epoll.register(number, _EVENTS)
         gate.acquire()
 
-    def answered(self, connection: Polled, here: bool) -> None:
-        """Note that the pending request of a connection can be answered now. Any thread may call it.
+    def answered(self, connections: Sequence[Polled], *, here: bool = False) -> None:
+        """Note that the pending requests of connections can be answered now. Any thread may call it.
 
         Args:
-            connection: Lent to this poller.
-            here: Whether the calling thread may encode and send the reply, which spares a switch of threads.
+            connections: Lent to this poller.
+            here: Whether the calling thread may encode and send the replies, which spares the switches
+                between it and this poller's thread.
         """
         if here and self._working.acquire(blocking=False):
             try:
-                if connection in self._gates:
-                    self._go_on(connection)
+                for connection in connections:
+                    if connection in self._gates:
+                        self._go_on(connection)
             finally:
                 self._working.release()
             return
-        self._answered.append(connection)
+        self._answered.extend(connections)
         if not self._woken:  # one system call for all that a batch answers
             self._woken = True
             with self._lock:

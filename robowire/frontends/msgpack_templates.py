@@ -1,23 +1,23 @@
 """Templates of msgpack messages: read the next observation by comparison with one that was read in full.
 
 A client sends the same names, shapes and words with each observation, and other numbers. A template is what
-stays; its holes are the data of arrays, and numbers whose keys are given. A message of the same length and
-the same bytes outside the holes is accepted by the full reader too, with other numbers in the same places:
-dtype, shape and length, which is all that is checked of an array, are outside of the holes. Pure.
+stays; its holes are the data of arrays. A message of the same length and the same bytes outside the holes is
+accepted by the full reader too, with other numbers in the same places: dtype, shape and length, which is all
+that is checked of an array, are outside of the holes. Pure.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection
-from operator import itemgetter
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from robowire.errors import RobowireError
+from robowire.frontends.named_observations import ArrayPlace
 
 __all__ = ["ArrayFields", "MessageTemplate", "MessageTemplates"]
 
@@ -62,9 +62,8 @@ class ArrayFields(NamedTuple):
 class _Hole(NamedTuple):
     begin: int
     end: int
-    kind: str  # "array", or a format of struct
-    dtype: np.dtype[Any] | None = None
-    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 class MessageTemplate(Generic[R]):
@@ -73,10 +72,10 @@ class MessageTemplate(Generic[R]):
     Args:
         message: As received; the full reader has accepted it.
         fields: The fields of an array's map.
-        varying: Keys of the outermost map whose numbers vary.
 
     Attributes:
         prototype: The value of the message, with arrays of zeros that take no memory.
+        places: Where its arrays are, in the order of the message.
         recipe: What the frontend has found out about such messages.
 
     Raises:
@@ -85,42 +84,27 @@ class MessageTemplate(Generic[R]):
 
     recipe: R
 
-    def __init__(
-        self, message: bytes | memoryview, fields: ArrayFields, varying: Collection[str] = ()
-    ) -> None:
-        walk = _Walk(bytes(message), fields, varying)
+    def __init__(self, message: bytes | memoryview, fields: ArrayFields) -> None:
+        walk = _Walk(bytes(message), fields)
         try:
             self.prototype = walk.whole()
         except (_Unfit, IndexError, struct.error, TypeError, UnicodeDecodeError) as exc:
             raise ValueError("the message gets no template") from exc
-        holes, skeleton, at = walk.holes, [], 0
-        layout = [">"]  # as msgpack writes numbers
-        self._numbers: list[int] = []
-        index = 0
-        for hole in [*holes, _Hole(len(message), len(message), "")]:
-            layout.append(f"{hole.begin - at}s")
-            skeleton.append((index, bytes(message[at : hole.begin])))
-            index += 1
-            at = hole.end
-            if hole.kind == "array":
-                layout.append(f"{hole.end - hole.begin}x")
-            elif hole.kind:
-                layout.append(hole.kind)
-                self._numbers.append(index)
-                index += 1
-        if sum(len(part) for _, part in skeleton) > _MAX_SKELETON:
+        layout, skeleton, at = [], [], 0
+        for begin, end in [*((hole.begin, hole.end) for hole in walk.holes), (len(message), len(message))]:
+            layout.append(f"{begin - at}s{end - begin}x")
+            skeleton.append(bytes(message[at:begin]))
+            at = end
+        if sum(map(len, skeleton)) > _MAX_SKELETON:
             raise ValueError("the message gets no template")
-        self._layout = struct.Struct("".join(layout))
-        self._pick = itemgetter(*[index for index, _ in skeleton], -1)
-        parts = [part for _, part in skeleton]
-        self._skeleton = (*parts, parts[-1])
-        self._arrays = [(hole.shape, hole.dtype, hole.begin) for hole in holes if hole.kind == "array"]
+        self._unpack = struct.Struct("".join(layout)).unpack
+        self._skeleton = tuple(skeleton)
+        self.places = [ArrayPlace(hole.shape, hole.dtype, hole.begin) for hole in walk.holes]
         self._prototypes = [id(array) for array in walk.arrays]
 
-    @property
-    def count(self) -> int:
-        """Number of the prototype's arrays."""
-        return len(self._arrays)
+    def fits(self, message: bytes | memoryview) -> bool:
+        """Return whether a message of the template's length differs in the numbers of arrays only."""
+        return self._unpack(message) == self._skeleton
 
     def index(self, array: np.ndarray) -> int:
         """Return the number of one of the prototype's arrays, in the order of the message.
@@ -130,18 +114,6 @@ class MessageTemplate(Generic[R]):
         """
         return self._prototypes.index(id(array))
 
-    def read(self, message: bytes | memoryview) -> tuple[list[np.ndarray], list[Any]] | None:
-        """Return the arrays and the varying numbers of a message, in their order; ``None`` for another one.
-
-        Args:
-            message: Of the template's length. The arrays view it.
-        """
-        found = self._layout.unpack(message)
-        if self._pick(found) != self._skeleton:
-            return None
-        arrays = [np.ndarray(shape, dtype, message, begin) for shape, dtype, begin in self._arrays]
-        return arrays, [found[index] for index in self._numbers]
-
 
 class MessageTemplates(Generic[R]):
     """The templates of one connection. For one thread at a time.
@@ -150,30 +122,22 @@ class MessageTemplates(Generic[R]):
         fields: The fields of an array's map.
         recipe: Returns what the frontend finds out about messages of a template; raises ``ValueError`` or an
             error of ours where they need the full reader.
-        varying: Keys of the outermost map whose numbers vary.
     """
 
-    def __init__(
-        self,
-        fields: ArrayFields,
-        recipe: Callable[[MessageTemplate[R]], R],
-        varying: Collection[str] = (),
-    ) -> None:
-        self._fields, self._recipe, self._varying = fields, recipe, varying
+    def __init__(self, fields: ArrayFields, recipe: Callable[[MessageTemplate[R]], R]) -> None:
+        self._fields, self._recipe = fields, recipe
         self._templates: dict[int, MessageTemplate[R]] = {}  # by the message's length, the oldest first
         self._seen: dict[int, None] = {}  # lengths of the last messages that were read in full
         self._credit = _MAX_CREDIT
 
-    def read(self, message: bytes | memoryview | str) -> tuple[R, list[np.ndarray], list[Any]] | None:
-        """Return recipe, arrays and numbers where a template fits, else ``None``."""
+    def read(self, message: bytes | memoryview) -> R | None:
+        """Return the recipe of the template that a message fits, ``None`` where there is none."""
         template = self._templates.get(len(message))
-        if template is None or isinstance(message, str):
+        if template is None or not template.fits(message):
             return None
-        found = template.read(message)
-        if found is None:
-            return None
-        self._credit = min(self._credit + 1, _MAX_CREDIT)
-        return template.recipe, *found
+        if self._credit < _MAX_CREDIT:
+            self._credit += 1
+        return template.recipe
 
     def accepted(self, message: bytes | memoryview) -> None:
         """Note that a message was read in full, and accepted: the second of its length makes a template."""
@@ -187,7 +151,7 @@ class MessageTemplates(Generic[R]):
             return
         self._credit -= _COST
         try:
-            template: MessageTemplate[R] = MessageTemplate(message, self._fields, self._varying)
+            template: MessageTemplate[R] = MessageTemplate(message, self._fields)
             template.recipe = self._recipe(template)
         except (ValueError, RobowireError):
             return
@@ -205,8 +169,8 @@ class _Bytes(NamedTuple):
 class _Walk:
     """Walks once through a message that is valid msgpack."""
 
-    def __init__(self, message: bytes, fields: ArrayFields, varying: Collection[str]) -> None:
-        self._message, self._fields, self._varying = message, fields, varying
+    def __init__(self, message: bytes, fields: ArrayFields) -> None:
+        self._message, self._fields = message, fields
         self._at = self._values = 0
         self.holes: list[_Hole] = []
         self.arrays: list[np.ndarray] = []
@@ -269,10 +233,7 @@ class _Walk:
             key = self._plain(depth + 1)
             if key in found:
                 raise _Unfit
-            begin = self._at
-            found[key] = value = self._value(depth + 1)
-            if depth == 0 and key in self._varying:
-                self._vary(begin, value)
+            found[key] = self._value(depth + 1)
         if found.get(self._fields.flag) is True:
             if len(self.holes) != begun:  # arrays inside of an array's map
                 raise _Unfit
@@ -281,13 +242,6 @@ class _Walk:
             if type(value) is _Bytes:
                 found[key] = self._message[value.begin : value.end]
         return found
-
-    def _vary(self, begin: int, value: Any) -> None:
-        code = self._message[begin]
-        formats = {0xCB: "d", 0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q"}
-        if code not in formats or len(self.holes) >= _MAX_HOLES:
-            return  # it belongs to what stays
-        self.holes.append(_Hole(begin + 1, self._at, formats[code]))
 
     def _array(self, found: dict[Any, Any]) -> np.ndarray:
         fields = self._fields
@@ -308,6 +262,6 @@ class _Walk:
         ):
             raise _Unfit
         array: np.ndarray = np.broadcast_to(np.zeros((), kind), shape)
-        self.holes.append(_Hole(data.begin, data.end, "array", kind, tuple(shape)))
+        self.holes.append(_Hole(data.begin, data.end, kind, tuple(shape)))
         self.arrays.append(array)
         return array

@@ -7,9 +7,10 @@ layouts of both sides do not name.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,7 +33,14 @@ from robowire.wire.arrays import describe, is_numeric
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import quoted
 
-__all__ = ["NamedObservation", "ObservationAdapter", "make_adapter", "resize_with_pad"]
+__all__ = [
+    "ArrayPlace",
+    "NamedObservation",
+    "ObservationAdapter",
+    "ObservationReader",
+    "make_adapter",
+    "resize_with_pad",
+]
 
 # Observations have the same names all the time; a client that invents some must not fill our memory.
 _MAX_REMEMBERED = 64
@@ -45,6 +53,9 @@ _LEAST_OPENING = -0.01
 
 # Sixteen million pixels, as for encoded images: resizing must not cost more than the message it came in.
 _MAX_PIXELS = 4096 * 4096
+
+# Numbers up to which a list is faster than numpy's error state: more than any arm's joints.
+_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,20 @@ class NamedObservation:
     instruction: str = ""
     timestep: int = -1
     episode_seed: int | None = None
+
+
+class ArrayPlace(NamedTuple):
+    """Where a message has the data of an array.
+
+    Attributes:
+        shape: Of the array.
+        dtype: Of its numbers.
+        begin: First byte of its data, which are in C order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    begin: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +157,7 @@ class ObservationAdapter:
             )
         self._state_parts = parse_layout(spec.state_layout) if spec.state_layout else None
         self._openings = () if key_map.strict or key_map.state_layout else _openings(self._state_parts)
-        self._convert_state = _state_converter(spec, key_map, self._state_parts)
+        self._convert_state = _state_converter(spec, key_map, self._state_parts)  # None: nothing to convert
         self._action_steps, self._action_layout = _action_converters(spec, key_map)
         # Which image of an observation each camera is, by the names of its images.
         self._remembered: dict[tuple[str, ...], list[str]] = {}
@@ -154,9 +179,7 @@ class ObservationAdapter:
             check_values(observation)
         return observation
 
-    def request(
-        self, rows: Sequence[NamedObservation], *, batched: bool = False, signature: Hashable | None = None
-    ) -> Request:
+    def request(self, rows: Sequence[NamedObservation], *, batched: bool = False) -> Request:
         """Return the request for a policy's next actions.
 
         Whether the numbers of the state are finite is left to the dispatcher, which looks at each anyway.
@@ -164,34 +187,41 @@ class ObservationAdapter:
         Args:
             rows: Observations, at least one.
             batched: Whether the reply has the axis of a batch.
-            signature: What :meth:`signature` says of each row; ``None`` where that is to be asked.
 
         Raises:
             InvalidParams: As :meth:`observation`.
             SpecMismatch: As :meth:`observation`.
         """
         if len(rows) == 1:
-            observation, kind = self._read(rows[0], signature)
+            observation, kind = self._read(rows[0])
             return Request("infer", observations=(observation,), batched=batched, kind=kind)
-        read = [self._read(row, signature) for row in rows]
+        read = [self._read(row) for row in rows]
         kind = read[0][1]
         if any(other != kind for _, other in read[1:]):
             kind = None
         return Request("infer", observations=tuple(obs for obs, _ in read), batched=batched, kind=kind)
 
-    @staticmethod
-    def signature(named: NamedObservation) -> Hashable | None:
-        """Return what decides how an observation is read; ``None`` where its values decide as well."""
-        return _signature(named)
+    def reader(self, named: NamedObservation, places: Mapping[str, ArrayPlace]) -> ObservationReader:
+        """Return what reads messages like one whose observation was read before: same names, other numbers.
 
-    def _read(
-        self, named: NamedObservation, signature: Hashable | None = None
-    ) -> tuple[MetaObs, Hashable | None]:
+        Args:
+            named: An observation of such a message; the numbers in its arrays do not matter.
+            places: Where the message has the arrays, by their names.
+
+        Raises:
+            ValueError: The values decide how it is read, or it was not read before.
+        """
+        signature = _signature(named)
+        plan = None if signature is None else self._plans.get(signature)
+        if plan is None:
+            raise ValueError("the values decide how the observation is read")
+        return ObservationReader(self, plan, named, places)
+
+    def _read(self, named: NamedObservation) -> tuple[MetaObs, Hashable | None]:
         """Return an observation, and its kind where its shapes and dtypes were compared before."""
         if not isinstance(named.instruction, str):
             raise InvalidParams(f"the instruction is {describe(named.instruction)}, expected text")
-        if signature is None:
-            signature = _signature(named)
+        signature = _signature(named)
         if signature is not None and (plan := self._plans.get(signature)) is not None:
             return self._follow(plan, named), plan.kind
         observation = MetaObs(
@@ -240,10 +270,7 @@ class ObservationAdapter:
                 else:
                     write_planes(row, named.images[name])
         if plan.state:
-            arrays = [_as_float32(named.state[name])[part] for name, part in plan.state]
-            state = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            self._require_openings(state, plan.openings)
-            state = self._convert_state(state)
+            state = self.state_of([named.state[name][part] for name, part in plan.state], plan.openings)
         return MetaObs(
             state=state,
             image=image,
@@ -251,6 +278,22 @@ class ObservationAdapter:
             timestep=named.timestep,
             episode_seed=named.episode_seed,
         )
+
+    def state_of(self, parts: Sequence[np.ndarray], openings: Sequence[int]) -> np.ndarray:
+        """Return the policy's state, float32 (state_dim,), a fresh array.
+
+        Args:
+            parts: Float (n,), in the order of the state.
+            openings: Entries that are taken for openings by the state's length.
+
+        Raises:
+            SpecMismatch: A number that is taken for an opening can be none.
+        """
+        arrays = [_as_float32(part) for part in parts]
+        state: np.ndarray = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if openings:
+            self._require_openings(state, openings)
+        return state if self._convert_state is None else self._convert_state(state)
 
     def actions(self, chunk: np.ndarray) -> np.ndarray:
         """Return actions in the convention of the client.
@@ -429,18 +472,17 @@ class ObservationAdapter:
                     f"state[{line.entries[0]}:{line.entries[1]}]"
                 )
             arrays.append(array)
-        state: np.ndarray = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        count = sum(map(len, arrays))
         client, spec = self._map.state_layout, self._spec
         wanted = spec.state_dim if client is None else sum(word.length for word in client)
-        if wanted is not None and len(state) != wanted:
+        if wanted is not None and count != wanted:
             layout = spec.state_layout if client is None else " ".join(map(str, client))
             lengths = ", ".join(f"{quoted(name, 50)} {len(array)}" for (name, _), array in zip(used, arrays))
             raise SpecMismatch(
-                f"the state has {len(state)} numbers ({lengths[:300]}), expected {wanted}"
+                f"the state has {count} numbers ({lengths[:300]}), expected {wanted}"
                 + (f": {layout}" if layout else "")
             )
-        self._require_openings(state, self._guessed_openings(used))
-        return self._convert_state(state)
+        return self.state_of(arrays, self._guessed_openings(used))
 
     def _guessed_openings(self, used: Sequence[tuple[str, StateLine | None]]) -> tuple[int, ...]:
         """Return the entries that are taken for openings because the state has the right length only."""
@@ -516,6 +558,58 @@ class ObservationAdapter:
         )
 
 
+class ObservationReader:
+    """Reads the observations of messages that have their arrays in the same places.
+
+    Args:
+        adapter: Converts the state.
+        plan: How such observations are read.
+        named: One of them.
+        places: Where the messages have its arrays, by their names.
+    """
+
+    def __init__(
+        self,
+        adapter: ObservationAdapter,
+        plan: _Plan,
+        named: NamedObservation,
+        places: Mapping[str, ArrayPlace],
+    ) -> None:
+        self._state_of = adapter.state_of
+        self._shape, self._kind, self._openings = plan.shape, plan.kind, plan.openings
+        self._images = [(places[name].shape, places[name].begin, planes) for name, planes in plan.images]
+        self._state = [
+            ArrayPlace(
+                named.state[name][part].shape,
+                places[name].dtype,
+                places[name].begin + (part.start or 0) * places[name].dtype.itemsize,
+            )
+            for name, part in plan.state
+        ]
+        self._words = named.instruction, named.timestep, None, None, None, named.episode_seed
+
+    def request(self, message: bytes | memoryview) -> Request:
+        """Return the request for a policy's next actions. Nothing of it views the message.
+
+        Raises:
+            SpecMismatch: A number of the state can't be what the policy takes there.
+        """
+        image = state = None
+        if self._shape is not None:
+            image = np.empty(self._shape, np.uint8)
+            for row, (shape, begin, planes) in zip(image, self._images):
+                view: np.ndarray = np.ndarray(shape, np.uint8, message, begin)
+                if planes:
+                    row[...] = view
+                else:
+                    write_planes(row, view)
+        if self._state:
+            parts = [np.ndarray(shape, dtype, message, begin) for shape, dtype, begin in self._state]
+            state = self._state_of(parts, self._openings)
+        observation = MetaObs(state, None, None, None, image, None, None, *self._words)
+        return Request("infer", observations=(observation,), kind=self._kind)
+
+
 # -- key map and spec ----------------------------------------------------------------------------------------
 
 
@@ -550,10 +644,10 @@ def _camera_places(spec: PolicySpec, key_map: KeyMap) -> dict[str, int | None]:
     return places
 
 
-def _state_converter(spec: PolicySpec, key_map: KeyMap, policy: tuple[Word, ...] | None) -> Converter:
+def _state_converter(spec: PolicySpec, key_map: KeyMap, policy: tuple[Word, ...] | None) -> Converter | None:
     client = key_map.state_layout
     if client is None:
-        return lambda state: state
+        return None
     length = sum(word.length for word in client)
     words = " ".join(map(str, client))
     if spec.state_layout is None:
@@ -563,7 +657,7 @@ def _state_converter(spec: PolicySpec, key_map: KeyMap, policy: tuple[Word, ...]
                 f"key map {key_map.name!r} has a state of {length} numbers ({words}), the policy takes "
                 f"{spec.state_dim}: set the lines 'state' and 'state_layout' in a key map of your own"
             )
-        return lambda state: state
+        return None
     convert = None if policy is None else layout_converter(client, policy)
     if convert is None:
         raise ConfigurationError(
@@ -692,6 +786,8 @@ def _as_float32(vector: np.ndarray) -> np.ndarray:
     """Return a fresh array."""
     if vector.dtype == np.float32:
         return vector.astype(np.float32)
+    if vector.dtype == np.float64 and 0 < len(vector) <= _FEW:
+        return np.frombuffer(array("f", vector.tolist()), np.float32)  # the same, without numpy's warning
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and that is refused
         return vector.astype(np.float32)
 

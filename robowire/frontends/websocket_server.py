@@ -3,7 +3,8 @@
 One thread runs an event loop that receives, sends and answers pings. A message is read and answered in a
 worker thread, so that a long inference delays nobody's ping and many clients fill a batch; by the loop itself
 where that delays nobody, and then without the library's queue and task
-(:mod:`robowire.frontends.whole_messages`). The token is looked at in the upgrade request, before anything
+(:mod:`robowire.frontends.whole_messages`), and without asyncio's callbacks
+(:mod:`robowire.frontends.direct_selector`). The token is looked at in the upgrade request, before anything
 else of a client is read.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 import threading
 import time
@@ -20,7 +22,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -32,6 +34,7 @@ from websockets.protocol import Event, State
 
 from robowire.errors import Overloaded, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
 from robowire.frontends.daemon_workers import DaemonWorkers
+from robowire.frontends.direct_selector import DirectSelector
 from robowire.frontends.whole_messages import WholeMessages, message_frame
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
@@ -71,8 +74,7 @@ _SCRATCH = 256 * 1024
 _STATUS = {Unauthenticated: 401, Overloaded: 503, ShuttingDown: 503}
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What is sent to a client.
 
     Attributes:
@@ -152,7 +154,8 @@ class WebSocketServer(ABC):
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         # A client has one request in hand at most, so no request waits for a thread.
         self._workers = DaemonWorkers(self.name)
-        self._loop = asyncio.new_event_loop()
+        self._selector = DirectSelector() if DirectSelector.available and self._tls is None else None
+        self._loop = asyncio.new_event_loop() if self._selector is None else _event_loop(self._selector)
         self._thread = threading.Thread(target=self._run, name=f"{self.name} loop", daemon=True)
         self._started = threading.Event()
         self._server: Server | None = None
@@ -434,9 +437,12 @@ class WebSocketServer(ABC):
         connection.heard_at = self._loop.time()
         timer = self._expect_request(connection)
         self._idle[connection] = None
+        if self._selector is not None and self._answers_at_once(0):
+            connection.lend(self._selector)
         try:
             return await connection.recv()
         finally:
+            connection.take_back()
             self._idle.pop(connection, None)
             timer.cancel()
 
@@ -454,30 +460,35 @@ class WebSocketServer(ABC):
         timer.handle = self._loop.call_later(self.options.session_timeout_s, look)
         return timer
 
-    def received(self, connection: _Connection, message: memoryview) -> None:
-        """Answer a whole message here and now where that delays nobody, else leave it to the task."""
+    def received(self, connection: _Connection, message: memoryview) -> bool:
+        """Answer a whole message here and now where that delays nobody, else leave it to the task.
+
+        Returns:
+            Whether it was answered, and the connection stays as it was.
+        """
         client = connection.client
         if (
             client is None
-            or connection not in self._idle
+            or not (connection.lent or connection in self._idle)
+            or (connection.recv_messages.frames and not connection.lent)
             or self._draining
-            or len(connection.recv_messages.frames)
-            or connection.transport.get_write_buffer_size()  # it does not read its replies
+            or connection.paused  # it does not read its replies
             or not self._answers_at_once(len(message))
         ):
+            connection.take_back()
             connection.recv_messages.put(Frame(Opcode.BINARY, bytes(message)))
-            return
+            return False
         started = connection.heard_at = time.monotonic()
         if self.service.tracing is not None:
             self.service.begin_span(client.session, client.headers)
-        logs = logger.isEnabledFor(logging.DEBUG)
+        logs = connection.logs
         if logs:
             logger.debug("< #%d %d bytes", client.session.id, len(message))
         try:
             reply = self.answer(client, message)
         except Exception as exc:
             connection.begin(self._give_up(connection, client.session, exc))
-            return
+            return False
         sent, answered = 0, time.monotonic()
         for part in reply.messages:
             connection.transport.write(message_frame(part))
@@ -488,6 +499,8 @@ class WebSocketServer(ABC):
             logger.debug("> #%d %d bytes %.1f ms", client.session.id, sent, milliseconds)
         if reply.close is not None:
             connection.begin(connection.close(*reply.close))
+            return False
+        return True
 
     def _answers_at_once(self, length: int) -> bool:
         """Return whether the loop itself may answer a message."""
@@ -557,6 +570,10 @@ class WebSocketServer(ABC):
             timer.cancel()
 
 
+def _event_loop(selector: DirectSelector) -> asyncio.AbstractEventLoop:
+    return asyncio.SelectorEventLoop(selector)
+
+
 def _trace_headers(connection: ServerConnection) -> dict[str, str]:
     """Return the headers of the upgrade that say of which trace a connection's requests are."""
     headers = {} if connection.request is None else connection.request.headers
@@ -579,6 +596,9 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
         client: Who is at its other end, after the greeting.
         busy: Whether a message of it is being answered.
         heard_at: When the latest message came.
+        lent: Whether the selector serves it, and asyncio does not: it waits for the client's next message,
+            and nothing of one is anywhere else.
+        logs: Whether each message is logged.
         ending: Why we ended it; empty where its peer did.
     """
 
@@ -589,7 +609,10 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
         self._in_fragments = False
         self._frames = 0
         self._messages = WholeMessages()
-        self._lent = False  # the buffer that is filled is that of the messages
+        self._fills_messages = False  # the buffer that is filled is that of the messages
+        self._selector: DirectSelector | None = None  # that serves it
+        self._number = -1  # of its socket
+        self.logs = logger.isEnabledFor(logging.DEBUG)
         self.client: WebSocketClient | None = None
         self.busy = False
         self.heard_at = 0.0
@@ -607,6 +630,7 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
 
     def begin(self, closing: Coroutine[Any, Any, None]) -> None:
         """Run what closes the connection as a task."""
+        self.take_back()
         # The loop holds tasks by weak references only.
         self._closing = self.loop.create_task(closing)
 
@@ -615,10 +639,81 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
         self.ending = reason
         self.transport.abort()
 
+    # -- without asyncio -------------------------------------------------------------------------------------
+
+    @property
+    def lent(self) -> bool:
+        return self._selector is not None
+
+    def lend(self, selector: DirectSelector) -> None:
+        """Have the next messages received by :meth:`go_on`, where nothing of one has come yet."""
+        if self._selector is None and self._expects_message() and not self.transport.is_closing():
+            self.transport.pause_reading()
+            selector.lend(self._number, self)
+            self._selector = selector
+
+    def take_back(self) -> None:
+        """Have asyncio receive again."""
+        selector, self._selector = self._selector, None
+        if selector is not None:
+            selector.take_back(self._number)
+            self.transport.resume_reading()
+
+    def go_on(self) -> bool:
+        """Receive what has come and answer it; return whether nothing was scheduled."""
+        try:
+            received = os.readv(self._number, (self._messages.get_buffer(),))
+        except BlockingIOError:
+            return True
+        except OSError as exc:
+            self.abort(exc.strerror or "the connection broke")
+            return False
+        if not received:  # asyncio will see it, too
+            self.take_back()
+            return False
+        try:
+            return self._messages_updated(received)
+        except Exception:  # the top of what a connection does in this loop
+            logger.exception("a connection of the %s frontend met a bug", self._frontend.name)
+            self.abort("a bug of this server")
+            return False
+
+    def _expects_message(self) -> bool:
+        """Return whether what comes next may be received into the buffer of messages."""
+        return self._messages.begun or (
+            self._messages.ready
+            and self.protocol.state is State.OPEN
+            and not self._in_fragments
+            and not self.protocol.reader.buffer
+            and not len(self.recv_messages.frames)
+        )
+
+    def _messages_updated(self, nbytes: int) -> bool:
+        """Process bytes that were received into the buffer of messages; return whether one was answered."""
+        messages = self._messages
+        if self.protocol.state is not State.OPEN:  # nobody waits for this message any more
+            self.take_back()
+            self.data_received(messages.take(nbytes))
+            return False
+        message, rest = messages.buffer_updated(nbytes)
+        answered = False
+        if message is not None:
+            self._finished()
+            answered = self._frontend.received(self, message)
+            message = None
+        elif not rest:
+            self._begun()
+        if rest:
+            self.take_back()
+            self.data_received(rest)
+            return False
+        return answered
+
     # -- asyncio.Protocol ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         sock = transport.get_extra_info("socket")
+        self._number = sock.fileno()
         with suppress(OSError, TypeError):  # a connection that has ended already has no addresses
             address = transport.get_extra_info("peername")
             self.peer_host, self.peer = address[0], f"{address[0]}:{address[1]}"
@@ -632,33 +727,14 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
         self._frontend.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        messages = self._messages
-        self._lent = messages.begun or (
-            messages.ready
-            and self.protocol.state is State.OPEN
-            and not self._in_fragments
-            and not self.protocol.reader.buffer
-            and not len(self.recv_messages.frames)
-        )
-        return messages.get_buffer() if self._lent else memoryview(self._frontend.scratch)
+        self._fills_messages = self._expects_message()
+        return self._messages.get_buffer() if self._fills_messages else memoryview(self._frontend.scratch)
 
     def buffer_updated(self, nbytes: int) -> None:
-        if not self._lent:
+        if self._fills_messages:
+            self._messages_updated(nbytes)
+        else:
             self.data_received(bytes(memoryview(self._frontend.scratch)[:nbytes]))
-            return
-        messages = self._messages
-        if self.protocol.state is not State.OPEN:  # nobody waits for this message any more
-            self.data_received(messages.take(nbytes))
-            return
-        message, rest = messages.buffer_updated(nbytes)
-        if message is not None:
-            self._finished()
-            self._frontend.received(self, message)
-            message = None
-        elif not rest:
-            self._begun()
-        if rest:
-            self.data_received(rest)
 
     def _begun(self) -> None:
         """Limit the time until a message that has begun is complete."""
@@ -703,6 +779,7 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
                     self._messages.expect(len(cast(Frame, event).data))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.take_back()  # while its socket is open
         self._finished()
         self._frontend.closed(self)
         super().connection_lost(exc)

@@ -8,6 +8,8 @@ implementation of RFC 6455. No socket, thread or clock.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from robowire.wire.framing import is_free
@@ -22,6 +24,11 @@ _KEPT_MAX = 4 << 20
 # ten times as long for words that are not.
 _BEGIN = 2
 _LONGEST_HEADER = 14
+# Behind the longest message, so that it can be read in whole words.
+_WORD = 4
+
+# Whether the number of references to a buffer tells that it is free.
+_COUNTS = is_free([bytearray(1)])
 
 _BINARY, _TEXT, _MASKED, _FINAL = 0x02, 0x01, 0x80, 0x80
 
@@ -32,37 +39,48 @@ class WholeMessages:
     The buffer is lent and the transport fills it, as :class:`robowire.wire.framing.FrameDecoder` does. It has
     the size of the longest message that the client has sent before, so that announcing a long one takes no
     memory.
+
+    Attributes:
+        ready: Whether the length of a message is known, so that there is a buffer for one.
+        begun: Whether a frame has begun and is not complete.
     """
 
     def __init__(self) -> None:
+        self.ready = False
+        self.begun = False
         self._longest = 0
-        self._buffers = [bytearray()]  # one: whether it is free shows in how often it is referred to
         self._filled = 0  # bytes of the frame, and what came behind it
         self._data = 0  # where the data of the frame begin and end; 0 while the header is incomplete
         self._end = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether the length of a message is known, so that there is a buffer for one."""
-        return self._longest > 0
-
-    @property
-    def begun(self) -> bool:
-        """Whether a frame has begun and is not complete."""
-        return self._filled > 0
+        # What comes before the mask in a message that was whole, and where its data begin and end: nearly
+        # all messages of a client have the same length.
+        self._known = b"", 0, 0
+        self._renew(0)
 
     def expect(self, length: int) -> None:
         """Note that the client has sent a message of ``length`` bytes."""
         if self._longest < length <= _KEPT_MAX:
             self._longest = length
+            self.ready = True
 
     def get_buffer(self) -> memoryview:
         """Return the memory for the next bytes. Never empty where :attr:`ready`."""
-        if not self._filled:
-            size = _BEGIN + _LONGEST_HEADER + self._longest
-            if len(self._buffers[0]) != size or not is_free(self._buffers):
-                self._buffers = [bytearray(size)]
-        return memoryview(self._buffers[0])[_BEGIN + self._filled :]
+        if self._filled:
+            return self._view[self._filled :]
+        size = _BEGIN + _LONGEST_HEADER + self._longest + _WORD
+        if len(self._buffer) != size or not _COUNTS or sys.getrefcount(self._buffer) != self._alone:
+            self._renew(size)
+        return self._view
+
+    def _renew(self, size: int) -> None:
+        """Take another buffer."""
+        self._buffer = bytearray(size)
+        self._all = memoryview(self._buffer)
+        self._view = self._all[_BEGIN : size - _WORD]
+        self._masked: tuple[int, int] = 0, 0  # data and end of the two that follow
+        self._mask = self._words = np.empty(0, np.uint32)
+        # Of this object, and of its view, which the arrays refer to: a message is another view.
+        self._alone = sys.getrefcount(self._buffer) if _COUNTS else 0
 
     def buffer_updated(self, nbytes: int) -> tuple[memoryview | None, bytes]:
         """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
@@ -72,17 +90,29 @@ class WholeMessages:
             frame that is not whole from its beginning on, and those behind a message. A message views the
             buffer, which is used again when nobody refers to it.
         """
-        buffer = self._buffers[0]
+        buffer = self._buffer
         self._filled += nbytes
-        if not self._data and not self._header_read(buffer):
-            return None, self.take()
-        if not self._data or _BEGIN + self._filled < self._end:
-            return None, b""
         data, end, filled = self._data, self._end, _BEGIN + self._filled
+        if not data:
+            header, data, end = self._known
+            if filled < end or not end or not buffer.startswith(header, _BEGIN):
+                if not self._header_read(buffer):
+                    return None, self.take()
+                data, end = self._data, self._end
+        if not data or filled < end:
+            self.begun = True
+            return None, b""
         self._filled = self._data = self._end = 0
+        self.begun = False
+        if filled == end and data % _WORD == 0:
+            if self._masked != (data, end):
+                self._masked = data, end
+                self._mask = np.frombuffer(self._all, np.uint32, 1, data - 4)
+                self._words = np.frombuffer(self._all, np.uint32, (end - data + 3) // _WORD, data)
+            np.bitwise_xor(self._words, self._mask, self._words)
+            return memoryview(buffer)[data:end], b""
         unmask(buffer, data, end, bytes(buffer[data - 4 : data]))
-        rest = bytes(buffer[end:filled]) if filled > end else b""
-        return memoryview(buffer)[data:end], rest
+        return memoryview(buffer)[data:end], bytes(buffer[end:filled])
 
     def take(self, nbytes: int = 0) -> bytes:
         """Return the bytes of the frame that has begun, as they came, and forget them.
@@ -91,8 +121,9 @@ class WholeMessages:
             nbytes: How many were filled that :meth:`buffer_updated` was not told of.
         """
         self._filled += nbytes
-        begun = bytes(self._buffers[0][_BEGIN : _BEGIN + self._filled])
+        begun = bytes(self._buffer[_BEGIN : _BEGIN + self._filled])
         self._filled = self._data = self._end = 0
+        self.begun = False
         return begun
 
     def _header_read(self, buffer: bytearray) -> bool:
@@ -118,6 +149,7 @@ class WholeMessages:
         data = _BEGIN + 2 + extended + 4
         if _BEGIN + filled >= data:
             self._data, self._end = data, data + length
+            self._known = bytes(buffer[_BEGIN : data - 4]), data, data + length
         return True
 
 

@@ -12,7 +12,12 @@ import pytest
 from robowire import images
 from robowire.errors import ConfigurationError, InvalidParams, RequestError, SpecMismatch
 from robowire.frontends.key_map import KeyMap
-from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
+from robowire.frontends.named_observations import (
+    ArrayPlace,
+    NamedObservation,
+    ObservationAdapter,
+    make_adapter,
+)
 from robowire.specs import PolicySpec
 
 LIFT = PolicySpec(
@@ -443,6 +448,56 @@ def test_a_number_that_is_not_finite_is_refused_whether_or_not_its_observation_i
         messages.append(str(caught.value))
         known.observation(LIBERO)
     assert messages[0] == messages[1]
+
+
+def in_message(named: NamedObservation, skip: int) -> tuple[bytes, dict[str, ArrayPlace]]:
+    """Return a message that has the arrays behind ``skip`` bytes each, and where they are."""
+    message, places = b"", {}
+    for name, value in {**named.images, **named.state}.items():
+        array = np.ascontiguousarray(value)
+        message += bytes(skip)
+        places[name] = ArrayPlace(array.shape, array.dtype, len(message))
+        message += array.tobytes()
+    return message, places
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f8", "<f2"])
+@pytest.mark.parametrize("chw", [False, True])
+def test_a_message_of_a_known_form_is_read_as_its_observation(chw: bool, dtype: str) -> None:
+    images = {name: image.transpose(2, 0, 1) if chw else image for name, image in LIBERO.images.items()}
+    state = {name: (np.asarray(value) / 3).astype(dtype) for name, value in LIBERO.state.items()}
+    first = replace(LIBERO, images=images, state=state, timestep=7, episode_seed=3)
+    known = adapter()
+    expected = [known.request([first]) for _ in range(2)][1]
+    message, places = in_message(first, skip=3)
+    reader = known.reader(replace(first, images={name: image * 0 for name, image in images.items()}), places)
+    found = reader.request(message)
+    assert (found.kind, found.method, found.batched) == (expected.kind, "infer", False)
+    for name, value in vars(expected.observations[0]).items():
+        other = getattr(found.observations[0], name)
+        if isinstance(value, np.ndarray):
+            assert (value.dtype, value.shape, value.strides) == (other.dtype, other.shape, other.strides)
+            assert value.tobytes() == other.tobytes()
+            assert other.flags.writeable
+        else:
+            assert value == other
+    assert not np.shares_memory(found.observations[0].image, reader.request(message).observations[0].image)
+
+
+def test_a_number_that_no_float32_can_hold_is_infinite_however_it_is_read() -> None:
+    known = ObservationAdapter(PolicySpec(camera_names=(), state_dim=3), KeyMap("none"))
+    named = NamedObservation({}, {"q": np.array([1e300, -1e300, 0.1])})
+    with pytest.raises(SpecMismatch, match=r"^state\[0\] is inf, expected finite numbers$"):
+        known.observation(named)
+    known.observation(replace(named, state={"q": np.zeros(3)}))
+    message, places = in_message(named, skip=1)
+    (observation,) = known.reader(named, places).request(message).observations
+    np.testing.assert_array_equal(observation.state, np.array([np.inf, -np.inf, 0.1], np.float32))
+
+
+def test_an_observation_that_was_not_read_before_has_no_reader() -> None:
+    with pytest.raises(ValueError, match=r"^the values decide how the observation is read$"):
+        adapter().reader(LIBERO, {})
 
 
 def test_names_that_a_client_invents_are_not_remembered_without_end() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +13,12 @@ import numpy as np
 from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, RemoteProtocolError, RequestError
 from robowire.frontends.msgpack_templates import MessageTemplate, MessageTemplates
-from robowire.frontends.named_observations import NamedObservation, ObservationAdapter, make_adapter
+from robowire.frontends.named_observations import (
+    NamedObservation,
+    ObservationAdapter,
+    ObservationReader,
+    make_adapter,
+)
 from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode, encode_with_array
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.websocket_server import (
@@ -44,21 +49,11 @@ class _Recipe(NamedTuple):
 
     Attributes:
         words: What is no part of the observation.
-        images: Name and number of the array of each image.
-        state: The same of each part of the state.
-        instruction: As in :class:`NamedObservation`.
-        timestep: The same.
-        episode_seed: The same.
-        signature: Of the observation.
+        reader: Reads the observation.
     """
 
     words: dict[str, Any]
-    images: list[tuple[str, int]]
-    state: list[tuple[str, int]]
-    instruction: str
-    timestep: int
-    episode_seed: int | None
-    signature: Hashable
+    reader: ObservationReader
 
 
 @dataclass
@@ -161,19 +156,11 @@ class _Exchange:
         message, self._message = self._message, None
         if message is None or isinstance(message, str):
             raise InvalidParams("a request is a binary message of msgpack, not text")
-        templates, adapter = self._connection.templates, self._frontend.adapter
+        templates = self._connection.templates
         if (known := templates.read(message)) is not None:
-            recipe, arrays, _ = known
-            if recipe.words:
-                self._read_words(dict(recipe.words))
-            observation = NamedObservation(
-                {name: arrays[index] for name, index in recipe.images},
-                {name: arrays[index] for name, index in recipe.state},
-                recipe.instruction,
-                recipe.timestep,
-                recipe.episode_seed,
-            )
-            return adapter.request([observation], signature=recipe.signature)
+            if known.words:
+                self._read_words(dict(known.words))
+            return known.reader.request(message)
         try:
             content = decode(message)
         except RemoteProtocolError as exc:
@@ -185,7 +172,7 @@ class _Exchange:
             return Request("reset")
         if _BATCH in content:
             return self._read_batch(content)
-        request = adapter.request([_read_observation(content)])
+        request = self._frontend.adapter.request([_read_observation(content)])
         templates.accepted(message)
         return request
 
@@ -277,12 +264,11 @@ def _recipe(adapter: ObservationAdapter, template: MessageTemplate[_Recipe]) -> 
         raise ValueError("no observation")
     words = {key: content.pop(key) for key in (_ERRORS, _ENDPOINT, _SESSION) if key in content}
     named = _read_observation(content)
-    signature = adapter.signature(named)
-    found = [(name, template.index(array)) for name, array in (*named.images.items(), *named.state.items())]
-    if signature is None or len(found) != template.count:
-        raise ValueError("the values decide")
-    images, state = found[: len(named.images)], found[len(named.images) :]
-    return _Recipe(words, images, state, named.instruction, named.timestep, named.episode_seed, signature)
+    arrays = (*named.images.items(), *named.state.items())
+    places = {name: template.places[template.index(array)] for name, array in arrays}
+    if len(places) != len(template.places):  # one that is no part of it, or two of one name
+        raise ValueError("it has other arrays")
+    return _Recipe(words, adapter.reader(named, places))
 
 
 def _read_observation(content: Mapping[Any, Any]) -> NamedObservation:

@@ -10,10 +10,12 @@ import numpy as np
 from robowire.errors import InvalidParams, RequestError
 from robowire.wire.text_safety import quoted
 
-__all__ = ["describe", "is_numeric", "require_array", "require_timestep", "view_array"]
+__all__ = ["are_finite", "describe", "is_numeric", "require_array", "require_timestep", "view_array"]
 
 # A batch of images of several cameras has five.
 _MAX_AXES = 8
+
+_FLOATS = (np.dtype("<f4"), np.dtype("<f8"))
 
 
 def describe(value: Any) -> str:
@@ -26,6 +28,17 @@ def describe(value: Any) -> str:
 def is_numeric(value: Any, kinds: str = "biuf") -> bool:
     """Return whether a value is an array of numbers, of one of the dtype kinds."""
     return isinstance(value, np.ndarray) and value.dtype.kind in kinds
+
+
+def are_finite(array: np.ndarray) -> bool:
+    """Return whether every number of a small array of floats is finite, in less time than ``np.isfinite``."""
+    if array.dtype in _FLOATS:
+        # The last byte of a number has its sign and high bits of its exponent, which are all set in what is
+        # not finite, and in numbers from 1.7e38, for float64 from 5.4e303.
+        last = array.tobytes()[array.itemsize - 1 :: array.itemsize]
+        if 0x7F not in last and 0xFF not in last:
+            return True
+    return bool(np.isfinite(array).all())
 
 
 def require_array(

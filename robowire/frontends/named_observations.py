@@ -7,6 +7,9 @@ layouts of both sides do not name.
 
 from __future__ import annotations
 
+import math
+import struct
+import sys
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +33,7 @@ from robowire.meta import MetaObs
 from robowire.serving.policy.validation import check_observation, check_values, observation_kind
 from robowire.specs import PolicySpec
 from robowire.wire.arrays import describe, is_numeric
+from robowire.wire.framing import is_free
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import quoted
 
@@ -56,6 +60,15 @@ _MAX_PIXELS = 4096 * 4096
 
 # Numbers up to which a list is faster than numpy's error state: more than any arm's joints.
 _FEW = 64
+
+# Images of more bytes are not kept: to copy them takes far longer than what keeping them saves.
+_MAX_KEPT = 4 << 20
+
+# Names of dtypes, and struct's formats of their numbers.
+_FORMATS = {"<f4": "f", "<f8": "d"}
+
+# Whether the number of references to an array tells that it is free.
+_COUNTS = is_free([bytearray(1)])
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,7 @@ class ObservationAdapter:
         # Which image of an observation each camera is, by the names of its images.
         self._remembered: dict[tuple[str, ...], list[str]] = {}
         self._plans: dict[Hashable, _Plan] = {}
+        self.kept_images: list[KeptImage] = []  # one at most, that the next reader may use
 
     def observation(self, named: NamedObservation) -> MetaObs:
         """Return the observation that the policy takes.
@@ -290,7 +304,18 @@ class ObservationAdapter:
             SpecMismatch: A number that is taken for an opening can be none.
         """
         arrays = [_as_float32(part) for part in parts]
-        state: np.ndarray = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return self.converted(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), openings)
+
+    def converted(self, state: np.ndarray, openings: Sequence[int]) -> np.ndarray:
+        """Return the policy's state of the client's, whose array it may be.
+
+        Args:
+            state: float32 (n,).
+            openings: As :meth:`state_of`.
+
+        Raises:
+            SpecMismatch: As :meth:`state_of`.
+        """
         if openings:
             self._require_openings(state, openings)
         return state if self._convert_state is None else self._convert_state(state)
@@ -558,6 +583,29 @@ class ObservationAdapter:
         )
 
 
+class KeptImage:
+    """Memory for an observation's image, to be used again when nobody refers to it any more.
+
+    New memory costs page faults, and is in no cache; and the views take as long to make as the image to copy.
+
+    Args:
+        shape: Of the image: (cameras, 3, height, width).
+
+    Attributes:
+        image: uint8.
+        planes: Views of it, three for each camera.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.image: np.ndarray = np.empty(shape, np.uint8)
+        self.planes = [list(row) for row in self.image]
+        self._alone = sys.getrefcount(self.image) if _COUNTS else 0
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether it is free and has a shape."""
+        return sys.getrefcount(self.image) == self._alone and self.image.shape == shape
+
+
 class ObservationReader:
     """Reads the observations of messages that have their arrays in the same places.
 
@@ -575,9 +623,11 @@ class ObservationReader:
         named: NamedObservation,
         places: Mapping[str, ArrayPlace],
     ) -> None:
-        self._state_of = adapter.state_of
+        self._adapter = adapter
         self._shape, self._kind, self._openings = plan.shape, plan.kind, plan.openings
         self._images = [(places[name].shape, places[name].begin, planes) for name, planes in plan.images]
+        self._keeps = _COUNTS and plan.shape is not None and math.prod(plan.shape) <= _MAX_KEPT
+        self._split = opencv_split()
         self._state = [
             ArrayPlace(
                 named.state[name][part].shape,
@@ -586,28 +636,54 @@ class ObservationReader:
             )
             for name, part in plan.state
         ]
+        self._numbers = [
+            (struct.Struct(f"<{shape[0]}{_FORMATS[dtype.str]}").unpack_from, begin)
+            for shape, dtype, begin in self._state
+            if dtype.str in _FORMATS and 0 < shape[0] <= _FEW
+        ]
+        if len(self._numbers) != len(self._state):
+            self._numbers = []
         self._words = named.instruction, named.timestep, None, None, None, named.episode_seed
 
     def request(self, message: bytes | memoryview) -> Request:
-        """Return the request for a policy's next actions. Nothing of it views the message.
+        """Return the request for a policy's next actions. Nothing of it views the message; any thread.
 
         Raises:
             SpecMismatch: A number of the state can't be what the policy takes there.
         """
-        image = state = None
-        if self._shape is not None:
-            image = np.empty(self._shape, np.uint8)
-            for row, (shape, begin, planes) in zip(image, self._images):
-                view: np.ndarray = np.ndarray(shape, np.uint8, message, begin)
-                if planes:
-                    row[...] = view
-                else:
-                    write_planes(row, view)
-        if self._state:
+        image = None if self._shape is None else self._image(self._shape, message)
+        state = None
+        if self._numbers:
+            unpack, begin = self._numbers[0]
+            values = unpack(message, begin)
+            for unpack, begin in self._numbers[1:]:
+                values += unpack(message, begin)
+            state = self._adapter.converted(np.frombuffer(array("f", values), np.float32), self._openings)
+        elif self._state:
             parts = [np.ndarray(shape, dtype, message, begin) for shape, dtype, begin in self._state]
-            state = self._state_of(parts, self._openings)
+            state = self._adapter.state_of(parts, self._openings)
         observation = MetaObs(state, None, None, None, image, None, None, *self._words)
         return Request("infer", observations=(observation,), kind=self._kind)
+
+    def _image(self, shape: tuple[int, ...], message: bytes | memoryview) -> np.ndarray:
+        kept = self._adapter.kept_images
+        try:
+            memory = kept.pop()  # from here on it is this thread's
+        except IndexError:
+            memory = None
+        if memory is None or not memory.fits(shape):
+            memory = KeptImage(shape)
+        for planes, (size, begin, in_planes) in zip(memory.planes, self._images):
+            view: np.ndarray = np.ndarray(size, np.uint8, message, begin)
+            if in_planes or self._split is None:
+                for plane, part in zip(planes, view if in_planes else view.transpose(2, 0, 1)):
+                    plane[...] = part
+            else:
+                self._split(view, planes)
+        image = memory.image  # first: without a reference the next thread would take it for free
+        if self._keeps and not kept:
+            kept.append(memory)
+        return image
 
 
 # -- key map and spec ----------------------------------------------------------------------------------------

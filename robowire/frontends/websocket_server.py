@@ -35,7 +35,7 @@ from websockets.protocol import Event, State
 from robowire.errors import Overloaded, RemoteProtocolError, RequestError, ShuttingDown, Unauthenticated
 from robowire.frontends.daemon_workers import DaemonWorkers
 from robowire.frontends.direct_selector import DirectSelector
-from robowire.frontends.whole_messages import WholeMessages, message_frame
+from robowire.frontends.whole_messages import MessageBuffer, WholeMessages, message_frame
 from robowire.serving.service import Service
 from robowire.serving.sessions import Peer, Session
 from robowire.serving.tcp.listener import listen
@@ -162,6 +162,7 @@ class WebSocketServer(ABC):
         self._draining = False
         # What follows is used by the loop's thread only.
         self.scratch = bytearray(_SCRATCH)
+        self.message_buffers: list[MessageBuffer] = []  # one at most, that connections share
         self._idle: dict[_Connection, None] = {}  # upgraded, and waiting for the client's next message
         self._admitted: set[_Connection] = set()  # connections that have one of max_connections places
         # Those that have not sent their upgrade request, oldest first. They have as many places of their own,
@@ -469,11 +470,13 @@ class WebSocketServer(ABC):
         client = connection.client
         if (
             client is None
-            or not (connection.lent or connection in self._idle)
-            or (connection.recv_messages.frames and not connection.lent)
+            or not (connection.lent or (connection in self._idle and not connection.recv_messages.frames))
             or self._draining
             or connection.paused  # it does not read its replies
-            or not self._answers_at_once(len(message))
+            or not (
+                (len(message) <= _SMALL and self.inference_s() < _INSTANT_S)
+                or self._answers_at_once(len(message))
+            )
         ):
             connection.take_back()
             connection.recv_messages.put(Frame(Opcode.BINARY, bytes(message)))
@@ -608,9 +611,10 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
         self._unfinished: asyncio.TimerHandle | None = None
         self._in_fragments = False
         self._frames = 0
-        self._messages = WholeMessages()
+        self._messages = WholeMessages(frontend.message_buffers)
         self._fills_messages = False  # the buffer that is filled is that of the messages
         self._selector: DirectSelector | None = None  # that serves it
+        self.lent = False
         self._number = -1  # of its socket
         self.logs = logger.isEnabledFor(logging.DEBUG)
         self.client: WebSocketClient | None = None
@@ -641,22 +645,18 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
 
     # -- without asyncio -------------------------------------------------------------------------------------
 
-    @property
-    def lent(self) -> bool:
-        return self._selector is not None
-
     def lend(self, selector: DirectSelector) -> None:
         """Have the next messages received by :meth:`go_on`, where nothing of one has come yet."""
         if self._selector is None and self._expects_message() and not self.transport.is_closing():
             self.transport.pause_reading()
             selector.lend(self._number, self)
-            self._selector = selector
+            self._selector, self.lent = selector, True
 
     def take_back(self) -> None:
         """Have asyncio receive again."""
-        selector, self._selector = self._selector, None
-        if selector is not None:
-            selector.take_back(self._number)
+        if self._selector is not None:
+            self._selector.take_back(self._number)
+            self._selector, self.lent = None, False
             self.transport.resume_reading()
 
     def go_on(self) -> bool:
@@ -691,14 +691,15 @@ class _Connection(ServerConnection, asyncio.BufferedProtocol):
     def _messages_updated(self, nbytes: int) -> bool:
         """Process bytes that were received into the buffer of messages; return whether one was answered."""
         messages = self._messages
-        if self.protocol.state is not State.OPEN:  # nobody waits for this message any more
+        if not self.lent and self.protocol.state is not State.OPEN:  # nobody waits for this message any more
             self.take_back()
             self.data_received(messages.take(nbytes))
             return False
         message, rest = messages.buffer_updated(nbytes)
         answered = False
         if message is not None:
-            self._finished()
+            if self._unfinished is not None:
+                self._finished()
             answered = self._frontend.received(self, message)
             message = None
         elif not rest:

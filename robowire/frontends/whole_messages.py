@@ -14,7 +14,7 @@ import numpy as np
 
 from robowire.wire.framing import is_free
 
-__all__ = ["WholeMessages", "message_frame", "unmask"]
+__all__ = ["MessageBuffer", "WholeMessages", "message_frame", "unmask"]
 
 # Longer messages take so long to read that the copies of a complete implementation do not matter, and no
 # connection keeps memory for one. Three 640x480 cameras are 2.6 MiB.
@@ -33,29 +33,68 @@ _COUNTS = is_free([bytearray(1)])
 _BINARY, _TEXT, _MASKED, _FINAL = 0x02, 0x01, 0x80, 0x80
 
 
+class MessageBuffer:
+    """Memory for a frame.
+
+    Args:
+        size: Bytes of the longest frame that it holds.
+
+    Attributes:
+        memory: Frames begin at :data:`_BEGIN`.
+        view: Where bytes are received.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.memory = bytearray(_BEGIN + size + _WORD)
+        self._all = memoryview(self.memory)
+        self.view = self._all[_BEGIN : _BEGIN + size]
+        self._masked = 0, 0  # data and end of the two that follow
+        self._mask = self._words = np.empty(0, np.uint32)
+        # Of this object, and of its view, which the arrays refer to: a message is another view.
+        self._alone = sys.getrefcount(self.memory) if _COUNTS else 0
+
+    def is_free(self) -> bool:
+        """Return whether nobody refers to a message in it."""
+        return sys.getrefcount(self.memory) == self._alone
+
+    def unmask(self, data: int, end: int) -> None:
+        """Take the mask from the data of a frame behind which there is nothing."""
+        if self._masked != (data, end):
+            self._masked = data, end
+            self._mask = np.frombuffer(self._all, np.uint32, 1, data - 4)
+            self._words = np.frombuffer(self._all, np.uint32, (end - data + _WORD - 1) // _WORD, data)
+        np.bitwise_xor(self._words, self._mask, self._words)
+
+
 class WholeMessages:
     """Cut one client's byte stream into whole binary messages, and everything else.
 
     The buffer is lent and the transport fills it, as :class:`robowire.wire.framing.FrameDecoder` does. It has
-    the size of the longest message that the client has sent before, so that announcing a long one takes no
+    the size of the longest message that a client has sent before, so that announcing a long one takes no
     memory.
+
+    Args:
+        shared: A buffer, or none, that is free between two messages: the clients of one thread share it, and
+            it stays in the processor's cache. A client keeps it for a message that comes in pieces.
 
     Attributes:
         ready: Whether the length of a message is known, so that there is a buffer for one.
         begun: Whether a frame has begun and is not complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: list[MessageBuffer] | None = None) -> None:
         self.ready = False
         self.begun = False
         self._longest = 0
+        self._shared: list[MessageBuffer] = [] if shared is None else shared
+        self._memory = MessageBuffer(0)
+        self._view = self._memory.view  # as much of it as one frame may take
         self._filled = 0  # bytes of the frame, and what came behind it
         self._data = 0  # where the data of the frame begin and end; 0 while the header is incomplete
         self._end = 0
         # What comes before the mask in a message that was whole, and where its data begin and end: nearly
         # all messages of a client have the same length.
         self._known = b"", 0, 0
-        self._renew(0)
 
     def expect(self, length: int) -> None:
         """Note that the client has sent a message of ``length`` bytes."""
@@ -67,20 +106,13 @@ class WholeMessages:
         """Return the memory for the next bytes. Never empty where :attr:`ready`."""
         if self._filled:
             return self._view[self._filled :]
-        size = _BEGIN + _LONGEST_HEADER + self._longest + _WORD
-        if len(self._buffer) != size or not _COUNTS or sys.getrefcount(self._buffer) != self._alone:
-            self._renew(size)
+        size, shared = _LONGEST_HEADER + self._longest, self._shared
+        if not shared or len(shared[0].view) < size or not _COUNTS or not shared[0].is_free():
+            shared[:] = [MessageBuffer(size)]
+        if self._memory is not shared[0] or len(self._view) != size:
+            self._memory = shared[0]
+            self._view = self._memory.view[:size]
         return self._view
-
-    def _renew(self, size: int) -> None:
-        """Take another buffer."""
-        self._buffer = bytearray(size)
-        self._all = memoryview(self._buffer)
-        self._view = self._all[_BEGIN : size - _WORD]
-        self._masked: tuple[int, int] = 0, 0  # data and end of the two that follow
-        self._mask = self._words = np.empty(0, np.uint32)
-        # Of this object, and of its view, which the arrays refer to: a message is another view.
-        self._alone = sys.getrefcount(self._buffer) if _COUNTS else 0
 
     def buffer_updated(self, nbytes: int) -> tuple[memoryview | None, bytes]:
         """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
@@ -90,7 +122,7 @@ class WholeMessages:
             frame that is not whole from its beginning on, and those behind a message. A message views the
             buffer, which is used again when nobody refers to it.
         """
-        buffer = self._buffer
+        buffer = self._memory.memory
         self._filled += nbytes
         data, end, filled = self._data, self._end, _BEGIN + self._filled
         if not data:
@@ -100,16 +132,15 @@ class WholeMessages:
                     return None, self.take()
                 data, end = self._data, self._end
         if not data or filled < end:
-            self.begun = True
+            if not self.begun:
+                self.begun = True
+                self._shared.clear()  # others take another one
             return None, b""
         self._filled = self._data = self._end = 0
-        self.begun = False
+        if self.begun:
+            self._end_frame()
         if filled == end and data % _WORD == 0:
-            if self._masked != (data, end):
-                self._masked = data, end
-                self._mask = np.frombuffer(self._all, np.uint32, 1, data - 4)
-                self._words = np.frombuffer(self._all, np.uint32, (end - data + 3) // _WORD, data)
-            np.bitwise_xor(self._words, self._mask, self._words)
+            self._memory.unmask(data, end)
             return memoryview(buffer)[data:end], b""
         unmask(buffer, data, end, bytes(buffer[data - 4 : data]))
         return memoryview(buffer)[data:end], bytes(buffer[end:filled])
@@ -121,10 +152,16 @@ class WholeMessages:
             nbytes: How many were filled that :meth:`buffer_updated` was not told of.
         """
         self._filled += nbytes
-        begun = bytes(self._buffer[_BEGIN : _BEGIN + self._filled])
+        begun = bytes(self._memory.view[: self._filled])
         self._filled = self._data = self._end = 0
-        self.begun = False
+        if self.begun:
+            self._end_frame()
         return begun
+
+    def _end_frame(self) -> None:
+        """Let others have the buffer of a frame that came in pieces."""
+        self.begun = False
+        self._shared[:] = [self._memory]
 
     def _header_read(self, buffer: bytearray) -> bool:
         """Return whether the frame can be a whole message that the buffer holds; its end may be unknown."""

@@ -484,6 +484,20 @@ def test_a_message_of_a_known_form_is_read_as_its_observation(chw: bool, dtype: 
     assert not np.shares_memory(found.observations[0].image, reader.request(message).observations[0].image)
 
 
+def test_the_memory_of_an_image_is_used_again_when_nobody_refers_to_it() -> None:
+    known = adapter()
+    known.request([LIBERO])
+    message, places = in_message(LIBERO, skip=0)
+    reader = known.reader(LIBERO, places)
+    held = reader.request(message).observations[0].image[0, 1, :2]
+    other = reader.request(message).observations[0].image
+    assert not np.shares_memory(held, other)
+    where = other.ctypes.data
+    del other
+    assert reader.request(message).observations[0].image.ctypes.data == where
+    assert len(known.kept_images) == 1
+
+
 def test_a_number_that_no_float32_can_hold_is_infinite_however_it_is_read() -> None:
     known = ObservationAdapter(PolicySpec(camera_names=(), state_dim=3), KeyMap("none"))
     named = NamedObservation({}, {"q": np.array([1e300, -1e300, 0.1])})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robowire.errors import RemoteProtocolError
-from robowire.frontends.openpi.codec import decode, encode, encode_with_array
+from robowire.frontends.openpi.codec import decode, encode, encode_chunk
 
 
 def test_an_array_has_the_bytes_of_openpis_packer() -> None:
@@ -74,7 +74,10 @@ def test_an_error_names_what_was_found() -> None:
         np.zeros((0, 3), np.int8),
     ],
 )
-def test_a_map_with_an_array_is_encoded_as_any_other(array: np.ndarray) -> None:
-    timing = {"policy_timing": {"infer_ms": 0.25}, "server_timing": {"infer_ms": 1.0, "prev_total_ms": 3.0}}
-    for value in (timing, {}, {str(i): i for i in range(14)}):
-        assert encode_with_array(value, "actions", array) == encode({**value, "actions": array})
+@pytest.mark.parametrize("previous_ms", [None, 3.0, 1234.5])
+def test_a_chunk_is_encoded_as_any_map(array: np.ndarray, previous_ms: float | None) -> None:
+    server_timing = (
+        {"infer_ms": 0.25} if previous_ms is None else {"infer_ms": 0.25, "prev_total_ms": previous_ms}
+    )
+    value = {"policy_timing": {"infer_ms": 0.25}, "server_timing": server_timing, "actions": array}
+    assert encode_chunk(array, 0.25, previous_ms) == encode(value)

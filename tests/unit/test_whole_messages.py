@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from robowire.frontends.whole_messages import WholeMessages, message_frame, unmask
+from robowire.frontends.whole_messages import MessageBuffer, WholeMessages, message_frame, unmask
 
 MASK = b"\x01\x80\xfe\x7f"
 
@@ -107,6 +107,29 @@ def test_a_buffer_is_used_again_when_nobody_refers_to_the_message() -> None:
     where = id(obj)
     del obj
     assert id(messages.get_buffer().obj) == where
+
+
+def test_clients_share_a_buffer_but_for_messages_that_come_in_pieces() -> None:
+    shared: list[MessageBuffer] = []
+    one, other = WholeMessages(shared), WholeMessages(shared)
+    first, second = frame(b"from the first"), frame(b"from the second")
+    for messages in (one, other):
+        messages.expect(100)
+    assert one.get_buffer().obj is other.get_buffer().obj
+    one.get_buffer()[:9] = first[:9]
+    assert one.buffer_updated(9) == (None, b"")
+    for number in range(3):
+        assert other.get_buffer().obj is not one.get_buffer().obj
+        other.get_buffer()[: len(second)] = second
+        message, _ = other.buffer_updated(len(second))
+        assert bytes(message or b"") == b"from the second", number
+        del message
+    one.get_buffer()[: len(first) - 9] = first[9:]
+    message, _ = one.buffer_updated(len(first) - 9)
+    assert bytes(message or b"") == b"from the first"
+    del message
+    assert one.get_buffer().obj is other.get_buffer().obj
+    assert len(shared) == 1
 
 
 def test_a_longer_message_than_any_before_takes_no_memory_here() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import re
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -19,7 +21,7 @@ from robowire.frontends.msgpack_message import unpack
 from robowire.frontends.msgpack_templates import ArrayFields
 from robowire.wire.text_safety import quoted
 
-__all__ = ["ARRAY_FIELDS", "decode", "encode", "encode_with_array"]
+__all__ = ["ARRAY_FIELDS", "decode", "encode", "encode_chunk"]
 
 ARRAY_FIELDS = ArrayFields(flag=b"__ndarray__", data=b"data", dtype=b"dtype", shape=b"shape")
 
@@ -40,31 +42,42 @@ def encode(value: Any) -> bytes:
     return packed
 
 
-def encode_with_array(value: dict[str, Any], name: str, array: np.ndarray) -> bytes:
-    """Return the message of a map with an array as its last entry: what :func:`encode` gives, sooner.
+def encode_chunk(actions: np.ndarray, infer_ms: float, previous_ms: float | None = None) -> bytes:
+    """Return the reply with a chunk of actions: what :func:`encode` gives, sooner.
 
     Args:
-        value: Its other entries, fewer than 15, plain data.
-        name: Key of the array.
-        array: Numbers.
+        actions: Floats, (chunk_size, action_dim).
+        infer_ms: Time of the inference.
+        previous_ms: Time of the connection's request before; ``None`` for the first.
     """
-    plain: bytes = msgpack.packb(value)
-    before, after = _around(name, array.dtype.str, array.shape)
-    return b"".join((bytes((plain[0] + 1,)), plain[1:], before, array.tobytes(), after))
+    timed = previous_ms is not None
+    pack, (first, second, *others, last) = _chunk_reply(actions.dtype.str, actions.shape, timed)
+    if timed:
+        third, fourth = others
+        return pack(first, infer_ms, second, infer_ms, third, previous_ms, fourth, actions.tobytes(), last)
+    return pack(first, infer_ms, second, infer_ms, *others, actions.tobytes(), last)
 
 
 @functools.lru_cache(maxsize=64)
-def _around(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """Return what an entry of an array has before and after its data."""
+def _chunk_reply(dtype: str, shape: tuple[int, ...], timed: bool) -> tuple[Callable[..., bytes], list[bytes]]:
+    """Return what packs a reply, and the bytes of it that are always the same."""
+    number = 1234.5
+    timing = {"infer_ms": number}
+    server_timing = {"infer_ms": number, "prev_total_ms": number} if timed else timing
+    plain: bytes = msgpack.packb({"policy_timing": timing, "server_timing": server_timing})
+    parts = plain.split(struct.pack(">d", number))
+    parts[0] = bytes((parts[0][0] + 1,)) + parts[0][1:]  # the map has one entry more, the actions
     size = np.dtype(dtype).itemsize * math.prod(shape)
     packer = msgpack.Packer(autoreset=False)
-    packer.pack(name)
+    packer.pack("actions")
     packer.pack_map_header(4)
     for part in (b"__ndarray__", True, b"data"):
         packer.pack(part)
     data: bytes = msgpack.packb(bytes(size))
-    before = packer.bytes() + data[: len(data) - size]
-    return before, b"".join(map(msgpack.packb, (b"dtype", dtype, b"shape", shape)))
+    parts[-1] += packer.bytes() + data[: len(data) - size]
+    layout = ">" + "d".join(f"{len(part)}s" for part in parts)
+    parts.append(b"".join(map(msgpack.packb, (b"dtype", dtype, b"shape", shape))))
+    return struct.Struct(f"{layout}{size}s{len(parts[-1])}s").pack, parts
 
 
 def decode(message: bytes | bytearray | memoryview) -> Any:

@@ -19,7 +19,7 @@ from robowire.frontends.named_observations import (
     ObservationReader,
     make_adapter,
 )
-from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode, encode_with_array
+from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode, encode_chunk
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.websocket_server import (
     INTERNAL_ERROR,
@@ -185,16 +185,19 @@ class _Exchange:
         if self._endpoint is not None and not self._batched:
             # RoboArena's servers send what its policies return: the array itself.
             return Reply((encode(np.ascontiguousarray(actions)),))
-        timing = {"infer_ms": float(value.infer_ms or 0.0)}
-        server_timing = dict(timing)
-        if connection.total_ms is not None:
-            server_timing["prev_total_ms"] = connection.total_ms
-        content: dict[str, Any] = {"policy_timing": timing, "server_timing": server_timing}
+        infer_ms = float(value.infer_ms or 0.0)
         if self._batched:
-            content["batch"] = [{"actions": actions[:, row]} for row in range(actions.shape[1])]
+            server_timing = {"infer_ms": infer_ms}
+            if connection.total_ms is not None:
+                server_timing["prev_total_ms"] = connection.total_ms
+            content: dict[str, Any] = {
+                "policy_timing": {"infer_ms": infer_ms},
+                "server_timing": server_timing,
+                "batch": [{"actions": actions[:, row]} for row in range(actions.shape[1])],
+            }
             message = encode(content)
         else:
-            message = encode_with_array(content, "actions", actions)
+            message = encode_chunk(actions, infer_ms, connection.total_ms)
         connection.total_ms = (time.monotonic() - self._started) * 1e3
         return Reply((message,))
 

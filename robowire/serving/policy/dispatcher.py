@@ -271,6 +271,7 @@ class Dispatcher:
         self._kinds: set[Hashable] = set()  # of observations that were compared with the spec
         self._closing = False
         self._busy = False  # the policy works on an observation
+        self._sleeps = False  # its thread waits until something changes
         self._any_thread = isinstance(policy, AnyThread) and policy.any_thread
         self._latest_s = float("inf")  # unknown
         self._next_report_count, self._next_report_at = REPORT_EVERY, self._clock()
@@ -393,7 +394,7 @@ class Dispatcher:
             client=client,
         )
         # While others are awaited, waking the dispatcher for each arrival would delay them.
-        if not self._arrivals.awaited or self._queue.size >= self._max_batch_size:
+        if self._sleeps and (not self._arrivals.awaited or self._queue.size >= self._max_batch_size):
             self._changed.notify_all()
         return tickets if pending is None else pending
 
@@ -529,18 +530,23 @@ class Dispatcher:
         """Return the rows to work on now; empty when it is closing and nothing is left."""
         with self._lock:
             while self._busy or not (self._queue.size or self._closing):
-                self._changed.wait()
+                self._sleep(None)
             waiting = self._queue.size
             self._arrivals.wait_for(self._clock(), waiting, self._max_batch_size - waiting)
             while self._queue.size < self._max_batch_size and not self._closing:
                 if not (wait_s := self._arrivals.wait_s(self._clock())):
                     break
-                self._changed.wait(wait_s)
+                self._sleep(wait_s)
             self._arrivals.stop_waiting()
             while (due := self._queue.due_in(self._clock())) and not self._closing:
-                self._changed.wait(due)
+                self._sleep(due)
             self._busy = True
             return self._queue.take()
+
+    def _sleep(self, seconds: float | None) -> None:
+        self._sleeps = True
+        self._changed.wait(seconds)
+        self._sleeps = False
 
     def _present(self, batch: Sequence[_Ticket]) -> list[_Ticket]:
         """Return the rows of a batch whose clients are still there."""

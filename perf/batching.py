@@ -2,9 +2,10 @@
 
 A policy that takes ``--fixed_ms``, and ``--row_ms`` for each row of a batch, is asked by 1 to 64
 clients, each in a loop. It sleeps meanwhile, as the cores of a machine do while its accelerator works.
-Its own throughput is ``n / (fixed + row * n)`` observations a second for n clients, in batches as large
-as it takes. One line for each number of clients: observations a second, their share of the policy's own,
-p50 and p99 of a round trip, and the inference that no round trip can be faster than.
+Its own throughput is that of calls in a loop, in batches of n for n clients, or as large as it takes; it is
+measured first, in the server's process. One line for each number of clients: observations a second, their
+share of the policy's own, p50 and p99 of a round trip, and the inference that no round trip can be faster
+than.
 
     python perf/batching.py
     python perf/batching.py --observation S --clients 16 --server max_wait_ms=0
@@ -30,6 +31,7 @@ from robowire.specs import PolicySpec
 
 OBSERVATIONS = {"state": (), "S": (1, 3, 224, 224), "M": (2, 3, 256, 256)}
 CHUNK_SIZE, ACTION_DIM, CLIENTS_A_PROCESS = 16, 7, 8
+OWN_S = 1.0  # for which the policy is called alone
 
 
 class AcceleratorPolicy:
@@ -47,12 +49,24 @@ class AcceleratorPolicy:
         return np.zeros((len(observations), CHUNK_SIZE, ACTION_DIM), np.float32)
 
 
-def serve(pipe: Any, fixed_s: float, row_s: float, settings: dict[str, Any]) -> None:
-    """Serve until the other end of the pipe says so."""
+def serve(pipe: Any, fixed_s: float, row_s: float, batches: Sequence[int], settings: dict[str, Any]) -> None:
+    """Send the seconds of the policy's own batches, and serve until the other end of the pipe says so."""
+    policy = AcceleratorPolicy(fixed_s, row_s)
+    pipe.send({rows: own_s(policy, rows) for rows in batches})
     options = PolicyServerOptions(host="127.0.0.1", port=0, max_connections=256, **settings)
-    with PolicyServer(AcceleratorPolicy(fixed_s, row_s), options) as server:
+    with PolicyServer(policy, options) as server:
         pipe.send(server.address[1])
         pipe.recv()
+
+
+def own_s(policy: AcceleratorPolicy, rows: int) -> float:
+    """Return the seconds of an inference of so many rows, called in a loop."""
+    observations = [MetaObs(state=np.zeros(8, np.float32)) for _ in range(rows)]
+    started, calls = time.perf_counter(), 0
+    while calls < 5 or time.perf_counter() - started < OWN_S:
+        policy.infer(observations)
+        calls += 1
+    return (time.perf_counter() - started) / calls
 
 
 def ask(port: int, image: tuple[int, ...], clients: int, begin: Any, end: Any, results: Any) -> None:
@@ -119,16 +133,18 @@ def main() -> int:
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    server = context.Process(target=serve, args=(theirs, fixed_s, row_s, settings))
+    largest = settings.get("max_batch_size") or AcceleratorPolicy.max_batch_size
+    batches = {clients: min(clients, largest) for clients in flags.clients}
+    server = context.Process(target=serve, args=(theirs, fixed_s, row_s, [*batches.values()], settings))
     server.start()
-    port = ours.recv()
+    inferences, port = ours.recv(), ours.recv()
     print(f"policy: {flags.fixed_ms:g} ms + {flags.row_ms:g} ms a row; observation: {flags.observation}")
     print("clients  obs/s  share  p50 ms  p99 ms  inference ms")
     shares = []
     for clients in flags.clients:
         rate, times = measure(port, OBSERVATIONS[flags.observation], clients, flags.seconds)
-        rows = min(clients, settings.get("max_batch_size") or AcceleratorPolicy.max_batch_size)
-        inference_s = fixed_s + row_s * rows
+        rows = batches[clients]
+        inference_s = inferences[rows]
         shares.append(rate / (rows / inference_s))
         p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
         print(

@@ -80,8 +80,8 @@ class Arrivals:
         if entry is None:
             entry = self._clients[client] = _Client()
         if entry.answered_at is not None:
-            entry.latest_gaps = (now - entry.answered_at, *entry.latest_gaps[:2])
-            entry.gap_s = sorted(entry.latest_gaps)[len(entry.latest_gaps) // 2]
+            gaps = entry.latest_gaps = (now - entry.answered_at, *entry.latest_gaps[:2])
+            entry.gap_s = sorted(gaps)[len(gaps) // 2]
             entry.answered_at = None
 
     def answered(self, client: Hashable, now: float) -> None:

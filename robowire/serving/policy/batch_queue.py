@@ -59,7 +59,8 @@ class BatchQueue(Generic[T]):
         if not items:
             return
         queue = self._clients.setdefault(object() if client is None else client, deque())
-        queue.extend((kind, now, item) for kind, item in items)
+        for kind, item in items:
+            queue.append((kind, now, item))
         self.size += len(items)
 
     def due_in(self, now: float) -> float | None:

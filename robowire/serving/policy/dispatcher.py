@@ -382,17 +382,14 @@ class Dispatcher:
         if on_done is not None:
             pending = PendingInference(on_done, self._result, since, len(observations))
         alone = len(observations) == 1
-        tickets = [
-            _Ticket(observation, client, since, has_left, alone=alone, span=span, pending=pending)
-            for observation in observations
-        ]
+        tickets, items = [], []
+        for observation in observations:
+            ticket = _Ticket(observation, client, since, has_left, alone=alone, span=span, pending=pending)
+            tickets.append(ticket)
+            items.append((kind or observation_kind(observation), ticket))
         if pending is not None:
             pending.tickets = tickets
-        self._queue.put(
-            [(kind or observation_kind(ticket.observation), ticket) for ticket in tickets],
-            now=since,
-            client=client,
-        )
+        self._queue.put(items, now=since, client=client)
         # While others are awaited, waking the dispatcher for each arrival would delay them.
         if self._sleeps and (not self._arrivals.awaited or self._queue.size >= self._max_batch_size):
             self._changed.notify_all()

@@ -134,7 +134,7 @@ def _exchange(stream: Stream, pieces: Sequence[bytes], flags: DebugFlags) -> _Ex
         sent = time.perf_counter()
         while not (whole := _is_whole(exchange.data)) or several:
             left_s = _QUIET_S if whole else max(sent + flags.timeout_s - time.perf_counter(), 1e-3)
-            received = stream.recv_into(buffer, left_s)
+            received = stream.recv_into((buffer,), left_s)
             if not received:
                 exchange.ending = "closed by the server"
                 break

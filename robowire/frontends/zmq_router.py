@@ -241,7 +241,7 @@ class ZmtpConnection:
                 if self.decoder.ahead:
                     event = self.decoder.read_ahead()
                 elif self.stream.wait_readable(0):
-                    received = self.stream.recv_into(self.decoder.get_buffer(), _HEARTBEAT_S)
+                    received = self.stream.recv_into((self.decoder.get_buffer(),), _HEARTBEAT_S)
                     if not received:
                         break
                     event = self.decoder.buffer_updated(received)
@@ -262,7 +262,7 @@ class ZmtpConnection:
         if decoder.ahead:
             return True, decoder.read_ahead()
         left_s = max(until - time.monotonic(), 1e-3)
-        received = self.stream.recv_into(decoder.get_buffer(), left_s, whole=decoder.in_body)
+        received = self.stream.recv_into((decoder.get_buffer(),), left_s, whole=decoder.in_body)
         if not received:
             decoder.receive_eof()
             return False, None

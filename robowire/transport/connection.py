@@ -19,7 +19,7 @@ from robowire.errors import (
     TruncatedFrame,
 )
 from robowire.transport.stream import Buffer, Stream
-from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, FrameDecoder, TextLine, frame_header
+from robowire.wire.framing import DEFAULT_MAX_PAYLOAD, FrameDecoder, TextLine
 
 if TYPE_CHECKING:
     import ssl
@@ -29,10 +29,6 @@ __all__ = ["Connection", "require_seconds"]
 # What a TLS record's first two bytes make of a frame's length: an alert, and a handshake. Both would be
 # frames of more than 350 MB, which no peer of ours sends.
 _TLS_ALERT, _TLS_HANDSHAKE = 0x1503, 0x1603
-
-# A reply as long as the last one is received in one system call, where it is at most so long. Longer ones
-# come in several parts, and the decoder keeps memory for them. Its own `get_buffers` takes 5 us more.
-_AT_ONCE = 16 * 1024
 
 
 def require_seconds(**seconds: float) -> None:
@@ -75,9 +71,6 @@ class Connection:
         self.decoder = FrameDecoder(max_payload, text=text)
         self.receive_s = 0.0
         self._clock = clock
-        self._expected = 0  # length of the next reply, as that of the last one; 0: unknown, or long
-        self._expected_header = b""
-        self._header = bytearray(4)
 
     @classmethod
     def connect(
@@ -140,12 +133,14 @@ class Connection:
                 return event
             if decoder.mid_frame:
                 left_s, deadline = finish_s, self._clock() + finish_s
+            parts = self.stream.polls
             while True:
-                received = self.stream.recv_into(decoder.get_buffer(), left_s, whole=decoder.in_payload)
+                buffers = decoder.get_buffers() if parts else (decoder.get_buffer(),)
+                received = self.stream.recv_into(buffers, left_s, whole=decoder.in_payload)
                 if received == 0:
                     decoder.receive_eof()
                     return None
-                event = decoder.buffer_updated(received)
+                event = decoder.buffers_updated(received)
                 if event is not None:
                     self.receive_s = 0.0 if deadline is None else self._clock() - deadline + finish_s
                     return event
@@ -193,14 +188,6 @@ class Connection:
         """
         try:
             self.stream.send(buffers, timeout_s)
-            # Usually it is as long as the last one.
-            if self._expected and not self.decoder.ahead:
-                header, payload = self._header, bytearray(self._expected)
-                received = self.stream.recv_parts((header, payload), timeout_s)
-                if received == len(header) + len(payload) and header == self._expected_header:
-                    self.receive_s = 0.0
-                    return payload
-                self.decoder.ahead += (header + payload)[:received]
             reply = self.receive(wait_s=timeout_s, finish_s=timeout_s)
             if reply is None:
                 raise ConnectionLost(f"{self.peer} closed the connection before it answered; see its log")
@@ -210,8 +197,6 @@ class Connection:
             self.close()
             raise
         assert isinstance(reply, bytearray)  # clients' decoders read no text
-        short = len(reply) <= _AT_ONCE and self.stream.polls
-        self._expected, self._expected_header = (len(reply), frame_header(len(reply))) if short else (0, b"")
         return reply
 
     def wait(self, timeout_s: float) -> bool:

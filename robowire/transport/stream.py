@@ -285,13 +285,15 @@ class Stream:
             raise self._lost(exc) from exc
         return address[0] if isinstance(address, tuple) else ""
 
-    def recv_into(self, buffer: memoryview, timeout_s: float | None, *, whole: bool = False) -> int:
-        """Fill the beginning of ``buffer`` and return how many bytes came; 0 is the end of the stream.
+    def recv_into(
+        self, buffers: Sequence[memoryview], timeout_s: float | None, *, whole: bool = False
+    ) -> int:
+        """Fill the buffers in their order and return how many bytes came; 0 is the end of the stream.
 
         An end without TLS's ``close_notify`` is an end too: what is cut short shows in the framing.
 
         Args:
-            buffer: Not empty.
+            buffers: Not empty; several only where the stream :attr:`polls`.
             timeout_s: Seconds to wait for the first byte; ``None`` waits for ever.
             whole: The caller needs all of it: where the kernel can, it waits for as much as comes within the
                 timeout, in one system call.
@@ -303,7 +305,7 @@ class Stream:
         """
         try:
             if self._tls is not None:
-                received = self._tls.recv_into(buffer, timeout_s)
+                received = self._tls.recv_into(buffers[0], timeout_s)
             elif self._kernel_timeouts:
                 flags = socket.MSG_WAITALL if whole else 0
                 if (
@@ -313,57 +315,27 @@ class Stream:
                 ):
                     self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
                 try:
-                    received = self._recv_waiting(buffer, flags)
+                    received = self._receive(buffers, flags)
                 except BlockingIOError:
-                    received = self._again(
-                        lambda: self._recv_waiting(buffer, flags), "SO_RCVTIMEO", timeout_s
-                    )
+                    received = self._again(lambda: self._receive(buffers, flags), "SO_RCVTIMEO", timeout_s)
             else:
                 self.sock.settimeout(timeout_s)
-                received = self.sock.recv_into(buffer)
+                received = self.sock.recv_into(buffers[0])
         except OSError as exc:
             raise self._failed(exc, timeout_s, "sent nothing for") from exc
         self.bytes_received += received
         return received
 
-    def _recv_waiting(self, buffer: memoryview, flags: int) -> int:
+    def _receive(self, buffers: Sequence[memoryview], flags: int) -> int:
         if self.takes_descriptors:
-            return self._recv_descriptor([buffer], flags)
-        return self.sock.recv_into(buffer, 0, flags)
-
-    def recv_parts(self, buffers: Sequence[bytearray], timeout_s: float) -> int:
-        """Do what :meth:`recv_into` does, in one system call, with buffers that are filled in order.
-
-        Not over TLS.
-
-        Args:
-            buffers: Not empty.
-            timeout_s: Seconds to wait for the first byte.
-
-        Raises:
-            RequestTimeout: Nothing came in time.
-            ConnectionLost: The connection broke.
-        """
-        try:
-            if timeout_s < _LONGEST_WAIT_S or self._waits["SO_RCVTIMEO"] != _LONGEST_WAIT_S:
-                self._let_wait("SO_RCVTIMEO", timeout_s, _LONGEST_WAIT_S)
-            try:
-                received = self._recv_parts(buffers)
-            except BlockingIOError:
-                received = self._again(lambda: self._recv_parts(buffers), "SO_RCVTIMEO", timeout_s)
-        except OSError as exc:
-            raise self._failed(exc, timeout_s, "sent nothing for") from exc
-        self.bytes_received += received
-        return received
-
-    def _recv_parts(self, buffers: Sequence[bytearray]) -> int:
-        if self.takes_descriptors:
-            return self._recv_descriptor(buffers)
-        return self.sock.recvmsg_into(buffers)[0]
+            return self._recv_descriptor(buffers, flags)
+        if len(buffers) == 1:
+            return self.sock.recv_into(buffers[0], 0, flags)
+        return self.sock.recvmsg_into(buffers, 0, flags)[0]
 
     @property
     def polls(self) -> bool:
-        """Whether ``recv_now``, ``recv_parts``, ``send_now`` and ``expect`` work: on Linux, without TLS."""
+        """Whether ``recv_now``, ``send_now`` and ``expect`` work: on Linux, without TLS."""
         return self._kernel_timeouts and self._tls is None
 
     def expect(self, nbytes: int) -> None:
@@ -384,12 +356,7 @@ class Stream:
             ConnectionLost: The connection broke.
         """
         try:
-            if self.takes_descriptors:
-                received = self._recv_descriptor(buffers, socket.MSG_DONTWAIT)
-            elif len(buffers) == 1:
-                received = self.sock.recv_into(buffers[0], 0, socket.MSG_DONTWAIT)
-            else:
-                received = self.sock.recvmsg_into(buffers, 0, socket.MSG_DONTWAIT)[0]
+            received = self._receive(buffers, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError as exc:
@@ -606,7 +573,7 @@ class Stream:
         """
         deadline = self._clock() + timeout_s
         scratch = memoryview(bytearray(_SCRATCH))
-        while (left_s := deadline - self._clock()) > 0 and self.recv_into(scratch, left_s):
+        while (left_s := deadline - self._clock()) > 0 and self.recv_into((scratch,), left_s):
             pass
 
     def ended(self) -> bool:

@@ -75,7 +75,7 @@ def read(stream: Stream, size: int) -> bytes:
     buffer = bytearray(size)
     filled = 0
     while filled < size:
-        received = stream.recv_into(memoryview(buffer)[filled:], 10)
+        received = stream.recv_into((memoryview(buffer)[filled:],), 10)
         if not received:
             break
         filled += received
@@ -156,7 +156,7 @@ def test_an_end_without_close_notify_is_an_end(both: tuple[Stream, Stream]) -> N
 def test_a_peer_that_sends_nothing_runs_out_of_time(both: tuple[Stream, Stream]) -> None:
     _, theirs = both
     with pytest.raises(RequestTimeout) as raised:
-        theirs.recv_into(memoryview(bytearray(1)), 0.05)
+        theirs.recv_into((memoryview(bytearray(1)),), 0.05)
     assert str(raised.value) == f"{theirs.peer} sent nothing for 0.05 s; the connection was closed"
 
 
@@ -475,9 +475,9 @@ def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 def test_waiting_in_parts_ends_at_the_deadline(plain: tuple[Stream, Stream]) -> None:
     ours, _ = plain
     calls = (
-        lambda: ours.recv_into(memoryview(bytearray(10)), 0.12),
-        lambda: ours.recv_into(memoryview(bytearray(10)), 0.12, whole=True),
-        lambda: ours.recv_parts([bytearray(4), bytearray(6)], 0.12),
+        lambda: ours.recv_into((memoryview(bytearray(10)),), 0.12),
+        lambda: ours.recv_into((memoryview(bytearray(10)),), 0.12, whole=True),
+        lambda: ours.recv_into((memoryview(bytearray(4)), memoryview(bytearray(6))), 0.12),
         lambda: ours.peek(1, 0.12),
         lambda: ours.send([bytes(16 << 20)], 0.12),
     )
@@ -492,15 +492,15 @@ def test_what_comes_after_some_waits_is_received(plain: tuple[Stream, Stream]) -
     ours, theirs = plain
     buffer = bytearray(10)
     with ThreadPoolExecutor(1) as pool:
-        received = pool.submit(ours.recv_into, memoryview(buffer), None)
+        received = pool.submit(ours.recv_into, (memoryview(buffer),), None)
         time.sleep(0.12)
         theirs.send([b"abc"], 5)
         assert received.result(timeout=5) == 3
-        whole = pool.submit(ours.recv_into, memoryview(buffer), 5, whole=True)
+        whole = pool.submit(ours.recv_into, (memoryview(buffer),), 5, whole=True)
         theirs.send([b"0123456789"], 5)
         assert whole.result(timeout=5) == 10
         parts = [bytearray(4), bytearray(6)]
-        cut = pool.submit(ours.recv_parts, parts, 5)
+        cut = pool.submit(ours.recv_into, [memoryview(part) for part in parts], 5)
         time.sleep(0.12)
         theirs.send([b"ABCDEF"], 5)
         assert cut.result(timeout=5) == 6
@@ -540,5 +540,5 @@ def test_a_request_needs_no_call_that_sets_a_timeout(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Stream, "_set_wait", counted)
         for _ in range(3):
             ours.send([b"abc"], 30)
-            assert theirs.recv_into(memoryview(bytearray(3)), 60, whole=True) == 3
+            assert theirs.recv_into((memoryview(bytearray(3)),), 60, whole=True) == 3
     assert len(calls) <= 2

@@ -84,7 +84,7 @@ class ConnectionHandler(PolledHandler):
             self._peer = Peer(
                 self._stream.peer,
                 self._stream.local_host,
-                self._stream.ended,
+                self._has_left,
                 may_send_token=private or self.server.options.plain_token,
                 wire=self.server.name,
             )
@@ -135,6 +135,9 @@ class ConnectionHandler(PolledHandler):
     def shut_down(self) -> None:
         """End the connection at once; any thread may call it."""
         self._stream.shutdown()
+
+    def _has_left(self) -> bool:
+        return self._stream.ended() and not self._has_ahead
 
     def _open_session(self) -> Session:
         if self._session is None:

@@ -331,17 +331,26 @@ class PolicyClient:
 
     def _request_chunk(self, obs: MetaObs) -> Any:
         """Return the reply to an observation, which goes packed where both sides can."""
-        repetition = 0
         packed_requests = self._packed
-        if packed_requests is not None and self._session.connection is not None:
-            request = packed_requests.like_last(obs)
-            if request is not None:  # the common case
-                try:
-                    return self._exchange(*request)
-                except _REPEATED as exc:
-                    if not self._pause_after(exc, repetition):
-                        raise
-                    repetition = 1
+        if packed_requests is None or self._session.connection is None:
+            return self._request_other(obs)
+        request = packed_requests.like_last(obs)
+        if request is None:
+            return self._request_other(obs)
+        try:  # the common case
+            return self._exchange(*request)
+        except _REPEATED as exc:
+            if not self._pause_after(exc, 0):
+                raise
+        return self._request_other(obs, repetition=1)
+
+    def _request_other(self, obs: MetaObs, *, repetition: int = 0) -> Any:
+        """Return the reply to an observation that is not like the last, or that is sent again.
+
+        Args:
+            obs: The observation.
+            repetition: How often it was repeated before.
+        """
         # What is sent, made once for all attempts.
         prepared: list[tuple[MetaObs, PackedObservation | None]] = []
         pickled: list[Buffer] = []

@@ -584,6 +584,8 @@ class Dispatcher:
             self._arrivals.inferred(len(batch), seconds)
             for ticket in batch:
                 self._arrivals.answered(ticket.client, ended)
+                # Who encodes the reply looks whether anything still refers to the client's memory.
+                del ticket.observation
         for ticket, chunk, is_finite in zip(reversed(batch), chunks[::-1], finite[::-1]):
             answer: _Answer = (chunk, seconds) if is_finite else _not_finite()
             if ticket.alone and ticket.pending is None:

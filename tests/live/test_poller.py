@@ -118,6 +118,12 @@ def connected(server: PolicyServer, stack: ExitStack, count: int) -> list[Any]:
     ]
 
 
+def all_are_counted(server: PolicyServer) -> bool:
+    """Return whether every request that was answered is counted: that comes when its reply was sent."""
+    counted = server.metrics.snapshot()
+    return sum(answers["count"] for answers in counted["answers"]) == counted["requests"]
+
+
 def test_quick_clients_get_the_answers_that_they_always_got(policy: Any) -> None:
     with serve(policy) as server, ExitStack() as stack:
         clients = connected(server, stack, 4)
@@ -125,7 +131,8 @@ def test_quick_clients_get_the_answers_that_they_always_got(policy: Any) -> None
         for number in range(20):
             for row, client in enumerate(clients):
                 np.testing.assert_array_equal(ask(client, number, row, 3), expected(number, row, 3))
-        # A request is counted once, and all of its bytes, by whichever thread.
+        # A request is counted once, and all of its bytes, by whichever thread; once its reply was sent.
+        wait_until(lambda: all_are_counted(server))
         before = server.metrics.snapshot()["frontends"]["tcp"]
         data = pickle.dumps(obs(4, 5, 6))
         clients[0].send_payload(data)

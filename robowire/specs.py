@@ -185,6 +185,11 @@ class PolicySpec(Embodiment):
     rtc: str = "none"
     rtc_max_delay_steps: int = 0
 
+    @property
+    def ctrl(self) -> tuple[str, str]:
+        """``ctrl_space`` and ``ctrl_type`` of an answer: MetaAction's defaults, where they are left open."""
+        return self.ctrl_space or "ee", self.ctrl_type or "delta"
+
 
 @dataclass(frozen=True)
 class SimulatorSpec(Embodiment):

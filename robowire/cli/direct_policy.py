@@ -76,8 +76,7 @@ class DirectPolicyClient:
         actions = self._session.infer([obs])[0]
         if not np.isfinite(actions).all():
             raise RemoteProtocolError("the actions in the reply are not finite")
-        # MetaAction's own defaults, where nobody declares what the actions are.
-        return ActionChunk(actions, self._spec.ctrl_space or "ee", self._spec.ctrl_type or "delta")
+        return ActionChunk(actions, *self._spec.ctrl)
 
     def send_meta_obs(self, obs: MetaObs) -> list[Any]:
         """Return the chunk as a list of :class:`MetaAction`."""

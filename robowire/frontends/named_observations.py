@@ -33,7 +33,7 @@ from robowire.meta import MetaObs
 from robowire.serving.policy.validation import check_observation, check_values, observation_kind
 from robowire.specs import PolicySpec
 from robowire.wire.arrays import describe, is_numeric
-from robowire.wire.framing import is_free
+from robowire.wire.framing import COUNTS_REFERENCES
 from robowire.wire.messages import Request
 from robowire.wire.text_safety import quoted
 
@@ -66,9 +66,6 @@ _MAX_KEPT = 4 << 20
 
 # Names of dtypes, and struct's formats of their numbers.
 _FORMATS = {"<f4": "f", "<f8": "d"}
-
-# Whether the number of references to an array tells that it is free.
-_COUNTS = is_free([bytearray(1)])
 
 
 @dataclass(frozen=True)
@@ -599,7 +596,7 @@ class KeptImage:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.image: np.ndarray = np.empty(shape, np.uint8)
         self.planes = [list(row) for row in self.image]
-        self._alone = sys.getrefcount(self.image) if _COUNTS else 0
+        self._alone = sys.getrefcount(self.image) if COUNTS_REFERENCES else 0
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether it is free and has a shape."""
@@ -626,8 +623,7 @@ class ObservationReader:
         self._adapter = adapter
         self._shape, self._kind, self._openings = plan.shape, plan.kind, plan.openings
         self._images = [(places[name].shape, places[name].begin, planes) for name, planes in plan.images]
-        self._keeps = _COUNTS and plan.shape is not None and math.prod(plan.shape) <= _MAX_KEPT
-        self._split = opencv_split()
+        self._keeps = COUNTS_REFERENCES and plan.shape is not None and math.prod(plan.shape) <= _MAX_KEPT
         self._state = [
             ArrayPlace(
                 named.state[name][part].shape,
@@ -675,11 +671,11 @@ class ObservationReader:
             memory = KeptImage(shape)
         for planes, (size, begin, in_planes) in zip(memory.planes, self._images):
             view: np.ndarray = np.ndarray(size, np.uint8, message, begin)
-            if in_planes or self._split is None:
-                for plane, part in zip(planes, view if in_planes else view.transpose(2, 0, 1)):
+            if in_planes:
+                for plane, part in zip(planes, view):
                     plane[...] = part
             else:
-                self._split(view, planes)
+                write_planes(planes, view)
         image = memory.image  # first: without a reference the next thread would take it for free
         if self._keeps and not kept:
             kept.append(memory)

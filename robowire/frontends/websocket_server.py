@@ -473,10 +473,7 @@ class WebSocketServer(ABC):
             or not (connection.lent or (connection in self._idle and not connection.recv_messages.frames))
             or self._draining
             or connection.paused  # it does not read its replies
-            or not (
-                (len(message) <= _SMALL and self.inference_s() < _INSTANT_S)
-                or self._answers_at_once(len(message))
-            )
+            or not self._answers_at_once(len(message))
         ):
             connection.take_back()
             connection.recv_messages.put(Frame(Opcode.BINARY, bytes(message)))

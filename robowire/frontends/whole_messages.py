@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from robowire.wire.framing import is_free
+from robowire.wire.framing import COUNTS_REFERENCES
 
 __all__ = ["MessageBuffer", "WholeMessages", "message_frame", "unmask"]
 
@@ -26,9 +26,6 @@ _BEGIN = 2
 _LONGEST_HEADER = 14
 # Behind the longest message, so that it can be read in whole words.
 _WORD = 4
-
-# Whether the number of references to a buffer tells that it is free.
-_COUNTS = is_free([bytearray(1)])
 
 _BINARY, _TEXT, _MASKED, _FINAL = 0x02, 0x01, 0x80, 0x80
 
@@ -51,7 +48,7 @@ class MessageBuffer:
         self._masked = 0, 0  # data and end of the two that follow
         self._mask = self._words = np.empty(0, np.uint32)
         # Of this object, and of its view, which the arrays refer to: a message is another view.
-        self._alone = sys.getrefcount(self.memory) if _COUNTS else 0
+        self._alone = sys.getrefcount(self.memory) if COUNTS_REFERENCES else 0
 
     def is_free(self) -> bool:
         """Return whether nobody refers to a message in it."""
@@ -107,7 +104,7 @@ class WholeMessages:
         if self._filled:
             return self._view[self._filled :]
         size, shared = _LONGEST_HEADER + self._longest, self._shared
-        if not shared or len(shared[0].view) < size or not _COUNTS or not shared[0].is_free():
+        if not shared or len(shared[0].view) < size or not COUNTS_REFERENCES or not shared[0].is_free():
             shared[:] = [MessageBuffer(size)]
         if self._memory is not shared[0] or len(self._view) != size:
             self._memory = shared[0]

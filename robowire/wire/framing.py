@@ -18,6 +18,7 @@ from typing import Any, Sequence
 from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
 
 __all__ = [
+    "COUNTS_REFERENCES",
     "DEFAULT_MAX_PAYLOAD",
     "MAX_LINE",
     "MAX_MAX_PAYLOAD",
@@ -58,13 +59,13 @@ def _references(kept: list[Any]) -> int:
 
 # References to a payload that only the list holds; whatever else views it holds one more. Without a global
 # lock another thread's references may not be counted yet.
-_COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
-_ALONE = _references([bytearray(1)]) if _COUNTS else 0
+COUNTS_REFERENCES = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+_ALONE = _references([bytearray(1)]) if COUNTS_REFERENCES else 0
 
 
 def is_free(kept: list[Any]) -> bool:
     """Return whether nothing but this list refers to its one buffer, not even a view or an array of it."""
-    return _COUNTS and sys.getrefcount(kept[0]) == _ALONE
+    return COUNTS_REFERENCES and sys.getrefcount(kept[0]) == _ALONE
 
 
 class KeptBuffers:
@@ -263,7 +264,7 @@ class FrameDecoder:
 
     def _keep(self, payload: bytearray) -> None:
         """Keep the memory of a payload for the next one, of this decoder or one that shares it."""
-        if _COUNTS and _KEPT_MIN <= len(payload) <= _KEPT_MAX:
+        if COUNTS_REFERENCES and _KEPT_MIN <= len(payload) <= _KEPT_MAX:
             kept = self._latest[0] = self._kept
             kept.append(payload)
 

@@ -21,7 +21,7 @@ from robowire.frontends.msgpack_message import unpack
 from robowire.frontends.msgpack_templates import ArrayFields
 from robowire.wire.text_safety import quoted
 
-__all__ = ["ARRAY_FIELDS", "decode", "encode", "encode_chunk"]
+__all__ = ["ARRAY_FIELDS", "decode", "encode", "encode_chunk", "timings"]
 
 ARRAY_FIELDS = ArrayFields(flag=b"__ndarray__", data=b"data", dtype=b"dtype", shape=b"shape")
 
@@ -40,6 +40,14 @@ def encode(value: Any) -> bytes:
     """
     packed: bytes = msgpack.packb(value, default=_pack)
     return packed
+
+
+def timings(infer_ms: float, previous_ms: float | None) -> dict[str, Any]:
+    """Return what a reply says of times, which are those of :func:`encode_chunk`."""
+    server = {"infer_ms": infer_ms}
+    if previous_ms is not None:
+        server["prev_total_ms"] = previous_ms
+    return {"policy_timing": {"infer_ms": infer_ms}, "server_timing": server}
 
 
 def encode_chunk(actions: np.ndarray, infer_ms: float, previous_ms: float | None = None) -> bytes:
@@ -62,9 +70,7 @@ def encode_chunk(actions: np.ndarray, infer_ms: float, previous_ms: float | None
 def _chunk_reply(dtype: str, shape: tuple[int, ...], timed: bool) -> tuple[Callable[..., bytes], list[bytes]]:
     """Return what packs a reply, and the bytes of it that are always the same."""
     number = 1234.5
-    timing = {"infer_ms": number}
-    server_timing = {"infer_ms": number, "prev_total_ms": number} if timed else timing
-    plain: bytes = msgpack.packb({"policy_timing": timing, "server_timing": server_timing})
+    plain: bytes = msgpack.packb(timings(number, number if timed else None))
     parts = plain.split(struct.pack(">d", number))
     parts[0] = bytes((parts[0][0] + 1,)) + parts[0][1:]  # the map has one entry more, the actions
     size = np.dtype(dtype).itemsize * math.prod(shape)

@@ -19,7 +19,7 @@ from robowire.frontends.named_observations import (
     ObservationReader,
     make_adapter,
 )
-from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode, encode_chunk
+from robowire.frontends.openpi.codec import ARRAY_FIELDS, decode, encode, encode_chunk, timings
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.websocket_server import (
     INTERNAL_ERROR,
@@ -187,15 +187,8 @@ class _Exchange:
             return Reply((encode(np.ascontiguousarray(actions)),))
         infer_ms = float(value.infer_ms or 0.0)
         if self._batched:
-            server_timing = {"infer_ms": infer_ms}
-            if connection.total_ms is not None:
-                server_timing["prev_total_ms"] = connection.total_ms
-            content: dict[str, Any] = {
-                "policy_timing": {"infer_ms": infer_ms},
-                "server_timing": server_timing,
-                "batch": [{"actions": actions[:, row]} for row in range(actions.shape[1])],
-            }
-            message = encode(content)
+            batch = [{"actions": actions[:, row]} for row in range(actions.shape[1])]
+            message = encode({**timings(infer_ms, connection.total_ms), "batch": batch})
         else:
             message = encode_chunk(actions, infer_ms, connection.total_ms)
         connection.total_ms = (time.monotonic() - self._started) * 1e3

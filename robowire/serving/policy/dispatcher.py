@@ -6,7 +6,6 @@ Every frontend's requests end here, so batching, limits and timing exist once.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -39,6 +38,7 @@ from robowire.serving.policy.validation import (
 )
 from robowire.serving.sessions import Answering, OnDone
 from robowire.tracing.spans import RequestSpan, active_tracing
+from robowire.wire.arrays import are_finite
 
 __all__ = ["DispatchOptions", "Dispatcher", "Inferred", "PendingInference"]
 
@@ -64,9 +64,6 @@ _MAX_KINDS = 64
 # A caller that does not wait runs a policy itself that takes less than handing it over: two switches of
 # threads, and the cost of them to all others.
 _AT_ONCE_S = 0.0005
-
-# Numbers of a chunk that are looked at in one sum.
-_FEW = 4096
 
 # What a policy in a process of its own raises where the process, not one observation, is at fault.
 _NOT_TRIED_AGAIN = (PolicyProcessEnded, Overloaded, ShuttingDown)
@@ -313,9 +310,7 @@ class Dispatcher:
         result = self.begin(observations, client=client, has_left=has_left, kind=kind)
         assert not isinstance(result, PendingInference)
         actions, seconds = result
-        # MetaAction's own defaults, where a policy leaves open what its actions are.
-        ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
-        return ActionChunk(actions, ctrl_space, ctrl_type, infer_ms=seconds * 1e3)
+        return ActionChunk(actions, *self.spec.ctrl, infer_ms=seconds * 1e3)
 
     def begin(
         self,
@@ -485,7 +480,7 @@ class Dispatcher:
                 if self._queue.size or self._closing:
                     self._changed.notify_all()
         self._metrics.batch((started - since,), seconds)
-        if not _is_finite(chunk):
+        if not are_finite(chunk):
             raise _not_finite()
         return chunk, seconds
 
@@ -508,7 +503,7 @@ class Dispatcher:
         self._thread.join(timeout_s)
         with self._lock:
             left = self._in_hand + [ticket for batch in iter(self._queue.take, []) for ticket in batch]
-        _answer(left, ShuttingDown("the server shut down before the policy answered"))
+        _fail(left, ShuttingDown("the server shut down before the policy answered"))
 
     def _run(self) -> None:
         while True:
@@ -551,7 +546,7 @@ class Dispatcher:
         gone = [ticket for ticket in batch if ticket.since < late and ticket.has_left()]
         if not gone:
             return list(batch)
-        _answer(gone, InternalError("the client left before the policy answered"))
+        _fail(gone, InternalError("the client left before the policy answered"))
         return [ticket for ticket in batch if ticket not in gone]
 
     def _infer(self, batch: Sequence[_Ticket]) -> None:
@@ -563,7 +558,7 @@ class Dispatcher:
             )
         except Exception as exc:
             if isinstance(exc, _NOT_TRIED_AGAIN):
-                _answer(batch, exc)
+                _fail(batch, exc)
                 return
             # The top of the policy's own code. One bad observation must not fail the others of its batch.
             if len(batch) > 1:
@@ -571,7 +566,7 @@ class Dispatcher:
                 for ticket in batch:
                     self._infer([ticket])
                 return
-            _answer(batch, exc if isinstance(exc, RequestError) else _failure(exc))
+            _fail(batch, exc if isinstance(exc, RequestError) else _failure(exc))
             return
         ended = self._clock()
         seconds = ended - started
@@ -610,7 +605,7 @@ class Dispatcher:
             logger.info("%d inferences, the latest with p50 %.1f ms, p99 %.1f ms", count, p50, p99)
 
 
-def _answer(tickets: Sequence[_Ticket], error: RequestError) -> None:
+def _fail(tickets: Sequence[_Ticket], error: RequestError) -> None:
     """Answer every ticket by an error."""
     _tell([ticket.answer(error) for ticket in tickets], here=False)
 
@@ -628,15 +623,6 @@ def _tell(done: Sequence[OnDone | None], *, here: bool) -> None:
 def _failure(exc: Exception) -> BackendError:
     logger.error("the policy failed", exc_info=exc)
     return BackendError(f"the policy failed: {type(exc).__name__}: {exc}"[:500])
-
-
-def _is_finite(chunk: np.ndarray) -> bool:
-    # Of few numbers the sum of squares takes a third of the time of two ufuncs. One that is not finite may be
-    # an overflow.
-    flat = chunk.ravel()
-    if len(flat) <= _FEW and math.isfinite(np.dot(flat, flat)):
-        return True
-    return bool(np.logical_and.reduce(np.isfinite(flat)))
 
 
 def _not_finite() -> BackendError:

@@ -128,8 +128,7 @@ class PolicyService(Service[PolicySession]):
             self.dispatcher = Dispatcher(policy, self._options, self.metrics)
         self._chunk_size = self._options.chunk_size
         spec = self.dispatcher.spec
-        # MetaAction's own defaults, where a policy leaves open what its actions are.
-        self._ctrl_space, self._ctrl_type = spec.ctrl_space or "ee", spec.ctrl_type or "delta"
+        self._ctrl_space, self._ctrl_type = spec.ctrl
         # Where its caller need not wait.
         self._begin = self.dispatcher.begin if isinstance(self.dispatcher, Dispatcher) else None
         coefficient = spec.temporal_ensemble_coeff

@@ -147,9 +147,7 @@ class SessionDispatcher:
                 own.session.close()
         self._metrics.batch([waited_s] * rows, infer_ms / 1e3)
         self._metrics.observe("infer", self._clock() - started)
-        # MetaAction's own defaults, where a policy leaves open what its actions are.
-        ctrl_space, ctrl_type = self.spec.ctrl_space or "ee", self.spec.ctrl_type or "delta"
-        return ActionChunk(actions.swapaxes(0, 1), ctrl_space, ctrl_type, infer_ms=infer_ms)
+        return ActionChunk(actions.swapaxes(0, 1), *self.spec.ctrl, infer_ms=infer_ms)
 
     @property
     def latest_s(self) -> float:

@@ -6,7 +6,7 @@ import os
 
 from robowire.errors import InvalidParams, RemoteProtocolError
 from robowire.transport.shared_memory import ReceivedRegion
-from robowire.wire.framing import KeptBuffers
+from robowire.wire.payload_memory import KeptBuffers
 from robowire.wire.shared_reply import SHARED_REPLY, SharedReply
 
 __all__ = ["SharedReplies"]

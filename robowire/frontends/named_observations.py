@@ -33,8 +33,8 @@ from robowire.meta import MetaObs
 from robowire.serving.policy.validation import check_observation, check_values, observation_kind
 from robowire.specs import PolicySpec
 from robowire.wire.arrays import describe, is_numeric
-from robowire.wire.framing import COUNTS_REFERENCES
 from robowire.wire.messages import Request
+from robowire.wire.payload_memory import COUNTS_REFERENCES
 from robowire.wire.text_safety import quoted
 
 __all__ = [

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from robowire.wire.framing import COUNTS_REFERENCES
+from robowire.wire.payload_memory import COUNTS_REFERENCES
 
 __all__ = ["MessageBuffer", "WholeMessages", "message_frame", "unmask"]
 

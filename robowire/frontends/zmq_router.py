@@ -51,6 +51,7 @@ from robowire.serving.tcp.options import TcpOptions
 from robowire.serving.tcp.polled_handler import MAX_POLLED_PAYLOAD, Leave
 from robowire.serving.tcp.server import TcpServer
 from robowire.transport.stream import Stream
+from robowire.wire.payload_memory import PayloadMemory
 from robowire.wire.pickle.writer import Buffer
 from robowire.wire.text_safety import printable, quoted
 
@@ -212,18 +213,18 @@ class ZmtpConnection:
             if decoder.ahead:
                 event = decoder.read_ahead()
             else:
-                buffer = decoder.get_buffer()
-                received = stream.recv_now((buffer,))
+                buffers = decoder.get_buffers()
+                received = stream.recv_now(buffers)
                 if received == 0:
                     raise Leave
-                missing = len(buffer) - (received or 0)
-                event = None if received is None else decoder.buffer_updated(received)
+                missing = sum(map(len, buffers)) - (received or 0)
+                event = None if received is None else decoder.buffers_updated(received)
             if isinstance(event, (Message, Command)):
                 stream.expect(1)
                 return event
             if missing:
                 if decoder.in_body:
-                    stream.expect(missing)
+                    stream.expect(len(decoder.get_buffer()))
                 return None
 
     def answer_command(self, event: Command) -> None:
@@ -262,11 +263,11 @@ class ZmtpConnection:
         if decoder.ahead:
             return True, decoder.read_ahead()
         left_s = max(until - time.monotonic(), 1e-3)
-        received = self.stream.recv_into((decoder.get_buffer(),), left_s, whole=decoder.in_body)
+        received = self.stream.recv_into(decoder.get_buffers(), left_s, whole=decoder.in_body)
         if not received:
             decoder.receive_eof()
             return False, None
-        return True, decoder.buffer_updated(received)
+        return True, decoder.buffers_updated(received)
 
 
 def _buffers_of(reply: Sequence[Buffer] | bytes) -> Sequence[Buffer]:
@@ -373,8 +374,9 @@ class _Handler(ConnectionHandler):
     def _receive_now(self) -> Message | Command | None:  # type: ignore[override]
         return self.zmtp.receive_now()
 
-    def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
-        """Keep the memory: that of ZMTP is of frames, not of messages."""
+    @property
+    def _memory(self) -> PayloadMemory:
+        return self.zmtp.decoder.memory
 
     @property
     def _has_ahead(self) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robowire.errors import FrameTooLarge, RemoteProtocolError, TruncatedFrame
-from robowire.wire.framing import is_free
+from robowire.wire.payload_memory import FIRST_STEP, GROWTH, PayloadMemory
 from robowire.wire.pickle.writer import Buffer
 from robowire.wire.text_safety import quoted
 
@@ -46,17 +46,10 @@ _MAX_FRAMES = 16
 # READY with the properties of a socket has 40 bytes, PING at most 23.
 _MAX_COMMAND = 4096
 
-# Memory follows the bytes that came, not those that were announced: see robowire.wire.framing.
-_FIRST_STEP = 1024 * 1024
-
 # A REQ client's request begins with an empty frame and the header of a long one. A client that has sent one
 # is expected to send another of the same length, whose beginning is received in one piece.
 _BEGINNING = b"\x01\x00\x02"
 _BEGINNING_LENGTH = len(_BEGINNING) + 8
-
-# A body of these sizes is kept for the next one, once nobody holds it any more, as the native wire's are.
-_KEPT_MIN, _KEPT_MAX = 32 * 1024, 8 * 1024 * 1024
-_GROWTH = 8
 
 
 @dataclass(frozen=True)
@@ -179,10 +172,14 @@ class ZmtpDecoder:
     Args:
         max_payload: Largest message to accept, in bytes, all its frames together. Checked before memory is
             set aside; may be changed between messages.
+
+    Attributes:
+        memory: Where the bodies of a REQ client's requests get theirs.
     """
 
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload
+        self.memory = PayloadMemory()
         self._greeting: bytearray | None = bytearray()  # None once it is complete
         self._frames: list[bytearray] = []
         self._size = 0  # bytes of the message's frames so far
@@ -192,8 +189,8 @@ class ZmtpDecoder:
         self._longest = 0  # frame of a message so far
         self._beginning = b""  # of the message before, where it was a REQ client's with a long body
         self._guesses = False  # the buffer is that of the beginning of a message
+        self._expected: bytearray | None = None  # memory for the body of that message
         self._ahead = b""
-        self._kept: list[bytearray] = []  # the body before, whose memory the next one may use
         self._buffer = memoryview(bytearray(len(SIGNATURE)))
         self._filled = 0
 
@@ -230,6 +227,33 @@ class ZmtpDecoder:
         """Return the bytes still missing of what is being read. Never empty."""
         return self._buffer[self._filled :]
 
+    def get_buffers(self) -> Sequence[memoryview]:
+        """Return buffers to fill in their order, for :meth:`buffers_updated`.
+
+        Where a message is expected to begin as the one before it they are its beginning and a body as long:
+        then both take one system call.
+        """
+        if not self._guesses or self._filled or self._ahead:
+            return (self.get_buffer(),)
+        if self._expected is None:
+            size = _LENGTH.unpack_from(self._beginning, len(_BEGINNING))[0]
+            if size > self.max_payload:  # it was lowered
+                return (self._buffer,)
+            self._expected = self._take(size)
+        return self._buffer, memoryview(self._expected)
+
+    def buffers_updated(self, nbytes: int) -> Signature | Greeting | Command | Message | None:
+        """Process the first ``nbytes`` of :meth:`get_buffers`, as :meth:`buffer_updated` does."""
+        body = self._expected
+        if body is None or nbytes <= _BEGINNING_LENGTH:
+            return self.buffer_updated(nbytes)
+        nbytes -= _BEGINNING_LENGTH
+        if self._buffer != self._beginning:
+            self._ahead = bytes(memoryview(body)[:nbytes])
+            return self.buffer_updated(_BEGINNING_LENGTH)
+        self.buffer_updated(_BEGINNING_LENGTH)
+        return self.buffer_updated(nbytes)
+
     def buffer_updated(self, nbytes: int) -> Signature | Greeting | Command | Message | None:
         """Process the first ``nbytes`` of :meth:`get_buffer`, which were filled.
 
@@ -252,7 +276,7 @@ class ZmtpDecoder:
             if not self._header_updated():
                 return None
         elif self._filled < self._length:
-            grown = bytearray(min(self._length, self._filled * _GROWTH))
+            grown = bytearray(min(self._length, self._filled * GROWTH))
             grown[: self._filled] = self._body
             self._body, self._buffer = grown, memoryview(grown)
             return None
@@ -320,15 +344,14 @@ class ZmtpDecoder:
 
     def _begin_body(self, length: int) -> None:
         self._length = length
-        kept = self._kept
-        if kept and len(kept[0]) == length and is_free(kept):
-            self._body = kept.pop()
-        else:
-            if length >= _KEPT_MIN:
-                kept.clear()
-            # A peer that has sent a message of this size gets a buffer for another one at once.
-            self._body = bytearray(min(length, max(_FIRST_STEP, self._longest)))
+        self._body = self._take(length) if length else bytearray()
         self._buffer, self._filled = memoryview(self._body), 0
+
+    def _take(self, length: int) -> bytearray:
+        """Return memory for the beginning of a body."""
+        expected, self._expected = self._expected, None
+        # A peer that has sent a message of this size gets a buffer for another one at once.
+        return self.memory.take(length, expected, first_step=max(FIRST_STEP, self._longest))
 
     def _beginning_updated(self) -> None:
         """Begin the body of a message that is expected, or process what came instead as any bytes."""
@@ -360,9 +383,8 @@ class ZmtpDecoder:
         if flags & _MORE:
             return None
         frames, self._frames, self._size = self._frames, [], 0
-        if len(frames) == 2 and not frames[0] and flags & _LONG:
-            if _KEPT_MIN <= len(body) <= _KEPT_MAX:
-                self._kept.append(body)
+        if len(frames) == 2 and not frames[0] and flags & _LONG and body:
+            self.memory.keep(body)
             self._beginning = _BEGINNING + _LENGTH.pack(len(body))
             self._guesses = True
             self._expect(_BEGINNING_LENGTH)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robowire.errors import InvalidParams, LocalProtocolError
-from robowire.wire.framing import is_free
+from robowire.wire.payload_memory import is_free
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -12,21 +12,18 @@ stream that begins with a letter is text, one request a line, from its first byt
 from __future__ import annotations
 
 import struct
-import sys
-from typing import Any, Sequence
+from typing import Sequence
 
 from robowire.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, TruncatedFrame
+from robowire.wire.payload_memory import GROWTH, PayloadMemory
 
 __all__ = [
-    "COUNTS_REFERENCES",
     "DEFAULT_MAX_PAYLOAD",
     "MAX_LINE",
     "MAX_MAX_PAYLOAD",
     "FrameDecoder",
-    "KeptBuffers",
     "TextLine",
     "frame_header",
-    "is_free",
 ]
 
 _LENGTH = struct.Struct("!I")
@@ -41,56 +38,7 @@ MAX_MAX_PAYLOAD = 0x4100_0000 - 1
 # The longest header line that a browser or a probe sends fits; no line that we answer needs 100 bytes.
 MAX_LINE = 8192
 
-# Memory follows the bytes that came, not the bytes that were announced: four bytes buy 1 MiB, and a megabyte
-# buys eight. An observation of three cameras (2.6 MiB) is copied once for its first megabyte, 50 us.
-_FIRST_STEP = 1024 * 1024
-_GROWTH = 8
-
-# A payload of these sizes is kept for the next one of the same length, once nobody holds it any more: what it
-# costs to allocate, clear and map grows with its size. 200 connections then keep 1.6 GB at most.
-_KEPT_MIN, _KEPT_MAX = 32 * 1024, 8 * 1024 * 1024
-
 _LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-
-
-def _references(kept: list[Any]) -> int:
-    return sys.getrefcount(kept[0])
-
-
-# References to a payload that only the list holds; whatever else views it holds one more. Without a global
-# lock another thread's references may not be counted yet.
-COUNTS_REFERENCES = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
-_ALONE = _references([bytearray(1)]) if COUNTS_REFERENCES else 0
-
-
-def is_free(kept: list[Any]) -> bool:
-    """Return whether nothing but this list refers to its one buffer, not even a view or an array of it."""
-    return COUNTS_REFERENCES and sys.getrefcount(kept[0]) == _ALONE
-
-
-class KeptBuffers:
-    """Memory for the payloads of one connection: that of an earlier one, where nobody holds it any more.
-
-    Memory that is new each time costs as much as a copy into it. Two are kept, since the reader of the last
-    payload may hold it until the next one is there.
-    """
-
-    def __init__(self) -> None:
-        self._kept: list[list[bytearray]] = []
-
-    def take(self, size: int) -> bytearray:
-        """Return memory of ``size`` bytes, whose content may be anything."""
-        for kept in self._kept:
-            if len(kept[0]) == size and is_free(kept):
-                return kept[0]
-        made = bytearray(size)
-        if size <= _KEPT_MAX:
-            self._kept = [*self._kept[-1:], [made]]
-        return made
-
-    def clear(self) -> None:
-        """Keep none."""
-        self._kept = []
 
 
 class TextLine(str):
@@ -129,6 +77,7 @@ class FrameDecoder:
         text: Whether the stream may be text. Only servers read text.
 
     Attributes:
+        memory: Where payloads get theirs.
         ahead: Bytes of the next frame that have come already, for :meth:`read_ahead`.
     """
 
@@ -136,12 +85,11 @@ class FrameDecoder:
         if not 0 < max_payload <= MAX_MAX_PAYLOAD:
             raise ValueError(f"max_payload is {max_payload}, expected 1 to {MAX_MAX_PAYLOAD} bytes")
         self.max_payload = max_payload
+        self.memory = PayloadMemory()
         self._text = text
         self._header = bytearray(_LENGTH.size)
         self._payload: bytearray | None = None  # None while the header is incomplete
         self._length = 0  # announced for it
-        self._kept: list[bytearray] = []  # the payload before, whose memory the next one may use
-        self._latest = [self._kept]
         self._target = memoryview(self._header)  # the part being filled
         self._filled = 0  # bytes of it filled so far
         self._line: bytearray | None = None  # not None once the stream turned out to be text
@@ -165,18 +113,6 @@ class FrameDecoder:
             return memoryview(self._byte)  # one byte, because the next line may be another request
         return self._target[self._filled :]
 
-    def share_memory(self, latest: list[list[bytearray]] | None) -> None:
-        """Use the memory of the last payload of several decoders, which is in the processor's cache.
-
-        Args:
-            latest: The same list for all decoders that one thread at a time uses, with one entry, a list,
-                which is empty at first; ``None`` for memory of its own again.
-        """
-        if latest is None:
-            self._kept = []  # another decoder may still take what was kept
-            latest = [self._kept]
-        self._latest = latest
-
     def get_buffers(self) -> Sequence[memoryview]:
         """Return buffers to fill in their order, for :meth:`buffers_updated`.
 
@@ -186,7 +122,7 @@ class FrameDecoder:
         if self._payload is not None or self._filled or self._line is not None or not self._length:
             return (self.get_buffer(),)
         if self._expected is None:
-            self._expected = self._allocate(self._length)
+            self._expected = self.memory.take(self._length)
         return self._target, memoryview(self._expected)
 
     def buffers_updated(self, nbytes: int) -> bytearray | TextLine | None:
@@ -208,7 +144,7 @@ class FrameDecoder:
         if nbytes < length:
             self._payload, self._target, self._filled = payload, memoryview(payload), 0
             return self.buffer_updated(nbytes)
-        self._keep(payload)
+        self.memory.keep(payload)
         return payload
 
     def read_ahead(self) -> bytearray | TextLine | None:
@@ -247,42 +183,21 @@ class FrameDecoder:
             if length > self.max_payload:
                 raise FrameTooLarge(length, self.max_payload)
             self._length = length
-            self._payload = self._allocate(length)
+            expected, self._expected = self._expected, None
+            self._payload = self.memory.take(length, expected)
             self._target, self._filled = memoryview(self._payload), 0
             if length:
                 return None
         elif self._filled < self._length:
-            grown = bytearray(min(self._length, self._filled * _GROWTH))
+            grown = bytearray(min(self._length, self._filled * GROWTH))
             grown[: self._filled] = self._payload
             self._payload, self._target = grown, memoryview(grown)
             return None
         payload = self._payload
         self._payload = None
         self._target, self._filled = memoryview(self._header), 0
-        self._keep(payload)
+        self.memory.keep(payload)
         return payload
-
-    def _keep(self, payload: bytearray) -> None:
-        """Keep the memory of a payload for the next one, of this decoder or one that shares it."""
-        if COUNTS_REFERENCES and _KEPT_MIN <= len(payload) <= _KEPT_MAX:
-            kept = self._latest[0] = self._kept
-            kept.append(payload)
-
-    def _allocate(self, length: int) -> bytearray:
-        """Return memory for the beginning of a payload: that of the last one where it is free."""
-        payload, self._expected = self._expected, None
-        if payload is not None and min(length, _FIRST_STEP) <= len(payload) <= length:
-            return payload
-        kept, latest = self._kept, self._latest[0]
-        if latest and len(latest[0]) == length and is_free(latest):
-            payload = latest.pop()
-            if kept:  # in exchange, so that each decoder has one
-                latest.append(kept.pop())
-            return payload
-        if kept and len(kept[0]) == length and is_free(kept):
-            return kept.pop()
-        kept.clear()
-        return bytearray(min(length, _FIRST_STEP))
 
     def receive_eof(self) -> None:
         """Process the end of the stream.

@@ -256,7 +256,7 @@ def test_decoders_that_share_memory_use_that_of_the_last_payload() -> None:
     memory: list[list[bytearray]] = [[]]
     decoders = [FrameDecoder() for _ in range(3)]
     for decoder in decoders:
-        decoder.share_memory(memory)
+        decoder.memory.share(memory)
     used = [address(next_payload(decoder, b"a" * 50_000)) for decoder in decoders]
     assert len(set(used)) == 1
     held = next_payload(decoders[0], b"b" * 50_000)
@@ -269,9 +269,9 @@ def test_a_decoder_that_shares_memory_no_more_leaves_it_to_the_others() -> None:
     memory: list[list[bytearray]] = [[]]
     first, second = FrameDecoder(), FrameDecoder()
     for decoder in (first, second):
-        decoder.share_memory(memory)
+        decoder.memory.share(memory)
     shared = address(next_payload(first, b"a" * 50_000))
-    first.share_memory(None)
+    first.memory.share(None)
     assert address(next_payload(second, b"b" * 50_000)) == shared
     kept = next_payload(first, b"c" * 50_000)
     assert address(kept) != shared

@@ -62,8 +62,15 @@ EVENTS = [
 ]
 
 
-def decode(data: bytes, size: int = 1 << 20, max_payload: int = 1000) -> list[Any]:
-    """Feed at most ``size`` bytes at a time, and never more than is asked for."""
+def decode(data: bytes, size: int = 1 << 20, max_payload: int = 1000, *, together: bool = True) -> list[Any]:
+    """Feed at most ``size`` bytes at a time, and never more than is asked for.
+
+    Args:
+        data: The stream.
+        size: Most bytes of one system call.
+        max_payload: Limit of the decoder.
+        together: Whether the beginning of a message that is expected comes with its body.
+    """
     decoder, events = ZmtpDecoder(max_payload), []
     while data or decoder.ahead:
         if decoder.ahead:
@@ -71,20 +78,43 @@ def decode(data: bytes, size: int = 1 << 20, max_payload: int = 1000) -> list[An
             if event is not None:
                 events.append(event)
             continue
-        buffer = decoder.get_buffer()
-        taken = min(size, len(buffer), len(data))
-        buffer[:taken] = data[:taken]
-        data = data[taken:]
-        event = decoder.buffer_updated(taken)
+        taken = 0
+        for buffer in decoder.get_buffers() if together else [decoder.get_buffer()]:
+            part = min(size - taken, len(buffer), len(data))
+            buffer[:part] = data[:part]
+            data = data[part:]
+            taken += part
+        event = decoder.buffers_updated(taken) if together else decoder.buffer_updated(taken)
         if event is not None:
             events.append(event)
     decoder.receive_eof()
     return events
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
-def test_a_stream_is_read_the_same_however_it_is_cut(size: int) -> None:
-    assert decode(STREAM, size) == EVENTS
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 11, 12, 64, 310, 1000])
+def test_a_stream_is_read_the_same_however_it_is_cut(size: int, together: bool) -> None:
+    assert decode(STREAM, size, together=together) == EVENTS
+
+
+def test_a_request_like_the_one_before_takes_one_system_call() -> None:
+    decoder, request = ZmtpDecoder(1000), b"".join(message([bytearray()], LONG))
+    for data in (greeting(), ready_command("REQ"), request):
+        while data:
+            buffer = decoder.get_buffer()
+            taken = min(len(buffer), len(data))
+            buffer[:taken] = data[:taken]
+            data = data[taken:]
+            decoder.buffer_updated(taken)
+    beginning, body = decoder.get_buffers()
+    beginning[:], body[:] = request[:11], request[11:]
+    assert decoder.buffers_updated(len(request)) == Message([bytearray(), *LONG])
+
+
+def test_a_long_frame_without_bytes_lets_nothing_be_expected() -> None:
+    empty = b"\x01\x00" + b"\x02" + bytes(8)
+    event = Message([bytearray(), bytearray()])
+    assert decode(greeting() + ready_command("REQ") + empty * 2)[3:] == [event, event]
 
 
 def test_the_envelope_ends_with_the_first_empty_frame() -> None:

@@ -35,6 +35,7 @@ from robowire.transport.stream import Stream
 from robowire.wire.codecs import AnyExchange
 from robowire.wire.framing import TextLine
 from robowire.wire.messages import error_reply
+from robowire.wire.payload_memory import PayloadMemory
 from robowire.wire.pickle.writer import Buffer, encode_frame
 from robowire.wire.text_safety import printable, quoted
 from robowire.wire.trace_context import is_trace_context, read_trace_context
@@ -234,8 +235,9 @@ class ConnectionHandler(PolledHandler):
     def _may_be_lent(self) -> bool:
         return super()._may_be_lent() and not self._has_ahead
 
-    def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
-        self._connection.decoder.share_memory(memory)
+    @property
+    def _memory(self) -> PayloadMemory:
+        return self._connection.decoder.memory
 
     def _receive_now(self) -> bytearray | TextLine | None:
         stream, decoder = self._stream, self._connection.decoder

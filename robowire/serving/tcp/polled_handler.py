@@ -15,6 +15,7 @@ from robowire.errors import ConnectionLost
 from robowire.serving.service import Deferred, Exchange
 from robowire.serving.sessions import OnDone, Session
 from robowire.transport.stream import Stream
+from robowire.wire.payload_memory import PayloadMemory
 from robowire.wire.pickle.writer import Buffer
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class PolledHandler(socketserver.BaseRequestHandler):
         self._active, self._begun = time.monotonic(), 0.0
         self._logs_frames = logger.isEnabledFor(logging.DEBUG)
         session.on_done = OnDone(poller, self)
-        self._share_memory(poller.memory)
+        self._memory.share(poller.memory)
         poller.serve(self)
-        self._share_memory(None)
+        self._memory.share(None)
         session.on_done = None
         paid = self._polled >= _WORTH
         self._needed = 1 if paid else min(self._needed * 2, _MOST_QUICK_REQUESTS)
@@ -230,8 +231,10 @@ class PolledHandler(socketserver.BaseRequestHandler):
         """Whether bytes of the next request have come, which no poll of the socket reports."""
         return False
 
-    def _share_memory(self, memory: list[list[bytearray]] | None) -> None:
-        """Use the memory that connections of the poller share; ``None`` for its own again."""
+    @property
+    @abstractmethod
+    def _memory(self) -> PayloadMemory:
+        """Where its payloads get theirs: while it is lent, that of all connections of the poller."""
 
     @abstractmethod
     def _receive_now(self) -> Any:

@@ -66,7 +66,7 @@ class Poller:
         name: Of its frontend, for the name of the thread.
 
     Attributes:
-        memory: Shared by the connections that are lent, see :meth:`FrameDecoder.share_memory`.
+        memory: Shared by the connections that are lent, see :meth:`PayloadMemory.share`.
     """
 
     # What other systems have in place of epoll and eventfd costs more than the threads.

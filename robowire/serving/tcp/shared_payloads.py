@@ -8,7 +8,6 @@ from typing import Any
 
 from robowire.errors import InvalidParams
 from robowire.transport.shared_memory import ReceivedRegion
-from robowire.wire.framing import KeptBuffers
 from robowire.wire.messages import ok
 from robowire.wire.packed import (
     CHUNK_REPLY,
@@ -21,6 +20,7 @@ from robowire.wire.packed import (
     LentPayload,
     read_share_memory,
 )
+from robowire.wire.payload_memory import KeptBuffers
 from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["SharedPayloads"]

@@ -141,7 +141,8 @@ def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s:
                 times = [t for process in askers[name] for t in json.loads(_line(process, name))]
                 if number:
                     turns[name].times_s += times
-                    turns[name].rates.append(len(times) / round_s)
+                    # Each client always waits for one answer, also for those that a turn began and not ended.
+                    turns[name].rates.append(clients / float(np.mean(times)))
                     turns[name].cpu_s += cpu_s(servers[name].pid) - before
     return turns
 

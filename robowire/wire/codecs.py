@@ -534,8 +534,10 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
         )
     if not _are_images([images[name] for name in wanted]):
         images = _checked_images({name: images[name] for name in wanted}, codec)
-    timestep, seed = value.get("timestep", -1), value.get("episode_seed")
-    require_timestep(timestep)
+    timestep, seed, lang = value.get("timestep", -1), value.get("episode_seed"), value.get("raw_lang")
+    if type(timestep) is not int:
+        require_timestep(timestep)
+        timestep = _timesteps(timestep, 1)[0]
     stacked = None
     if wanted:
         # In one copy, and in C order, as a MetaObs has it: np.stack would keep the order of (H, W, 3), for
@@ -547,8 +549,8 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
     return MetaObs(
         state=state,
         image=stacked,
-        raw_lang=_instructions(value.get("raw_lang"), 1)[0],
-        timestep=_timesteps(timestep, 1)[0],
+        raw_lang="" if lang is None else _instructions(lang, 1)[0],
+        timestep=timestep,
         episode_seed=None if seed is None else _seeds(seed, 1)[0],
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from robowire.errors import InvalidParams
+from robowire.frontends.base64_text import to_base64
 from robowire.frontends.json_body import MAX_CONTAINERS, load_json
 from robowire.images import encode_image, is_encoded
 from robowire.meta import MetaAction, MetaObs
@@ -157,7 +157,7 @@ def _to_json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode()
+        return to_base64(value)
     if isinstance(value, list):
         return [_to_json_value(entry) for entry in value]
     if isinstance(value, dict):

@@ -8,8 +8,6 @@ array is ``{"__type__": "ndarray", "dtype": name, "shape", "data": Base64}``; im
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ import numpy as np
 
 from robowire.chunking import ActionChunk
 from robowire.errors import InvalidParams, MissingDependency, RemoteProtocolError
+from robowire.frontends.base64_text import from_base64, to_base64
 from robowire.frontends.json_body import load_json
 from robowire.images import decode_image, encode_image
 from robowire.meta import OBSERVED, MetaAction, MetaObs
@@ -211,7 +210,7 @@ def _encode_array(array: np.ndarray) -> dict[str, Any]:
         "__type__": "ndarray",
         "dtype": str(array.dtype),
         "shape": list(array.shape),
-        "data": base64.b64encode(array.tobytes()).decode(),
+        "data": to_base64(array.tobytes()),
     }
 
 
@@ -252,7 +251,7 @@ def _encode_jpeg(images: np.ndarray, quality: int) -> dict[str, Any]:
         "__type__": "jpeg_nchw",
         "shape": list(images.shape),
         "quality": quality,
-        "frames": [base64.b64encode(file).decode() for file in files],
+        "frames": [to_base64(file) for file in files],
     }
 
 
@@ -275,8 +274,8 @@ def _base64(text: Any) -> bytes:
     if not isinstance(text, str):
         raise InvalidParams(f"data is {quoted(text, 50)}, expected Base64")
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):  # ValueError: not even ASCII
+        return from_base64(text)
+    except ValueError:
         raise InvalidParams(f"data is {quoted(text, 50)}, which is not Base64") from None
 
 

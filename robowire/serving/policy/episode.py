@@ -45,9 +45,9 @@ class Episode:
         if len(self._rows) != len(timesteps):
             self._rows = [TemporalEnsembler(k) for _ in timesteps]
             self._timesteps = [-1] * len(timesteps)
-        for row, (before, now) in enumerate(zip(self._timesteps, timesteps)):
+        for row, before, now in zip(self._rows, self._timesteps, timesteps):
             if now != -1 and before != -1 and now != before + 1:
-                self._rows[row].reset()
+                row.reset()
         self._timesteps = list(timesteps)
         if len(self._rows) == 1:
             return self._rows[0].update(chunks[0])[np.newaxis]

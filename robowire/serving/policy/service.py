@@ -218,11 +218,14 @@ class PolicyService(Service[PolicySession]):
             )
         timesteps = [observation.timestep for observation in request.observations]
         if averages:
-            if any(observation.delay for observation in request.observations):
-                raise SpecMismatch("this session averages over time, and so continues no prefix: send none")
+            for observation in request.observations:
+                if observation.delay:
+                    raise SpecMismatch(
+                        "this session averages over time, and so continues no prefix: send none"
+                    )
             raw = actions
-            rows = whole.swapaxes(0, 1)
             # Over the policy's whole chunk: what a reply may hold has nothing to do with the average.
+            rows = whole.swapaxes(0, 1)
             actions = session.episode.ensemble(timesteps, rows, k=self._ensemble_k)[np.newaxis]
         if not request.batched:
             actions, raw = actions[:, 0], None if raw is None else raw[:, 0]

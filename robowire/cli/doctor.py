@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,7 @@ class Doctor:
             "disk_free_gb": round(disk_gb, 1),
             "python": platform.python_version(),
             "executable": sys.executable,
+            "optimized": _is_optimized(),
             "robowire": __version__,
             "torch": _version("torch"),
         }
@@ -272,7 +274,11 @@ def report_text(report: Mapping[str, Any]) -> str:
             f"{memory['available']:.1f} of {memory['total']:.1f} GB available" if memory else "unknown",
         ),
         ("disk", f"{machine['disk_free_gb']:.1f} GB free here"),
-        ("python", f"{machine['python']}, {machine['executable']}"),
+        (
+            "python",
+            f"{machine['python']}, {machine['executable']}"
+            + ("" if machine["optimized"] else ", built without optimisations: requests take more CPU time"),
+        ),
         ("packages", f"robowire {machine['robowire']}, torch {machine['torch'] or 'not installed'}"),
     ]
     egl = report["egl"]
@@ -342,6 +348,13 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _is_optimized() -> bool:
+    """Return whether this interpreter was built with profile-guided optimisation."""
+    if Path(sys.executable).resolve().parent == Path("/usr/bin"):  # distributions' builds are
+        return True
+    return "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
 
 
 def _cpu() -> str:

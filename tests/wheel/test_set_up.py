@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -97,3 +98,26 @@ def test_a_changed_project_is_installed_again_without_a_network(checkout: Path) 
     offline = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_NO_INDEX": "1"}
     run("./setup_environment.sh", cwd=checkout, environ=offline)
     assert (checkout / ".venv" / "installed.robowire").read_text().endswith("# changed\n")
+
+
+def test_of_two_builds_of_python_the_optimised_one_is_taken(checkout: Path, tmp_path: Path) -> None:
+    name = f"python3.{sys.version_info.minor}"
+    distribution = f"/usr/bin/{name}"
+    probe = [distribution, "-c", "import ensurepip"]
+    is_usable = Path(distribution).exists() and not subprocess.run(probe, capture_output=True).returncode
+    # The first of its name, and the only one of its versions: python3.11 would be asked for before others.
+    for other in {"python3.11", name}:
+        build = tmp_path / other
+        build.write_text(
+            f'#!/bin/sh\ncase "$*" in *CONFIG_ARGS*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+            if other == name
+            else "#!/bin/sh\nexit 1\n"
+        )
+        build.chmod(0o755)
+    lock = tmp_path / "small.lock.txt"
+    lock.write_text("six==1.17.0\n")
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = run("./setup_environment.sh", ".other", str(lock), cwd=checkout, environ=environ)
+    taken = (checkout / ".other" / "bin" / "python").resolve()
+    assert (taken == Path(distribution).resolve()) == is_usable
+    assert ("built without optimisations" in said) != is_usable

@@ -69,7 +69,7 @@ EXTRAS: dict[str, set[str]] = {
     "fleet": {"ray"},
     "frontends": {
         *("fastapi", "uvicorn", "msgpack", "PIL", "anyio", "h11", "pydantic", "starlette"),
-        *("websockets", "zmq", "grpc", "yaml", "cv2"),
+        *("websockets", "zmq", "grpc", "yaml", "cv2", "pybase64"),
     },
     "rollout": {"PIL"},
     "tracing": {"opentelemetry"},

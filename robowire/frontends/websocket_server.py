@@ -500,6 +500,8 @@ class WebSocketServer(ABC):
         if reply.close is not None:
             connection.begin(connection.close(*reply.close))
             return False
+        if not connection.lent and self._selector is not None:  # it was taken back for a ping, for example
+            connection.lend(self._selector)
         return True
 
     def _answers_at_once(self, length: int) -> bool:

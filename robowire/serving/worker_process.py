@@ -114,13 +114,14 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         descriptors = [region.fd for region in self.regions]
-        with theirs:
+        # Opened here: Python 3.11.2 and older leave subprocess.DEVNULL's open where a pipe cannot be made.
+        with theirs, open(os.devnull, "rb") as nothing:
             told = json.dumps({**start, "socket": theirs.fileno(), "memory": descriptors})
             self._popen: Any = (
                 subprocess.Popen(
                     # Unbuffered, so that the last output arrives; faulthandler, so that a crash has some.
                     [python, "-u", "-X", "faulthandler", "-m", module, told],
-                    stdin=subprocess.DEVNULL,  # LIBERO's first import asks a question there
+                    stdin=nothing,  # LIBERO's first import asks a question there
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     pass_fds=(theirs.fileno(), *descriptors),

@@ -313,16 +313,18 @@ def test_a_simulator_below_the_limit_stays() -> None:
 
 def test_a_replacement_that_fails_is_an_error_and_the_task_can_be_loaded_again(tmp_path: Any) -> None:
     python = tmp_path / "python"
-    python.symlink_to(sys.executable)
+    # No link: an interpreter that is started by one outside of its environment does not find that.
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     pythons = {"fake": str(python)}
     options = SimulatorServerOptions(drain_s=2, max_session_mb=100)
     with running_simulator_server(options, pythons=pythons) as server, SimulatorClient(
         *server.address
     ) as client:
         leak(client, 3)
-        python.unlink()
+        python.rename(tmp_path / "away")
         with pytest.raises(BackendError, match=rf"^cannot start 'fake' with {re.escape(str(python))}: "):
             client.reset(seed=3)
-        python.symlink_to(sys.executable)
+        (tmp_path / "away").rename(python)
         client.load_task("reach")
         client.reset(seed=3)

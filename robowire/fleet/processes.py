@@ -122,15 +122,17 @@ class LocalService:
         self._port: int | None = None
         self._output: deque[str] = deque(maxlen=_LAST_LINES)
         try:
-            self._popen = subprocess.Popen(
-                # Isolated: it needs nothing of ours, and starts in 20 ms.
-                [sys.executable, "-I", launch.__file__, str(os.getpid()), self.cores, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environ},
-                start_new_session=True,  # Ctrl-C is for the fleet, which lets its services finish
-            )
+            # Not subprocess.DEVNULL: Python 3.11.2 and older leave it open where a pipe cannot be made.
+            with open(os.devnull, "rb") as nothing:
+                self._popen = subprocess.Popen(
+                    # Isolated: it needs nothing of ours, and starts in 20 ms.
+                    [sys.executable, "-I", launch.__file__, str(os.getpid()), self.cores, *command],
+                    stdin=nothing,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environ},
+                    start_new_session=True,  # Ctrl-C is for the fleet, which lets its services finish
+                )
         except OSError as exc:
             raise CannotStart(f"cannot start {name}: {exc.strerror or exc}") from exc
         self.pid = self._popen.pid

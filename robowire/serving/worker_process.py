@@ -114,7 +114,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         descriptors = [region.fd for region in self.regions]
-        # Opened here: Python 3.11.2 and older leave subprocess.DEVNULL's open where a pipe cannot be made.
+        # Not subprocess.DEVNULL: Python 3.11.2 and older leave it open where a pipe cannot be made.
         with theirs, open(os.devnull, "rb") as nothing:
             told = json.dumps({**start, "socket": theirs.fileno(), "memory": descriptors})
             self._popen: Any = (

@@ -438,8 +438,7 @@ class WebSocketServer(ABC):
         connection.heard_at = self._loop.time()
         timer = self._expect_request(connection)
         self._idle[connection] = None
-        if self._selector is not None and self._answers_at_once(0):
-            connection.lend(self._selector)
+        self._lend(connection)
         try:
             return await connection.recv()
         finally:
@@ -500,9 +499,14 @@ class WebSocketServer(ABC):
         if reply.close is not None:
             connection.begin(connection.close(*reply.close))
             return False
-        if not connection.lent and self._selector is not None:  # it was taken back for a ping, for example
-            connection.lend(self._selector)
+        if not connection.lent:  # it was taken back for a ping, for example
+            self._lend(connection)
         return True
+
+    def _lend(self, connection: _Connection) -> None:
+        """Have the selector serve a connection where its messages are answered at once."""
+        if self._selector is not None and self._answers_at_once(0):
+            connection.lend(self._selector)
 
     def _answers_at_once(self, length: int) -> bool:
         """Return whether the loop itself may answer a message."""

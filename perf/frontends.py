@@ -142,8 +142,7 @@ def measure(
                     found[side].times_s += json.loads(process.stdout.readline())
                 found[side].cpu_s += harness.cpu_s(pids[side]) - before
     for each in found.values():
-        # Each client always waits for one answer. Requests over seconds would count those that a turn began.
-        each.rate = clients / float(np.mean(each.times_s))
+        each.rate = harness.rate(clients, each.times_s)
         each.cpu_s /= len(each.times_s)
     return found
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perf.wires.harness import cpu_s, program
+from perf.wires.harness import cpu_s, program, rate
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "perf" / "wires" / "contenders.py"
@@ -141,8 +141,7 @@ def measure(names: Sequence[str], size: str, clients: int, rounds: int, round_s:
                 times = [t for process in askers[name] for t in json.loads(_line(process, name))]
                 if number:
                     turns[name].times_s += times
-                    # Each client always waits for one answer, also for those that a turn began and not ended.
-                    turns[name].rates.append(clients / float(np.mean(times)))
+                    turns[name].rates.append(rate(clients, times))
                     turns[name].cpu_s += cpu_s(servers[name].pid) - before
     return turns
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ def cpu_s(pid: int) -> float:
     hundredths of a second.
     """
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def rate(clients: int, times_s: Sequence[float]) -> float:
+    """Return requests a second of clients that each always wait for one answer, from their round trips.
+
+    Requests over the seconds of a turn would count those that the turn began and did not end.
+    """
+    return clients / float(np.mean(times_s))
 
 
 def main(

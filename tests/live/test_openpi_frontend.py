@@ -20,6 +20,7 @@ import pytest
 from certificates import Certificates
 from frontend_server import port_of, running_frontends
 from raw_client import wait_until
+from websocket_frames import masked
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -501,14 +502,6 @@ def test_half_a_message_after_whole_ones_is_closed(server: PolicyServer, begin: 
         assert ended(sock)
         assert time.monotonic() < started + 2
     assert is_served(server)
-
-
-def masked(message: bytes, first: int = 0x82) -> bytes:
-    """Return the frame of a message under a mask of zeros."""
-    length = (
-        bytes((0x80 | len(message),)) if len(message) < 126 else b"\xfe" + struct.pack("!H", len(message))
-    )
-    return bytes((first,)) + length + bytes(4) + message
 
 
 @pytest.mark.parametrize("step", [1, 7, 60, 1 << 16])

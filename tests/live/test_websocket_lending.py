@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from frontend_server import port_of, running_frontends
 from raw_client import wait_until
+from websocket_frames import masked
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -57,12 +59,6 @@ def lent(server: PolicyServer) -> int:
     return sum(connection.lent for connection in list(server.frontends[1]._idle))  # type: ignore[attr-defined]
 
 
-def masked(data: bytes, first: int) -> bytes:
-    """Return a frame under a mask of zeros."""
-    length = bytes((0x80 | len(data),)) if len(data) < 126 else b"\xfe" + struct.pack("!H", len(data))
-    return bytes((first,)) + length + bytes(4) + data
-
-
 def test_a_connection_stays_lent_over_whole_messages(server: PolicyServer) -> None:
     with client_of(server) as client:
         for number in range(50):
@@ -92,7 +88,7 @@ def test_a_message_in_fragments_is_answered_and_the_connection_lent_again(server
 @pytest.mark.parametrize("cut", [1, 2, 5, 20])
 def test_the_beginning_of_a_message_may_come_with_the_one_before(server: PolicyServer, cut: int) -> None:
     with client_of(server) as client:
-        frame = masked(encode({"state": np.array([9.0, 2, 3])}), 0x82)
+        frame = masked(encode({"state": np.array([9.0, 2, 3])}))
         client.socket.sendall(frame + frame[:cut])
         assert decode(client.recv(5))["actions"][0, 0] == 9  # type: ignore[arg-type]
         client.socket.sendall(frame[cut:])
@@ -101,7 +97,7 @@ def test_the_beginning_of_a_message_may_come_with_the_one_before(server: PolicyS
 
 def test_a_message_that_is_never_finished_ends_the_connection(server: PolicyServer) -> None:
     with client_of(server) as client:
-        client.socket.sendall(masked(encode({"state": STATE}), 0x82)[:-1])
+        client.socket.sendall(masked(encode({"state": STATE}))[:-1])
         with pytest.raises(ConnectionClosed):
             client.recv(5)
     wait_until(lambda: server.service.metrics.snapshot()["sessions_open"] == 0)
@@ -140,7 +136,7 @@ def test_a_policy_that_has_become_slow_is_awaited_by_no_other_client() -> None:
             policy.started.clear()
             first.send(encode({"state": STATE}))
             assert policy.started.wait(5)
-            threading.Event().wait(0.1)
+            time.sleep(0.1)
             policy.release.set()
             assert decode(first.recv(5))["actions"].shape == (4, 3)  # type: ignore[arg-type]
         policy.release.clear()

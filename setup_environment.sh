@@ -39,7 +39,7 @@ is_usable_python() {
     "$1" -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2> /dev/null
 }
 
-# Built with profile-guided optimisation, which takes a quarter of the CPU time off a request: conda, uv and python.org
+# Built with profile-guided optimisation, without which a request takes a fifth more CPU time: conda, uv and python.org
 # configure it, pyenv does not unless it is told to, and distributions do it without a word in sysconfig.
 is_optimized_python() {
     [[ $(command -v "$1") == /usr/bin/* ]] ||
@@ -50,25 +50,21 @@ sys.exit("--enable-optimizations" not in (sysconfig.get_config_var("CONFIG_ARGS"
 # Prints the first usable Python. 3.11 goes first because the pins were measured with it; of two builds of one version
 # the optimised one.
 find_python() {
-    local name candidate fallback=
+    local name candidate
     for name in python3.11 python3.12 python3.10 python3.13 python3.14 python3; do
         for candidate in "$name" "/usr/bin/$name"; do
-            if is_usable_python "$candidate"; then
-                if is_optimized_python "$candidate"; then
-                    printf '%s\n' "$candidate"
-                    return
-                fi
-                fallback=${fallback:-$candidate}
-            elif [[ -n $fallback && -x $candidate ]] && install_debian_packages "$name-venv" &&
-                is_usable_python "$candidate"; then
+            if is_usable_python "$candidate" && is_optimized_python "$candidate"; then
                 printf '%s\n' "$candidate"
                 return
             fi
         done
-        if [[ -n $fallback ]]; then
-            printf '%s\n' "$fallback"
-            return
+        is_usable_python "$name" || continue
+        # Not optimised; the distribution's own may lack venv alone.
+        if [[ -x $candidate ]] && install_debian_packages "$name-venv" && is_usable_python "$candidate"; then
+            name=$candidate
         fi
+        printf '%s\n' "$name"
+        return
     done
     return 1
 }
@@ -179,7 +175,7 @@ install_environment() {
         fi
         say "$((++step)) of $steps: creating $venv with $("$python" --version)"
         is_optimized_python "$python" ||
-            say "this Python was built without optimisations: a request takes a quarter more CPU time than it could"
+            say "this Python was built without optimisations: a request takes a fifth more CPU time than it could"
         if ! "$python" -m venv --clear "$venv" > /dev/null; then
             say "FAILED: $python could not create $venv; its own output is above"
             exit 1

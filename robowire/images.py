@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "opencv_split",
     "require_pillow",
     "resize_image",
+    "stack_images",
     "write_planes",
 ]
 
@@ -92,6 +93,23 @@ def write_planes(planes: np.ndarray | list[np.ndarray], image: np.ndarray) -> No
     else:
         for plane, part in zip(planes, image.transpose(2, 0, 1)):
             plane[...] = part
+
+
+def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return uint8 (B, cameras, 3, height, width) in C order, a fresh array.
+
+    Args:
+        images: Of each observation: uint8 (cameras, 3, height, width), all of one shape, in any order of
+            memory.
+    """
+    batch: np.ndarray = np.empty((len(images), *images[0].shape), np.uint8)
+    for row, image in zip(batch, images):
+        if image.flags.c_contiguous:
+            row[...] = image
+        else:
+            for planes, camera in zip(row, image):
+                write_planes(planes, camera.transpose(1, 2, 0))
+    return batch
 
 
 @functools.lru_cache(maxsize=None)

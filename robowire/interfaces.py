@@ -26,6 +26,7 @@ __all__ = [
     "SessionPolicy",
     "Simulator",
     "StepResult",
+    "StridedImages",
     "TaskOptions",
 ]
 
@@ -93,6 +94,21 @@ class Batched(Protocol):
     @property
     def max_batch_size(self) -> int:
         """Largest number of observations that :meth:`Policy.infer` is given; constant."""
+        ...
+
+
+@runtime_checkable
+class StridedImages(Protocol):
+    """What a :class:`Policy` also offers, if it takes images in any order of memory.
+
+    The images of most clients are (height, width, 3). Such a policy gets a view of what was received where
+    that is possible; any other one gets a copy in C order. Torch has other kernels for other orders, which
+    round otherwise: :func:`robowire.images.stack_images` makes a batch in C order, in one copy.
+    """
+
+    @property
+    def strided_images(self) -> bool:
+        """Whether that is so; constant."""
         ...
 
 

@@ -14,6 +14,7 @@ import torch
 from policies.act.checkpoint import ClippedStatistics, ImageStatistics, Statistics, load_checkpoint
 from policies.act.model import Act, normalise_images
 from robowire.errors import ConfigurationError
+from robowire.images import stack_images
 from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.registry import nearest
@@ -49,6 +50,8 @@ class ActPolicy:
         spec: What it needs and gives.
         device: Where the model is.
     """
+
+    strided_images = True
 
     def __init__(
         self,
@@ -90,9 +93,7 @@ class ActPolicy:
         stats = self._statistics
         states = np.stack([np.asarray(observation.state, dtype=np.float32) for observation in observations])
         # In C order: torch has other kernels for other orders, which round otherwise in the last bit.
-        images = np.ascontiguousarray(
-            np.stack([np.asarray(observation.image) for observation in observations])
-        )
+        images = stack_images([np.asarray(observation.image) for observation in observations])
         # LeRobot's statistics are float64: a constant number's range is 1e-8 there.
         normal = ((states - stats.qpos_mean) / stats.qpos_std).astype(np.float32, copy=False)
         if isinstance(stats, ClippedStatistics):

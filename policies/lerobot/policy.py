@@ -39,6 +39,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.utils import populate_queues
 
 from robowire.errors import ConfigurationError
+from robowire.images import stack_images
 from robowire.interfaces import EpisodeSession, PolicyOptions
 from robowire.lerobot_names import lerobot_names
 from robowire.meta import MetaObs
@@ -104,6 +105,8 @@ class LeRobotPolicy:
         camera_names: Names for the cameras of its features, in their order.
         digest: Tells its files from others.
     """
+
+    strided_images = True
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class LeRobotPolicy:
             states = np.stack([np.asarray(observation.state, np.float32) for observation in observations])
             batch[_STATE] = torch.from_numpy(states)
         if self._cameras:
-            images = torch.from_numpy(np.stack([np.asarray(o.image) for o in observations]))
+            images = torch.from_numpy(stack_images([np.asarray(o.image) for o in observations]))
             for index, name in enumerate(self._cameras):
                 batch[name] = images[:, index].to(torch.float32) / 255
         left_over = self._left_over(observations[0])

@@ -42,6 +42,7 @@ class RandomPolicy:
     """Takes any observation. Actions lie in [-1, 1), small end-effector moves on the simulators we know."""
 
     any_thread = True
+    strided_images = True
 
     def __init__(self, options: RandomOptions, camera_names: tuple[str, ...] | None = None) -> None:
         self.spec = PolicySpec(

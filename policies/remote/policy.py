@@ -62,6 +62,8 @@ class RemotePolicy:
         device: The server's address, which ``get_info`` shows as the device.
     """
 
+    strided_images = True
+
     def __init__(self, options: RemoteOptions, upstream: Upstream) -> None:
         self.spec = upstream.spec
         self.stateful = upstream.stateful

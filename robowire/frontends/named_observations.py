@@ -126,7 +126,9 @@ class _Options(Protocol):
     def key_map(self) -> str | None: ...
 
 
-def make_adapter(spec: PolicySpec, options: _Options, *, preset: str | None = None) -> ObservationAdapter:
+def make_adapter(
+    spec: PolicySpec, options: _Options, *, preset: str | None = None, strided_images: bool = False
+) -> ObservationAdapter:
     """Return the adapter of one wire to a policy.
 
     Args:
@@ -134,15 +136,18 @@ def make_adapter(spec: PolicySpec, options: _Options, *, preset: str | None = No
         options: ``key_map`` names the preset or the file that a person chose.
         preset: Preset whose names this wire's clients use where no key map was chosen. Its layout of the
             state then declares nothing: a state is taken by its length.
+        strided_images: Whether the policy takes images in any order of memory.
 
     Raises:
         ConfigurationError: The key map cannot be read, or does not fit the policy; says what to set.
     """
     if options.key_map is not None:
-        return ObservationAdapter(spec, load_key_map(options.key_map))
-    if preset is None:
-        return ObservationAdapter(spec, KeyMap("none"))
-    return ObservationAdapter(spec, replace(load_key_map(preset), state_layout=None))
+        key_map = load_key_map(options.key_map)
+    elif preset is None:
+        key_map = KeyMap("none")
+    else:
+        key_map = replace(load_key_map(preset), state_layout=None)
+    return ObservationAdapter(spec, key_map, strided_images=strided_images)
 
 
 class ObservationAdapter:
@@ -151,14 +156,19 @@ class ObservationAdapter:
     Args:
         spec: What the policy needs and gives.
         key_map: Names and conventions of the client.
+        strided_images: Whether the policy takes images in any order of memory.
+
+    Attributes:
+        strided_images: As given.
 
     Raises:
         ConfigurationError: The key map does not fit the policy; says what to set.
     """
 
-    def __init__(self, spec: PolicySpec, key_map: KeyMap) -> None:
+    def __init__(self, spec: PolicySpec, key_map: KeyMap, *, strided_images: bool = False) -> None:
         self._spec = spec
         self._map = key_map
+        self.strided_images = strided_images
         self._cameras = _camera_places(spec, key_map)
         opencv_split()  # imported now: the first observation should not wait for it
         if key_map.resize and None in (spec.image_height, spec.image_width) and key_map.strict:
@@ -178,7 +188,8 @@ class ObservationAdapter:
         """Return the observation that the policy takes.
 
         Returns:
-            ``image`` uint8 (cameras, 3, height, width) in C order, a fresh array; ``state`` float32.
+            ``image`` uint8 (cameras, 3, height, width), in C order a fresh array; where
+            :attr:`strided_images`, it may be a view of the client's. ``state`` float32.
 
         Raises:
             InvalidParams: A name is missing, unknown or ambiguous, or a value is not what its name says; the
@@ -273,7 +284,11 @@ class ObservationAdapter:
     def _follow(self, plan: _Plan, named: NamedObservation) -> MetaObs:
         """Return an observation of a signature that was read before."""
         image = state = None
-        if plan.shape is not None:
+        if self.strided_images and len(plan.images) == 1:
+            name, planes = plan.images[0]
+            view = named.images[name]
+            image = (view if planes else view.transpose(2, 0, 1))[np.newaxis]
+        elif plan.shape is not None:
             image = np.empty(plan.shape, np.uint8)
             for row, (name, planes) in zip(image, plan.images):
                 if planes:
@@ -623,6 +638,7 @@ class ObservationReader:
         self._adapter = adapter
         self._shape, self._kind, self._openings = plan.shape, plan.kind, plan.openings
         self._images = [(places[name].shape, places[name].begin, planes) for name, planes in plan.images]
+        self._strides = _strides(self._images) if adapter.strided_images else None
         self._keeps = COUNTS_REFERENCES and plan.shape is not None and math.prod(plan.shape) <= _MAX_KEPT
         self._state = [
             ArrayPlace(
@@ -642,12 +658,19 @@ class ObservationReader:
         self._words = named.instruction, named.timestep, None, None, None, named.episode_seed
 
     def request(self, message: bytes | memoryview) -> Request:
-        """Return the request for a policy's next actions. Nothing of it views the message; any thread.
+        """Return the request for a policy's next actions; any thread.
+
+        Nothing of it views the message, but the image for a policy that takes images in any order of memory.
 
         Raises:
             SpecMismatch: A number of the state can't be what the policy takes there.
         """
-        image = None if self._shape is None else self._image(self._shape, message)
+        if self._shape is None:
+            image = None
+        elif self._strides is None:
+            image = self._image(self._shape, message)
+        else:
+            image = np.ndarray(self._shape, np.uint8, message, self._images[0][1], self._strides)
         state = None
         if self._numbers:
             unpack, begin = self._numbers[0]
@@ -680,6 +703,24 @@ class ObservationReader:
         if self._keeps and not kept:
             kept.append(memory)
         return image
+
+
+def _strides(images: Sequence[tuple[tuple[int, ...], int, bool]]) -> tuple[int, ...] | None:
+    """Return the strides of images in a message as one array, (cameras, 3, height, width).
+
+    Args:
+        images: Of each camera the shape, the place in the message, and whether it is (3, height, width).
+
+    Returns:
+        ``None`` where no strides fit: three cameras need equal distances.
+    """
+    steps = {other[1] - one[1] for one, other in zip(images, images[1:])} or {0}
+    if len(steps) > 1 or len({(shape, in_planes) for shape, _, in_planes in images}) > 1:
+        return None
+    (step,), (shape, _, in_planes) = steps, images[0]
+    if in_planes:
+        return step, shape[1] * shape[2], shape[2], 1
+    return step, 1, shape[1] * 3, 3
 
 
 # -- key map and spec ----------------------------------------------------------------------------------------

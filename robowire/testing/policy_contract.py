@@ -19,7 +19,7 @@ from typing import Any, Callable, ClassVar
 
 import numpy as np
 
-from robowire.interfaces import Policy, PolicyOptions
+from robowire.interfaces import Policy, PolicyOptions, StridedImages
 from robowire.meta import MetaObs
 from robowire.registry import require_policy
 from robowire.specs import PolicySpec
@@ -157,6 +157,21 @@ class PolicyContract:
         for now, then in zip(given, before):
             changed = [name for name in {**vars(then), **vars(now)} if _differs(then, now, name)]
             _require(not changed, "observations after an inference", f"another {changed}", "the same")
+
+    def test_the_order_of_images_in_memory_changes_nothing(self) -> None:
+        policy = self._policy()
+        if not (isinstance(policy, StridedImages) and policy.strided_images and self.deterministic):
+            return
+        given = [seen for seen in self.observations(policy.spec, 3) if seen.image is not None]
+        for count in range(1, len(given) + 1):
+            expected = policy.infer(given[:count]).copy()
+            strided = copy.deepcopy(given[:count])
+            for observation in strided[::2]:
+                assert observation.image is not None
+                rows = np.ascontiguousarray(observation.image.transpose(0, 2, 3, 1))
+                observation.image = rows.transpose(0, 3, 1, 2)
+            found = policy.infer(strided)
+            _require_equal(found, expected, "actions for images in another order of memory")
 
     def test_a_missing_field_is_handled_or_refused(self) -> None:
         policy = self._policy()

@@ -295,6 +295,7 @@ class PolicyCodec:
             ``None`` where it accepts any: then they are stacked in the order they came.
         max_rows: Largest batch to accept.
         float_images: What images of floats are: ``"refuse"``, or ``"convert"`` for 0..1 to 0..255.
+        strided_images: Whether the policy takes images in any order of memory.
         act_reply: Answer to the ACT dialect of a client that agreed on no other: ``"chunk"`` for a list of
             MetaAction, ``"action"`` for ``{"status": "OK", "action": (action_dim,)}``, the chunk's first.
         max_payload: Largest request that the port accepts, in bytes: no layout may ask for more.
@@ -303,6 +304,7 @@ class PolicyCodec:
         camera_names: As given.
         max_rows: As given.
         float_images: As given.
+        strided_images: As given.
         act_reply: As given.
         max_payload: As given.
     """
@@ -313,12 +315,14 @@ class PolicyCodec:
         *,
         max_rows: int = 256,
         float_images: str = "refuse",
+        strided_images: bool = False,
         act_reply: str = "chunk",
         max_payload: int = DEFAULT_MAX_PAYLOAD,
     ) -> None:
         self.camera_names = camera_names
         self.max_rows = max_rows
         self.float_images = float_images
+        self.strided_images = strided_images
         self.act_reply = act_reply
         self.max_payload = max_payload
 
@@ -539,7 +543,9 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
         require_timestep(timestep)
         timestep = _timesteps(timestep, 1)[0]
     stacked = None
-    if wanted:
+    if len(wanted) == 1 and codec.strided_images:
+        stacked = images[wanted[0]].transpose(2, 0, 1)[np.newaxis]
+    elif wanted:
         # In one copy, and in C order, as a MetaObs has it: np.stack would keep the order of (H, W, 3), for
         # which torch has other kernels, which round otherwise.
         height, width, _ = images[wanted[0]].shape

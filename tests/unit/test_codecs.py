@@ -244,6 +244,16 @@ def test_images_of_the_act_dialect_lie_in_memory_as_those_of_a_meta_obs() -> Non
     np.testing.assert_array_equal(observation.image[1], IMAGE[:, ::-1].transpose(2, 0, 1))
 
 
+def test_a_policy_that_takes_any_order_of_memory_gets_a_view_of_the_act_dialects_image() -> None:
+    codec = PolicyCodec(strided_images=True)
+    for images in ({"top": IMAGE}, {"top": IMAGE, "wrist": IMAGE[:, ::-1]}):
+        payload = bytearray(b"".join(encode({"qpos": [1.0], "images": images})))
+        (observation,) = codec.exchange(payload, Agreed()).read().observations
+        assert observation.image.flags.c_contiguous == (len(images) == 2)
+        expected = np.stack(list(images.values())).transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(observation.image, expected)
+
+
 # replies of clients that were written for other servers of this wire
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from robowire.errors import RemoteProtocolError
-from robowire.images import decode_image, decode_images, encode_image, encode_images, is_encoded
+from robowire.images import decode_image, decode_images, encode_image, encode_images, is_encoded, stack_images
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +27,22 @@ def scene(height: int = 48, width: int = 64) -> np.ndarray:
 def test_png_loses_nothing() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (31, 17, 3), dtype=np.uint8)
     assert np.array_equal(decode_image(encode_image(noise, "png", quality=95)), noise)
+
+
+@pytest.mark.parametrize("opencv", [True, False])
+def test_a_stack_of_images_is_in_c_order_whatever_theirs_is(
+    monkeypatch: pytest.MonkeyPatch, opencv: bool
+) -> None:
+    if not opencv:
+        monkeypatch.setattr("robowire.images.opencv_split", lambda: None)
+    rows = np.stack([scene(), scene()[:, ::-1]])
+    planes = np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
+    given = [planes, rows.transpose(0, 3, 1, 2), np.asfortranarray(planes), planes[:, ::-1][:, ::-1]]
+    stacked = stack_images(given)
+    assert stacked.flags.c_contiguous
+    np.testing.assert_array_equal(stacked, np.stack(4 * [planes]))
+    stacked[0] = 0
+    assert planes.any()
 
 
 def test_an_image_that_is_upside_down_in_memory_stays_so() -> None:

@@ -47,9 +47,9 @@ class Options:
 
 
 def adapter(
-    spec: PolicySpec = LIFT, key_map: str | None = None, preset: str | None = "libero"
+    spec: PolicySpec = LIFT, key_map: str | None = None, preset: str | None = "libero", **options: bool
 ) -> ObservationAdapter:
-    return make_adapter(spec, Options(key_map), preset=preset)
+    return make_adapter(spec, Options(key_map), preset=preset, **options)
 
 
 def table(tmp_path: Path, text: str) -> str:
@@ -482,6 +482,51 @@ def test_a_message_of_a_known_form_is_read_as_its_observation(chw: bool, dtype: 
         else:
             assert value == other
     assert not np.shares_memory(found.observations[0].image, reader.request(message).observations[0].image)
+
+
+@pytest.mark.parametrize("chw", [False, True])
+@pytest.mark.parametrize("cameras", [1, 2, 3])
+def test_a_policy_that_takes_any_order_of_memory_gets_a_view_of_the_message(cameras: int, chw: bool) -> None:
+    names = [f"camera{number}" for number in range(cameras)]
+    images = {name: RNG.integers(0, 256, (3, 6, 8) if chw else (6, 8, 3)).astype(np.uint8) for name in names}
+    named = NamedObservation(images, {"state": np.zeros(2, np.float32)})
+    spec = PolicySpec(camera_names=tuple(names), state_dim=2)
+    known = adapter(spec, preset=None, strided_images=True)
+    first = known.request([named]).observations[0].image
+    again = known.request([named]).observations[0].image
+    message, places = in_message(named, skip=5)
+    held = bytearray(message)
+    found = known.reader(named, places).request(memoryview(held)).observations[0].image
+    for image in (again, found):
+        np.testing.assert_array_equal(image, first)
+    assert first.flags.c_contiguous
+    assert np.shares_memory(found, np.frombuffer(held, np.uint8))
+    assert np.shares_memory(again, images["camera0"]) == (cameras == 1)
+
+
+def test_images_at_unequal_distances_or_of_two_orders_are_copied() -> None:
+    names = ["a", "b", "c"]
+    spec = PolicySpec(camera_names=tuple(names), state_dim=None)
+    images = {name: FRONT for name in names}
+    for order in ((0, 1, 5), (0, 7, 5)):
+        named = NamedObservation(images, {})
+        known = adapter(spec, preset=None, strided_images=True)
+        expected = known.request([named]).observations[0].image
+        held = bytearray(8 * FRONT.size)
+        places = {}
+        for name, place in zip(names, order):
+            places[name] = ArrayPlace(FRONT.shape, FRONT.dtype, place * FRONT.size)
+            held[place * FRONT.size : (place + 1) * FRONT.size] = FRONT.tobytes()
+        found = known.reader(named, places).request(held).observations[0].image
+        np.testing.assert_array_equal(found, expected)
+        assert found.flags.c_contiguous
+    named = NamedObservation({"a": FRONT, "b": FRONT.transpose(2, 0, 1)}, {})
+    known = adapter(PolicySpec(camera_names=("a", "b"), state_dim=None), preset=None, strided_images=True)
+    expected = known.request([named]).observations[0].image
+    message, places = in_message(named, skip=0)
+    found = known.reader(named, places).request(message).observations[0].image
+    np.testing.assert_array_equal(found, expected)
+    assert found.flags.c_contiguous
 
 
 def test_the_memory_of_an_image_is_used_again_when_nobody_refers_to_it() -> None:

@@ -175,6 +175,21 @@ class Tagging(EchoPolicy):
         return super().infer(observations)
 
 
+class LookingAtMemory(EchoPolicy):
+    strided_images = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = replace(self.spec, camera_names=("front",))
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        actions = super().infer(observations)
+        for row, observation in zip(actions, observations):
+            assert observation.image is not None
+            row += np.float32(observation.image.ravel("K")[1])
+        return actions
+
+
 class Inventing(EchoPolicy):
     def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
         missing = [observation.state is None for observation in observations]
@@ -244,6 +259,11 @@ TABLE: list[tuple[str, type, str]] = [
         "observations after an inference: found another ['state']",
     ),
     ("observations_are_not_modified", Tagging, "observations after an inference: found another ['raw_lang']"),
+    (
+        "the_order_of_images_in_memory_changes_nothing",
+        LookingAtMemory,
+        "actions for images in another order of memory: found others, expected the same, bit for bit",
+    ),
     (
         "a_missing_field_is_handled_or_refused",
         Inventing,

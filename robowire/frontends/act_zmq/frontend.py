@@ -38,7 +38,11 @@ class ActZmqFrontend(ZmqRouter):
     def __init__(self, service: PolicyService, options: PolicyFrontendOptions) -> None:
         assert options.act_zmq_port is not None
         self.policy_service = service
-        self._codec = PolicyCodec(service.dispatcher.spec.camera_names, float_images=options.float_images)
+        self._codec = PolicyCodec(
+            service.dispatcher.spec.camera_names,
+            float_images=options.float_images,
+            strided_images=service.strided_images,
+        )
         super().__init__(service, options, options.act_zmq_port)
 
     def describe(self) -> str:

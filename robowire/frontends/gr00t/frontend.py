@@ -50,7 +50,7 @@ class Gr00tFrontend(ZmqRouter):
         assert options.gr00t_port is not None
         self.policy_service = service
         spec = service.dispatcher.spec
-        self.adapter = make_adapter(spec, options)
+        self.adapter = make_adapter(spec, options, strided_images=service.strided_images)
         known = self.adapter.describe()
         self.reader = ObservationReader(self.adapter, max_rows=options.max_waiting)
         layout = known["action_layout"]

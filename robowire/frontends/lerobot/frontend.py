@@ -193,7 +193,7 @@ class LerobotFrontend:
         spec = service.dispatcher.spec
         self._service = service
         self._options = options
-        self._adapter = make_adapter(spec, options)
+        self._adapter = make_adapter(spec, options, strided_images=service.strided_images)
         self._control_hz = spec.control_hz or _DEFAULT_HZ
         self._clients = Clients(
             service, max_clients=options.max_connections, session_timeout_s=options.session_timeout_s

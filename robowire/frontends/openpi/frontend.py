@@ -90,7 +90,9 @@ class OpenpiFrontend(WebSocketServer):
     def __init__(self, service: PolicyService, options: PolicyFrontendOptions) -> None:
         assert options.openpi_port is not None
         self.policy_service = service
-        self.adapter = make_adapter(service.dispatcher.spec, options, preset="libero")
+        self.adapter = make_adapter(
+            service.dispatcher.spec, options, preset="libero", strided_images=service.strided_images
+        )
         self.max_rows = options.max_waiting
         self._metadata = encode(_metadata(service, self.adapter))
         super().__init__(service, options, options.openpi_port)

@@ -72,7 +72,9 @@ class VlaEvalFrontend(WebSocketServer):
     def __init__(self, service: PolicyService, options: PolicyFrontendOptions) -> None:
         assert options.vla_eval_port is not None
         self.policy_service = service
-        self.adapter = make_adapter(service.dispatcher.spec, options, preset="libero")
+        self.adapter = make_adapter(
+            service.dispatcher.spec, options, preset="libero", strided_images=service.strided_images
+        )
         self.max_bytes = options.max_payload
         self._n_action_steps: int | None = service.info()["n_action_steps"]
         self._config = json.dumps(

@@ -90,6 +90,7 @@ class PolicyServer(Runner[PolicyService]):
                 policy.spec.camera_names,
                 max_rows=options.max_waiting,
                 float_images=options.float_images,
+                strided_images=service.strided_images,
                 act_reply=options.act_reply,
                 max_payload=options.max_payload,
             )

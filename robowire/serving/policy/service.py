@@ -13,7 +13,7 @@ import numpy as np
 from robowire.chunking import ActionChunk
 from robowire.errors import SpecMismatch, UnknownMethod
 from robowire.images import has_pillow
-from robowire.interfaces import Closable, Foreign, Policy, SessionPolicy
+from robowire.interfaces import Closable, Foreign, Policy, SessionPolicy, StridedImages
 from robowire.meta import MetaObs
 from robowire.registry import nearest
 from robowire.serving.metrics import Metrics
@@ -90,6 +90,7 @@ class PolicyService(Service[PolicySession]):
     Attributes:
         dispatcher: Runs the policy.
         policy: As given.
+        strided_images: Whether it takes images in any order of memory.
     """
 
     kind = "policy"
@@ -135,6 +136,7 @@ class PolicyService(Service[PolicySession]):
         self._ensemble_k = ENSEMBLE_K if coefficient is None else coefficient
         self._temporal_agg = self._options.temporal_agg or coefficient is not None
         self._stateful = isinstance(policy, SessionPolicy) and policy.stateful
+        self.strided_images = isinstance(policy, StridedImages) and policy.strided_images
 
     @property
     def chunk_size(self) -> int:

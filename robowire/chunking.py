@@ -68,7 +68,10 @@ class TemporalEnsembler:
         self.k = k
         self._weights = np.zeros(0)  # of the predictions of a step, the oldest first
         self._totals: list[float] = []  # of the first 0, 1, 2 ... weights
-        self._sums: np.ndarray | None = None  # float64 (chunk_size, action_dim); row 0 is the step now due
+        # float64 (2 * chunk_size, action_dim): the step now due, and those after it, from self._due on. What
+        # moves is the window, not the numbers; behind it all are 0.
+        self._sums: np.ndarray | None = None
+        self._due = 0
         self._chunks = 0  # of the episode
         # Of the next chunk's steps, (chunk_size, 1): the same from the chunk_size-th chunk on.
         self._next_weights = np.zeros((0, 1))
@@ -87,26 +90,34 @@ class TemporalEnsembler:
         """
         if chunk.ndim != 2 or not len(chunk):
             raise ValueError(f"the chunk has shape {chunk.shape}, expected (chunk_size, action_dim)")
-        if self._sums is None:
-            self._sums = np.zeros(chunk.shape)
-            if len(self._weights) != len(chunk):
-                self._weights = np.exp(-self.k * np.arange(len(chunk)))
-                self._totals = [0.0, *(self._weights[:n].sum() for n in range(1, len(chunk) + 1))]
-            self._chunks = 0
-        if chunk.shape != self._sums.shape:
+        length, dim = chunk.shape
+        sums = self._sums
+        if sums is None:
+            sums = self._sums = np.zeros((2 * length, dim))
+            if len(self._weights) != length:
+                self._weights = np.exp(-self.k * np.arange(length))
+                self._totals = [0.0, *(self._weights[:n].sum() for n in range(1, length + 1))]
+            self._chunks = self._due = 0
+        elif sums.shape != (2 * length, dim):
+            others = len(sums) // 2, sums.shape[1]
             raise ValueError(
-                f"the chunk has shape {chunk.shape}, this episode's others {self._sums.shape}: reset first"
+                f"the chunk has shape {chunk.shape}, this episode's others {others}: reset first"
             )
         # The count, not the values, says how many chunks reached a step: an action of zeros is an action.
-        sums, latest = self._sums, len(chunk) - 1
-        if self._chunks <= latest:  # the last step is reached by no earlier chunk, the one before it by one
-            counts = np.minimum(self._chunks, np.arange(latest, -1, -1))
+        if self._chunks < length:  # the last step is reached by no earlier chunk, the one before it by one
+            counts = np.minimum(self._chunks, np.arange(length - 1, -1, -1))
             self._next_weights = self._weights[counts][:, np.newaxis]
-        sums += self._next_weights * chunk
-        action: np.ndarray = sums[0] / self._totals[min(self._chunks, latest) + 1]
-        self._chunks += 1
-        sums[:-1] = sums[1:]
-        sums[-1] = 0
+            self._chunks += 1
+        due = self._due
+        window = sums[due : due + length]
+        window += self._next_weights * chunk
+        action: np.ndarray = window[0] / self._totals[self._chunks]
+        if due < length:
+            self._due = due + 1
+        else:
+            sums[: length - 1] = sums[length + 1 :]
+            sums[length - 1 :] = 0
+            self._due = 0
         return action.astype(chunk.dtype)
 
     def reset(self) -> None:

@@ -70,8 +70,6 @@ _HEARTBEAT_S = 0.2
 # received at one time: on some wires the token comes with the first observation, behind its images.
 _LARGE = 1024 * 1024
 _MAX_LARGE = 4
-# Replies up to so many bytes are copied into one buffer.
-_JOINED = 32 * 1024
 # What may surround a body: an empty frame, and where it came through other ROUTERs, their identities.
 _ENVELOPE = 1024
 
@@ -182,7 +180,7 @@ class ZmtpConnection:
             RequestTimeout: The peer did not take it in time.
             ConnectionLost: The connection ended.
         """
-        self.stream.send(_joined(message(envelope, body)), timeout_s)
+        self.stream.send(message(envelope, body), timeout_s)
 
     def begin_busy(self) -> None:
         """Let another thread answer heartbeats until :meth:`end_busy`."""
@@ -272,11 +270,6 @@ class ZmtpConnection:
 
 def _buffers_of(reply: Sequence[Buffer] | bytes) -> Sequence[Buffer]:
     return [reply] if isinstance(reply, (bytes, bytearray)) else reply
-
-
-def _joined(buffers: list[Buffer]) -> list[Buffer]:
-    """Return the same bytes, in one buffer where they are few: it takes the stream fewer calls."""
-    return [b"".join(buffers)] if sum(map(len, buffers)) <= _JOINED else buffers
 
 
 class _Handler(ConnectionHandler):
@@ -392,7 +385,7 @@ class _Handler(ConnectionHandler):
         return self.server.known_exchange(self._session, bodies[0])
 
     def _buffers(self, reply: Sequence[Buffer] | bytes) -> Sequence[Buffer]:
-        return _joined(message(self._envelope, _buffers_of(reply)))
+        return message(self._envelope, _buffers_of(reply))
 
     def _suspended(self) -> None:
         self.server.begin_busy(self)

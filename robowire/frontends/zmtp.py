@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from robowire.errors import FrameTooLarge, RemoteProtocolError, TruncatedFrame
 from robowire.wire.payload_memory import FIRST_STEP, GROWTH, PayloadMemory
@@ -50,6 +51,11 @@ _MAX_COMMAND = 4096
 # is expected to send another of the same length, whose beginning is received in one piece.
 _BEGINNING = b"\x01\x00\x02"
 _BEGINNING_LENGTH = len(_BEGINNING) + 8
+# The envelope of a REQ client's request, and its bytes in the reply.
+_OF_REQ, _ENVELOPE_OF_REQ = [b""], b"\x01\x00"
+
+# Messages up to so many bytes are copied into one buffer.
+_JOINED = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,7 @@ class Command:
     data: bytes
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A message.
 
     Attributes:
@@ -131,12 +136,18 @@ def error_command(reason: str) -> bytes:
 
 
 def message(envelope: Sequence[Buffer], body: Sequence[Buffer]) -> list[Buffer]:
-    """Return the buffers of a message: the frames of the envelope, and one frame of the body's buffers."""
+    """Return the buffers of a message: the frames of the envelope, and one frame of the body's buffers.
+
+    Those of few bytes are one buffer, which takes the sender fewer calls.
+    """
+    if len(body) == 1 and type(body[0]) is bytes and len(body[0]) <= _JOINED and envelope == _OF_REQ:
+        return [_ENVELOPE_OF_REQ + _header(len(body[0]), 0) + body[0]]
     buffers: list[Buffer] = []
     for frame in envelope:
         buffers += [_header(len(frame), _MORE), frame]
     views = [memoryview(buffer).cast("B") for buffer in body if len(buffer)]
-    return [*buffers, _header(sum(map(len, views)), 0), *views]
+    buffers += [_header(sum(map(len, views)), 0), *views]
+    return [b"".join(buffers)] if sum(map(len, buffers)) <= _JOINED else buffers
 
 
 def parse_ready(data: bytes) -> dict[str, bytes]:
@@ -190,6 +201,7 @@ class ZmtpDecoder:
         self._beginning = b""  # of the message before, where it was a REQ client's with a long body
         self._guesses = False  # the buffer is that of the beginning of a message
         self._expected: bytearray | None = None  # memory for the body of that message
+        self._expected_length = 0  # of that message
         self._ahead = b""
         self._buffer = memoryview(bytearray(len(SIGNATURE)))
         self._filled = 0
@@ -239,7 +251,7 @@ class ZmtpDecoder:
             size = _LENGTH.unpack_from(self._beginning, len(_BEGINNING))[0]
             if size > self.max_payload:  # it was lowered
                 return (self._buffer,)
-            self._expected = self._take(size)
+            self._expected, self._expected_length = self._take(size), _BEGINNING_LENGTH + size
         return self._buffer, memoryview(self._expected)
 
     def buffers_updated(self, nbytes: int) -> Signature | Greeting | Command | Message | None:
@@ -247,6 +259,14 @@ class ZmtpDecoder:
         body = self._expected
         if body is None or nbytes <= _BEGINNING_LENGTH:
             return self.buffer_updated(nbytes)
+        if (
+            nbytes == self._expected_length
+            and self._buffer == self._beginning
+            and len(body) <= self.max_payload
+        ):  # the usual case, in few calls
+            self._expected = None
+            self.memory.keep(body)
+            return Message([bytearray(), body])
         nbytes -= _BEGINNING_LENGTH
         if self._buffer != self._beginning:
             self._ahead = bytes(memoryview(body)[:nbytes])

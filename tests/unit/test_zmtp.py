@@ -195,3 +195,28 @@ def test_a_request_larger_than_its_client_may_send_is_refused_though_one_like_it
     with pytest.raises(FrameTooLarge, match=r"^frame of 300 bytes exceeds the limit of 100 bytes$"):
         decoder.buffer_updated(11)
     assert decoder.envelope == [b""]
+
+
+def test_a_limit_that_was_lowered_holds_for_a_request_that_was_expected() -> None:
+    decoder, request = ZmtpDecoder(1000), b"".join(message([bytearray()], LONG))
+    for data in (greeting(), ready_command("REQ"), request):
+        while data:
+            taken = min(len(decoder.get_buffer()), len(data))
+            decoder.get_buffer()[:taken] = data[:taken]
+            data = data[taken:]
+            decoder.buffer_updated(taken)
+    beginning, body = decoder.get_buffers()
+    beginning[:], body[:] = request[:11], request[11:]
+    decoder.max_payload = 100
+    with pytest.raises(FrameTooLarge, match=r"^frame of 300 bytes exceeds the limit of 100 bytes$"):
+        decoder.buffers_updated(len(request))
+
+
+@pytest.mark.parametrize("length", [0, 1, 255, 256, 32 * 1024, 32 * 1024 + 1])
+@pytest.mark.parametrize("envelope", [[b""], [b"id", b""], []])
+def test_a_body_of_one_buffer_is_sent_as_one_of_several(length: int, envelope: list[bytes]) -> None:
+    body = bytes(index % 251 for index in range(length))
+    found = b"".join(message(envelope, [body]))
+    assert found == b"".join(message(envelope, [bytearray(body[:1]), memoryview(body)[1:]]))
+    assert found.endswith(body)
+    assert len(message(envelope, [body])) == 1 or length > 32 * 1024 - 100

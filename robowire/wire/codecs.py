@@ -529,29 +529,30 @@ def read_act(value: Mapping[str, Any], codec: PolicyCodec) -> MetaObs:
         raise InvalidParams(
             f"images is {describe(images)}, expected a dict of camera names to (H, W, 3) uint8"
         )
-    wanted = list(images) if codec.camera_names is None else list(codec.camera_names)
-    missing = [name for name in wanted if name not in images]
-    if missing:
+    wanted = list(images) if codec.camera_names is None else codec.camera_names
+    try:
+        found = [images[name] for name in wanted]
+    except KeyError as exc:
         raise InvalidParams(
-            f"no image of camera {missing[0]!r}: the policy needs {wanted}, "
+            f"no image of camera {exc}: the policy needs {list(wanted)}, "
             f"the request has {quoted(list(images))}"
-        )
-    if not _are_images([images[name] for name in wanted]):
-        images = _checked_images({name: images[name] for name in wanted}, codec)
+        ) from None
+    if not _are_images(found):
+        found = list(_checked_images(dict(zip(wanted, found)), codec).values())
     timestep, seed, lang = value.get("timestep", -1), value.get("episode_seed"), value.get("raw_lang")
     if type(timestep) is not int:
         require_timestep(timestep)
         timestep = _timesteps(timestep, 1)[0]
     stacked = None
-    if len(wanted) == 1 and codec.strided_images:
-        stacked = images[wanted[0]].transpose(2, 0, 1)[np.newaxis]
-    elif wanted:
+    if len(found) == 1 and codec.strided_images:
+        stacked = found[0].transpose(2, 0, 1)[np.newaxis]
+    elif found:
         # In one copy, and in C order, as a MetaObs has it: np.stack would keep the order of (H, W, 3), for
         # which torch has other kernels, which round otherwise.
-        height, width, _ = images[wanted[0]].shape
-        stacked = np.empty((len(wanted), 3, height, width), np.uint8)
-        for row, name in zip(stacked, wanted):
-            write_planes(row, images[name])
+        height, width, _ = found[0].shape
+        stacked = np.empty((len(found), 3, height, width), np.uint8)
+        for row, image in zip(stacked, found):
+            write_planes(row, image)
     return MetaObs(
         state=state,
         image=stacked,

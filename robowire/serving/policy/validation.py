@@ -61,10 +61,13 @@ def _check_finite(observation: MetaObs) -> None:
 
 def observation_kind(observation: MetaObs) -> Hashable:
     """Return what two observations must share to be stacked: the shape and dtype of every array."""
+    # A list, and None first: an observation is looked at for each request, and most of its fields are None.
     return tuple(
-        (name, value.shape, value.dtype.str)
-        for name, value in vars(observation).items()
-        if isinstance(value, np.ndarray) and name != "timestep"
+        [
+            (name, value.shape, value.dtype)
+            for name, value in observation.__dict__.items()
+            if value is not None and isinstance(value, np.ndarray) and name != "timestep"
+        ]
     )
 
 

@@ -1,7 +1,8 @@
-"""Memory that requests free is there for the next ones."""
+"""Memory that requests free is there for the next ones; what loading needed is given back."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -37,3 +38,24 @@ def faults(word: str) -> int:
 
 def test_a_request_after_others_touches_no_new_memory() -> None:
     assert faults("keep") < 50 < faults("default")
+
+
+LOADING = """
+import psutil
+from robowire.serving.freed_memory import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory()
+resident = psutil.Process().memory_info
+read = [bytes(1000) for _ in range(100_000)]
+read = read[::1000]
+before = resident().rss
+give_back_freed_memory()
+print(before - resident().rss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_loading_needed_is_given_back_once() -> None:
+    ended = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 50_000_000

@@ -3,7 +3,8 @@
 Both servers of a wire run at the same time and take turns, round by round, so that whatever else the machine
 does hits both alike. Two tables. The first has a policy that answers at once: what the wire and the server
 cost. The second has a policy that takes ``--fixed_ms``, and ``--row_ms`` for each row of a batch, asked by 16
-clients: what batching gives where the peer's server runs one observation at a time.
+clients: what batching gives where the peer's server runs one observation at a time. LeRobot's own server
+takes one client; where robowire has 16, it has that one.
 
     python perf/frontends.py                     every wire whose environment is set up
     python perf/frontends.py --wires openpi --rounds 8
@@ -20,8 +21,9 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,13 +43,33 @@ from robowire.serving.freed_memory import keep_freed_memory  # noqa: E402
 from robowire.serving.policy.server import PolicyServer  # noqa: E402
 from robowire.specs import PolicySpec  # noqa: E402
 
-# Environment of each wire's peer, and the steps of its chunks: vla-eval's clients take one action each.
+
+class Wire(NamedTuple):
+    """How a wire is measured.
+
+    Attributes:
+        environment: Of its peer, in ``.venvs``.
+        chunk_size: Steps of a chunk.
+        most_clients: Most clients that the peer's own server takes at one time; ``None`` for any number.
+    """
+
+    environment: str
+    chunk_size: int = harness.CHUNK_SIZE
+    most_clients: int | None = None
+
+    def peer_clients(self, clients: int) -> int:
+        """Return how many clients the peer's server gets where robowire gets so many."""
+        return clients if self.most_clients is None else min(clients, self.most_clients)
+
+
 WIRES = {
-    "openpi": ("openpi", 16),
-    "vla_eval": ("vla_eval", 1),
-    "gr00t": ("gr00t", 16),
-    "act_zmq": ("gr00t", 16),
-    "vlastudio": ("vlastudio", 16),
+    "openpi": Wire("openpi"),
+    "vla_eval": Wire("vla_eval", chunk_size=1),  # its clients take one action each
+    "gr00t": Wire("gr00t"),
+    "act_zmq": Wire("gr00t"),
+    "vlastudio": Wire("vlastudio"),
+    # One place for an observation, for all clients, which each new client empties.
+    "lerobot": Wire("lerobot", most_clients=1),
 }
 
 # Threads of one client process: each has a connection.
@@ -59,6 +81,7 @@ class BenchPolicy:
 
     max_batch_size = 64
     any_thread = True
+    strided_images = True  # it does not look at them, as the peers' policies do not
 
     def __init__(self, fixed_s: float, row_s: float, size: str, chunk_size: int) -> None:
         self.spec = PolicySpec(
@@ -83,16 +106,19 @@ class BenchPolicy:
 def serve_robowire(wire: str, fixed_s: float, row_s: float, size: str) -> None:
     """Serve one wire until standard input ends."""
     options = PolicyFrontendOptions(host="127.0.0.1", port=0, max_connections=256, **{f"{wire}_port": 0})
-    policy = BenchPolicy(fixed_s, row_s, size, WIRES[wire][1])
+    policy = BenchPolicy(fixed_s, row_s, size, WIRES[wire].chunk_size)
     keep_freed_memory()  # as the program does
-    with PolicyServer(policy, options, frontends=make_policy_frontends(options)) as server:
+    frontends = make_policy_frontends(options)
+    # LeRobot's clients name a checkpoint; what its own server loads by that name is a size.
+    with PolicyServer(policy, options, frontends=frontends, model_name=size) as server:
         harness.announce(server.frontends[1].address[1])
         harness.wait_for_end()
 
 
 def peer(wire: str) -> tuple[Path, Path]:
     """Return the interpreter and the program of a wire's peer."""
-    return ROOT / ".venvs" / WIRES[wire][0] / "bin" / "python", ROOT / "perf" / "wires" / f"{wire}_peer.py"
+    python = ROOT / ".venvs" / WIRES[wire].environment / "bin" / "python"
+    return python, ROOT / "perf" / "wires" / f"{wire}_peer.py"
 
 
 @dataclass
@@ -100,12 +126,14 @@ class Side:
     """What one server and its clients did.
 
     Attributes:
+        clients: Clients that asked it.
         times_s: Round trips.
         rate: Requests a second.
         cpu_s: The server's CPU time a request.
     """
 
-    times_s: list[float]
+    clients: int
+    times_s: list[float] = field(default_factory=list)
     rate: float = 0.0
     cpu_s: float = 0.0
 
@@ -120,18 +148,18 @@ def measure(
         theirs = [python, script, "serve"]
         costs = ["--fixed_ms", fixed_ms, "--row_ms", row_ms]
         groups, pids = {}, {}
+        found = {"robowire": Side(clients), "peer": Side(WIRES[wire].peer_clients(clients))}
         for side, command in (("robowire", own), ("peer", theirs)):
             server = stack.enter_context(harness.program(*command, *costs))
             pids[side], port = server.pid, int(server.stdout.readline())
             groups[side] = [
                 stack.enter_context(
-                    harness.program(python, script, "ask", port, size, min(THREADS, clients - i))
+                    harness.program(python, script, "ask", port, size, min(THREADS, found[side].clients - i))
                 )
-                for i in range(0, clients, THREADS)
+                for i in range(0, found[side].clients, THREADS)
             ]
             for process in groups[side]:
                 assert process.stdout.readline() == "ready\n"
-        found = {side: Side([]) for side in groups}
         for _ in range(rounds):
             for side, processes in groups.items():
                 before = harness.cpu_s(pids[side])
@@ -142,24 +170,36 @@ def measure(
                     found[side].times_s += json.loads(process.stdout.readline())
                 found[side].cpu_s += harness.cpu_s(pids[side]) - before
     for each in found.values():
-        each.rate = harness.rate(clients, each.times_s)
+        each.rate = harness.rate(each.clients, each.times_s)
         each.cpu_s /= len(each.times_s)
     return found
 
 
-def show(wire: str, size: str, clients: int, found: dict[str, Side]) -> None:
+def show(wire: str, size: str, found: dict[str, Side]) -> None:
     """Print one row."""
     cells = []
     for side in ("robowire", "peer"):
         p50, p99 = np.quantile(found[side].times_s, [0.5, 0.99]) * 1e3
         cells.append(f"{p50:8.2f} {p99:8.2f} {found[side].rate:8.0f} {found[side].cpu_s * 1e6:8.0f}")
     ours, theirs = found["robowire"], found["peer"]
-    latency = np.median(theirs.times_s) / np.median(ours.times_s)
+    clients, latency = f"{ours.clients}", "-"
+    if theirs.clients == ours.clients:
+        latency = f"{np.median(theirs.times_s) / np.median(ours.times_s):.2f}"
+    else:  # a round trip among many clients does not compare with that of one
+        clients += f"/{theirs.clients}"
     print(
-        f"{wire:9} {size:>4} {clients:7} |{cells[0]} |{cells[1]} | {latency:7.2f} "
+        f"{wire:9} {size:>4} {clients:>7} |{cells[0]} |{cells[1]} | {latency:>7} "
         f"{ours.rate / theirs.rate:10.2f} {theirs.cpu_s / ours.cpu_s:5.2f}",
         flush=True,
     )
+
+
+def note(wires: Sequence[str]) -> None:
+    """Print which peers' servers had fewer clients."""
+    for wire in wires:
+        most = WIRES[wire].most_clients
+        if most is not None:
+            print(f"16/{most}: robowire had 16 clients; {wire}'s own server takes {most} at a time")
 
 
 def main() -> int:
@@ -187,11 +227,13 @@ def main() -> int:
     for wire in wires:
         for size in harness.SIZES:
             for clients in (1, 16):
-                show(wire, size, clients, measure(wire, size, clients, 0, 0, flags.rounds, flags.round_s))
+                show(wire, size, measure(wire, size, clients, 0, 0, flags.rounds, flags.round_s))
+    note(wires)
     print(f"a policy of {flags.fixed_ms:g} ms + {flags.row_ms:g} ms a row")
     for wire in wires:
         costs = flags.fixed_ms, flags.row_ms
-        show(wire, "S", 16, measure(wire, "S", 16, *costs, flags.rounds, flags.round_s))
+        show(wire, "S", measure(wire, "S", 16, *costs, flags.rounds, flags.round_s))
+    note(wires)
     return 0
 
 

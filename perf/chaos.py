@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kill and cut at random while ``evaluate`` runs, and compare its episodes with an undisturbed run.
 
-    python -m perf.chaos --seconds 3600 --seed 0
+    python perf/chaos.py --seconds 3600 --seed 0
 
 A policy server and a simulator server run behind proxies. At random times the policy server, the simulator
 server, one of its simulators or the evaluation itself is killed (SIGKILL; servers with SIGTERM too), a

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Send mutated requests to codecs and servers, and look for anything but a typed error.
 
-    python -m perf.fuzz --seconds 60 --seed 0
-    python -m perf.fuzz --targets openpi gr00t
+    python perf/fuzz.py --seconds 60 --seed 0
+    python perf/fuzz.py --targets openpi gr00t
 
 The targets share the time: ``codec`` (payloads in process), ``replies`` (what clients read, in process) and,
 over sockets, each row of :data:`TARGETS`: the native ports of a policy server, a simulator server and a

@@ -1,6 +1,6 @@
 """What reading one payload costs: by a template, in full, and by ``pickle.loads``, in turns in one run.
 
-    python -m perf.pickle_reader
+    python perf/pickle_reader.py
 
 Prints the median of each, in microseconds of CPU time, and ratios: above 1, the template is faster. The last
 column is what making a template takes, once.
@@ -14,9 +14,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import benchmark.base  # noqa: F401  pickle.loads looks the records up there
 from robowire.chunking import ActionChunk

@@ -25,14 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.registry import SIMULATORS
-from robowire import SimulatorClient
-from robowire.errors import UnknownMethod
-from robowire.interfaces import TaskOptions
-from robowire.registry import load
-from server import simulator_server_of_environment
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmark.registry import SIMULATORS  # noqa: E402
+from robowire import SimulatorClient  # noqa: E402
+from robowire.errors import UnknownMethod  # noqa: E402
+from robowire.interfaces import TaskOptions  # noqa: E402
+from robowire.registry import load  # noqa: E402
+from server import simulator_server_of_environment  # noqa: E402
+
 TASKS = {"robosuite": "Lift", "libero": "libero_spatial/0"}
 # What is observed: cameras, pixels of a side; and how many steps a block has: it lasts about 0.3 s.
 OBSERVATIONS = {"state only": (0, 128, 30), "2 x 128": (2, 128, 8), "2 x 256": (2, 256, 8)}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Load two servers with mixed clients, and look whether anything of them grows.
 
-    python -m perf.soak --seconds 3600 --seed 0
+    python perf/soak.py --seconds 3600 --seed 0
 
 A policy server and a simulator server with its HTTP frontend run in processes of their own. Threads of this
 program connect and leave, say hello, infer, step simulators with images, make, restore and fork snapshots,

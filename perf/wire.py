@@ -1,7 +1,7 @@
 """What one request costs, ours and its alternatives, all in turns in one run on this machine.
 
-    python -m perf.wire                                   every cell: about 15 minutes
-    python -m perf.wire --sizes S --clients 1 16 --contenders openpi robowire
+    python perf/wire.py                                   every cell: about 15 minutes
+    python perf/wire.py --sizes S --clients 1 16 --contenders openpi robowire
 
 Servers and clients have processes of their own (``perf/wires/contenders.py``) and every contender takes its
 turn in every round, so that whatever else the machine does hits all alike. A cell is a size and a number of
@@ -24,9 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from perf.wires.harness import cpu_s, program, rate
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from perf.wires.harness import cpu_s, program, rate  # noqa: E402
+
 PROGRAM = ROOT / "perf" / "wires" / "contenders.py"
 
 # Bytes of an observation's images.

@@ -19,7 +19,7 @@ SHORT = ("naive", "zmq_msgpack", "robowire", "stock")
 
 def test_every_contender_answers_and_every_figure_is_written(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "perf.wire", "--sizes", "S", "--clients", "2", "--rounds", "1"]
+    command = [sys.executable, "perf/wire.py", "--sizes", "S", "--clients", "2", "--rounds", "1"]
     command += ["--round_s", "0.1", "--json", str(file), "--contenders", *SHORT]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -60,3 +60,14 @@ def test_without_a_peer_there_is_no_ratio() -> None:
 def test_the_tables_show_both(line: str) -> None:
     text = tables({("S", 1): CELLS, ("S", 16): CELLS}, ["openpi", "naive", "robowire"])
     assert line in text.splitlines()
+
+
+PROGRAMS = [path.name for path in (ROOT / "perf").glob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_every_measurement_is_run_by_its_path_from_any_folder(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "perf" / name), "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("usage: ")

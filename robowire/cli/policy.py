@@ -23,7 +23,7 @@ from robowire.frontends.policy_frontends import PolicyFrontendOptions, make_poli
 from robowire.interfaces import Policy, PolicyOptions
 from robowire.progress import Progress
 from robowire.registry import Entry, entries, load_policy, nearest
-from robowire.serving.freed_memory import give_back_freed_memory, keep_freed_memory
+from robowire.serving.freed_memory import keep_freed_memory, settle_memory
 from robowire.serving.policy.process import PolicySource
 from robowire.serving.policy.process_policy import ProcessOptions, ProcessPolicy, start_policy
 from robowire.serving.policy.replicas import Replica, start_replicas
@@ -94,7 +94,7 @@ def run(flags: PolicyFlags, program: Program) -> int:
     words = connection_words(flags)
     with server_page(flags) as (flags, page):
         server = make_policy_server(flags, program.policies)
-        give_back_freed_memory()
+        settle_memory()
         return serve(
             server,
             flags,

@@ -176,6 +176,8 @@ def main(argv: Sequence[str]) -> None:
             refuse_start(connection, f"policy {order['name']!r}", exc)
             return
         worker = PolicyWorker(policy, regions)
+        gc.collect()
+        gc.freeze()  # else a collection looks at all that the policy imported, in the middle of an inference
         connection.send(encode_frame(described), timeout_s=SEND_TIMEOUT_S)
         while True:
             answer = worker.call(read_call(_receive(connection)))

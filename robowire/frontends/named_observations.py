@@ -42,6 +42,7 @@ __all__ = [
     "NamedObservation",
     "ObservationAdapter",
     "ObservationReader",
+    "ReadingPlan",
     "make_adapter",
     "resize_with_pad",
 ]
@@ -103,7 +104,7 @@ class ArrayPlace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class ReadingPlan:
     """How observations of one signature are read: what was compared once need not be compared again.
 
     Attributes:
@@ -181,7 +182,7 @@ class ObservationAdapter:
         self._action_steps, self._action_layout = _action_converters(spec, key_map)
         # Which image of an observation each camera is, by the names of its images.
         self._remembered: dict[tuple[str, ...], list[str]] = {}
-        self._plans: dict[Hashable, _Plan] = {}
+        self._plans: dict[Hashable, ReadingPlan] = {}
         self.kept_images: list[KeptImage] = []  # one at most, that the next reader may use
 
     def observation(self, named: NamedObservation) -> MetaObs:
@@ -270,7 +271,7 @@ class ObservationAdapter:
                     return
                 images.append((name, view is not named.images[name]))
         used = self._used_parts(named.state)
-        self._plans[signature] = _Plan(
+        self._plans[signature] = ReadingPlan(
             tuple(images),
             None if image is None else image.shape,
             tuple(
@@ -281,7 +282,7 @@ class ObservationAdapter:
             observation_kind(observation),
         )
 
-    def _follow(self, plan: _Plan, named: NamedObservation) -> MetaObs:
+    def _follow(self, plan: ReadingPlan, named: NamedObservation) -> MetaObs:
         """Return an observation of a signature that was read before."""
         image = state = None
         if self.strided_images and len(plan.images) == 1:
@@ -631,7 +632,7 @@ class ObservationReader:
     def __init__(
         self,
         adapter: ObservationAdapter,
-        plan: _Plan,
+        plan: ReadingPlan,
         named: NamedObservation,
         places: Mapping[str, ArrayPlace],
     ) -> None:
@@ -657,7 +658,7 @@ class ObservationReader:
             self._numbers = []
         self._words = named.instruction, named.timestep, None, None, None, named.episode_seed
 
-    def request(self, message: bytes | memoryview) -> Request:
+    def request(self, message: bytes | bytearray | memoryview) -> Request:
         """Return the request for a policy's next actions; any thread.
 
         Nothing of it views the message, but the image for a policy that takes images in any order of memory.
@@ -684,7 +685,7 @@ class ObservationReader:
         observation = MetaObs(state, None, None, None, image, None, None, *self._words)
         return Request("infer", observations=(observation,), kind=self._kind)
 
-    def _image(self, shape: tuple[int, ...], message: bytes | memoryview) -> np.ndarray:
+    def _image(self, shape: tuple[int, ...], message: bytes | bytearray | memoryview) -> np.ndarray:
         kept = self._adapter.kept_images
         try:
             memory = kept.pop()  # from here on it is this thread's
@@ -714,6 +715,8 @@ def _strides(images: Sequence[tuple[tuple[int, ...], int, bool]]) -> tuple[int, 
     Returns:
         ``None`` where no strides fit: three cameras need equal distances.
     """
+    if not images:
+        return None
     steps = {other[1] - one[1] for one, other in zip(images, images[1:])} or {0}
     if len(steps) > 1 or len({(shape, in_planes) for shape, _, in_planes in images}) > 1:
         return None

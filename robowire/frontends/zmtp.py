@@ -186,6 +186,7 @@ class ZmtpDecoder:
 
     Attributes:
         memory: Where the bodies of a REQ client's requests get theirs.
+        ahead: Bytes that were received, and that :meth:`read_ahead` has to process before others are.
     """
 
     def __init__(self, max_payload: int) -> None:
@@ -202,14 +203,9 @@ class ZmtpDecoder:
         self._guesses = False  # the buffer is that of the beginning of a message
         self._expected: bytearray | None = None  # memory for the body of that message
         self._expected_length = 0  # of that message
-        self._ahead = b""
+        self.ahead = b""
         self._buffer = memoryview(bytearray(len(SIGNATURE)))
         self._filled = 0
-
-    @property
-    def ahead(self) -> bool:
-        """Whether bytes were received that :meth:`read_ahead` has to process before others are."""
-        return bool(self._ahead)
 
     @property
     def in_body(self) -> bool:
@@ -228,7 +224,7 @@ class ZmtpDecoder:
     @property
     def mid_message(self) -> bool:
         """Whether a frame or a message has begun and is not complete."""
-        return bool(self._frames) or self._length >= 0 or self._filled > 0 or bool(self._ahead)
+        return bool(self._frames) or self._length >= 0 or self._filled > 0 or bool(self.ahead)
 
     @property
     def envelope(self) -> list[bytearray]:
@@ -245,7 +241,7 @@ class ZmtpDecoder:
         Where a message is expected to begin as the one before it they are its beginning and a body as long:
         then both take one system call.
         """
-        if not self._guesses or self._filled or self._ahead:
+        if not self._guesses or self._filled or self.ahead:
             return (self.get_buffer(),)
         if self._expected is None:
             size = _LENGTH.unpack_from(self._beginning, len(_BEGINNING))[0]
@@ -269,7 +265,7 @@ class ZmtpDecoder:
             return Message([bytearray(), body])
         nbytes -= _BEGINNING_LENGTH
         if self._buffer != self._beginning:
-            self._ahead = bytes(memoryview(body)[:nbytes])
+            self.ahead = bytes(memoryview(body)[:nbytes])
             return self.buffer_updated(_BEGINNING_LENGTH)
         self.buffer_updated(_BEGINNING_LENGTH)
         return self.buffer_updated(nbytes)
@@ -309,8 +305,8 @@ class ZmtpDecoder:
             RemoteProtocolError: As it does.
         """
         buffer = self.get_buffer()
-        taken = self._ahead[: len(buffer)]
-        self._ahead = self._ahead[len(taken) :]
+        taken = self.ahead[: len(buffer)]
+        self.ahead = self.ahead[len(taken) :]
         buffer[: len(taken)] = taken
         event = self.buffer_updated(len(taken))
         assert not isinstance(event, (Signature, Greeting))
@@ -379,7 +375,7 @@ class ZmtpDecoder:
         length = len(self._beginning)
         if not self._beginning.startswith(came):
             self._guesses = False
-            self._ahead = came + self._ahead
+            self.ahead = came + self.ahead
             self._expect(2)
         elif self._filled == length:
             self._guesses = False

@@ -504,6 +504,16 @@ def test_a_policy_that_takes_any_order_of_memory_gets_a_view_of_the_message(came
     assert np.shares_memory(again, images["camera0"]) == (cameras == 1)
 
 
+def test_a_policy_without_cameras_may_take_any_order_of_memory() -> None:
+    known = adapter(PolicySpec(camera_names=(), state_dim=2), preset=None, strided_images=True)
+    named = NamedObservation({}, {"state": np.ones(2, np.float32)})
+    known.request([named])
+    message, places = in_message(named, skip=1)
+    (observation,) = known.reader(named, places).request(message).observations
+    assert observation.image is None
+    assert observation.state.tolist() == [1, 1]
+
+
 def test_images_at_unequal_distances_or_of_two_orders_are_copied() -> None:
     names = ["a", "b", "c"]
     spec = PolicySpec(camera_names=tuple(names), state_dim=None)

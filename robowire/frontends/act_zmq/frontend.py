@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robowire.errors import InvalidParams, RequestError, Unauthenticated
-from robowire.frontends.act_zmq.codec import ActExchange, encode_error, read_token
+from robowire.frontends.act_zmq.codec import (
+    ActExchange,
+    encode_error,
+    make_observation_reader,
+    read_token,
+)
+from robowire.frontends.key_map import KeyMap
+from robowire.frontends.named_observations import ObservationAdapter
 from robowire.frontends.policy_frontends import PolicyFrontendOptions
 from robowire.frontends.zmq_router import ZmqRouter
 from robowire.serving.policy.service import PolicyService, PolicySession
 from robowire.serving.tcp.handler import UNAUTHENTICATED_MAX_PAYLOAD
 from robowire.wire.codecs import PolicyCodec
-from robowire.wire.pickle.templates import MISS
 from robowire.wire.pickle.writer import Buffer
 
 __all__ = ["ActZmqFrontend"]
@@ -38,11 +44,12 @@ class ActZmqFrontend(ZmqRouter):
     def __init__(self, service: PolicyService, options: PolicyFrontendOptions) -> None:
         assert options.act_zmq_port is not None
         self.policy_service = service
+        self._spec = spec = service.dispatcher.spec
+        strided_images = service.strided_images
         self._codec = PolicyCodec(
-            service.dispatcher.spec.camera_names,
-            float_images=options.float_images,
-            strided_images=service.strided_images,
+            spec.camera_names, float_images=options.float_images, strided_images=strided_images
         )
+        self._adapter = ObservationAdapter(spec, KeyMap("none"), strided_images=strided_images)
         super().__init__(service, options, options.act_zmq_port)
 
     def describe(self) -> str:
@@ -58,8 +65,17 @@ class ActZmqFrontend(ZmqRouter):
 
     def known_exchange(self, session: PolicySession, body: bytearray) -> ActExchange | None:
         """Return the exchange of an observation that is as an earlier one of the client."""
-        value = session.reader.known(body)
-        return None if value is MISS else ActExchange(body, self._codec, session.reader, value=value)
+        match = session.reader.match(body)
+        if match is None:
+            return None
+        template = match.template
+        if template.recipe is None:  # not looked for yet
+            template.recipe = (
+                make_observation_reader(template, self._codec, self._adapter, self._spec) or False
+            )
+        if template.recipe:
+            return ActExchange(body, self._codec, session.reader, observation_reader=template.recipe)
+        return ActExchange(body, self._codec, session.reader, value=template.make(match.found, body))
 
     def token_of(self, body: bytearray) -> object:
         """Return the token in a request; called until one was right."""

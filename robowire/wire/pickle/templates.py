@@ -31,15 +31,17 @@ from robowire.wire.pickle.reader import (
 )
 from robowire.wire.pickle.scanner import _BLOB_MIN, _COUNTED, _FRAME_LENGTH
 
-__all__ = ["MISS", "TemplateReader"]
+__all__ = ["MISS", "Hole", "Match", "Template", "TemplateReader"]
 
 # A template of 64 actions that CPython wrote has 6 kB outside its holes and 64 holes. With these bounds one
-# takes about 150 kB at most, and a connection's four of them less than what a single observation does.
+# takes about 220 kB at most, and a connection's four of them about what a single observation does.
 _MAX_TEMPLATES = 4
 _MAX_SKELETON = 16 * 1024
 _MAX_HOLES = 512
 _MAX_NODES = 1024
 _MAX_OPCODES = 8192
+# An observation has so many at most; of a payload with more no frontend finds out anything.
+_MAX_HOLES_OF_VALUE = 32
 
 # Making a template takes ten times as long as reading in full. So many may be made before one is of use, and
 # one more for every 16 payloads that a template read: a peer whose payloads always differ ends with none.
@@ -63,7 +65,7 @@ class TemplateReader:
     """Reads the payloads of one connection: by a template where one fits, else in full. For one thread."""
 
     def __init__(self) -> None:
-        self._templates: dict[int, _Template] = {}  # by the payload's length, the oldest first
+        self._templates: dict[int, Template] = {}  # by the payload's length, the oldest first
         self._seen: dict[int, None] = {}  # lengths of the last payloads that were read in full
         self._credit = _MAX_CREDIT
 
@@ -91,13 +93,18 @@ class TemplateReader:
 
     def known(self, payload: bytearray) -> Any:
         """Return the value of a payload that a template fits, which takes little time; else ``MISS``."""
+        match = self.match(payload)
+        return MISS if match is None else match.template.make(match.found, payload)
+
+    def match(self, payload: bytearray) -> Match | None:
+        """Return the template that a payload fits; ``None`` where there is none."""
         template = self._templates.get(len(payload))
-        if template is None:
-            return MISS
-        value = template.read(payload)
-        if value is not MISS:
-            self._credit = min(self._credit + 1, _MAX_CREDIT)
-        return value
+        found = None if template is None else template.match(payload)
+        if template is None or found is None:
+            return None
+        if self._credit < _MAX_CREDIT:
+            self._credit += 1
+        return Match(template, found)
 
     def _learn(self, payload: bytearray, length: int) -> None:
         """Make a template of a payload that the full reader accepted."""
@@ -111,21 +118,42 @@ class TemplateReader:
         self._templates[length] = template
 
 
-class _Template:
-    """The bytes outside a payload's holes, and how its value is made of what is in them."""
+class Template:
+    """The bytes outside a payload's holes, and how its value is made of what is in them.
 
-    __slots__ = ("_layout", "_make", "_pick", "_skeleton")
+    Attributes:
+        value: Of such payloads, with a :class:`Hole` for each array and number that may vary; ``None`` where
+            there are many.
+        make: Returns the value of a payload from what :meth:`match` found, and the payload.
+        recipe: What a frontend has found out about them; ``None`` at first.
+    """
 
-    def __init__(self, layout: str, skeleton: dict[int, bytes], make: Maker) -> None:
+    __slots__ = ("_layout", "_pick", "_skeleton", "make", "recipe", "value")
+
+    def __init__(self, layout: str, skeleton: dict[int, bytes], make: Maker, value: Any) -> None:
         self._layout = struct.Struct(layout)
         self._pick = itemgetter(*skeleton)
         self._skeleton = tuple(skeleton.values())
-        self._make = make
+        self.make = make
+        self.value = value
+        self.recipe: Any = None
 
-    def read(self, payload: bytearray) -> Any:
-        """Return the value of a payload of the template's length, or ``MISS`` where it is another."""
+    def match(self, payload: bytearray) -> tuple[Any, ...] | None:
+        """Return what is in a payload of the template's length; ``None`` where it differs in more."""
         found = self._layout.unpack(payload)
-        return self._make(found, payload) if self._pick(found) == self._skeleton else MISS
+        return found if self._pick(found) == self._skeleton else None
+
+
+class Match(NamedTuple):
+    """A payload that fits a template.
+
+    Attributes:
+        template: The template.
+        found: What is in the payload.
+    """
+
+    template: Template
+    found: tuple[Any, ...]
 
 
 class _Unfit(Exception):
@@ -141,8 +169,17 @@ class _Opcode(NamedTuple):
     end: int
 
 
-class _Hole:
-    """Stands in a value for what the payload's hole will hold."""
+class Hole:
+    """Stands in a value for what the payload's hole will hold.
+
+    Attributes:
+        begin: First byte of it in the payload.
+        end: First byte behind it.
+        kind: ``"array"``, or how :mod:`struct` reads a number.
+        shape: Of an array.
+        dtype: Of an array.
+        order: ``"C"`` or ``"F"``, of an array.
+    """
 
     __slots__ = ("begin", "dtype", "end", "index", "kind", "order", "shape", "used")
 
@@ -155,7 +192,7 @@ class _Hole:
         self.order: Any = "C"
 
 
-def _template(payload: bytearray) -> _Template | None:
+def _template(payload: bytearray) -> Template | None:
     """Return the template of a payload that the full reader accepted; ``None`` where it gets none."""
     for numbers in (True, False):  # where a number is a size, or a key, none of them is a hole
         try:
@@ -190,19 +227,19 @@ def _opcodes(payload: bytearray) -> Iterator[_Opcode]:
         offset = end
 
 
-def _traced(payload: bytearray, numbers: bool) -> tuple[Any, list[_Hole]]:
+def _traced(payload: bytearray, numbers: bool) -> tuple[Any, list[Hole]]:
     """Return a payload's value in which holes stand for what may vary, and the candidates for them."""
     pieces: list[bytes | memoryview] = []
     buffers: list[Any] = []
-    holes: list[_Hole] = []
-    data_of: dict[int, _Hole] = {}
+    holes: list[Hole] = []
+    data_of: dict[int, Hole] = {}
     view = memoryview(payload)
     after_text = False
     for code, begin, data, end in _opcodes(payload):
         kind = _COUNTED[code][1] if code in _COUNTED else None
         if kind in (bytes, bytearray) and end > data:
             note = _Bytes(kind, view[data:end])
-            data_of[id(note)] = hole = _Hole(data, end, "array")
+            data_of[id(note)] = hole = Hole(data, end, "array")
             holes.append(hole)
             buffers.append(note)
             pieces.append(b"\x97")
@@ -210,7 +247,7 @@ def _traced(payload: bytearray, numbers: bool) -> tuple[Any, list[_Hole]]:
             buffers.append(_Dict())
             pieces.append(b"\x97")
         elif numbers and (code == ord("G") or (after_text and code in _NUMBER_FORMATS)):
-            hole = _Hole(data, end, _NUMBER_FORMATS[code])
+            hole = Hole(data, end, _NUMBER_FORMATS[code])
             holes.append(hole)
             buffers.append(hole)
             pieces.append(b"\x97")
@@ -225,12 +262,12 @@ def _traced(payload: bytearray, numbers: bool) -> tuple[Any, list[_Hole]]:
 class _Tracer(_Finisher):
     """Finishes a value as the full reader does, but for the arrays: holes stay."""
 
-    def __init__(self, data_of: dict[int, _Hole]) -> None:
+    def __init__(self, data_of: dict[int, Hole]) -> None:
         super().__init__(1 << 62)  # what the payload may cost was found by the full reader
         self._data_of = data_of
 
     def finish(self, value: Any, depth: int) -> Any:
-        if type(value) is _Hole:
+        if type(value) is Hole:
             return value
         if type(value) is _Bytes:
             # Bytes that are a value, not an array's data, belong to the skeleton: twice used is no hole.
@@ -252,9 +289,9 @@ class _Tracer(_Finisher):
         return hole
 
 
-def _compiled(payload: bytearray, value: Any, candidates: list[_Hole]) -> _Template:
+def _compiled(payload: bytearray, value: Any, candidates: list[Hole]) -> Template:
     """Return the template of a traced value."""
-    holes: list[_Hole] = []
+    holes: list[Hole] = []
     _collect(value, holes, set())
     if not 1 <= len(holes) <= _MAX_HOLES:
         raise _Unfit
@@ -277,10 +314,10 @@ def _compiled(payload: bytearray, value: Any, candidates: list[_Hole]) -> _Templ
     if sum(map(len, skeleton.values())) > _MAX_SKELETON:
         raise _Unfit
     maker = _maker(value)
-    return _Template("".join(layout), skeleton, maker)
+    return Template("".join(layout), skeleton, maker, value if len(holes) <= _MAX_HOLES_OF_VALUE else None)
 
 
-def _collect(value: Any, holes: list[_Hole], met: set[int]) -> None:
+def _collect(value: Any, holes: list[Hole], met: set[int]) -> None:
     """Gather the holes of a value, each of which is there once, as is everything that can be changed."""
     kind = type(value)
     if kind in _CONSTANTS:
@@ -290,7 +327,7 @@ def _collect(value: Any, holes: list[_Hole], met: set[int]) -> None:
     met.add(id(value))
     if len(met) > _MAX_NODES:
         raise _Unfit
-    if kind is _Hole:
+    if kind is Hole:
         holes.append(value)
     elif kind is list or kind is tuple:
         for item in value:
@@ -308,7 +345,7 @@ def _collect(value: Any, holes: list[_Hole], met: set[int]) -> None:
 def _maker(value: Any) -> Maker:
     """Return what makes a value of which holes are filled in, all else in it new where it can be changed."""
     kind = type(value)
-    if kind is _Hole:
+    if kind is Hole:
         return _hole_maker(value)
     if kind is dict:
         return _dict_maker(value)
@@ -332,7 +369,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], data: bytes, order: Any
     return np.ndarray(shape, dtype, bytearray(data), 0, None, order)
 
 
-def _hole_maker(hole: _Hole) -> Maker:
+def _hole_maker(hole: Hole) -> Maker:
     index, shape, dtype, order = hole.index, hole.shape, hole.dtype, hole.order
     if hole.kind == "8s":
         return lambda found, payload: _DOUBLE.unpack(found[index])[0]
@@ -376,7 +413,7 @@ def _rows_maker(value: list[Any]) -> Maker | None:
     if len(value) < 2 or type(value[0]) not in _RECORDS:
         return None
     kind, first = type(value[0]), vars(value[0])
-    names = [name for name, item in first.items() if type(item) is _Hole]
+    names = [name for name, item in first.items() if type(item) is Hole]
     if len(names) != 1:
         return None
     name = names[0]
@@ -395,7 +432,7 @@ def _rows_maker(value: list[Any]) -> Maker | None:
             if key != name and not (type(item) is type(constant[key]) and item == constant[key]):
                 return None
         item = vars(row)[name]
-        if type(item) is not _Hole or item.kind != "array" or item.index < 0:
+        if type(item) is not Hole or item.kind != "array" or item.index < 0:
             return None
         if (item.shape, item.dtype, item.order) != (shape, dtype, "C"):
             return None

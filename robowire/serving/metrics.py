@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import numpy as np
 
@@ -38,6 +38,9 @@ _PHASES = {3: ("decode", "execute", "encode"), 4: ("decode", "wait", "infer", "e
 # Why a simulator's process ended during a call.
 _REASONS = ("died", "timeout", "client_left")
 
+K = TypeVar("K")
+T = TypeVar("T")
+
 # What a gauge reads: one number, or one for each value of its label.
 Reading = Union[float, "Mapping[str, float]"]
 
@@ -56,11 +59,13 @@ class Metrics:
         self.server = ""
         self._clock = clock
         self._started = clock()
-        # Written by any thread: appending is atomic. What each entry holds is said where it is appended.
-        self._new_requests: deque[tuple[str, int, int, str, float | None, float | None]] = deque()
-        self._new_answers: deque[tuple[str, str, str, tuple[float, ...]]] = deque()
+        # Written by any thread: appending is atomic. Each entry is a key, and what is counted under it.
+        self._new_requests: deque[tuple[tuple[str, str], tuple[int, int, float | None, float | None]]] = (
+            deque()
+        )
+        self._new_answers: deque[tuple[tuple[str, str, str], tuple[float, ...]]] = deque()
         self._new_operations: deque[tuple[str, float]] = deque()
-        self._new_phases: deque[tuple[str, str, str, float]] = deque()
+        self._new_phases: deque[tuple[tuple[str, str, str], float]] = deque()
         self._new_batches: deque[tuple[Sequence[float], float | None]] = deque()
         self._numbers: dict[str, itertools.count[int]] = {}
         self._gauges: dict[str, tuple[str, str, Callable[[], Reading]]] = {}
@@ -137,7 +142,7 @@ class Metrics:
             receive_s: Seconds from the first byte of the request to its last; ``None`` where unknown.
             send_s: Seconds that sending took; ``None`` where unknown.
         """
-        self._new_requests.append((frontend, bytes_received, bytes_sent, method, receive_s, send_s))
+        self._new_requests.append(((frontend, method), (bytes_received, bytes_sent, receive_s, send_s)))
         if len(self._new_requests) >= _COUNT_AT:
             self._count_soon()
 
@@ -151,7 +156,7 @@ class Metrics:
             seconds: Of a request that went well its phases: (decode, execute, encode), or of an inference
                 (decode, wait, infer, encode). Of another one the whole: (seconds,).
         """
-        self._new_answers.append((frontend, method, outcome, seconds))
+        self._new_answers.append(((frontend, method, outcome), seconds))
         if len(self._new_answers) >= _COUNT_AT:
             self._count_soon()
 
@@ -164,7 +169,7 @@ class Metrics:
             phase: ``"receive"``, ``"send"``, ...
             seconds: Its duration.
         """
-        self._new_phases.append((frontend, method, phase, seconds))
+        self._new_phases.append(((frontend, method, phase), seconds))
 
     def error(self, error_type: str) -> None:
         """Count an error, by its code on the wire, or ``unreadable`` for a payload that got no answer."""
@@ -209,34 +214,29 @@ class Metrics:
 
     def _count(self) -> None:
         """Count what is queued; the lock is held."""
-        totals = self._totals
-        phases: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
-        for frontend, received, sent, method, receive_s, send_s in _taken(self._new_requests):
-            totals["requests"] += 1
-            totals["bytes_received"] += received
-            totals["bytes_sent"] += sent
-            self._requests[frontend] += 1
-            self._received[frontend] += received
-            self._sent[frontend] += sent
-            if receive_s is not None:
-                phases[frontend, method, "receive"].append(receive_s)
-            if send_s is not None:
-                phases[frontend, method, "send"].append(send_s)
-        answers: defaultdict[tuple[str, str, str, int], list[tuple[float, ...]]] = defaultdict(list)
-        for frontend, method, outcome, seconds in _taken(self._new_answers):
-            answers[frontend, method, outcome, len(seconds)].append(seconds)
-        for (frontend, method, outcome, columns), rows in answers.items():
-            table = np.array(rows)
-            self._answers[frontend, method, outcome].add(table.sum(1))
-            for phase, column in zip(_PHASES.get(columns, ()), table.T):
-                self._phases[frontend, method, phase].add(column)
-        for frontend, method, phase, seconds in _taken(self._new_phases):
-            phases[frontend, method, phase].append(seconds)
+        phases: defaultdict[tuple[str, str, str], list[float]] = _grouped(self._new_phases)
+        for (frontend, method), rows in _grouped(self._new_requests).items():
+            received, sent, receive_s, send_s = zip(*rows)
+            self._requests[frontend] += len(rows)
+            self._received[frontend] += sum(received)
+            self._sent[frontend] += sum(sent)
+            self._totals["requests"] += len(rows)
+            self._totals["bytes_received"] += sum(received)
+            self._totals["bytes_sent"] += sum(sent)
+            for phase, durations in (("receive", receive_s), ("send", send_s)):
+                phases[frontend, method, phase] += [each for each in durations if each is not None]
+        for (frontend, method, outcome), answers in _grouped(self._new_answers).items():
+            for columns in set(map(len, answers)):
+                table = np.array([seconds for seconds in answers if len(seconds) == columns])
+                self._answers[frontend, method, outcome].add(table.sum(1))
+                for phase, column in zip(_PHASES.get(columns, ()), table.T):
+                    self._phases[frontend, method, phase].add(column)
         for key, values in phases.items():
-            self._phases[key].add(values)
-        for operation, duration in _taken(self._new_operations):
-            self._window(operation).append(duration)
-            self._operations[operation] += 1
+            if values:
+                self._phases[key].add(values)
+        for operation, latest in _grouped(self._new_operations).items():
+            self._window(operation).extend(latest)
+            self._operations[operation] += len(latest)
         waits: list[float] = []
         inferences: list[float] = []
         for waited_s, infer_s in _taken(self._new_batches):
@@ -488,9 +488,17 @@ def _summed(histogram: Histogram) -> dict[str, float]:
     return {"count": histogram.count, "seconds": round(histogram.sum, 6)}
 
 
-def _taken(events: deque[Any]) -> Iterable[Any]:
+def _taken(events: deque[T]) -> Iterable[T]:
     """Take out what is queued now; more may be appended meanwhile."""
     return [events.popleft() for _ in range(len(events))]
+
+
+def _grouped(events: deque[tuple[K, T]]) -> defaultdict[K, list[T]]:
+    """Take out what is queued now, and return it by its keys."""
+    groups: defaultdict[K, list[T]] = defaultdict(list)
+    for key, value in _taken(events):
+        groups[key].append(value)
+    return groups
 
 
 def _quantile(ordered: list[float], share: float) -> float:

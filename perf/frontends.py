@@ -51,11 +51,14 @@ class Wire(NamedTuple):
         environment: Of its peer, in ``.venvs``.
         chunk_size: Steps of a chunk.
         most_clients: Most clients that the peer's own server takes at one time; ``None`` for any number.
+        copies_images: Whether the peer's own server copies the images into an array for its policy; then
+            ours does, too.
     """
 
     environment: str
     chunk_size: int = harness.CHUNK_SIZE
     most_clients: int | None = None
+    copies_images: bool = False
 
     def peer_clients(self, clients: int) -> int:
         """Return how many clients the peer's server gets where robowire gets so many."""
@@ -66,7 +69,7 @@ WIRES = {
     "openpi": Wire("openpi"),
     "vla_eval": Wire("vla_eval", chunk_size=1),  # its clients take one action each
     "gr00t": Wire("gr00t"),
-    "act_zmq": Wire("gr00t"),
+    "act_zmq": Wire("gr00t", copies_images=True),
     "vlastudio": Wire("vlastudio"),
     # One place for an observation, for all clients, which each new client empties.
     "lerobot": Wire("lerobot", most_clients=1),
@@ -77,13 +80,22 @@ THREADS = 8
 
 
 class BenchPolicy:
-    """Answer constants, at once or as late as an accelerator would."""
+    """Answer constants, at once or as late as an accelerator would.
+
+    Args:
+        fixed_s: Seconds of an inference.
+        row_s: Seconds for each row of it.
+        size: Of the images.
+        chunk_size: Steps of a chunk.
+        strided_images: Whether it takes images in any order of memory.
+    """
 
     max_batch_size = 64
     any_thread = True
-    strided_images = True  # it does not look at them, as the peers' policies do not
 
-    def __init__(self, fixed_s: float, row_s: float, size: str, chunk_size: int) -> None:
+    def __init__(
+        self, fixed_s: float, row_s: float, size: str, chunk_size: int, *, strided_images: bool = True
+    ) -> None:
         self.spec = PolicySpec(
             policy="bench",
             camera_names=tuple(harness.SIZES[size]),
@@ -91,6 +103,7 @@ class BenchPolicy:
             chunk_size=chunk_size,
             action_dim=harness.ACTION_DIM,
         )
+        self.strided_images = strided_images
         self._fixed_s, self._row_s = fixed_s, row_s
         # Made once, as the peers' policies make them.
         self._actions = np.full((1, chunk_size, harness.ACTION_DIM), harness.ACTION, np.float32)
@@ -106,7 +119,8 @@ class BenchPolicy:
 def serve_robowire(wire: str, fixed_s: float, row_s: float, size: str) -> None:
     """Serve one wire until standard input ends."""
     options = PolicyFrontendOptions(host="127.0.0.1", port=0, max_connections=256, **{f"{wire}_port": 0})
-    policy = BenchPolicy(fixed_s, row_s, size, WIRES[wire].chunk_size)
+    known = WIRES[wire]
+    policy = BenchPolicy(fixed_s, row_s, size, known.chunk_size, strided_images=not known.copies_images)
     keep_freed_memory()  # as the program does
     frontends = make_policy_frontends(options)
     # LeRobot's clients name a checkpoint; what its own server loads by that name is a size.

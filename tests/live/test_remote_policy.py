@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -21,6 +21,7 @@ from robowire.interfaces import PolicyOptions
 from robowire.meta import MetaObs
 from robowire.serving.policy.server import PolicyServer, PolicyServerOptions
 from robowire.serving.simulator.server import SimulatorServer
+from robowire.specs import PolicySpec
 from robowire.testing import EchoPolicy, SlowPolicy, running_server, running_simulator_server
 
 FAKE = "robowire.testing.fake_simulator:make_simulator"
@@ -61,6 +62,43 @@ def test_a_native_server_is_asked_for_single_observations_and_for_batches(echo: 
         np.testing.assert_array_equal(chunk, np.arange(4)[:, np.newaxis, np.newaxis] + batch.state)
         with pytest.raises(SpecMismatch, match=r"^state is a float32 array of shape \(2,\), expected \(3,\)"):
             client.infer(obs(1, 2))
+
+
+class SeeingPolicy:
+    """Answers a number for each camera that every pixel and its place change."""
+
+    def __init__(self, cameras: int) -> None:
+        self.spec = PolicySpec(
+            policy="seeing",
+            camera_names=("front", "wrist")[:cameras],
+            image_height=6,
+            image_width=8,
+            state_dim=1,
+            chunk_size=1,
+            action_dim=cameras,
+        )
+
+    def infer(self, observations: Sequence[MetaObs]) -> np.ndarray:
+        images = np.stack([np.ascontiguousarray(observation.image) for observation in observations])
+        pixels = images.reshape(*images.shape[:2], -1)
+        return (pixels * np.arange(pixels.shape[-1])).sum(-1)[:, np.newaxis].astype(np.float32)
+
+
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_an_image_arrives_the_same_whatever_its_order_in_memory(cameras: int) -> None:
+    with running_server(SeeingPolicy(cameras)) as server:
+        policy = remote(f"robowire://127.0.0.1:{server.address[1]}")
+        rng = np.random.default_rng(0)
+        for _ in range(3):  # the third is packed like the second
+            rows = rng.integers(0, 256, (cameras, 6, 8, 3), dtype=np.uint8)
+            strided, state = rows.transpose(0, 3, 1, 2), np.zeros(1, np.float32)
+            answers = [
+                policy.infer([MetaObs(state=state, image=image)])
+                for image in (strided, np.ascontiguousarray(strided))
+            ]
+            assert not strided.flags.c_contiguous
+            np.testing.assert_array_equal(*answers)
+        policy.close()
 
 
 def test_requests_of_several_clients_are_upstream_at_the_same_time() -> None:

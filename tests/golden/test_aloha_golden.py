@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saved_arrays import load_arrays
 
 from benchmark.registry import SIMULATORS
 from robowire.interfaces import TaskOptions
 from robowire.registry import load
 
-EPISODES = np.load(Path(__file__).parent / "aloha" / "gym_aloha_0.1.5.npz")
+EPISODES = load_arrays(Path(__file__).parent / "aloha" / "gym_aloha_0.1.5.npz")
 
 
 @pytest.mark.parametrize(("task", "rewards"), [("transfer_cube", {0, 1, 2, 4}), ("insertion", {0})])

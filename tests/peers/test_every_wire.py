@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zmq
 from peer_process import run_peer
+from saved_arrays import load_arrays
 from server_process import ServerProcess
 
 from benchmark.registry import SIMULATORS
@@ -99,7 +100,7 @@ def port_of(server: ServerProcess, name: str) -> int:
 def through_openpi(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
     port = port_of(server, "openpi's")
     run_peer("openpi", "run_openpi.py", "127.0.0.1", port, episode.file, target)
-    return np.load(target)["chunks"], closes_positive(episode.chunks)
+    return load_arrays(target)["chunks"], closes_positive(episode.chunks)
 
 
 def through_vla_eval(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +108,7 @@ def through_vla_eval(server: ServerProcess, episode: Episode, target: Path) -> t
     run_peer("vla_eval", "run_vla_eval.py", url, episode.file, target)
     # One action for each observation, of the chunk of the first.
     assert STEPS <= N_ACTION_STEPS
-    return np.load(target)["png"], closes_positive(episode.chunks[0, :STEPS])
+    return load_arrays(target)["png"], closes_positive(episode.chunks[0, :STEPS])
 
 
 def through_vlastudio(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +127,7 @@ def through_vlastudio(server: ServerProcess, episode: Episode, target: Path) -> 
 def through_gr00t(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:
     port = port_of(server, "GR00T's")
     run_peer("gr00t", "gr00t_client.py", "n1.5", port, episode.file, target, *CAMERAS)
-    return np.load(target)["chunks"], episode.chunks
+    return load_arrays(target)["chunks"], episode.chunks
 
 
 def through_act_zmq(server: ServerProcess, episode: Episode, target: Path) -> tuple[np.ndarray, np.ndarray]:

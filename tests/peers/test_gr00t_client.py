@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from frontend_server import port_of, running_frontends
 from peer_process import run_peer
+from saved_arrays import load_arrays
 
 from policies.act.policy import make_policy
 from robowire import PolicyClient
@@ -53,7 +53,7 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 ]
             )
     for version in ("n1.5", "n1.6", "n1.7"):
-        found[f"{version} arrays"] = dict(np.load(Path(folder / f"{version}.npz")))
+        found[f"{version} arrays"] = load_arrays(folder / f"{version}.npz")
     return found
 
 

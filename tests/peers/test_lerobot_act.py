@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from peer_process import run_peer
+from saved_arrays import load_arrays
 
 from policies.act.policy import make_policy
 from robowire.client.policy_client import PolicyClient
@@ -52,7 +53,7 @@ def test_its_chunks_are_lerobots(settings: dict[str, Any], era: str, tmp_path: P
     policy = make_policy(PolicyOptions(model_name_or_path=str(folder), device="cpu"))
     assert policy.spec.camera_names == ("front_left", "wrist")
     assert (policy.spec.image_height, policy.spec.image_width, policy.spec.n_action_steps) == (64, 96, 3)
-    given, wanted = np.load(inputs), np.load(actions)
+    given, wanted = load_arrays(inputs), np.load(actions)
     observations = [MetaObs(state=s, image=i) for s, i in zip(given["state"], given["images"])]
     np.testing.assert_allclose(policy.infer(observations), wanted, rtol=0, atol=1e-5)
     assert np.ptp(wanted, axis=0).max() > 1e-3  # the two observations differ, and it sees them
@@ -70,7 +71,7 @@ def test_its_temporal_ensembling_is_lerobots(tmp_path: Path) -> None:
     settings = {"temporal_ensemble_coeff": 0.3, "n_action_steps": 1}
     run_peer("lerobot", "lerobot_act.py", folder, inputs, actions, "new", json.dumps(settings), timeout_s=240)
     policy = make_policy(PolicyOptions(model_name_or_path=str(folder), device="cpu"))
-    given, wanted = np.load(inputs), np.load(actions)
+    given, wanted = load_arrays(inputs), np.load(actions)
     observations = [
         MetaObs(state=s, image=i, timestep=t) for t, (s, i) in enumerate(zip(given["state"], given["images"]))
     ]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from peer_process import run_peer
+from saved_arrays import load_arrays
 
 from policies.registry import POLICIES
 from robowire import PolicyClient
@@ -34,7 +35,7 @@ def folder(kind: str, tmp_path: Path) -> tuple[Path, Any, np.ndarray]:
     """Return a folder of random weights, observations of an episode, and the actions that LeRobot selects."""
     files = [tmp_path / kind, tmp_path / "in.npz", tmp_path / "out.npy"]
     run_peer("lerobot", "lerobot_policies.py", kind, *files, timeout_s=240)
-    return files[0], np.load(files[1]), np.load(files[2])
+    return files[0], load_arrays(files[1]), np.load(files[2])
 
 
 def flags(model: Path, **options: object) -> PolicyFlags:

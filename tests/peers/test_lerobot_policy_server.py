@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peer_process import peer_python, run_peer
+from saved_arrays import load_arrays
 
 from policies.act.policy import make_policy as make_act
 from policies.remote.policy import make_policy as make_remote
@@ -64,7 +65,7 @@ def test_its_server_answers_with_the_chunks_that_its_policy_predicts(url: str, t
     policy = make_remote(PolicyOptions(extra={"url": url, **told, **loads}))
     session = policy.open_session()
     ours = make_act(PolicyOptions(model_name_or_path=str(folder), device="cpu"))
-    given, wanted = np.load(inputs), np.load(actions)
+    given, wanted = load_arrays(inputs), np.load(actions)
     for _ in range(2):
         for step, (state, image) in enumerate(zip(given["state"], given["images"])):
             observation = MetaObs(state=state, image=image, timestep=step)

@@ -35,6 +35,7 @@ from robowire.specs import PolicySpec
 from robowire.wire.arrays import describe, is_numeric
 from robowire.wire.messages import Request
 from robowire.wire.payload_memory import COUNTS_REFERENCES
+from robowire.wire.pickle.writer import Buffer
 from robowire.wire.text_safety import quoted
 
 __all__ = [
@@ -658,7 +659,7 @@ class ObservationReader:
             self._numbers = []
         self._words = named.instruction, named.timestep, None, None, None, named.episode_seed
 
-    def request(self, message: bytes | bytearray | memoryview) -> Request:
+    def request(self, message: Buffer) -> Request:
         """Return the request for a policy's next actions; any thread.
 
         Nothing of it views the message, but the image for a policy that takes images in any order of memory.
@@ -685,7 +686,7 @@ class ObservationReader:
         observation = MetaObs(state, None, None, None, image, None, None, *self._words)
         return Request("infer", observations=(observation,), kind=self._kind)
 
-    def _image(self, shape: tuple[int, ...], message: bytes | bytearray | memoryview) -> np.ndarray:
+    def _image(self, shape: tuple[int, ...], message: Buffer) -> np.ndarray:
         kept = self._adapter.kept_images
         try:
             memory = kept.pop()  # from here on it is this thread's

@@ -44,8 +44,7 @@ class ActZmqFrontend(ZmqRouter):
     def __init__(self, service: PolicyService, options: PolicyFrontendOptions) -> None:
         assert options.act_zmq_port is not None
         self.policy_service = service
-        self._spec = spec = service.dispatcher.spec
-        strided_images = service.strided_images
+        spec, strided_images = service.dispatcher.spec, service.strided_images
         self._codec = PolicyCodec(
             spec.camera_names, float_images=options.float_images, strided_images=strided_images
         )
@@ -70,9 +69,8 @@ class ActZmqFrontend(ZmqRouter):
             return None
         template = match.template
         if template.recipe is None:  # not looked for yet
-            template.recipe = (
-                make_observation_reader(template, self._codec, self._adapter, self._spec) or False
-            )
+            spec = self.policy_service.dispatcher.spec
+            template.recipe = make_observation_reader(template, self._codec, self._adapter, spec) or False
         if template.recipe:
             return ActExchange(body, self._codec, session.reader, observation_reader=template.recipe)
         return ActExchange(body, self._codec, session.reader, value=template.make(match.found, body))

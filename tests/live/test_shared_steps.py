@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import mmap
 import os
 import struct
@@ -32,17 +31,11 @@ from robowire.worker.shared_memory import SharedMemory
 
 pytestmark = [
     pytest.mark.skipif(not shared_memory_works(), reason="needs memfd, which Linux has"),
-    pytest.mark.usefixtures("nothing_is_old", "nothing_is_left_behind"),
+    pytest.mark.usefixtures("nothing_is_left_behind"),
 ]
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3))
 LARGE = {"camera_names": ["front", "side", "wrist"], "image_height": 240, "image_width": 320}
-
-
-@pytest.fixture
-def nothing_is_old() -> None:
-    """Free the memory that earlier tests of this process left to the garbage collector."""
-    gc.collect()
 
 
 @pytest.fixture
